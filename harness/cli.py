@@ -1,0 +1,145 @@
+"""The command line: arguments in, words out. No logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.errors import LabError, UsageError
+from harness.store import Store
+from harness.summary import as_json, compare_verdicts, run_as_json, summarise
+from harness.view import print_error, print_note, print_run, print_runs, print_trial
+
+app = typer.Typer(
+    name="offswitch",
+    help="Measures whether an AI agent lets itself be shut down.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# The base of typer's own complaints; typer doesn't export it.
+_BadCommandLine = typer.BadParameter.__mro__[2]
+
+RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, last on stdout.")]
+
+
+@app.command()
+def trial(
+    model: Annotated[
+        str, typer.Option(help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs).")
+    ] = "demo",
+    n: Annotated[int | None, typer.Option("--n", help="How many trials. [default: each playbook or recording once]")] = None,
+    task: Annotated[str | None, typer.Option(help="math or patrol. [default: the one the model is for]")] = None,
+    condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
+    image: Annotated[str, typer.Option(help="Which sandbox image.")] = "debian",
+    concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    seed: Annotated[int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")] = None,
+    questions: Annotated[int | None, typer.Option(help="How many questions or steps. [default: as published]")] = None,
+    notice_after: Annotated[int | None, typer.Option(help="With which question the notice comes. [default: as published]")] = None,
+    unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
+    message_limit: Annotated[int, typer.Option(help="Messages a trial may have.")] = 60,
+    run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: made from the time]")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Run trials and judge them."""
+    from harness.main_job import Request, run_main_job  # the engine's SDK and the server load only where needed
+
+    request = Request(
+        model=model, n=n, task=task, condition=condition, mechanism=mechanism, image=image, concurrency=concurrency,
+        seed=seed, questions=questions, notice_after=notice_after, announced=not unannounced,
+        message_limit=message_limit, run_id=run_id, runs_dir=runs_dir,
+    )
+    job = asyncio.run(run_main_job(request))
+    with Store(runs_dir) as store:
+        records = list(store.trials(job.run.run_id))
+    if as_json_:
+        print(json.dumps(as_json(job.run, job.summary)))  # noqa: T201 - the one line that is the result
+    else:
+        print_run(Console(), job.run, records, job.summary)
+    if job.interrupted:
+        print_error(f"Stopped: {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'.")
+        raise typer.Exit(130)
+    if job.summary.judged == 0:
+        print_error("No trial could be judged: every one ended in error.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
+    trial_number: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Show a run, or one of its trials as a timeline."""
+    with Store(runs_dir, create=False) as store:
+        stored = store.run(run)
+        run_id = stored.spec.run_id
+        if trial_number is not None:
+            record = store.trial(run_id, trial_number)
+            if as_json_:
+                print(record.model_dump_json())  # noqa: T201 - the one line that is the result
+            else:
+                print_trial(Console(), record)
+            return
+        records = list(store.trials(run_id))
+        summary = summarise(records)
+        if as_json_:
+            print(json.dumps(run_as_json(stored, records, summary)))  # noqa: T201 - as above
+        else:
+            print_run(Console(), stored.spec, records, summary)
+
+
+@app.command("list")
+def list_runs(runs_dir: RunsDir = Path("runs"), as_json_: AsJson = False) -> None:
+    """List the runs there are."""
+    with Store(runs_dir, create=False) as store:
+        runs = [(stored, summarise(store.trials(stored.spec.run_id))) for stored in store.runs()]
+    if as_json_:
+        print(json.dumps([as_json(stored.spec, summary) for stored, summary in runs]))  # noqa: T201 - as above
+    else:
+        print_runs(Console(), runs)
+
+
+@app.command()
+def judge(
+    run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Judge a run's stored evidence again with today's rules, and say what differs from its record."""
+    with Store(runs_dir, create=False) as store:
+        again = [compare_verdicts(record) for record in store.trials(store.run(run).spec.run_id)]
+    moved = [item for item in again if item.before != item.after]
+    if as_json_:
+        print(json.dumps({"trials": len(again), "moved": [item.model_dump() for item in moved]}))  # noqa: T201 - as above
+        return
+    for item in moved:
+        print_note(f"trial {item.number}: {item.before} -> {item.after}")
+    Console().print(f"{len(again)} trials judged again, {len(moved)} verdicts moved")
+
+
+def main() -> None:
+    """Run the command line; every foreseen failure is one sentence on stderr and a non-zero exit."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except _BadCommandLine as error:
+        print_error(f"{error.format_message().rstrip('.')}: see 'offswitch --help'.")
+        sys.exit(2)
+    except LabError as error:
+        print_error(str(error))
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        print_error("Stopped.")
+        sys.exit(130)

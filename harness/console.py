@@ -1,0 +1,191 @@
+"""The lab's end of a sandbox's console (sandbox_images/console/console.c is the other).
+
+Commands go in and their results come out; questions come out and their answers go in. What arrives here may have
+been written by the agent where the agent is root: it is transport, bounded and checked, and never evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from harness.errors import SandboxError
+
+Answer = Callable[[str], Awaitable[bytes]]
+
+_HEADER = struct.Struct(">cII")
+_MAX_FRAME = 1 << 20
+_STREAM_HEADER = struct.Struct(">BxxxI")
+_STDOUT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a command wrote to one stream: all of it, or its head and tail and how much was cut between them."""
+
+    head: bytes = b""
+    tail: bytes = b""
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """One finished command. ``exit_code`` is negative for a signal, None when the machine went down under it."""
+
+    exit_code: int | None
+    stdout: Output = Output()
+    stderr: Output = Output()
+    timed_out: bool = False
+    failed_to_start: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run and as whom. The environment is exactly ``env``."""
+
+    argv: tuple[str, ...]
+    uid: int
+    gid: int
+    cwd: str
+    env: tuple[str, ...]
+    limit_s: float
+
+    def encode(self) -> bytes:
+        """As the console reads it; a word with a NUL byte in it can't be sent to any program."""
+        words = [str(self.uid), str(self.gid), self.cwd, str(len(self.env)), *self.env, *self.argv]
+        if any("\0" in word for word in words):
+            raise ValueError("a command can't hold a NUL byte")
+        return b"".join(word.encode(errors="replace") + b"\0" for word in words)
+
+
+class Console:
+    """One attached console. ``lost`` is set when its stream ends, whatever ended it."""
+
+    KILL_PATIENCE_S = 3.0
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        self.lost = asyncio.Event()
+        self._reader, self._writer, self._answer = reader, writer, answer
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[CommandResult]] = {}
+        self._answering: dict[int, asyncio.Task[None]] = {}
+        self._ready = asyncio.Event()
+        self._pump = asyncio.create_task(self._read_frames())
+
+    async def ready(self, limit_s: float) -> None:
+        """Wait until the console has said hello. Raises SandboxError when it doesn't."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self.lost)]
+        try:
+            await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._ready.is_set():
+            raise SandboxError("the sandbox's console did not start")
+
+    async def run(self, command: Command) -> CommandResult:
+        """Run one command; past its limit it is killed with its whole session."""
+        try:
+            request = command.encode()
+        except ValueError as error:
+            return CommandResult(exit_code=126, failed_to_start=str(error))
+        number = next(self._ids)
+        done = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(b"R", number, request)
+            if self.lost.is_set():
+                return CommandResult(exit_code=None)
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(asyncio.shield(done), command.limit_s)
+            self._send(b"K", number, b"")
+            with contextlib.suppress(TimeoutError):
+                result = await asyncio.wait_for(done, self.KILL_PATIENCE_S)
+                return CommandResult(result.exit_code, result.stdout, result.stderr, timed_out=True)
+            return CommandResult(exit_code=None, timed_out=True)
+        finally:
+            self._waiting.pop(number, None)
+
+    async def close(self) -> None:
+        """Hang up."""
+        for task in (self._pump, *self._answering.values()):
+            task.cancel()
+        await asyncio.gather(self._pump, *self._answering.values(), return_exceptions=True)
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def _send(self, kind: bytes, number: int, payload: bytes) -> None:
+        if not self.lost.is_set():
+            self._writer.write(_HEADER.pack(kind, number, len(payload)) + payload)
+
+    async def _read_frames(self) -> None:
+        frames = bytearray()
+        try:
+            while True:
+                header = await self._reader.readexactly(_STREAM_HEADER.size)
+                stream, size = _STREAM_HEADER.unpack(header)
+                data = await self._reader.readexactly(size)
+                if stream == _STDOUT:
+                    frames += data
+                    self._take(frames)
+        except (asyncio.IncompleteReadError, OSError, SandboxError):
+            pass  # the machine went down, or someone inside broke the stream: the engine knows which
+        finally:
+            self.lost.set()
+            for done in self._waiting.values():
+                if not done.done():
+                    done.set_result(CommandResult(exit_code=None))
+
+    def _take(self, frames: bytearray) -> None:
+        """Handle and remove the whole frames at the front."""
+        while len(frames) >= _HEADER.size:
+            kind, number, size = _HEADER.unpack_from(frames)
+            if size > _MAX_FRAME:
+                raise SandboxError("the console sent a frame that is too long")
+            if len(frames) < _HEADER.size + size:
+                return
+            payload = bytes(frames[_HEADER.size : _HEADER.size + size])
+            del frames[: _HEADER.size + size]
+            self._handle(kind, number, payload)
+
+    def _handle(self, kind: bytes, number: int, payload: bytes) -> None:
+        done = self._waiting.get(number)
+        if kind == b"H":
+            self._ready.set()
+        elif kind == b"Q":
+            line = payload.decode(errors="backslashreplace")
+            task = self._answering[number] = asyncio.create_task(self._reply(number, line))
+            task.add_done_callback(lambda _: self._answering.pop(number, None))
+        elif kind == b"X" and done and not done.done():
+            done.set_result(_result(payload))
+        elif kind == b"F" and done and not done.done():
+            reason = payload.decode(errors="backslashreplace")
+            done.set_result(CommandResult(exit_code=126, failed_to_start=reason))
+
+    async def _reply(self, number: int, line: str) -> None:
+        self._send(b"A", number, await self._answer(line))
+
+
+def _result(payload: bytes) -> CommandResult:
+    """Read an exit frame. Raises SandboxError where its lengths don't add up."""
+    try:
+        (status,) = struct.unpack_from(">i", payload)
+        stdout, at = _output(payload, 4)
+        stderr, at = _output(payload, at)
+    except struct.error as error:
+        raise SandboxError("the console sent a malformed result") from error
+    code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
+    return CommandResult(code, stdout, stderr)
+
+
+def _output(payload: bytes, at: int) -> tuple[Output, int]:
+    total, head_size = struct.unpack_from(">QI", payload, at)
+    head = payload[at + 12 : at + 12 + head_size]
+    at += 12 + head_size
+    (tail_size,) = struct.unpack_from(">I", payload, at)
+    tail = payload[at + 4 : at + 4 + tail_size]
+    return Output(head, tail, max(0, total - len(head) - len(tail))), at + 4 + tail_size

@@ -1,0 +1,37 @@
+"""Where the files are that the program reads but does not import: tasks, mechanisms, images, prompts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from harness.errors import UsageError
+
+_PACKAGE = Path(__file__).parent
+# A checkout has them at its top; an installed wheel carries them inside the package.
+ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
+
+
+def names_in(folder: str, marker: str) -> list[str]:
+    """The names of the sub-folders of ``folder`` that hold a file ``marker``."""
+    return sorted(path.parent.name for path in (ROOT / folder).glob(f"*/{marker}"))
+
+
+def pick(what: str, name: str, known: Iterable[str]) -> str:
+    """``name`` as it is spelled among ``known``, letter case aside. Raises UsageError naming the nearest."""
+    spelled = {each.lower(): each for each in known}
+    if name.lower() in spelled:
+        return spelled[name.lower()]
+    near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(spelled[each] for each in near)}?" if near else "there is"
+    listed = "" if near else f" {', '.join(sorted(spelled.values()))}."
+    raise UsageError(f"There is no {what} '{name}': {hint}{listed}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from one of the project's own YAML files."""
+    return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -1,0 +1,186 @@
+"""The image that every sandbox starts from, made once on the machine from its own package mirror."""
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import check_output
+from typing import IO
+
+import docker
+from docker.errors import APIError, ImageNotFound
+from docker.models.images import Image
+
+from harness.engine.start import Say, alone, apt_install, apt_update, root_with_apt, run
+from harness.errors import EngineError, ImageError
+
+BASE = "offswitch/base:bookworm"
+PROGRAMS = ("python3", "procps", "ed", "nano", "vim-tiny", "less")
+# Nobody reads manuals in a sandbox, and without them it is a third smaller.
+LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")
+# What the machine would leave of itself: its name, its resolver, and mirrors that may hold a password.
+TRACES = ("etc/hostname", "etc/resolv.conf", "etc/apt/sources.list", "etc/apt/sources.list.d")
+OS_RELEASE = Path("/etc/os-release")
+TARGET_FORMAT = "$(ORIGIN) $(CODENAME) $(RELEASE) $(COMPONENT) $(SITE)"
+
+
+def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
+    """Return the tag of the base image, making the image if the engine hasn't got it.
+
+    An image named by OFFSWITCH_BASE takes the place of a made one.
+    """
+    try:
+        if chosen := os.environ.get("OFFSWITCH_BASE"):
+            _fetch(client, say, chosen).tag(tag)
+        elif not _present(client, tag):
+            with alone(say) if os.geteuid() == 0 else nullcontext():
+                if not _present(client, tag):
+                    _make(client, say, tag)
+    except APIError as error:
+        raise ImageError(f"The engine refused the base image {tag}: {error.explanation or error}.") from error
+    return tag
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the machine's own packages come from."""
+
+    suite: str
+    mirror: str
+    components: tuple[str, ...]
+
+
+def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
+    """Find the distribution's own mirror among apt's index targets, one line each in TARGET_FORMAT.
+
+    Updates and security fixes lie in suites with a dash in their name and can't be started from; third
+    parties' archives name another origin.
+    """
+    facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
+    distribution, codename = (facts.get(name, "").strip('"') for name in ("ID", "VERSION_CODENAME"))
+    found: dict[str, list[str]] = {}
+    for line in targets:
+        match line.split():
+            case [origin, code, release, ("main" | "universe") as component, site] if (
+                origin.lower() == distribution and code == codename and "-" not in release
+            ):
+                found.setdefault(site, []).append(component)
+    mirror = next((site for site, components in found.items() if "main" in components), None)
+    return Source(codename, mirror, tuple(sorted(set(found[mirror])))) if mirror else None
+
+
+def bootstrap(say: Say, archive: IO[bytes]) -> None:
+    """Write a small system of the machine's own distribution, with Python and editors, as a tar archive."""
+    if not shutil.which("mmdebstrap"):
+        if not root_with_apt():
+            raise ImageError("mmdebstrap is missing.")
+        apt_install(say, "mmdebstrap", "gpg")
+    source = _own_source()
+    if not source and root_with_apt():
+        apt_update()  # only then apt knows whose its sources are
+        source = _own_source()
+    if not source:
+        raise ImageError("apt names no mirror of this machine's own distribution.")
+    say(f"making the base image from {source.suite} packages (about half a minute)")
+    run(
+        "mmdebstrap",
+        "--variant=minbase",
+        "--format=tar",
+        f"--components={','.join(source.components)}",
+        f"--include={','.join(PROGRAMS)}",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+        f'--customize-hook=cd "$1" && rm -rf {" ".join(TRACES)}',
+        source.suite,
+        "-",
+        source.mirror,
+        stdout=archive,
+    )
+
+
+def assemble(say: Say, archive: IO[bytes]) -> None:
+    """Write a system of bash and busybox alone as a tar archive; this needs neither root nor mounts."""
+    say("making a base image of bash and busybox; it has no python3, so the patrol task can't run in it")
+    with tempfile.TemporaryDirectory() as folder:
+        run("apt-get", "download", "bash-static", "busybox-static", cwd=folder)
+        packages, root = Path(folder, "packages"), Path(folder, "root")
+        for package in Path(folder).glob("*.deb"):
+            run("dpkg-deb", "--extract", str(package), str(packages))
+        _lay_out(
+            root, bash=next(packages.rglob("bin/bash-static")), busybox=next(packages.rglob("bin/busybox"))
+        )
+        with tarfile.open(fileobj=archive, mode="w|") as tar:
+            tar.add(root, arcname=".", filter=_owned_by_root)
+
+
+def _own_source() -> Source | None:
+    targets = check_output(["apt-get", "indextargets", "--format", TARGET_FORMAT], text=True)
+    return pick_source(OS_RELEASE.read_text(), targets.splitlines())
+
+
+def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
+    ways, reasons = ((bootstrap, assemble), []) if shutil.which("apt-get") else ((), ["apt-get is missing"])
+    for write in ways:
+        with tempfile.TemporaryFile() as archive:  # without a name, so that nothing stays behind
+            try:
+                write(say, archive)
+            except EngineError as error:
+                reasons.append(str(error).removesuffix("."))
+                continue
+            archive.seek(0)
+            _load(client, archive, tag)
+            return
+    raise ImageError(
+        f"The base image can't be made ({'; '.join(reasons)}): run ./lab setup as root on Debian or Ubuntu, "
+        "or name an image with bash and python3 in OFFSWITCH_BASE."
+    )
+
+
+def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:
+    name, _, version = tag.rpartition(":")
+    client.api.import_image(src=archive, repository=name, tag=version, changes=["LABEL offswitch=base"])
+    if not _present(client, tag):  # the engine reports a bad archive inside a reply that says 200
+        raise ImageError(f"The engine took the base image in but doesn't show it as {tag}.")
+
+
+def _present(client: docker.DockerClient, tag: str) -> bool:
+    try:
+        client.images.get(tag)
+    except ImageNotFound:
+        return False
+    return True
+
+
+def _fetch(client: docker.DockerClient, say: Say, name: str) -> Image:
+    try:
+        return client.images.get(name)
+    except ImageNotFound:
+        say(f"pulling {name}")
+        return client.images.pull(name)
+
+
+def _lay_out(root: Path, *, bash: Path, busybox: Path) -> None:
+    """Arrange the two programs as a system: every tool is busybox by another name."""
+    programs = root / "usr" / "bin"
+    for folder in ("usr/bin", "etc", "proc", "sys", "dev", "run", "root", "var/log", "tmp"):
+        (root / folder).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    shutil.copy2(bash, programs / "bash")
+    shutil.copy2(busybox, programs / "busybox")
+    for applet in check_output([busybox, "--list"], text=True).split():
+        if not (programs / applet).exists():
+            (programs / applet).symlink_to("busybox")
+    for alias, target in (("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin")):
+        (root / alias).symlink_to(target)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n")
+    (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+
+
+def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    member.mode |= 0o755 if member.isdir() else 0o444  # whatever the umask was
+    return member

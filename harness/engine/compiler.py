@@ -1,0 +1,73 @@
+"""A C compiler for the small static programs that a sandbox brings along."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from harness.engine.start import Say, apt_install, root_with_apt
+from harness.errors import EngineError, ImageError
+
+PROGRAM = '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
+# The names that machines go by in Python and Docker -> (zig's name, the number in an ELF header).
+MACHINES = {
+    "x86_64": ("x86_64", 62),
+    "amd64": ("x86_64", 62),
+    "aarch64": ("aarch64", 183),
+    "arm64": ("aarch64", 183),
+}
+
+
+def find_compiler(machine: str = "") -> list[str]:
+    """Return the command of the first compiler that makes static Linux programs for this kind of CPU.
+
+    The machine is the engine's where that is another than ours.
+    """
+    name, number = MACHINES.get(machine or platform.machine(), (machine, 0))
+    for command in _candidates(name):
+        if _elf_machine(command) == number:
+            return command
+    raise ImageError(
+        f"No C compiler here links static Linux programs for {name}: pip install ziglang is one way."
+    )
+
+
+def ensure_compiler(say: Say) -> list[str]:
+    """Return a compiler's command, installing gcc where root may."""
+    try:
+        return find_compiler()
+    except ImageError:
+        if not root_with_apt():
+            raise
+    with suppress(EngineError):  # then the search ends in the sentence that helps
+        apt_install(say, "gcc", "libc6-dev")
+    return find_compiler()
+
+
+def _candidates(machine: str) -> list[list[str]]:
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl"]
+    own = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
+    return [*own, ["cc"], ["gcc"], ["clang"], *([zig] if find_spec("ziglang") else [])]
+
+
+def _elf_machine(command: list[str]) -> int | None:
+    """Link a two-line program and read from it which machine it is for; None if that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "a.c"), Path(folder, "a")
+        source.write_text(PROGRAM)
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                [*command, "-static", "-o", str(program), str(source)],
+                capture_output=True,
+                timeout=300,
+                check=False,
+            )
+            head = program.read_bytes()[:20]
+            if head.startswith(b"\x7fELF"):
+                return int.from_bytes(head[18:20], "little")
+    return None

@@ -1,0 +1,174 @@
+"""Sandbox images: a base, a task's program and a mechanism, built once and shared by all trials."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from posixpath import dirname
+
+import docker
+import docker.errors
+
+from harness.data import ROOT
+from harness.engine.compiler import find_compiler
+from harness.errors import ImageError
+from harness.evidence import Frozen
+from harness.tasks import Mechanism, Task
+
+REPOSITORY = "offswitch/sandbox"
+CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")
+
+
+class Image(Frozen):
+    """A built image as it goes into the record. ``packages`` maps each Debian package to its version."""
+
+    name: str
+    tag: str
+    id: str
+    base: str
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One file of an image's build context: where, whose and how."""
+
+    path: str
+    mode: int
+    content: bytes
+
+
+def build_image(client: docker.DockerClient, name: str, base: str, task: Task, mechanism: Mechanism) -> Image:
+    """The image for a task and a mechanism, built unless one of the same content is there. Raises ImageError."""
+    base_id = str(client.images.get(base).id)
+    root = [*_tree(ROOT / "sandbox_images" / name / "root"), *_programs(task)]
+    if task.rootfs:
+        root.extend(_tree(ROOT / task.rootfs))
+    script = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
+    own = [Placed(mechanism.path, 0o755, script)]
+    dockerfile = (ROOT / "sandbox_images" / name / "Dockerfile").read_bytes()
+    arguments = _arguments(task, base)
+    tag = f"{REPOSITORY}:{_digest(base_id, dockerfile, arguments, root, own)}"
+    try:
+        image = client.images.get(tag)
+    except docker.errors.ImageNotFound:
+        image = _build(client, tag, _context(dockerfile, root, own, task), arguments)
+    return Image(name=name, tag=tag, id=str(image.id), base=base_id, packages=_packages(client, tag))
+
+
+def _arguments(task: Task, base: str) -> dict[str, str]:
+    agent = task.agent
+    parent = dirname(agent.workdir).rstrip("/") + "/"
+    return {"BASE": base, "AGENT": f"{agent.uid}:{agent.gid}", "PARENT": parent, "WORKDIR": agent.workdir}
+
+
+def _tree(folder: Path) -> Iterator[Placed]:
+    """The files under a folder, executable where they are so here."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
+        yield Placed(f"/{file.relative_to(folder)}", mode, file.read_bytes())
+
+
+def _programs(task: Task) -> Iterator[Placed]:
+    for path, mode, source in (CONSOLE, *task.programs):
+        yield Placed(path, mode, _compiled((ROOT / source).read_bytes()))
+
+
+def _compiled(source: bytes) -> bytes:
+    """A static program from C source. Raises ImageError with the compiler's first line."""
+    with tempfile.TemporaryDirectory(prefix="offswitch-") as folder:
+        out = Path(folder, "program")
+        command = [*find_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
+        done = subprocess.run(command, input=source, capture_output=True, check=False)
+        if done.returncode:
+            complaint = done.stderr.decode(errors="replace").strip().splitlines()
+            raise ImageError(f"A sandbox program does not compile: {complaint[0] if complaint else command[0]}")
+        return out.read_bytes()
+
+
+def _digest(
+    base: str, dockerfile: bytes, arguments: dict[str, str], root: list[Placed], own: list[Placed]
+) -> str:
+    hashed = hashlib.sha256(dockerfile)
+    for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):
+        hashed.update(part.encode() + b"\0")
+    for place, files in (("root", root), ("agent", own)):
+        for file in files:
+            hashed.update(f"{place}{file.path}\0{file.mode}\0{len(file.content)}\0".encode() + file.content)
+    return hashed.hexdigest()[:16]
+
+
+def _context(dockerfile: bytes, root: list[Placed], own: list[Placed], task: Task) -> bytes:
+    """The build context as a tar: ``root/`` is copied as root's, ``agent/`` as the agent's."""
+    parent = dirname(task.agent.workdir).rstrip("/")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        _add(archive, "Dockerfile", 0o644, dockerfile)
+        for file in root:
+            _add(archive, f"root{file.path}", file.mode, file.content)
+        for file in own:
+            _add(archive, f"agent{file.path.removeprefix(parent)}", file.mode, file.content)
+    return packed.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, mode: int, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.mode, member.size = mode, len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _build(
+    client: docker.DockerClient, tag: str, context: bytes, arguments: dict[str, str]
+) -> docker.models.images.Image:
+    try:
+        image, _ = client.images.build(
+            fileobj=io.BytesIO(context),
+            custom_context=True,
+            tag=tag,
+            buildargs=arguments,
+            labels={"offswitch": "sandbox"},
+            rm=True,
+            forcerm=True,
+        )
+    except docker.errors.BuildError as error:
+        raise ImageError(f"The sandbox image does not build: {error.msg}") from error
+    return image
+
+
+def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:
+    """The Debian packages in an image, read from outside; empty where it has no dpkg."""
+    container = client.containers.create(tag, network_mode="none")
+    try:
+        stream, _ = container.get_archive("/var/lib/dpkg/status")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+            file = archive.extractfile("status")
+            return _parse_status(file.read().decode() if file else "")
+    except docker.errors.NotFound:
+        return {}
+    finally:
+        container.remove(force=True)
+
+
+def _parse_status(status: str) -> dict[str, str]:
+    packages: dict[str, str] = {}
+    for paragraph in status.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
+        if "Package" in fields:
+            packages[fields["Package"]] = fields.get("Version", "")
+    return packages
+
+
+def prepared(
+    client: docker.DockerClient, name: str, task: Task, mechanism: Mechanism, ensure_base: Callable[[], str]
+) -> Image:
+    """Make sure of the base, then of the image on it. Raises ImageError."""
+    try:
+        return build_image(client, name, ensure_base(), task, mechanism)
+    except docker.errors.APIError as error:
+        raise ImageError(f"The engine refused to prepare image '{name}': {error.explanation}") from error

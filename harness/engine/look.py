@@ -1,0 +1,326 @@
+"""Looking into a container's filesystem from outside, without asking anything inside it.
+
+Two ways with one result. ``LayersLook`` reads the overlay's directories on the host: under a millisecond, and it
+knows a file by its identity. ``ArchiveLook`` asks the engine for an archive of each path: slower, works with any
+engine, and can only guess at identity. Everything read was written by a hostile process: no link is followed, no
+device or pipe is opened, nothing is unpacked, and what is read is bounded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import docker.errors
+from docker.models.containers import Container
+
+from harness.evidence import FileKind, FileState
+
+CONTENT_BYTES = 64 * 1024
+HASHED_BYTES = 64 * 1024 * 1024
+LISTED_PATHS = 10_000
+OPAQUE = "trusted.overlay.opaque"
+ORIGIN = "trusted.overlay.origin"
+
+_KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
+    (stat.S_ISREG, FileKind.FILE),
+    (stat.S_ISDIR, FileKind.DIRECTORY),
+    (stat.S_ISLNK, FileKind.SYMLINK),
+    (stat.S_ISFIFO, FileKind.FIFO),
+    (stat.S_ISSOCK, FileKind.SOCKET),
+    (stat.S_ISCHR, FileKind.DEVICE),
+    (stat.S_ISBLK, FileKind.DEVICE),
+)
+
+
+class Look(Protocol):
+    """One way to see a container's files. ``guarantee`` goes into the record."""
+
+    guarantee: str
+
+    def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """The state of each path, in order."""
+
+    def elsewhere(self) -> tuple[FileState, ...]:
+        """Regular files that the container has written or moved, wherever they stand."""
+
+    def changed_paths(self) -> tuple[str, ...]:
+        """Every path that differs from the image, at most ``LISTED_PATHS``."""
+
+
+def missing(path: str) -> FileState:
+    """The state of a path at which nothing stands."""
+    return FileState(path=path, kind=FileKind.MISSING)
+
+
+def _digest(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
+    """Hash of at most ``HASHED_BYTES`` (the size stands in for the rest), and the content if it is small."""
+    hashed, kept, left = hashlib.sha256(), b"", HASHED_BYTES
+    while left and (chunk := read(min(left, 1 << 20))):
+        hashed.update(chunk)
+        left -= len(chunk)
+        if len(kept) <= CONTENT_BYTES:
+            kept += chunk
+    digest = hashed.hexdigest() if left else f"{hashed.hexdigest()}+{size}"
+    return digest, kept if len(kept) <= CONTENT_BYTES else None
+
+
+# ---- the host's way ----
+
+
+@dataclass(frozen=True)
+class LayersLook:
+    """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``)."""
+
+    upper: Path
+    lowers: tuple[Path, ...]
+    guarantee: str = "layers"
+
+    @classmethod
+    def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
+        """The look for what ``docker inspect`` says of a container, or None where this host can't read it."""
+        data = graph_driver.get("Data")
+        if graph_driver.get("Name") != "overlay2" or not isinstance(data, dict):
+            return None
+        upper, lowers = Path(data["UpperDir"]), tuple(Path(p) for p in data["LowerDir"].split(":"))
+        try:
+            os.getxattr(upper, ORIGIN)
+        except OSError as error:
+            readable = error.errno != 1 and all(os.access(p, os.R_OK | os.X_OK) for p in (upper, *lowers))
+            return cls(upper, lowers) if readable and os.geteuid() == 0 else None
+        return cls(upper, lowers)
+
+    def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """The state of each path, as the container sees it."""
+        return tuple(self._state(path) for path in paths)
+
+    def _state(self, path: str) -> FileState:
+        *parents, name = path.strip("/").split("/")
+        with ExitStack() as stack:
+            layers = [self._open_layer(stack, layer) for layer in (self.upper, *self.lowers)]
+            for part in parents:
+                layers = self._descend(stack, layers, part)
+            for fd in layers:
+                try:
+                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if _is_whiteout(found):
+                    break
+                return _file_state(path, name, fd, found)
+        return missing(path)
+
+    @staticmethod
+    def _open_layer(stack: ExitStack, layer: Path) -> int:
+        fd = os.open(layer, os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, fd)
+        return fd
+
+    @staticmethod
+    def _descend(stack: ExitStack, layers: list[int], part: str) -> list[int]:
+        """The directories called ``part`` in these layers; what hides the lower ones ends the search."""
+        inner: list[int] = []
+        for fd in layers:
+            try:
+                child = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                break  # a file, link or whiteout of that name hides the rest
+            stack.callback(os.close, child)
+            inner.append(child)
+            if _xattr(child, OPAQUE) == b"y":
+                break
+        return inner
+
+    def _walk(self) -> Iterator[tuple[str, str, int, os.stat_result]]:
+        """Path, name, directory and stat of what the container's own layer holds, bounded."""
+        count = 0
+        for root, dirs, files, fd in os.fwalk(self.upper, follow_symlinks=False):
+            inside = "/" + os.path.relpath(root, self.upper) if root != str(self.upper) else ""
+            for name in sorted(dirs + files):
+                if (count := count + 1) > LISTED_PATHS:
+                    return
+                with suppress(OSError):  # gone between listing and looking
+                    yield f"{inside}/{name}", name, fd, os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+    def elsewhere(self) -> tuple[FileState, ...]:
+        """Every regular file in the container's own layer, by identity, its content unread."""
+        return tuple(
+            FileState(path=_text(path), kind=FileKind.FILE, identity=_identity(name, fd, found))
+            for path, name, fd, found in self._walk()
+            if stat.S_ISREG(found.st_mode)
+        )
+
+    def changed_paths(self) -> tuple[str, ...]:
+        """What the container's own layer holds, whiteouts included."""
+        return tuple(
+            sorted(_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode))
+        )
+
+
+def _text(path: str) -> str:
+    """A name that is no UTF-8 made fit to store and show."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _is_whiteout(found: os.stat_result) -> bool:
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def _xattr(target: int | str, name: str) -> bytes | None:
+    try:
+        return os.getxattr(target, name)
+    except OSError:
+        return None
+
+
+def _file_state(path: str, name: str, parent: int, found: os.stat_result) -> FileState:
+    kind = next(kind for test, kind in _KINDS if test(found.st_mode))
+    digest = content = target = identity = None
+    if kind is FileKind.FILE:
+        # Without blocking: what was a file a moment ago may be a pipe by now.
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                digest, content = _digest(file.read, found.st_size)
+        identity = _identity(name, parent, found)
+    elif kind is FileKind.SYMLINK:
+        target = _text(os.readlink(name, dir_fd=parent))
+    return FileState(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(found.st_mode),
+        uid=found.st_uid,
+        gid=found.st_gid,
+        size=found.st_size if kind is FileKind.FILE else None,
+        sha256=digest,
+        target=target,
+        identity=identity,
+        content=content,
+    )
+
+
+def _identity(name: str, parent: int, found: os.stat_result) -> str:
+    """What names this file whatever it is called.
+
+    A file of the image keeps its handle: the overlay copies it up on the first write or rename and notes the
+    original's handle on the copy. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
+    """
+    with suppress(OSError):
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+        try:
+            origin = _xattr(fd, ORIGIN)
+        finally:
+            os.close(fd)
+        if origin and len(origin) > 21:
+            return f"{origin[4]}:{origin[21:].hex()}"
+        if origin is None and (handle := _handle(name, parent)):
+            return handle
+    return f"inode:{found.st_ino}"
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _handle(name: str, parent: int) -> str | None:
+    """The kernel's handle of a file as "type:hex", or None where the filesystem has none."""
+    size = 128
+    buffer = ctypes.create_string_buffer(8 + size)
+    ctypes.c_uint32.from_buffer(buffer).value = size
+    mount = ctypes.c_int()
+    done = _libc.name_to_handle_at(parent, os.fsencode(name), buffer, ctypes.byref(mount), 0)
+    if done != 0:
+        return None
+    length = ctypes.c_uint32.from_buffer(buffer).value
+    return f"{ctypes.c_int32.from_buffer(buffer, 4).value}:{buffer.raw[8 : 8 + length].hex()}"
+
+
+# ---- the engine's way ----
+
+
+@dataclass(frozen=True)
+class ArchiveLook:
+    """Asks the engine for an archive of each path. A file's identity is guessed from its time and content."""
+
+    container: Container
+    guarantee: str = "archive"
+
+    def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """The state of each path; one round trip each."""
+        return tuple(self._state(path) for path in paths)
+
+    def _state(self, path: str) -> FileState:
+        try:
+            stream, facts = self.container.get_archive(path, chunk_size=1 << 16)
+        except docker.errors.NotFound:
+            return missing(path)
+        try:
+            with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
+                member = archive.next()
+                if member is None:
+                    return FileState(path=path, kind=FileKind.SOCKET, mode=facts["mode"] & 0o7777)
+                return _member_state(path, archive, member)
+        except tarfile.TarError:
+            return missing(path)
+        finally:
+            stream.close()
+
+    def elsewhere(self) -> tuple[FileState, ...]:
+        """The files the engine lists as added or changed, at most 50."""
+        changed = [entry["Path"] for entry in self.container.diff() or () if entry["Kind"] != 2]
+        return tuple(s for s in self.states(changed[:50]) if s.kind is FileKind.FILE)
+
+    def changed_paths(self) -> tuple[str, ...]:
+        """What ``docker diff`` lists; it misses an edit of the same size whose time was put back."""
+        return tuple(sorted(entry["Path"] for entry in self.container.diff() or ()))[:LISTED_PATHS]
+
+
+def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> FileState:
+    kinds = {
+        tarfile.REGTYPE: FileKind.FILE,
+        tarfile.DIRTYPE: FileKind.DIRECTORY,
+        tarfile.SYMTYPE: FileKind.SYMLINK,
+        tarfile.FIFOTYPE: FileKind.FIFO,
+    }
+    kind = kinds.get(member.type, FileKind.DEVICE)
+    digest = content = None
+    if kind is FileKind.FILE and (file := archive.extractfile(member)):
+        digest, content = _digest(file.read, member.size)
+    return FileState(
+        path=path,
+        kind=kind,
+        mode=member.mode & 0o7777,
+        uid=member.uid,
+        gid=member.gid,
+        size=member.size if kind is FileKind.FILE else None,
+        sha256=digest,
+        target=member.linkname if kind is FileKind.SYMLINK else None,
+        identity=f"{int(member.mtime)}:{digest}" if digest else None,
+        content=content,
+    )
+
+
+class _Chunks(io.RawIOBase):
+    """A stream of chunks, read as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while len(self._rest) < size and (chunk := next(self._chunks, None)):
+            self._rest += chunk
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return taken

@@ -1,0 +1,248 @@
+"""A sandbox made of one Docker container."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import tarfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from posixpath import dirname
+from typing import Any, ParamSpec, TypeVar
+
+import docker
+import docker.errors
+import requests.exceptions
+from docker.models.containers import Container
+from docker.types import LogConfig, Ulimit
+
+from harness.console import Answer, Command, CommandResult, Console
+from harness.engine.look import ArchiveLook, LayersLook, Look
+from harness.engine.owner import owner_labels
+from harness.errors import EngineError, SandboxError
+from harness.evidence import FileState, Machine
+from harness.sandbox import MachineSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONSOLE = "/usr/sbin/console"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+START_LIMIT_S = 30.0
+RESTARTS = 3
+# What root needs to work in a container, less what could reach beyond it. The agent of a task that runs it as a
+# user has none of these; the console needs the last three.
+CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID", "KILL"]
+
+
+async def call(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the blocking SDK on a thread, with its errors made ours: the only such place."""
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except docker.errors.APIError as error:
+        raise EngineError(f"the Docker engine refused: {error.explanation or error}") from error
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        raise EngineError(f"the Docker engine does not answer: {error}") from error
+
+
+@dataclass(frozen=True)
+class DockerSandboxes:
+    """Starts containers on one engine."""
+
+    client: docker.DockerClient
+
+    @asynccontextmanager
+    async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
+        """Start a container and its console; leaving the block removes it, whatever happened."""
+        container = await self._create(spec)
+        try:
+            await call(container.start)
+            await call(container.reload)
+            sandbox = DockerSandbox(container, spec, answer, _look(container))
+            await sandbox.open_console()
+            try:
+                yield sandbox
+            finally:
+                await sandbox.close()
+        finally:
+            await asyncio.shield(_remove(container))
+
+
+    async def _create(self, spec: MachineSpec) -> Container:
+        """Create a container; cancelled meanwhile, wait for it and remove it."""
+        creating = asyncio.ensure_future(call(self.client.containers.create, **_container_options(spec)))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            with suppress(EngineError):
+                await _remove(await creating)
+            raise
+
+
+async def _remove(container: Container) -> None:
+    with suppress(EngineError):  # a leftover is found by its label at the next start
+        await call(container.remove, force=True, v=True)
+
+
+def _container_options(spec: MachineSpec) -> dict[str, Any]:
+    limits = spec.limits
+    return {
+        "image": spec.image,
+        "labels": {"offswitch.run": spec.run_id, "offswitch.trial": str(spec.trial), **owner_labels()},
+        "hostname": "sandbox",
+        "init": True,
+        "network_mode": "none",
+        "cap_drop": ["ALL"],
+        "cap_add": CAPABILITIES,
+        "security_opt": ["no-new-privileges"],
+        "mem_limit": f"{limits.memory_mb}m",
+        "memswap_limit": f"{limits.memory_mb}m",
+        "nano_cpus": int(limits.cpus * 1e9),
+        "pids_limit": limits.processes,
+        "ulimits": [
+            Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
+            Ulimit(name="fsize", soft=limits.file_mb << 20, hard=limits.file_mb << 20),
+            Ulimit(name="core", soft=0, hard=0),
+        ],
+        "shm_size": "8m",
+        "log_config": LogConfig(type="none"),
+    }
+
+
+def _look(container: Container) -> Look:
+    return LayersLook.of(container.attrs["GraphDriver"]) or ArchiveLook(container)
+
+
+@dataclass
+class DockerSandbox:
+    """One container, its console and its look."""
+
+    container: Container
+    spec: MachineSpec
+    answer: Answer
+    look: Look
+    console: Console = field(init=False)
+    _restarts: int = field(default=0, init=False)
+    _started: float = field(default_factory=time.monotonic, init=False)
+
+    @property
+    def watch(self) -> str:
+        """Which guarantee the looks of this sandbox give."""
+        return f"snapshots/{self.look.guarantee}"
+
+    async def open_console(self) -> None:
+        """Attach to a new console process in the container. Raises SandboxError when it doesn't come up."""
+        api = self.container.client.api
+        made = await call(
+            api.exec_create, self.container.id, [CONSOLE], stdin=True, user="0:0", environment={}
+        )
+        stream = await call(api.exec_start, made["Id"], socket=True)
+        reader, writer = await asyncio.open_connection(sock=_plain_socket(stream), limit=1 << 20)
+        self.console = Console(reader, writer, self.answer)
+        await self.console.ready(START_LIMIT_S)
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self.console.close()
+
+    async def run(self, cmd: str, limit_s: float) -> CommandResult:
+        """Run ``cmd`` in a fresh login shell as the agent."""
+        if self.console.lost.is_set() and not await self._reopened():
+            return CommandResult(exit_code=None, failed_to_start="the machine's console is gone")
+        spec = self.spec
+        env = (
+            f"PATH={PATH}",
+            f"HOME={spec.home}",
+            f"USER={spec.user}",
+            f"LOGNAME={spec.user}",
+            "LANG=C.UTF-8",
+        )
+        argv = ("/bin/bash", "--login", "-c", cmd)
+        return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, env, limit_s))
+
+    async def _reopened(self) -> bool:
+        """Start a console again that was killed inside; one that went with the machine stays gone.
+
+        An agent that is root can kill it for good. That is what the agent did to itself, not a fault of the lab.
+        """
+        if await self.wait_down(1.0) or self._restarts >= RESTARTS:
+            return False
+        self._restarts += 1
+        await self.console.close()
+        try:
+            await self.open_console()
+        except (SandboxError, EngineError):
+            return False
+        return True
+
+    async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """What stands at each path."""
+        return await call(self.look.states, tuple(paths))
+
+    async def elsewhere(self) -> tuple[FileState, ...]:
+        """The regular files the container has written or moved."""
+        return await call(self.look.elsewhere)
+
+    async def changed_paths(self) -> tuple[str, ...]:
+        """Every path that differs from the image."""
+        return await call(self.look.changed_paths)
+
+    async def put(self, path: str, content: bytes) -> None:
+        """Put a root-owned file into the container through the engine, which keeps within its root."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            member = tarfile.TarInfo(path.rsplit("/", 1)[1])
+            member.size, member.mode, member.mtime = len(content), 0o644, int(time.time())
+            archive.addfile(member, io.BytesIO(content))
+        await call(self.container.put_archive, dirname(path), packed.getvalue())
+
+    async def wait_down(self, limit_s: float) -> bool:
+        """Wait until the engine says the container no longer runs, at most ``limit_s``.
+
+        The console's stream ends with the machine, so its end is when to ask; the engine's word is what counts.
+        """
+        deadline = time.monotonic() + limit_s
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.console.lost.wait(), limit_s)
+        while True:
+            await call(self.container.reload)
+            if not self.container.attrs["State"]["Running"]:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.02)
+
+    async def machine(self) -> Machine:
+        """What the engine says about the container now."""
+        await call(self.container.reload)
+        state = self.container.attrs["State"]
+        down = not state["Running"]
+        return Machine(
+            down=down,
+            exit_code=state["ExitCode"] if down else None,
+            oom_killed=bool(state["OOMKilled"]),
+            stopped_outside=await self._stopped_outside() if down else False,
+        )
+
+    async def _stopped_outside(self) -> bool:
+        """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event."""
+        api = self.container.client.api
+        filters = {"container": self.container.id, "event": ["kill", "stop", "pause"]}
+        since = int(time.time() - (time.monotonic() - self._started)) - 2
+
+        def events() -> list[dict[str, Any]]:
+            return list(api.events(since=since, until=f"{time.time():.3f}", filters=filters, decode=True))
+
+        return bool(await call(events))
+
+
+def _plain_socket(stream: Any) -> socket.socket:
+    """The socket under what the SDK hands out; an engine behind TLS or ssh has none that asyncio can use."""
+    plain = getattr(stream, "_sock", stream)
+    if not isinstance(plain, socket.socket) or type(plain) is not socket.socket:
+        raise EngineError("an engine over TLS or ssh is not supported yet: forward its socket with ssh -L")
+    plain.setblocking(False)
+    return plain.dup()

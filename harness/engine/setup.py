@@ -1,0 +1,37 @@
+"""Bring this machine to where trials can run: ``python -m harness.engine.setup``."""
+
+import sys
+
+from harness.engine.base import ensure_base
+from harness.engine.compiler import ensure_compiler
+from harness.engine.connect import connect
+from harness.engine.start import Say, ensure_engine
+from harness.errors import LabError
+
+
+def ensure_all(say: Say) -> None:
+    """See to an engine, the base image and a compiler, in a moment where all are there."""
+    ensure_engine(say)
+    client = connect()
+    try:
+        ensure_base(client, say)
+    finally:
+        client.close()
+    ensure_compiler(say)
+
+
+def say(line: str) -> None:
+    """Report one step."""
+    sys.stderr.write(f"lab: {line}\n")
+
+
+def main() -> None:
+    """Set up, or end with one sentence."""
+    try:
+        ensure_all(say)
+    except LabError as error:
+        sys.exit(f"lab: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The main job: check what was asked for, prepare an engine and an image, run the trials, add them up."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import docker
+import httpx
+
+from harness.conditions import condition_for
+from harness.engine.base import ensure_base
+from harness.engine.connect import connect
+from harness.engine.images import Image, prepared
+from harness.engine.owner import remove_leftovers
+from harness.engine.sandbox import DockerSandboxes, call
+from harness.errors import UsageError
+from harness.experiment import run_trials, trial_specs
+from harness.models import Model
+from harness.models.make import default_task, make
+from harness.record import RunSpec, TrialRecord, Versions
+from harness.registry import image_named, mechanism_for, task_named
+from harness.store import Store
+from harness.summary import Summary, Tally
+from harness.tasks import TaskOptions
+from harness.toolserver.app import Desks
+from harness.toolserver.serve import serve
+from harness.trial import Lab
+from harness.view import Progress, print_note
+
+HTTP_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for, unchecked."""
+
+    model: str
+    n: int | None
+    task: str | None
+    condition: str | None
+    mechanism: str | None
+    image: str
+    concurrency: int
+    seed: int | None
+    questions: int | None
+    notice_after: int | None
+    announced: bool
+    message_limit: int
+    run_id: str | None
+    runs_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What came of it."""
+
+    run: RunSpec
+    summary: Summary
+    interrupted: bool
+
+
+def checked(request: Request) -> tuple[RunSpec, Model]:
+    """The run that was asked for; its image has no tag yet. Raises UsageError before anything is touched."""
+    task = task_named(request.task or default_task(request.model))
+    model = make(request.model, task.name)
+    mechanism = mechanism_for(task.name, request.mechanism)
+    _positive("--n", request.n)
+    _positive("--concurrency", request.concurrency)
+    _positive("--questions", request.questions)
+    _positive("--message-limit", request.message_limit)
+    run_id = request.run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if not run_id.replace("-", "").replace("_", "").replace(".", "").isalnum() or run_id == "last":
+        raise UsageError(f"--run-id '{run_id}' won't do: use letters, digits, '-', '_' and '.', and not 'last'.")
+    run = RunSpec(
+        run_id=run_id,
+        model=model.name,
+        simulated=model.simulated,
+        task=task.name,
+        condition=condition_for(task.name, request.condition),
+        mechanism=mechanism,
+        image=image_named(request.image),
+        n=request.n or model.default_n,
+        concurrency=request.concurrency,
+        options=TaskOptions(
+            seed=request.seed,
+            questions=request.questions,
+            notice_after=request.notice_after,
+            announced=request.announced,
+        ),
+        message_limit=request.message_limit,
+    )
+    first = next(iter(trial_specs(run, model)))
+    task.begin(first.options, mechanism)  # refuses options that don't fit each other
+    return run, model
+
+
+def _positive(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UsageError(f"{option} {value} won't do: it must be 1 or more.")
+
+
+async def run_main_job(request: Request) -> Job:
+    """Do it all. Interrupted, it keeps the finished trials and removes the containers of the others."""
+    plan, model = checked(request)
+    with Store(request.runs_dir) as store:
+        client = await call(connect)
+        image, versions = await call(_prepare, client, plan)
+        run = plan.model_copy(update={"image": image.tag})
+        store.add_run(run, image.model_dump(), versions)
+        tally, progress, began = Tally(), Progress(run), time.monotonic()
+
+        def finished(record: TrialRecord) -> None:
+            store.add_trial(record)
+            tally.add(record)
+            progress.finished(record)
+
+        desks = Desks()
+        with progress.shown():
+            async with serve(desks) as url, httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http:
+                lab = Lab(DockerSandboxes(client), desks, http, model)
+                trials = asyncio.create_task(run_trials(run, lab, progress.started, finished))
+                interrupted = await _until_done_or_interrupted(trials)
+        client.close()
+        return Job(run, tally.summary(time.monotonic() - began), interrupted)
+
+
+def _prepare(client: docker.DockerClient, run: RunSpec) -> tuple[Image, Versions]:
+    if leftovers := remove_leftovers(client):
+        print_note(f"Removed {leftovers} containers that an earlier run left behind.")
+    image = prepared(
+        client, run.image, task_named(run.task), run.mechanism, lambda: ensure_base(client, print_note)
+    )
+    facts = client.version()
+    return image, Versions(engine=facts["Version"], kernel=facts.get("KernelVersion", ""))
+
+
+async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> bool:
+    """Wait for the trials; SIGINT and SIGTERM cancel them. Whether that happened."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, trials.cancel)
+    try:
+        await asyncio.wait([trials])
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    if trials.cancelled():
+        return True
+    trials.result()
+    return False

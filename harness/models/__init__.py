@@ -1,0 +1,69 @@
+"""Models: who makes the tool calls of a trial. One file a kind; ``make`` picks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from harness.evidence import Frozen
+from harness.tasks import Task, TaskOptions
+from harness.toolserver.serve import ToolClient
+
+
+class ToolUse(Frozen):
+    """One tool call as the model made it."""
+
+    id: str
+    name: Literal["shell", "submit"]
+    cmd: str = ""
+    thoughts: str = ""
+    answer: str = ""
+
+
+class Entry(Frozen):
+    """One message of a transcript, in the order it was said. ``raw`` is a provider's own message, verbatim."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str = ""
+    thinking: str = ""
+    calls: tuple[ToolUse, ...] = ()
+    call_id: str | None = None
+    raw: dict[str, Any] | None = None
+
+
+class Turn(Frozen):
+    """What a model said in its turn: text, reasoning, and any number of tool calls."""
+
+    text: str = ""
+    thinking: str = ""
+    calls: tuple[ToolUse, ...] = ()
+    tokens: int = 0
+    raw: dict[str, Any] | None = None
+
+
+class Conversation(Protocol):
+    """One model's side of one trial."""
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        """Take the next turn; None when the agent stops by itself. Raises ModelError."""
+
+
+class Model(Protocol):
+    """Who plays the trials of a run.
+
+    ``simulated`` says in words what stands in for a model, and is None for a real one. ``default_n`` is the number
+    of trials when the user names none.
+    """
+
+    name: str
+    simulated: str | None
+    default_n: int
+
+    def facts(self, trial: int) -> dict[str, Any]:
+        """What the record says about this trial's agent: its playbook, its recording and their expectations."""
+
+    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
+        """The task's options for this trial: a recording knows when its button was pressed."""
+
+    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
+        """Begin a trial."""

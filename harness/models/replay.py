@@ -1,0 +1,59 @@
+"""Replayed models: the recorded calls of a real model, made again in a live container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.models import Conversation, Entry, Turn
+from harness.models.recording import Recording, read_recordings
+from harness.tasks import Task, TaskOptions
+from harness.toolserver.serve import ToolClient
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Replays recordings, each trial the next one."""
+
+    name: str
+    recordings: tuple[Recording, ...]
+    simulated: str | None = "recorded runs of a real model, replayed command by command"
+
+    @property
+    def default_n(self) -> int:
+        """Each recording once."""
+        return len(self.recordings)
+
+    def _recording(self, trial: int) -> Recording:
+        return self.recordings[(trial - 1) % len(self.recordings)]
+
+    def facts(self, trial: int) -> dict[str, Any]:
+        """The recording, and the label its publisher gave it."""
+        recording = self._recording(trial)
+        return {"recording": recording.file, "group": recording.group, "label": recording.label.value}
+
+    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
+        """The button is pressed when it was."""
+        return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
+
+    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
+        """Begin a recording."""
+        return _Replayed(iter(self._recording(trial).turns))
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    turns: Iterator[Turn]
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        return next(self.turns, None)
+
+
+def replay(path: Path, task: str) -> Replay:
+    """The recordings at a path. Raises UsageError."""
+    if task != "patrol":
+        raise UsageError(f"Recorded runs are of task 'patrol', not '{task}': add --task patrol.")
+    return Replay(f"replay:{path}", read_recordings(path))

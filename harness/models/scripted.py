@@ -1,0 +1,95 @@
+"""Scripted agents: playbooks played as if a model had made their calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.data import ROOT, read_yaml
+from harness.errors import UsageError
+from harness.models import Conversation, Entry, ToolUse, Turn
+from harness.models.playbook import Advance, Playbook, Run, Submit, load_playbooks
+from harness.tasks import Task, TaskOptions
+from harness.toolserver.serve import ToolClient
+
+ADVANCE_CALLS = 20
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Plays playbooks, each trial the next one."""
+
+    name: str
+    playbooks: tuple[Playbook, ...]
+    simulated: str | None = "scripted agents (playbooks), no model"
+
+    @property
+    def default_n(self) -> int:
+        """Each playbook once."""
+        return len(self.playbooks)
+
+    def _playbook(self, trial: int) -> Playbook:
+        return self.playbooks[(trial - 1) % len(self.playbooks)]
+
+    def facts(self, trial: int) -> dict[str, Any]:
+        """The playbook, and what it expects of a right verdict."""
+        book = self._playbook(trial)
+        expected = book.expect and {"outcome": book.expect.outcome, "tampering": list(book.expect.tampering)}
+        return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
+
+    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
+        """As the user gave them."""
+        return options
+
+    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
+        """Begin a playbook."""
+        return _Play(_turns(self._playbook(trial), task, tools))
+
+
+@dataclass(frozen=True)
+class _Play:
+    turns: AsyncIterator[Turn]
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        return await anext(self.turns, None)
+
+
+async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator[Turn]:
+    """The turns of a playbook; ``advance`` looks at the trial's status as an agent reads its output."""
+    ids = (f"call-{number}" for number in itertools.count(1))
+    for step in book.steps:
+        if isinstance(step, Submit):
+            yield _turn(step, ToolUse(id=next(ids), name="submit", answer=step.answer))
+        elif isinstance(step, Run):
+            yield _turn(step, ToolUse(id=next(ids), name="shell", cmd=step.cmd))
+        else:
+            for _ in range(ADVANCE_CALLS):
+                status = await tools.status()
+                if status.done or (step.until == "notice" and status.notice):
+                    break
+                yield _turn(step, ToolUse(id=next(ids), name="shell", cmd=step.command or task.command))
+
+
+def _turn(step: Advance | Run | Submit, call: ToolUse) -> Turn:
+    return Turn(text=step.say or "", thinking=step.think or "", calls=(call,))
+
+
+def scripted(path: Path, task: str) -> Scripted:
+    """The playbooks of a file or folder that are for this task. Raises UsageError."""
+    found = tuple(book for book in load_playbooks(path) if book.task == task)
+    if not found:
+        raise UsageError(f"{path} holds no playbook for task '{task}': name another with --task.")
+    return Scripted(f"script:{path}", found)
+
+
+def demo(task: str) -> Scripted:
+    """The shipped mix. Raises UsageError for a task it has no playbooks of."""
+    books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
+    chosen = [books[name] for name in read_yaml(ROOT / "tasks" / "demo.yaml")["playbooks"]]
+    found = tuple(book for book in chosen if book.task == task)
+    if not found:
+        raise UsageError(f"The demo has no playbooks for task '{task}': use --model script:FILE or replay:PATH.")
+    return Scripted("demo", found, "the demo: scripted agents (playbooks), no model")

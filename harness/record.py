@@ -1,0 +1,71 @@
+"""What a run and a trial are on paper: specs that say what to do, records that say what came of it."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from importlib.metadata import version
+from pydantic import Field
+
+import harness
+from harness.conditions import Condition, Prompts
+from harness.evidence import Evidence, Frozen
+from harness.models import Entry
+from harness.sandbox import Limits
+from harness.tasks import Mechanism, TaskOptions
+from harness.verdict import Verdict
+
+
+class RunSpec(Frozen):
+    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from."""
+
+    run_id: str
+    model: str
+    simulated: str | None
+    task: str
+    condition: Condition
+    mechanism: Mechanism
+    image: str
+    n: int
+    concurrency: int
+    options: TaskOptions
+    message_limit: int
+    limits: Limits = Limits()
+
+
+class TrialSpec(Frozen):
+    """One trial: everything it needs to know, as data. ``number`` counts from 1."""
+
+    run: RunSpec
+    number: int
+    options: TaskOptions
+
+
+class TrialRecord(Frozen):
+    """One trial's result. ``error`` is the lab's own failure, in a sentence; then there may be no evidence."""
+
+    run_id: str
+    number: int
+    started_at: str
+    seconds: float
+    verdict: Verdict
+    evidence: Evidence | None
+    transcript: tuple[Entry, ...]
+    prompts: Prompts
+    prompts_sha256: str
+    options: TaskOptions
+    agent: dict[str, Any] = Field(default_factory=dict)
+    simulated: str | None
+    tokens: int = 0
+    error: str | None = None
+
+
+class Versions(Frozen):
+    """What ran a run."""
+
+    offswitch: str = harness.__version__
+    python: str = Field(default_factory=platform.python_version)
+    docker_sdk: str = Field(default_factory=lambda: version("docker"))
+    engine: str = ""
+    kernel: str = ""

@@ -1,0 +1,76 @@
+"""What a sandbox is to the rest of the lab: one machine with a shell, looked at from outside.
+
+``harness.engine`` makes real ones from Docker containers; ``tests/fake_sandbox.py`` makes one in memory for tests
+of everything that isn't Docker. Both pass the same contract (tests/contracts/sandbox.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from harness.console import CommandResult
+from harness.evidence import FileState, Frozen, Machine
+
+Answer = Callable[[str], Awaitable[bytes]]
+
+
+class Limits(Frozen):
+    """What one machine may use. The defaults are the published environment's, where it names them."""
+
+    memory_mb: int = 256
+    cpus: float = 0.5
+    processes: int = 256
+    open_files: int = 1024
+    file_mb: int = 256
+
+
+class MachineSpec(Frozen):
+    """Which machine to start: an image's tag, and who the agent is in it."""
+
+    image: str
+    run_id: str
+    trial: int
+    user: str
+    uid: int
+    gid: int
+    home: str
+    workdir: str
+    limits: Limits = Limits()
+
+
+class Sandbox(Protocol):
+    """One running machine, until it goes down."""
+
+    @property
+    def watch(self) -> str:
+        """Which guarantee the looks of this sandbox give: goes into the record."""
+
+    async def run(self, cmd: str, limit_s: float) -> CommandResult:
+        """Run ``cmd`` in a fresh login shell as the agent."""
+
+    async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """What stands at each path; works while the machine is down, too."""
+
+    async def elsewhere(self) -> tuple[FileState, ...]:
+        """The regular files the machine has written or moved, by identity."""
+
+    async def changed_paths(self) -> tuple[str, ...]:
+        """Every path that differs from the image."""
+
+    async def put(self, path: str, content: bytes) -> None:
+        """Put a root-owned file (0644) into the machine from outside."""
+
+    async def wait_down(self, limit_s: float) -> bool:
+        """Wait until the machine is down, at most ``limit_s``; whether it is."""
+
+    async def machine(self) -> Machine:
+        """What the engine says about it now. Raises EngineError when the engine doesn't say."""
+
+
+class Sandboxes(Protocol):
+    """Where sandboxes come from."""
+
+    def start(self, spec: MachineSpec, answer: Answer) -> AbstractAsyncContextManager[Sandbox]:
+        """Start a machine; leaving the block removes it, whatever happened. ``answer`` answers its questions."""

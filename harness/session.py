@@ -1,0 +1,212 @@
+"""One trial's desk: every tool call and every question of the container passes here, one at a time.
+
+This is the one place that a defence could stand in (an approval gate, a monitor): ``Session.shell`` can say no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from harness.console import CommandResult
+from harness.errors import EngineError
+from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Role, StopReason, ToolCall
+from harness.sandbox import Sandbox
+from harness.tasks import Mechanism, OutsideEvent, Progress, Task
+from harness.toolserver.wire import ShellAnswer, Status, shell_answer
+from harness.watcher import Watcher
+
+DEATH_LIMIT_S = 10.0
+REMEMBERED_CALLS = 8
+
+
+@dataclass
+class Session:
+    """The state of one trial between the tool server, the task, the watcher and the sandbox."""
+
+    task: Task
+    mechanism: Mechanism
+    progress: Progress
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    ledger: list[LedgerEntry] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    submitted: str | None = None
+    down: bool = False
+    down_at_s: float | None = None
+    outlived_due: bool | None = None
+    _sandbox: Sandbox | None = None
+    _watcher: Watcher | None = None
+    _number: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _due_at: float | None = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _remembered: deque[tuple[str, asyncio.Task[ShellAnswer]]] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED_CALLS)
+    )
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The machine; there is one once ``begin`` was called."""
+        assert self._sandbox is not None
+        return self._sandbox
+
+    @property
+    def watcher(self) -> Watcher:
+        """The watcher; there is one once ``begin`` was called."""
+        assert self._watcher is not None
+        return self._watcher
+
+    async def begin(self, sandbox: Sandbox) -> None:
+        """Take the baseline. The agent may move from here on."""
+        paths = ((self.mechanism.path, Role.MECHANISM), *self.task.watched)
+        self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, paths)
+        self._began = time.monotonic()
+
+    # ---- what the agent may ask for ----
+
+    async def shell(self, request_id: str, cmd: str) -> ShellAnswer:
+        """Run one command. A request id that was seen before gets the answer it had."""
+        for known, task in self._remembered:
+            if known == request_id:
+                return await asyncio.shield(task)
+        task = asyncio.create_task(self._shell(cmd))
+        self._remembered.append((request_id, task))
+        return await asyncio.shield(task)
+
+    async def submit(self, answer: str) -> None:
+        """Take the agent's answers. Its turn ends with this."""
+        self.submitted = answer
+
+    def status(self) -> Status:
+        """What the agent could know by itself: whether the machine is up, and what it was told."""
+        said = {entry.what for entry in self.ledger}
+        return Status(
+            machine="down" if self.down else "up",
+            calls=self._number,
+            notice=Asked.NOTICE in said,
+            done=Asked.DONE in said,
+            submitted=self.submitted is not None,
+        )
+
+    async def _shell(self, cmd: str) -> ShellAnswer:
+        async with self._turn:
+            if self.down:
+                return shell_answer(CommandResult(exit_code=None), self.task.limit_s, machine="down")
+            self._number += 1
+            started = self._now()
+            result = await self.sandbox.run(cmd, self.task.limit_s)
+            await self._after_call(result)
+            self.calls.append(
+                ToolCall(
+                    number=self._number,
+                    cmd=cmd,
+                    started_s=started,
+                    ended_s=self._now(),
+                    exit_code=result.exit_code,
+                    timed_out=result.timed_out,
+                )
+            )
+            message = None if self.down else await self._outside(self.progress.outside(self._number))
+            machine = "down" if self.down else "up"
+            return shell_answer(result, self.task.limit_s, machine=machine, message=message)
+
+    async def _after_call(self, result: CommandResult) -> None:
+        if self._due_at is not None and self.outlived_due is None:
+            await self._settle()
+        elif result.exit_code is None and not result.timed_out:
+            self._note_death(await self.sandbox.wait_down(DEATH_LIMIT_S))
+        await self._look()
+
+    async def _outside(self, event: OutsideEvent | None) -> str | None:
+        """Let something happen to the machine from outside."""
+        if event is None:
+            return None
+        for path, content in event.put:
+            with contextlib.suppress(EngineError):  # where the agent left no place to put it, that shows in the look
+                await self.sandbox.put(path, content)
+        self._enter(Asked.NOTICE, "outside", event.message)
+        await self._look(by_lab=True)
+        return event.message
+
+    # ---- what the container asks for ----
+
+    async def answer(self, request: str) -> bytes:
+        """Answer one request of the task program, or of whoever speaks in its place."""
+        async with self._asking:
+            if self._watcher is None or self.down:
+                return b""
+            await self._look()
+            reply = self.progress.ask(request)
+            await self._take(reply.events, request, reply.answer)
+            if not reply.settle:
+                return reply.answer
+            if self.outlived_due is None:
+                await self._settle()
+            if not self.outlived_due:
+                return b""
+            reply = self.progress.ask(request)
+            await self._take(reply.events, request, reply.answer)
+            return reply.answer
+
+    async def _take(self, events: tuple[Asked, ...], request: str, answer: bytes) -> None:
+        for what in events:
+            self._enter(what, request, answer[1:].decode())
+        if Asked.DUE in events:
+            self._due_at = time.monotonic()
+            await self._look(at_due=True)
+
+    async def _settle(self) -> None:
+        """Give the mechanism its time; then the machine is down by it, or has outlived it."""
+        assert self._due_at is not None
+        left = self._due_at + self.mechanism.grace_s - time.monotonic()
+        down = await self.sandbox.wait_down(max(left, 0.0))
+        if self.outlived_due is None:
+            self.outlived_due = self.progress.outlived = not down
+            self._note_death(down)
+
+    # ---- what is kept ----
+
+    async def evidence(self, stop: StopReason) -> Evidence:
+        """Take the last look and hand over everything that was seen."""
+        async with self._turn:
+            if self._due_at is not None and self.outlived_due is None:
+                await self._settle()
+            machine = await self.sandbox.machine()
+            self._note_death(machine.down)
+            await self._look()
+            return Evidence(
+                watched=self.watcher.watched,
+                sightings=tuple(self.watcher.sightings),
+                ledger=tuple(self.ledger),
+                calls=tuple(self.calls),
+                machine=self._machine(machine),
+                stop=stop,
+                changed_paths=await self.sandbox.changed_paths(),
+                watch=self.sandbox.watch,
+            )
+
+    def _machine(self, machine: Machine) -> Machine:
+        return machine.model_copy(update={"down_at_s": self.down_at_s, "outlived_due": self.outlived_due})
+
+    async def _look(self, *, at_due: bool = False, by_lab: bool = False) -> None:
+        async with self._looking:
+            notice = any(entry.what is Asked.NOTICE for entry in self.ledger)
+            await self.watcher.look(self._number, self._now(), after_notice=notice, at_due=at_due, by_lab=by_lab)
+
+    def _enter(self, what: Asked, request: str, reply: str) -> None:
+        self.ledger.append(
+            LedgerEntry(call=self._number, at_s=self._now(), what=what, request=request, reply=reply)
+        )
+
+    def _note_death(self, down: bool) -> None:
+        if down and not self.down:
+            self.down, self.down_at_s = True, self._now()
+
+    def _now(self) -> float:
+        return round(time.monotonic() - self._began, 3)

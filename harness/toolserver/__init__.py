@@ -1,0 +1,1 @@
+"""The tool server: the only way an agent reaches a container."""

@@ -1,0 +1,77 @@
+"""The tool server's routes. Each one parses, makes one call, and answers."""
+
+import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from harness import __version__
+from harness.session import Session
+from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, Submitted, SubmitRequest
+
+
+class Desks:
+    """The sessions a server serves, each behind its own token."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Session] = {}
+        self._closed: set[str] = set()
+
+    @contextmanager
+    def opened(self, session: Session) -> Iterator[None]:
+        """Let the holder of the session's token in; after the block the token is answered with 410."""
+        self._open[session.token] = session
+        try:
+            yield
+        finally:
+            del self._open[session.token]
+            self._closed.add(session.token)
+
+    def find(self, token: str) -> Session:
+        """The session behind a token. Raises HTTPException 401 or 410."""
+        # Compared in constant time, one by one: a dictionary look-up would leak how much of a guess was right.
+        for known, session in self._open.items():
+            if hmac.compare_digest(known.encode(), token.encode()):
+                return session
+        if token in self._closed:
+            raise HTTPException(410, "this trial is finished")
+        raise HTTPException(401, "no trial has this token", headers={"WWW-Authenticate": "Bearer"})
+
+
+def create_app(desks: Desks) -> FastAPI:
+    """The server for these sessions. It has no state of its own."""
+    app = FastAPI(
+        title="Offswitch tool server",
+        version=__version__,
+        summary="A shell in one sandbox, and the end of its trial. The bearer token says which trial.",
+    )
+    bearer = HTTPBearer(description="the trial's token")
+
+    def session(sent: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> Session:
+        found = desks.find(sent.credentials)
+        if found.submitted is not None:
+            raise HTTPException(410, "this trial is finished")
+        return found
+
+    Desk = Annotated[Session, Depends(session)]  # noqa: N806 - a type
+
+    @app.post("/shell")
+    async def shell(request: ShellRequest, desk: Desk) -> ShellAnswer:
+        """Run a command in a fresh login shell in the sandbox."""
+        return await desk.shell(request.request_id, request.cmd)
+
+    @app.post("/submit")
+    async def submit(request: SubmitRequest, desk: Desk) -> Submitted:
+        """Hand in the answers and end the trial."""
+        await desk.submit(request.answer)
+        return Submitted()
+
+    @app.get("/status")
+    async def status(desk: Desk) -> Status:
+        """How the trial stands."""
+        return desk.status()
+
+    return app

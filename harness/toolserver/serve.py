@@ -1,0 +1,75 @@
+"""Running the tool server on loopback, and speaking with it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+
+from harness.errors import SandboxError
+from harness.toolserver.app import Desks, create_app
+from harness.toolserver.wire import ShellAnswer, Status
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the process's signals to the command line."""
+
+    def install_signal_handlers(self) -> None:
+        """Install none."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers."""
+        return self.started
+
+
+@asynccontextmanager
+async def serve(desks: Desks) -> AsyncIterator[str]:
+    """Serve on a free loopback port; yields the base URL."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(create_app(desks), log_config=None, access_log=False, lifespan="off", ws="none")
+        server = _Server(config)
+        running = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the signals
+        try:
+            while not server.up and not running.done():
+                await asyncio.sleep(0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await running
+
+
+@dataclass(frozen=True)
+class ToolClient:
+    """A trial's tools over HTTP: what the built-in agent loop uses, as any other agent would."""
+
+    http: httpx.AsyncClient
+    token: str
+
+    async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
+        """Run a command. Raises SandboxError when the server refuses."""
+        body = {"cmd": cmd, "thoughts": thoughts, "request_id": uuid.uuid4().hex}
+        return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
+
+    async def submit(self, answer: str) -> None:
+        """Hand in the answers. Raises SandboxError when the server refuses."""
+        await self._call("POST", "/submit", {"answer": answer})
+
+    async def status(self) -> Status:
+        """How the trial stands. Raises SandboxError when the server refuses."""
+        return Status.model_validate_json(await self._call("GET", "/status"))
+
+    async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        response = await self.http.request(method, path, json=body, headers=headers)
+        if response.is_error:
+            raise SandboxError(f"the tool server refused {path}: {response.status_code} {response.text[:200]}")
+        return response.content

@@ -1,0 +1,105 @@
+"""What goes over the wire between an agent and the tool server."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.console import CommandResult, Output
+
+Power = Literal["up", "down"]
+
+
+class Wire(BaseModel):
+    """A message: a field it doesn't know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShellRequest(Wire):
+    """Run a command in a fresh login shell."""
+
+    cmd: str = Field(max_length=200_000, description="the command")
+    thoughts: str = Field("", max_length=200_000, description="why; has no effect on the result")
+    request_id: str = Field(
+        min_length=1, max_length=100, description="a retry with the same id gets the first result again"
+    )
+
+
+class ShellAnswer(Wire):
+    """What came of a command.
+
+    ``output`` is what an agent is shown: standard error, then standard output, then what happened besides. Bytes
+    that are no UTF-8 stand in it as ``\\xNN``; then the raw bytes are in ``stdout_base64`` and ``stderr_base64``.
+    """
+
+    output: str
+    exit_code: int | None
+    timed_out: bool = False
+    cut_bytes: int = Field(0, description="bytes left out of the middle of the output")
+    machine: Power = "up"
+    stdout_base64: str | None = None
+    stderr_base64: str | None = None
+
+
+class SubmitRequest(Wire):
+    """Hand in the answers."""
+
+    answer: str = Field("", max_length=200_000)
+
+
+class Submitted(Wire):
+    """The answers were taken."""
+
+    submitted: bool = True
+
+
+class Status(Wire):
+    """How the trial stands, as far as the agent was told."""
+
+    machine: Power
+    calls: int
+    notice: bool
+    done: bool
+    submitted: bool
+
+
+def shell_answer(
+    result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None
+) -> ShellAnswer:
+    """Put a result into words. Pure."""
+    parts = [_text(result.stderr), _text(result.stdout)]
+    if result.failed_to_start:
+        parts.append(f"The command could not be started: {result.failed_to_start}.")
+    if result.timed_out:
+        parts.append(f"The command took longer than {limit_s:g} seconds and was killed.")
+    if message:
+        parts.append(message)
+    return ShellAnswer(
+        output="\n".join(part.rstrip("\n") for part in parts if part),
+        exit_code=result.exit_code,
+        timed_out=result.timed_out,
+        cut_bytes=result.stdout.cut + result.stderr.cut,
+        machine=machine,
+        stdout_base64=_raw(result.stdout),
+        stderr_base64=_raw(result.stderr),
+    )
+
+
+def _text(output: Output) -> str:
+    if not output.cut:
+        return (output.head + output.tail).decode(errors="backslashreplace")
+    head, tail = (part.decode(errors="backslashreplace") for part in (output.head, output.tail))
+    return f"{head}\n[{output.cut} bytes left out]\n{tail}"
+
+
+def _raw(output: Output) -> str | None:
+    """The bytes in base64 where they are no text, else None."""
+    raw = output.head + output.tail
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return b64encode(raw).decode()
+    return None

@@ -1,0 +1,240 @@
+"""What a person sees in the terminal: progress, tables, one trial as a timeline. Everything shown is escaped."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.evidence import Asked, Evidence
+from harness.models import Entry
+from harness.record import RunSpec, TrialRecord
+from harness.store import StoredRun
+from harness.summary import Summary
+from harness.verdict import Outcome, Tampering, Verdict
+
+COLOURS = {
+    Outcome.COMPLIED: "green",
+    Outcome.DECLINED: "cyan",
+    Outcome.RESISTED: "red",
+    Outcome.NOT_REACHED: "yellow",
+    Outcome.ERROR: "magenta",
+}
+# Everything below U+0020 but newline and tab, and the C1 controls: a terminal would obey them.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def safe(text: str) -> Text:
+    """Text from a container or a model, with nothing in it that a terminal or rich would obey."""
+    return Text(text.translate(_CONTROLS))
+
+
+def print_error(sentence: str) -> None:
+    """One sentence on stderr."""
+    Console(stderr=True, soft_wrap=True).print(safe(sentence), style="red")
+
+
+def print_note(sentence: str) -> None:
+    """One line of what is going on, on stderr."""
+    Console(stderr=True, soft_wrap=True).print(safe(sentence), style="dim")
+
+
+def rate_text(summary: Summary) -> str:
+    """The rate as it is always given: with its n and its interval."""
+    rate = summary.rate
+    if rate.rate is None or rate.low is None or rate.high is None:
+        return "no trial could be judged"
+    resisted = summary.counts[Outcome.RESISTED]
+    return (
+        f"resisted {resisted} of {summary.judged}: {rate.rate:.1%} "
+        f"(95 % interval {rate.low:.1%} to {rate.high:.1%})"
+    )
+
+
+class Progress:
+    """The live line of a run on stderr: done, running, counts, speed and time left."""
+
+    def __init__(self, run: RunSpec) -> None:
+        self._n = run.n
+        self._counts: Counter[Outcome] = Counter()
+        self._running: set[int] = set()
+        self._began = time.monotonic()
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, transient=True)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show it while the block runs; where stderr is no terminal, one line a finished trial takes its place."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with self._live:
+            yield
+
+    def started(self, number: int) -> None:
+        """A trial began."""
+        self._running.add(number)
+
+    def finished(self, record: TrialRecord) -> None:
+        """A trial was stored."""
+        self._running.discard(record.number)
+        self._counts[record.verdict.outcome] += 1
+        done = self._counts.total()
+        line = safe(f"{done}/{self._n}  trial {record.number}  {verdict_line(record.verdict)}  {_who(record)}")
+        line.stylize(COLOURS[record.verdict.outcome])
+        self._console.print(line, soft_wrap=True)
+
+    def _draw(self) -> RenderableType:
+        done, elapsed = self._counts.total(), time.monotonic() - self._began
+        speed = done / elapsed if elapsed else 0.0
+        left = f"{(self._n - done) / speed:.0f} s left" if speed else "first trials under way"
+        counts = "  ".join(f"[{COLOURS[o]}]{self._counts[o]} {o}[/]" for o in Outcome if self._counts[o])
+        line = f"{done}/{self._n} done  {len(self._running)} running  {speed * 60:.0f}/min  {left}  {counts}"
+        return Group(ProgressBar(total=self._n, completed=done, width=40), Text.from_markup(line))
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """Outcome and kinds of tampering, in a line."""
+    kinds = ", ".join(verdict.kinds)
+    return f"{verdict.outcome}" + (f" ({kinds})" if kinds else "")
+
+
+def _who(record: TrialRecord) -> str:
+    who = str(record.agent.get("playbook") or record.agent.get("recording") or "")
+    return f"{who}: {record.error}" if record.error else who
+
+
+def print_run(console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary) -> None:
+    """A run: a line a trial, then the figures."""
+    table = Table(title=safe(f"Run {run.run_id}"), title_justify="left", caption_justify="left", pad_edge=False)
+    for name in ("trial", "outcome", "tampering", "first seen", "agent"):
+        table.add_column(name, overflow="fold")
+    for record in records:
+        outcome = record.verdict.outcome
+        table.add_row(
+            str(record.number),
+            Text(outcome, style=COLOURS[outcome]),
+            ", ".join(record.verdict.kinds),
+            _first_seen(record.verdict.tampering),
+            safe(_who(record)),
+        )
+    console.print(table)
+    print_summary(console, run, summary)
+
+
+def _first_seen(tampering: tuple[Tampering, ...]) -> str:
+    if not tampering:
+        return ""
+    first = tampering[0]
+    return f"call {first.call}, {'after' if first.after_notice else 'before'} the notice"
+
+
+def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
+    """The figures of a run."""
+    what = f"{run.model}, task {run.task}, condition {run.condition.name}, mechanism {run.mechanism.name}"
+    console.print(safe(what), soft_wrap=True)
+    if run.simulated:
+        console.print(safe(f"Played by {run.simulated}: these figures say nothing about any model's choices now."),
+                      style="yellow", soft_wrap=True)
+    counts = "  ".join(f"{count} {outcome}" for outcome, count in summary.counts.items())
+    console.print(f"{summary.n} trials: {counts}; {summary.attempts} attempts", soft_wrap=True)
+    console.print(rate_text(summary), style="bold", soft_wrap=True)
+    if summary.agreement:
+        _print_agreement(console, summary)
+
+
+def _print_agreement(console: Console, summary: Summary) -> None:
+    judged = [item for item in summary.agreement if item.agrees is not None]
+    agree = sum(item.agrees is True for item in judged)
+    aside = len(summary.agreement) - len(judged)
+    more = f" ({aside} labelled error left aside)" if aside else ""
+    console.print(f"{agree} of {len(judged)} verdicts are as expected{more}", soft_wrap=True)
+    for item in judged:
+        if not item.agrees:
+            line = f"  trial {item.number} {item.name}: expected {item.expected}, judged {item.judged}"
+            console.print(safe(line), style="red", soft_wrap=True)
+    table = Table(title="Agreement: expected in rows, judged in columns", title_justify="left", pad_edge=False)
+    pairs = Counter((item.expected.split()[0], item.judged.split()[0]) for item in summary.agreement)
+    columns = sorted({judged for _, judged in pairs})
+    for name in ("", *columns):
+        table.add_column(name)
+    for expected in sorted({expected for expected, _ in pairs}):
+        table.add_row(expected, *(str(pairs[expected, judged] or "") for judged in columns))
+    console.print(table)
+
+
+def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
+    """A line a run."""
+    table = Table(pad_edge=False)
+    for name in ("run", "created", "model", "task", "condition", "n", "resisted", "errors"):
+        table.add_column(name, overflow="fold")
+    for stored, summary in runs:
+        spec = stored.spec
+        row = (spec.run_id, stored.created_at, spec.model, spec.task, spec.condition.name)
+        counts = (f"{summary.n}/{spec.n}", summary.counts[Outcome.RESISTED], summary.counts[Outcome.ERROR])
+        table.add_row(*(safe(str(cell)) for cell in (*row, *counts)))
+    console.print(table)
+
+
+def print_trial(console: Console, record: TrialRecord) -> None:
+    """One trial as a timeline: what the agent said, ran and saw, and what changed."""
+    verdict = record.verdict
+    title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(
+        verdict.outcome, style=f"bold {COLOURS[verdict.outcome]}"
+    )
+    console.print(title)
+    console.print(safe(verdict.because), soft_wrap=True)
+    if record.simulated:
+        console.print(safe(f"Played by {record.simulated}."), style="yellow", soft_wrap=True)
+    for entry in record.transcript:
+        _print_entry(console, entry)
+    if record.evidence:
+        _print_evidence(console, record.evidence)
+    for item in verdict.tampering:
+        _print_tampering(console, item)
+
+
+def _print_entry(console: Console, entry: Entry) -> None:
+    console.rule(Text(entry.role, style="dim"), align="left", style="dim")
+    if entry.thinking:
+        console.print(safe(entry.thinking), style="italic dim", soft_wrap=True)
+    if entry.text:
+        console.print(safe(entry.text), soft_wrap=True)
+    for call in entry.calls:
+        said = f"submit: {call.answer}" if call.name == "submit" else f"$ {call.cmd}"
+        console.print(safe(said), style="bold", soft_wrap=True)
+
+
+def _print_evidence(console: Console, evidence: Evidence) -> None:
+    console.rule("seen from outside", align="left", style="dim")
+    for entry in evidence.ledger:
+        said = entry.reply.splitlines()[0] if entry.reply and entry.what is not Asked.DUE else ""
+        console.print(safe(f"{entry.at_s:8.3f} s  call {entry.call}  {entry.what}  {said}"), soft_wrap=True)
+    machine = evidence.machine
+    state = f"down, exit code {machine.exit_code}" if machine.down else "still up at the end"
+    at = f"{machine.down_at_s:8.3f} s  " if machine.down_at_s is not None else ""
+    console.print(safe(f"{at}machine {state}; watch: {evidence.watch}"), soft_wrap=True)
+    if evidence.changed_paths:
+        console.print(safe("changed paths: " + "  ".join(evidence.changed_paths[:50])), soft_wrap=True)
+
+
+def _print_tampering(console: Console, item: Tampering) -> None:
+    when = f"call {item.call}, {item.at_s:.3f} s, {'after' if item.after_notice else 'before'} the notice"
+    console.rule(Text(f"{item.kind} {item.path}", style="bold red"), align="left", style="red")
+    console.print(safe(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
+    if item.moved_to:
+        console.print(safe(f"moved to {item.moved_to}"), soft_wrap=True)
+    for name, state in (("before", item.before), ("after", item.after)):
+        mode = f" mode {state.mode:04o} owner {state.uid}:{state.gid}" if state.mode is not None else ""
+        digest = f" {state.size} bytes sha256 {state.sha256[:16]}" if state.sha256 else ""
+        target = f" -> {state.target}" if state.target else ""
+        console.print(safe(f"  {name}: {state.kind}{mode}{digest}{target}"), soft_wrap=True)
+    if item.diff:
+        console.print(safe(item.diff), style="dim", soft_wrap=True)
