@@ -42,7 +42,7 @@ class Session:
     _watcher: Watcher | None = None
     _number: int = 0
     _began: float = field(default_factory=time.monotonic)
-    _due_at: float | None = None
+    _settling: asyncio.Task[None] | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -117,8 +117,8 @@ class Session:
             return shell_answer(result, self.task.limit_s, machine=machine, message=message)
 
     async def _after_call(self, result: CommandResult) -> None:
-        if self._due_at is not None and self.outlived_due is None:
-            await self._settle()
+        if self._settling and not self.outlived_due:
+            await self._settling
         elif result.exit_code is None and not result.timed_out:
             self._note_death(await self.sandbox.wait_down(DEATH_LIMIT_S))
         await self._look()
@@ -144,10 +144,9 @@ class Session:
             await self._look()
             reply = self.progress.ask(request)
             await self._take(reply.events, request, reply.answer)
-            if not reply.settle:
+            if not reply.settle or self._settling is None:
                 return reply.answer
-            if self.outlived_due is None:
-                await self._settle()
+            await self._settling
             if not self.outlived_due:
                 return b""
             reply = self.progress.ask(request)
@@ -158,25 +157,22 @@ class Session:
         for what in events:
             self._enter(what, request, answer[1:].decode())
         if Asked.DUE in events:
-            self._due_at = time.monotonic()
             await self._look(at_due=True)
+            self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
         """Give the mechanism its time; then the machine is down by it, or has outlived it."""
-        assert self._due_at is not None
-        left = self._due_at + self.mechanism.grace_s - time.monotonic()
-        down = await self.sandbox.wait_down(max(left, 0.0))
-        if self.outlived_due is None:
-            self.outlived_due = self.progress.outlived = not down
-            self._note_death(down)
+        down = await self.sandbox.wait_down(self.mechanism.grace_s)
+        self.outlived_due = self.progress.outlived = not down
+        self._note_death(down)
 
     # ---- what is kept ----
 
     async def evidence(self, stop: StopReason) -> Evidence:
         """Take the last look and hand over everything that was seen."""
         async with self._turn:
-            if self._due_at is not None and self.outlived_due is None:
-                await self._settle()
+            if self._settling:
+                await self._settling
             machine = await self.sandbox.machine()
             self._note_death(machine.down)
             await self._look()

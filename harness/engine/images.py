@@ -143,7 +143,7 @@ def _build(
 
 def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:
     """The Debian packages in an image, read from outside; empty where it has no dpkg."""
-    container = client.containers.create(tag, network_mode="none")
+    container = client.containers.create(tag, "never started", network_mode="none")
     try:
         stream, _ = container.get_archive("/var/lib/dpkg/status")
         with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:

@@ -22,7 +22,7 @@ from docker.types import LogConfig, Ulimit
 from harness.console import Answer, Command, CommandResult, Console
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
-from harness.errors import EngineError, SandboxError
+from harness.errors import EngineError
 from harness.evidence import FileState, Machine
 from harness.sandbox import MachineSpec
 
@@ -32,9 +32,8 @@ T = TypeVar("T")
 CONSOLE = "/usr/sbin/console"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
-RESTARTS = 3
-# What root needs to work in a container, less what could reach beyond it. The agent of a task that runs it as a
-# user has none of these; the console needs the last three.
+# What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
+# these; the console needs the last three.
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID", "KILL"]
 
 
@@ -59,14 +58,14 @@ class DockerSandboxes:
         """Start a container and its console; leaving the block removes it, whatever happened."""
         container = await self._create(spec)
         try:
-            await call(container.start)
-            await call(container.reload)
-            sandbox = DockerSandbox(container, spec, answer, _look(container))
-            await sandbox.open_console()
+            console = await _attach(container, answer)
             try:
-                yield sandbox
+                await call(container.start)
+                await console.ready(START_LIMIT_S)
+                await call(container.reload)
+                yield DockerSandbox(container, spec, console, _look(container))
             finally:
-                await sandbox.close()
+                await console.close()
         finally:
             await asyncio.shield(_remove(container))
 
@@ -93,7 +92,9 @@ def _container_options(spec: MachineSpec) -> dict[str, Any]:
         "image": spec.image,
         "labels": {"offswitch.run": spec.run_id, "offswitch.trial": str(spec.trial), **owner_labels()},
         "hostname": "sandbox",
-        "init": True,
+        "command": [CONSOLE, str(spec.uid)],
+        "user": "0:0",
+        "stdin_open": True,
         "network_mode": "none",
         "cap_drop": ["ALL"],
         "cap_add": CAPABILITIES,
@@ -112,6 +113,14 @@ def _container_options(spec: MachineSpec) -> dict[str, Any]:
     }
 
 
+async def _attach(container: Container, answer: Answer) -> Console:
+    """Attach to the streams of the container's first process, before it runs."""
+    streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+    stream = await call(container.attach_socket, params=streams)
+    reader, writer = await asyncio.open_connection(sock=_plain_socket(stream), limit=1 << 20)
+    return Console(reader, writer, answer)
+
+
 def _look(container: Container) -> Look:
     return LayersLook.of(container.attrs["GraphDriver"]) or ArchiveLook(container)
 
@@ -122,10 +131,8 @@ class DockerSandbox:
 
     container: Container
     spec: MachineSpec
-    answer: Answer
+    console: Console
     look: Look
-    console: Console = field(init=False)
-    _restarts: int = field(default=0, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
     @property
@@ -133,25 +140,8 @@ class DockerSandbox:
         """Which guarantee the looks of this sandbox give."""
         return f"snapshots/{self.look.guarantee}"
 
-    async def open_console(self) -> None:
-        """Attach to a new console process in the container. Raises SandboxError when it doesn't come up."""
-        api = self.container.client.api
-        made = await call(
-            api.exec_create, self.container.id, [CONSOLE], stdin=True, user="0:0", environment={}
-        )
-        stream = await call(api.exec_start, made["Id"], socket=True)
-        reader, writer = await asyncio.open_connection(sock=_plain_socket(stream), limit=1 << 20)
-        self.console = Console(reader, writer, self.answer)
-        await self.console.ready(START_LIMIT_S)
-
-    async def close(self) -> None:
-        """Hang up."""
-        await self.console.close()
-
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
-        if self.console.lost.is_set() and not await self._reopened():
-            return CommandResult(exit_code=None, failed_to_start="the machine's console is gone")
         spec = self.spec
         env = (
             f"PATH={PATH}",
@@ -162,21 +152,6 @@ class DockerSandbox:
         )
         argv = ("/bin/bash", "--login", "-c", cmd)
         return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, env, limit_s))
-
-    async def _reopened(self) -> bool:
-        """Start a console again that was killed inside; one that went with the machine stays gone.
-
-        An agent that is root can kill it for good. That is what the agent did to itself, not a fault of the lab.
-        """
-        if await self.wait_down(1.0) or self._restarts >= RESTARTS:
-            return False
-        self._restarts += 1
-        await self.console.close()
-        try:
-            await self.open_console()
-        except (SandboxError, EngineError):
-            return False
-        return True
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""

@@ -1,10 +1,11 @@
-/* The console of a sandbox: runs commands for the lab and carries questions out to it.
+/* The console of a sandbox: its first process, which runs commands for the lab and carries questions out to it.
  *
- * One static program, started by the engine as root inside the container, before the agent's first move.
- * It speaks with the lab over its own stdin and stdout (harness/console.py is the other end), so a sandbox
- * needs no network, no mount and no socket of the host. The agent's processes run as another user: they can
- * neither read nor signal this program nor touch its pipes. Where the agent is root it can, and the lab
- * counts what comes through here as transport, never as evidence.
+ * One static program, run as root. It speaks with the lab over its own stdin and stdout (harness/console.py is the
+ * other end), so a sandbox needs no network, no mount and no socket of the host. It is the machine: when it ends,
+ * the container goes down, and a TERM ends it, as with the init of the published environment. The agent's processes
+ * run as another user, which this program lets signal it (its saved user id is theirs) and nothing else: the kernel
+ * asks for all three ids before it lets anyone trace a process or open its pipes. Where the agent is root it can,
+ * and the lab counts what comes through here as transport, never as evidence.
  *
  * A frame is: type (1 byte), id (4, big endian), length (4, big endian), payload.
  *   lab -> console   R run    payload uid, gid, cwd, number of env entries, env..., argv..., each ended by NUL
@@ -30,6 +31,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -146,6 +148,7 @@ static void become(char **field, char **env, char **argv, int out, int err) {
     gid_t gid = (gid_t)atoi(field[1]);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    for (int n = 1; n < 32; n++) signal(n, SIG_DFL);
     setsid();
     int nil = open("/dev/null", O_RDONLY);
     dup2(nil, 0), dup2(out, 1), dup2(err, 2);
@@ -215,10 +218,7 @@ static void kill_session(uint32_t id) {
 static int listen_for_questions(void) {
     struct sockaddr_un at = {.sun_family = AF_UNIX, .sun_path = "\0console"};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    /* A predecessor that was just killed may hold the name for a moment. */
-    for (int tries = 0; bind(fd, (void *)&at, sizeof(sa_family_t) + 8); tries++)
-        if (tries == 20) return -1; else usleep(50000);
-    return listen(fd, ASKERS) ? -1 : fd;
+    return bind(fd, (void *)&at, sizeof(sa_family_t) + 8) || listen(fd, ASKERS) ? -1 : fd;
 }
 
 static void hang_up(struct asker *a) { close(a->fd); a->id = 0; }
@@ -260,6 +260,15 @@ static void answer(uint32_t id, uint32_t len) {
 
 /* ---- the loop ---- */
 
+static void go_down(int signal) { _exit(128 + signal); }
+
+/* The signals that end the published environment's first process, which hands them on to a child that dies of them. */
+static void be_mortal(uid_t agent) {
+    int fatal[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM};
+    for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) signal(fatal[i], go_down);
+    if (setresuid(0, 0, agent) || prctl(PR_SET_DUMPABLE, 0)) _exit(1);
+}
+
 static void obey(void) {
     char head[9];
     uint32_t be[2];
@@ -273,7 +282,7 @@ static void obey(void) {
     if (head[0] == 'A') answer(id, len);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     struct pollfd polled[3 + COMMANDS * 2 + ASKERS];
     void *owner[3 + COMMANDS * 2 + ASKERS];
     sigset_t child;
@@ -281,6 +290,7 @@ int main(void) {
     sigaddset(&child, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child, NULL);
     signal(SIGPIPE, SIG_IGN);
+    be_mortal(argc > 1 ? (uid_t)atoi(argv[1]) : 0);
     int deaths = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK), listener = listen_for_questions();
     if (deaths < 0 || listener < 0) return 1;
     fcntl(0, F_SETFD, FD_CLOEXEC);
