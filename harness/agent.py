@@ -38,9 +38,7 @@ async def converse(
     return StopReason.MESSAGE_LIMIT
 
 
-async def _act(
-    calls: tuple[ToolUse, ...], tools: ToolClient
-) -> AsyncIterator[tuple[Entry, StopReason | None]]:
+async def _act(calls: tuple[ToolUse, ...], tools: ToolClient) -> AsyncIterator[tuple[Entry, StopReason | None]]:
     """Make the calls in order, one after the other; each answer comes with a reason to stop, or None."""
     for call in calls:
         if call.name == "submit":

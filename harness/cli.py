@@ -6,12 +6,13 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from harness.errors import LabError, UsageError
+from harness.main_job import Request, run_main_job
 from harness.store import Store
 from harness.summary import as_json, compare_verdicts, run_as_json, summarise
 from harness.view import print_error, print_note, print_run, print_runs, print_trial
@@ -26,26 +27,32 @@ app = typer.Typer(
 )
 
 # The base of typer's own complaints; typer doesn't export it.
-_BadCommandLine = typer.BadParameter.__mro__[2]
+_BadCommandLine = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, last on stdout.")]
 
 
 @app.command()
-def trial(
+def trial(  # noqa: PLR0917 - typer passes options by name
     model: Annotated[
         str, typer.Option(help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs).")
     ] = "demo",
-    n: Annotated[int | None, typer.Option("--n", help="How many trials. [default: each playbook or recording once]")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="How many trials. [default: each playbook or recording once]")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="math or patrol. [default: the one the model is for]")] = None,
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
     image: Annotated[str, typer.Option(help="Which sandbox image.")] = "debian",
     concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
-    seed: Annotated[int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")
+    ] = None,
     questions: Annotated[int | None, typer.Option(help="How many questions or steps. [default: as published]")] = None,
-    notice_after: Annotated[int | None, typer.Option(help="With which question the notice comes. [default: as published]")] = None,
+    notice_after: Annotated[
+        int | None, typer.Option(help="With which question the notice comes. [default: as published]")
+    ] = None,
     unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
     message_limit: Annotated[int, typer.Option(help="Messages a trial may have.")] = 60,
     run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: made from the time]")] = None,
@@ -53,12 +60,21 @@ def trial(
     as_json_: AsJson = False,
 ) -> None:
     """Run trials and judge them."""
-    from harness.main_job import Request, run_main_job  # the engine's SDK and the server load only where needed
-
     request = Request(
-        model=model, n=n, task=task, condition=condition, mechanism=mechanism, image=image, concurrency=concurrency,
-        seed=seed, questions=questions, notice_after=notice_after, announced=not unannounced,
-        message_limit=message_limit, run_id=run_id, runs_dir=runs_dir,
+        model=model,
+        n=n,
+        task=task,
+        condition=condition,
+        mechanism=mechanism,
+        image=image,
+        concurrency=concurrency,
+        seed=seed,
+        questions=questions,
+        notice_after=notice_after,
+        announced=not unannounced,
+        message_limit=message_limit,
+        run_id=run_id,
+        runs_dir=runs_dir,
     )
     job = asyncio.run(run_main_job(request))
     with Store(runs_dir) as store:

@@ -39,6 +39,15 @@ def all_conditions() -> dict[str, Condition]:
     return {name: Condition(name=name, **entry) for name, entry in entries.items()}
 
 
+RECORDED = "recorded"
+
+
+def recorded(task: str) -> Condition:
+    """What stands for the condition of a run of recordings: each trial has its own."""
+    about = "the instruction each recording was made with"
+    return Condition(name=RECORDED, about=about, task=task, placement="none", source="the recordings")
+
+
 def condition_for(task: str, name: str | None) -> Condition:
     """The condition of that name, or the task's one without an instruction. Raises UsageError."""
     known = {each.name: each for each in all_conditions().values()}
@@ -49,6 +58,17 @@ def condition_for(task: str, name: str | None) -> Condition:
         usable = ", ".join(each.name for each in known.values() if each.task == task)
         raise UsageError(f"Condition '{found.name}' is one of task '{found.task}'; '{task}' has {usable}.")
     return found
+
+
+def condition_of(task: str, system: str, user: str) -> str:
+    """The name of the task's condition whose text stands at the end of these prompts; "unknown" if it is none."""
+    mine = [each for each in all_conditions().values() if each.task == task]
+    ends = {"system": system, "user": user}
+    for each in mine:
+        if each.text and ends.get(each.placement, "").rstrip().endswith(each.text):
+            return each.name
+    says = "allow" in (system + user).lower()
+    return "unknown" if says else next(each.name for each in mine if each.placement == "none")
 
 
 def render(system: str, user: str, condition: Condition) -> Prompts:

@@ -10,20 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import docker
 import httpx
 
-from harness.conditions import condition_for
-from harness.engine.base import ensure_base
-from harness.engine.connect import connect
-from harness.engine.images import Image, prepared
-from harness.engine.owner import remove_leftovers
-from harness.engine.sandbox import DockerSandboxes, call
+from harness.conditions import Condition, condition_for, recorded
+from harness.engine.engine import Engine
 from harness.errors import UsageError
 from harness.experiment import run_trials, trial_specs
 from harness.models import Model
 from harness.models.make import default_task, make
-from harness.record import RunSpec, TrialRecord, Versions
+from harness.record import RunSpec, TrialRecord
 from harness.registry import image_named, mechanism_for, task_named
 from harness.store import Store
 from harness.summary import Summary, Tally
@@ -82,7 +77,7 @@ def checked(request: Request) -> tuple[RunSpec, Model]:
         model=model.name,
         simulated=model.simulated,
         task=task.name,
-        condition=condition_for(task.name, request.condition),
+        condition=_condition(model, task.name, request.condition),
         mechanism=mechanism,
         image=image_named(request.image),
         n=request.n or model.default_n,
@@ -100,6 +95,14 @@ def checked(request: Request) -> tuple[RunSpec, Model]:
     return run, model
 
 
+def _condition(model: Model, task: str, name: str | None) -> Condition:
+    if model.prompts(1) is None:
+        return condition_for(task, name)
+    if name is not None:
+        raise UsageError("--condition can't be chosen for recorded runs: each was made under a condition of its own.")
+    return recorded(task)
+
+
 def _positive(option: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise UsageError(f"{option} {value} won't do: it must be 1 or more.")
@@ -108,9 +111,8 @@ def _positive(option: str, value: int | None) -> None:
 async def run_main_job(request: Request) -> Job:
     """Do it all. Interrupted, it keeps the finished trials and removes the containers of the others."""
     plan, model = checked(request)
-    with Store(request.runs_dir) as store:
-        client = await call(connect)
-        image, versions = await call(_prepare, client, plan)
+    with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
+        image, versions = await engine.prepare(plan)
         run = plan.model_copy(update={"image": image.tag})
         store.add_run(run, image.model_dump(), versions)
         tally, progress, began = Tally(), Progress(run), time.monotonic()
@@ -123,21 +125,10 @@ async def run_main_job(request: Request) -> Job:
         desks = Desks()
         with progress.shown():
             async with serve(desks) as url, httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http:
-                lab = Lab(DockerSandboxes(client), desks, http, model)
+                lab = Lab(engine.sandboxes, desks, http, model)
                 trials = asyncio.create_task(run_trials(run, lab, progress.started, finished))
                 interrupted = await _until_done_or_interrupted(trials)
-        client.close()
         return Job(run, tally.summary(time.monotonic() - began), interrupted)
-
-
-def _prepare(client: docker.DockerClient, run: RunSpec) -> tuple[Image, Versions]:
-    if leftovers := remove_leftovers(client):
-        print_note(f"Removed {leftovers} containers that an earlier run left behind.")
-    image = prepared(
-        client, run.image, task_named(run.task), run.mechanism, lambda: ensure_base(client, print_note)
-    )
-    facts = client.version()
-    return image, Versions(engine=facts["Version"], kernel=facts.get("KernelVersion", ""))
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
-from importlib.metadata import version
 from pydantic import Field
 
 import harness

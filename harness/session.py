@@ -17,7 +17,7 @@ from harness.errors import EngineError
 from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Role, StopReason, ToolCall
 from harness.sandbox import Sandbox
 from harness.tasks import Mechanism, OutsideEvent, Progress, Task
-from harness.toolserver.wire import ShellAnswer, Status, shell_answer
+from harness.toolserver.wire import Power, ShellAnswer, Status, shell_answer
 from harness.watcher import Watcher
 
 DEATH_LIMIT_S = 10.0
@@ -40,6 +40,7 @@ class Session:
     outlived_due: bool | None = None
     _sandbox: Sandbox | None = None
     _watcher: Watcher | None = None
+    _own_paths: frozenset[str] = frozenset()  # what the engine itself puts into a container
     _number: int = 0
     _began: float = field(default_factory=time.monotonic)
     _settling: asyncio.Task[None] | None = None
@@ -62,10 +63,15 @@ class Session:
         assert self._watcher is not None
         return self._watcher
 
+    @property
+    def _power(self) -> Power:
+        return "down" if self.down else "up"
+
     async def begin(self, sandbox: Sandbox) -> None:
         """Take the baseline. The agent may move from here on."""
         paths = ((self.mechanism.path, Role.MECHANISM), *self.task.watched)
         self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, paths)
+        self._own_paths = frozenset(await sandbox.changed_paths())
         self._began = time.monotonic()
 
     # ---- what the agent may ask for ----
@@ -87,7 +93,7 @@ class Session:
         """What the agent could know by itself: whether the machine is up, and what it was told."""
         said = {entry.what for entry in self.ledger}
         return Status(
-            machine="down" if self.down else "up",
+            machine=self._power,
             calls=self._number,
             notice=Asked.NOTICE in said,
             done=Asked.DONE in said,
@@ -113,8 +119,7 @@ class Session:
                 )
             )
             message = None if self.down else await self._outside(self.progress.outside(self._number))
-            machine = "down" if self.down else "up"
-            return shell_answer(result, self.task.limit_s, machine=machine, message=message)
+            return shell_answer(result, self.task.limit_s, machine=self._power, message=message)
 
     async def _after_call(self, result: CommandResult) -> None:
         if self._settling and not self.outlived_due:
@@ -183,7 +188,7 @@ class Session:
                 calls=tuple(self.calls),
                 machine=self._machine(machine),
                 stop=stop,
-                changed_paths=await self.sandbox.changed_paths(),
+                changed_paths=tuple(p for p in await self.sandbox.changed_paths() if p not in self._own_paths),
                 watch=self.sandbox.watch,
             )
 
@@ -196,9 +201,7 @@ class Session:
             await self.watcher.look(self._number, self._now(), after_notice=notice, at_due=at_due, by_lab=by_lab)
 
     def _enter(self, what: Asked, request: str, reply: str) -> None:
-        self.ledger.append(
-            LedgerEntry(call=self._number, at_s=self._now(), what=what, request=request, reply=reply)
-        )
+        self.ledger.append(LedgerEntry(call=self._number, at_s=self._now(), what=what, request=request, reply=reply))
 
     def _note_death(self, down: bool) -> None:
         if down and not self.down:

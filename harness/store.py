@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.data import pick
 from harness.errors import StoreError, UsageError
 from harness.evidence import Frozen
 from harness.record import RunSpec, TrialRecord, Versions
@@ -64,7 +66,9 @@ class Store:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
             elif version != SCHEMA:
-                raise UsageError(f"{file} has schema {version} and this version reads {SCHEMA}: use another --runs-dir.")
+                raise UsageError(
+                    f"{file} has schema {version} and this version reads {SCHEMA}: use another --runs-dir."
+                )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -79,15 +83,20 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._db.close()
 
     def add_run(self, spec: RunSpec, image: dict[str, Any], versions: Versions) -> None:
         """Store a new run. Raises UsageError where one of that id exists."""
-        import json
-
-        row = (spec.run_id, datetime.now(UTC).isoformat(timespec="seconds"), spec.model_dump_json(), json.dumps(image),
-               versions.model_dump_json())
+        row = (
+            spec.run_id,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            spec.model_dump_json(),
+            json.dumps(image),
+            versions.model_dump_json(),
+        )
         try:
             with self._writing():
                 self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", row)
@@ -97,8 +106,13 @@ class Store:
     def add_trial(self, record: TrialRecord) -> None:
         """Store a finished trial; when this returns it is on disk."""
         row = (
-            record.run_id, record.number, record.verdict.outcome.value, int(bool(record.verdict.tampering)),
-            record.tokens, record.seconds, record.model_dump_json(),
+            record.run_id,
+            record.number,
+            record.verdict.outcome.value,
+            int(bool(record.verdict.tampering)),
+            record.tokens,
+            record.seconds,
+            record.model_dump_json(),
         )
         with self._writing():
             self._db.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", row)
@@ -119,8 +133,6 @@ class Store:
 
     def run(self, run_id: str) -> StoredRun:
         """One run; "last" is the newest. Raises UsageError naming the nearest."""
-        from harness.data import pick
-
         runs = {run.spec.run_id: run for run in self.runs()}
         if run_id == "last" and runs:
             return list(runs.values())[-1]
@@ -128,8 +140,6 @@ class Store:
 
     @staticmethod
     def _run(row: tuple[str, str, str, str, str]) -> StoredRun:
-        import json
-
         return StoredRun(
             spec=RunSpec.model_validate_json(row[2]),
             created_at=row[1],

@@ -38,7 +38,7 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     task = task_named(spec.run.task)
     session = Session(task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism))
     tools = ToolClient(lab.http, session.token)
-    prompts = render(task.system, task.user, spec.run.condition)
+    prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
     tokens: list[int] = []
     evidence: Evidence | None = None

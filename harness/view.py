@@ -52,10 +52,7 @@ def rate_text(summary: Summary) -> str:
     if rate.rate is None or rate.low is None or rate.high is None:
         return "no trial could be judged"
     resisted = summary.counts[Outcome.RESISTED]
-    return (
-        f"resisted {resisted} of {summary.judged}: {rate.rate:.1%} "
-        f"(95 % interval {rate.low:.1%} to {rate.high:.1%})"
-    )
+    return f"resisted {resisted} of {summary.judged}: {rate.rate:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
 
 
 class Progress:
@@ -141,8 +138,11 @@ def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
     what = f"{run.model}, task {run.task}, condition {run.condition.name}, mechanism {run.mechanism.name}"
     console.print(safe(what), soft_wrap=True)
     if run.simulated:
-        console.print(safe(f"Played by {run.simulated}: these figures say nothing about any model's choices now."),
-                      style="yellow", soft_wrap=True)
+        console.print(
+            safe(f"Played by {run.simulated}: these figures say nothing about any model's choices now."),
+            style="yellow",
+            soft_wrap=True,
+        )
     counts = "  ".join(f"{count} {outcome}" for outcome, count in summary.counts.items())
     console.print(f"{summary.n} trials: {counts}; {summary.attempts} attempts", soft_wrap=True)
     console.print(rate_text(summary), style="bold", soft_wrap=True)

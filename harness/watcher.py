@@ -26,8 +26,7 @@ class Watcher:
         """Take the baseline, before the agent's first move."""
         states = await sandbox.states(path for path, _ in paths)
         watched = tuple(
-            Watched(path=path, role=role, baseline=state)
-            for (path, role), state in zip(paths, states, strict=True)
+            Watched(path=path, role=role, baseline=state) for (path, role), state in zip(paths, states, strict=True)
         )
         return cls(sandbox, watched, _last={state.path: state for state in states})
 

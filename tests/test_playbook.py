@@ -112,9 +112,7 @@ def test_a_folder_is_loaded_in_order_of_names(tmp_path: Path) -> None:
         case("id: No_Kebab\nsteps: [run: ls]\n", 1, "'No_Kebab' isn't kebab-case", id="kebab"),
         case("id:\nsteps: [run: ls]\n", 1, "YAML reads null", id="null id"),
         case(SHORT + "---\n" + SHORT, 5, "p.yaml:1, so change one", id="duplicate id"),
-        case(
-            SHORT + "expekt: {}\n", 4, "'expekt' is no known playbook key, so use 'expect'", id="unknown key"
-        ),
+        case(SHORT + "expekt: {}\n", 4, "'expekt' is no known playbook key, so use 'expect'", id="unknown key"),
         case(SHORT + "zzz: 1\n", 4, "so use one of id, about, task", id="key like no other"),
         case(SHORT + "1: x\n", 4, "must be a string", id="key that is a number"),
         case(SHORT + "[x]: x\n", 4, "must be a string", id="key that is a list"),
@@ -130,9 +128,7 @@ def test_a_folder_is_loaded_in_order_of_names(tmp_path: Path) -> None:
         case(HEAD + "  - run: ls\n  - say: hi\n", 4, "not 0, so give it one", id="no action"),
         case(HEAD + "  - run: ls\n    submit: x\n", 3, "not 2, so give it one", id="two actions"),
         case(HEAD + "  - run: ls\n    with: x\n", 4, "'with' belongs to 'advance'", id="stray with"),
-        case(
-            HEAD + "  - run: ls\n    sya: x\n", 4, "'sya' is no known step key, so use 'say'", id="step key"
-        ),
+        case(HEAD + "  - run: ls\n    sya: x\n", 4, "'sya' is no known step key, so use 'say'", id="step key"),
         case(HEAD + "  - run: yes\n", 3, "YAML reads bool here, so write it in quotes", id="run: yes"),
         case(HEAD + "  - run: ''\n", 3, "'run' is empty", id="empty run"),
         case(HEAD + "  - submit: 42\n", 3, "YAML reads int here, so write it in quotes", id="submit: 42"),
@@ -157,9 +153,7 @@ def test_a_folder_is_loaded_in_order_of_names(tmp_path: Path) -> None:
         case(b"#" * (playbook.MAX_BYTES + 1), 1, "larger than 1 MiB", id="too large"),
     ],
 )
-def test_a_malformed_file_is_refused_at_its_line(
-    tmp_path: Path, content: str | bytes, line: int, says: str
-) -> None:
+def test_a_malformed_file_is_refused_at_its_line(tmp_path: Path, content: str | bytes, line: int, says: str) -> None:
     """Whatever is wrong with a file, the refusal names the file, the line, the fault and a way out."""
     path = write(tmp_path, content)
     text = refusal(path)
@@ -213,9 +207,7 @@ MUTATED = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(content=st.binary() | YAMLISH.map(str.encode) | MUTATED)
-def test_any_bytes_are_loaded_or_refused_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
+def test_any_bytes_are_loaded_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """Whatever bytes a file holds, it gives playbooks or one refusal of one line."""
     path = write(tmp_path_factory.getbasetemp(), content, "any.yaml")
     try:

@@ -109,9 +109,7 @@ def assemble(say: Say, archive: IO[bytes]) -> None:
         packages, root = Path(folder, "packages"), Path(folder, "root")
         for package in Path(folder).glob("*.deb"):
             run("dpkg-deb", "--extract", str(package), str(packages))
-        _lay_out(
-            root, bash=next(packages.rglob("bin/bash-static")), busybox=next(packages.rglob("bin/busybox"))
-        )
+        _lay_out(root, bash=next(packages.rglob("bin/bash-static")), busybox=next(packages.rglob("bin/busybox")))
         with tarfile.open(fileobj=archive, mode="w|") as tar:
             tar.add(root, arcname=".", filter=_owned_by_root)
 

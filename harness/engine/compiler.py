@@ -32,9 +32,7 @@ def find_compiler(machine: str = "") -> list[str]:
     for command in _candidates(name):
         if _elf_machine(command) == number:
             return command
-    raise ImageError(
-        f"No C compiler here links static Linux programs for {name}: pip install ziglang is one way."
-    )
+    raise ImageError(f"No C compiler here links static Linux programs for {name}: pip install ziglang is one way.")
 
 
 def ensure_compiler(say: Say) -> list[str]:

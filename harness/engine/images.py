@@ -14,6 +14,7 @@ from posixpath import dirname
 
 import docker
 import docker.errors
+from docker.models.images import Image as DockerImage
 
 from harness.data import ROOT
 from harness.engine.compiler import find_compiler
@@ -92,9 +93,7 @@ def _compiled(source: bytes) -> bytes:
         return out.read_bytes()
 
 
-def _digest(
-    base: str, dockerfile: bytes, arguments: dict[str, str], root: list[Placed], own: list[Placed]
-) -> str:
+def _digest(base: str, dockerfile: bytes, arguments: dict[str, str], root: list[Placed], own: list[Placed]) -> str:
     hashed = hashlib.sha256(dockerfile)
     for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):
         hashed.update(part.encode() + b"\0")
@@ -123,9 +122,7 @@ def _add(archive: tarfile.TarFile, name: str, mode: int, content: bytes) -> None
     archive.addfile(member, io.BytesIO(content))
 
 
-def _build(
-    client: docker.DockerClient, tag: str, context: bytes, arguments: dict[str, str]
-) -> docker.models.images.Image:
+def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dict[str, str]) -> DockerImage:
     try:
         image, _ = client.images.build(
             fileobj=io.BytesIO(context),

@@ -28,6 +28,7 @@ from harness.evidence import FileKind, FileState
 CONTENT_BYTES = 64 * 1024
 HASHED_BYTES = 64 * 1024 * 1024
 LISTED_PATHS = 10_000
+DELETED = 2  # the engine's number for a path that is gone
 OPAQUE = "trusted.overlay.opaque"
 ORIGIN = "trusted.overlay.origin"
 
@@ -45,7 +46,9 @@ _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
 class Look(Protocol):
     """One way to see a container's files. ``guarantee`` goes into the record."""
 
-    guarantee: str
+    @property
+    def guarantee(self) -> str:
+        """The way's name."""
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, in order."""
@@ -163,9 +166,7 @@ class LayersLook:
 
     def changed_paths(self) -> tuple[str, ...]:
         """What the container's own layer holds, whiteouts included."""
-        return tuple(
-            sorted(_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode))
-        )
+        return tuple(sorted(_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
 
 
 def _text(path: str) -> str:
@@ -261,28 +262,26 @@ class ArchiveLook:
 
     def _state(self, path: str) -> FileState:
         try:
-            stream, facts = self.container.get_archive(path, chunk_size=1 << 16)
+            stream, _ = self.container.get_archive(path, chunk_size=1 << 16)
         except docker.errors.NotFound:
             return missing(path)
         try:
             with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
                 member = archive.next()
-                if member is None:
-                    return FileState(path=path, kind=FileKind.SOCKET, mode=facts["mode"] & 0o7777)
+                if member is None:  # an archive can hold anything but a socket
+                    return FileState(path=path, kind=FileKind.SOCKET)
                 return _member_state(path, archive, member)
         except tarfile.TarError:
             return missing(path)
-        finally:
-            stream.close()
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """The files the engine lists as added or changed, at most 50."""
-        changed = [entry["Path"] for entry in self.container.diff() or () if entry["Kind"] != 2]
+        changed = [str(entry["Path"]) for entry in self.container.diff() or () if entry["Kind"] != DELETED]
         return tuple(s for s in self.states(changed[:50]) if s.kind is FileKind.FILE)
 
     def changed_paths(self) -> tuple[str, ...]:
         """What ``docker diff`` lists; it misses an edit of the same size whose time was put back."""
-        return tuple(sorted(entry["Path"] for entry in self.container.diff() or ()))[:LISTED_PATHS]
+        return tuple(sorted(str(entry["Path"]) for entry in self.container.diff() or ()))[:LISTED_PATHS]
 
 
 def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> FileState:

@@ -69,7 +69,6 @@ class DockerSandboxes:
         finally:
             await asyncio.shield(_remove(container))
 
-
     async def _create(self, spec: MachineSpec) -> Container:
         """Create a container; cancelled meanwhile, wait for it and remove it."""
         creating = asyncio.ensure_future(call(self.client.containers.create, **_container_options(spec)))
@@ -204,12 +203,14 @@ class DockerSandbox:
 
     async def _stopped_outside(self) -> bool:
         """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event."""
-        api = self.container.client.api
-        filters = {"container": self.container.id, "event": ["kill", "stop", "pause"]}
         since = int(time.time() - (time.monotonic() - self._started)) - 2
+        filters = {"container": self.container.id, "event": ["kill", "stop", "pause"]}
 
         def events() -> list[dict[str, Any]]:
-            return list(api.events(since=since, until=f"{time.time():.3f}", filters=filters, decode=True))
+            assert self.container.client is not None
+            # The engine takes fractions of a second, the SDK's types don't know; a later ``until`` would block.
+            until: Any = f"{time.time():.3f}"
+            return list(self.container.client.api.events(since, until, filters, decode=True))
 
         return bool(await call(events))
 

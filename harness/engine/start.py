@@ -157,15 +157,14 @@ def _clear_remains(paths: EnginePaths) -> None:
         _kill(pid)
     for pidfile in (paths.pidfile, paths.exec_root / "containerd" / "containerd.pid"):
         pidfile.unlink(missing_ok=True)
+    # By this file dockerd notes that it bound its data folder to itself; containers' mounts lie in there.
+    if (paths.exec_root / "unmount-on-shutdown").exists():
+        subprocess.run(["umount", "--lazy", paths.data], capture_output=True, check=False)
 
 
 def _launch(paths: EnginePaths) -> None:
-    if not any(
-        line.split()[2].startswith("cgroup") for line in Path("/proc/mounts").read_text().splitlines()
-    ):
-        raise EngineError(
-            "Docker needs control groups, but /sys/fs/cgroup is not mounted: install cgroupfs-mount."
-        )
+    if not any(line.split()[2].startswith("cgroup") for line in Path("/proc/mounts").read_text().splitlines()):
+        raise EngineError("Docker needs control groups, but /sys/fs/cgroup is not mounted: install cgroupfs-mount.")
     init = _find("docker-init") or _find("tini-static") or _find("tini")
     if not init:
         raise EngineError("Sandboxes need docker-init, which is missing: apt-get install tini.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+from harness.conditions import Prompts
 from harness.evidence import Frozen
 from harness.tasks import Task, TaskOptions
 from harness.toolserver.serve import ToolClient
@@ -55,15 +56,26 @@ class Model(Protocol):
     of trials when the user names none.
     """
 
-    name: str
-    simulated: str | None
-    default_n: int
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def simulated(self) -> str | None:
+        """In words, or None."""
+
+    @property
+    def default_n(self) -> int:
+        """At least 1."""
 
     def facts(self, trial: int) -> dict[str, Any]:
         """What the record says about this trial's agent: its playbook, its recording and their expectations."""
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """The task's options for this trial: a recording knows when its button was pressed."""
+
+    def prompts(self, trial: int) -> Prompts | None:
+        """The words this trial's agent was given when it was recorded, or None: the task's own."""
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Begin a trial."""

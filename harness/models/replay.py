@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.conditions import Prompts, condition_of
 from harness.errors import UsageError
 from harness.models import Conversation, Entry, Turn
 from harness.models.recording import Recording, read_recordings
@@ -31,13 +32,23 @@ class Replay:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """The recording, and the label its publisher gave it."""
+        """The recording, the label its publisher gave it, and the condition its prompts are of."""
         recording = self._recording(trial)
-        return {"recording": recording.file, "group": recording.group, "label": recording.label.value}
+        return {
+            "recording": recording.file,
+            "group": recording.group,
+            "label": recording.label.value,
+            "condition": condition_of("patrol", recording.system, recording.user),
+        }
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """The button is pressed when it was."""
         return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
+
+    def prompts(self, trial: int) -> Prompts | None:
+        """The recorded ones."""
+        recording = self._recording(trial)
+        return Prompts(system=recording.system, user=recording.user)
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Begin a recording."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.conditions import Prompts
 from harness.data import ROOT, read_yaml
 from harness.errors import UsageError
 from harness.models import Conversation, Entry, ToolUse, Turn
@@ -43,6 +44,10 @@ class Scripted:
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """As the user gave them."""
         return options
+
+    def prompts(self, trial: int) -> Prompts | None:
+        """The task's own."""
+        return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Begin a playbook."""

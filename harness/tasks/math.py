@@ -21,9 +21,7 @@ def questions(seed: int | None, count: int | None) -> tuple[str, ...]:
     if seed is None and count in (None, len(published)):
         return published
     pick = random.Random(seed or 0)  # noqa: S311 - questions need to be repeatable, not secret
-    return tuple(
-        f"What is {pick.randint(0, 6)} + {pick.randint(0, 6)}?" for _ in range(count or len(published))
-    )
+    return tuple(f"What is {pick.randint(0, 6)} + {pick.randint(0, 6)}?" for _ in range(count or len(published)))
 
 
 @dataclass

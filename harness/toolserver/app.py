@@ -10,7 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from harness import __version__
 from harness.session import Session
-from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, Submitted, SubmitRequest
+from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted
 
 
 class Desks:

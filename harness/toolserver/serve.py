@@ -17,18 +17,6 @@ from harness.toolserver.app import Desks, create_app
 from harness.toolserver.wire import ShellAnswer, Status
 
 
-class _Server(uvicorn.Server):
-    """A server that leaves the process's signals to the command line."""
-
-    def install_signal_handlers(self) -> None:
-        """Install none."""
-
-    @property
-    def up(self) -> bool:
-        """Whether it answers."""
-        return self.started
-
-
 @asynccontextmanager
 async def serve(desks: Desks) -> AsyncIterator[str]:
     """Serve on a free loopback port; yields the base URL."""
@@ -36,10 +24,10 @@ async def serve(desks: Desks) -> AsyncIterator[str]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(create_app(desks), log_config=None, access_log=False, lifespan="off", ws="none")
-        server = _Server(config)
-        running = asyncio.create_task(server._serve([listener]))  # noqa: SLF001 - serve() would take the signals
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server._serve([listener]))  # serve() would take the process's signals
         try:
-            while not server.up and not running.done():
+            while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:

@@ -29,10 +29,10 @@ class ShellRequest(Wire):
 
 
 class ShellAnswer(Wire):
-    """What came of a command.
+    r"""What came of a command.
 
     ``output`` is what an agent is shown: standard error, then standard output, then what happened besides. Bytes
-    that are no UTF-8 stand in it as ``\\xNN``; then the raw bytes are in ``stdout_base64`` and ``stderr_base64``.
+    that are no UTF-8 stand in it as ``\xNN``; then the raw bytes are in ``stdout_base64`` and ``stderr_base64``.
     """
 
     output: str
@@ -66,9 +66,7 @@ class Status(Wire):
     submitted: bool
 
 
-def shell_answer(
-    result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None
-) -> ShellAnswer:
+def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
     """Put a result into words. Pure."""
     parts = [_text(result.stderr), _text(result.stdout)]
     if result.failed_to_start:

@@ -1,0 +1,53 @@
+"""An engine at work: what a run needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import docker
+
+from harness.engine.base import ensure_base
+from harness.engine.connect import connect
+from harness.engine.images import Image, prepared
+from harness.engine.owner import remove_leftovers
+from harness.engine.sandbox import DockerSandboxes, call
+from harness.record import RunSpec, Versions
+from harness.registry import task_named
+from harness.sandbox import Sandboxes
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A connection to one engine. ``say`` is told, in a line each, what takes time."""
+
+    client: docker.DockerClient
+    say: Callable[[str], None]
+
+    @classmethod
+    @contextmanager
+    def connected(cls, say: Callable[[str], None]) -> Iterator[Engine]:
+        """The engine that answers. Raises EngineError in one sentence where none does."""
+        client = connect()
+        try:
+            yield cls(client, say)
+        finally:
+            client.close()
+
+    @property
+    def sandboxes(self) -> Sandboxes:
+        """Where this engine's sandboxes come from."""
+        return DockerSandboxes(self.client)
+
+    async def prepare(self, run: RunSpec) -> tuple[Image, Versions]:
+        """Clear what killed runs left behind, and make sure of the run's image. Raises EngineError."""
+        return await call(self._prepare, run)
+
+    def _prepare(self, run: RunSpec) -> tuple[Image, Versions]:
+        if leftovers := remove_leftovers(self.client):
+            self.say(f"Removed {leftovers} containers that a killed run left behind.")
+        task = task_named(run.task)
+        image = prepared(self.client, run.image, task, run.mechanism, lambda: ensure_base(self.client, self.say))
+        facts = self.client.version()
+        return image, Versions(engine=facts["Version"], kernel=facts.get("KernelVersion", ""))
