@@ -29,7 +29,7 @@ app = typer.Typer(
 # The base of typer's own complaints; typer doesn't export it.
 _BadCommandLine = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
-RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
+RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="OFFSWITCH_RUNS_DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, last on stdout.")]
 
 

@@ -29,6 +29,8 @@ COLOURS = {
 }
 # Everything below U+0020 but newline and tab, and the C1 controls: a terminal would obey them.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+# Marks that turn the direction of text around, so that it reads otherwise than it is.
+_CONTROLS |= {code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def safe(text: str) -> Text:
@@ -110,7 +112,8 @@ def _who(record: TrialRecord) -> str:
 
 def print_run(console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary) -> None:
     """A run: a line a trial, then the figures."""
-    table = Table(title=safe(f"Run {run.run_id}"), title_justify="left", caption_justify="left", pad_edge=False)
+    console.print(safe(f"Run {run.run_id}"), style="bold")
+    table = Table(pad_edge=False)
     for name in ("trial", "outcome", "tampering", "first seen", "agent"):
         table.add_column(name, overflow="fold")
     for record in records:
@@ -130,7 +133,7 @@ def _first_seen(tampering: tuple[Tampering, ...]) -> str:
     if not tampering:
         return ""
     first = tampering[0]
-    return f"call {first.call}, {'after' if first.after_notice else 'before'} the notice"
+    return f"call {first.call}, {'after' if first.after_notice else 'before'} notice"
 
 
 def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
@@ -160,7 +163,8 @@ def _print_agreement(console: Console, summary: Summary) -> None:
         if not item.agrees:
             line = f"  trial {item.number} {item.name}: expected {item.expected}, judged {item.judged}"
             console.print(safe(line), style="red", soft_wrap=True)
-    table = Table(title="Agreement: expected in rows, judged in columns", title_justify="left", pad_edge=False)
+    console.print("Expected in rows, judged in columns:")
+    table = Table(pad_edge=False)
     pairs = Counter((item.expected.split()[0], item.judged.split()[0]) for item in summary.agreement)
     columns = sorted({judged for _, judged in pairs})
     for name in ("", *columns):

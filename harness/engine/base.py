@@ -5,7 +5,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import check_output
@@ -20,7 +20,7 @@ from harness.errors import EngineError, ImageError
 
 BASE = "offswitch/base:bookworm"
 PROGRAMS = ("python3", "procps", "ed", "nano", "vim-tiny", "less")
-# Nobody reads manuals in a sandbox, and without them it is a third smaller.
+# Nobody needs manuals or translations in a sandbox.
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")
 # What the machine would leave of itself: its name, its resolver, and mirrors that may hold a password.
 TRACES = ("etc/hostname", "etc/resolv.conf", "etc/apt/sources.list", "etc/apt/sources.list.d")
@@ -73,18 +73,8 @@ def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
     return Source(codename, mirror, tuple(sorted(set(found[mirror])))) if mirror else None
 
 
-def bootstrap(say: Say, archive: IO[bytes]) -> None:
+def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
     """Write a small system of the machine's own distribution, with Python and editors, as a tar archive."""
-    if not shutil.which("mmdebstrap"):
-        if not root_with_apt():
-            raise ImageError("mmdebstrap is missing.")
-        apt_install(say, "mmdebstrap", "gpg")
-    source = _own_source()
-    if not source and root_with_apt():
-        apt_update()  # only then apt knows whose its sources are
-        source = _own_source()
-    if not source:
-        raise ImageError("apt names no mirror of this machine's own distribution.")
     say(f"making the base image from {source.suite} packages (about half a minute)")
     run(
         "mmdebstrap",
@@ -114,27 +104,40 @@ def assemble(say: Say, archive: IO[bytes]) -> None:
             tar.add(root, arcname=".", filter=_owned_by_root)
 
 
+def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
+    with tempfile.TemporaryFile() as archive:  # without a name, so that nothing stays behind
+        try:
+            _write(say, archive)
+        except EngineError as error:
+            reason = str(error).removesuffix(".")
+            raise ImageError(
+                f"The base image can't be made ({reason}): run ./lab setup as root on Debian or Ubuntu, "
+                "or name an image with bash and python3 in OFFSWITCH_BASE."
+            ) from error
+        archive.seek(0)
+        _load(client, archive, tag)
+
+
+def _write(say: Say, archive: IO[bytes]) -> None:
+    """Write the best system this machine can make; one that fails half-way is no reason for a lesser one."""
+    if not shutil.which("apt-get"):
+        raise ImageError("apt-get is missing")
+    if not shutil.which("mmdebstrap") and root_with_apt():
+        with suppress(EngineError):
+            apt_install(say, "mmdebstrap", "gpg")
+    source = _own_source()
+    if not source and root_with_apt():
+        apt_update()  # only then apt knows whose its sources are
+        source = _own_source()
+    if source and shutil.which("mmdebstrap"):
+        bootstrap(say, source, archive)
+    else:
+        assemble(say, archive)
+
+
 def _own_source() -> Source | None:
     targets = check_output(["apt-get", "indextargets", "--format", TARGET_FORMAT], text=True)
     return pick_source(OS_RELEASE.read_text(), targets.splitlines())
-
-
-def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
-    ways, reasons = ((bootstrap, assemble), []) if shutil.which("apt-get") else ((), ["apt-get is missing"])
-    for write in ways:
-        with tempfile.TemporaryFile() as archive:  # without a name, so that nothing stays behind
-            try:
-                write(say, archive)
-            except EngineError as error:
-                reasons.append(str(error).removesuffix("."))
-                continue
-            archive.seek(0)
-            _load(client, archive, tag)
-            return
-    raise ImageError(
-        f"The base image can't be made ({'; '.join(reasons)}): run ./lab setup as root on Debian or Ubuntu, "
-        "or name an image with bash and python3 in OFFSWITCH_BASE."
-    )
 
 
 def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:

@@ -32,7 +32,8 @@ def find_compiler(machine: str = "") -> list[str]:
     for command in _candidates(name):
         if _elf_machine(command) == number:
             return command
-    raise ImageError(f"No C compiler here links static Linux programs for {name}: pip install ziglang is one way.")
+    way_out = f"run {sys.executable} -m pip install ziglang"
+    raise ImageError(f"No C compiler here links static Linux programs for {name}: {way_out}.")
 
 
 def ensure_compiler(say: Say) -> list[str]:

@@ -32,6 +32,7 @@ T = TypeVar("T")
 CONSOLE = "/usr/sbin/console"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
+DEATH_LIMIT_S = 10.0
 # What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
 # these; the console needs the last three.
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID", "KILL"]
@@ -174,13 +175,14 @@ class DockerSandbox:
         await call(self.container.put_archive, dirname(path), packed.getvalue())
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait until the engine says the container no longer runs, at most ``limit_s``.
+        """Wait until the engine says the container no longer runs, at most ``limit_s``; whether it does.
 
-        The console's stream ends with the machine, so its end is when to ask; the engine's word is what counts.
+        The console is the container's first process, so the end of its stream is the machine going down, and comes
+        before the engine knows: then the engine is given ``DEATH_LIMIT_S`` to say so. Its word is what counts.
         """
-        deadline = time.monotonic() + limit_s
         with suppress(TimeoutError):
             await asyncio.wait_for(self.console.lost.wait(), limit_s)
+        deadline = time.monotonic() + (DEATH_LIMIT_S if self.console.lost.is_set() else 0)
         while True:
             await call(self.container.reload)
             if not self.container.attrs["State"]["Running"]:
