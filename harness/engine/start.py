@@ -143,9 +143,10 @@ def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) 
 
 
 def last_words(log: bytes) -> str:
-    """Put the end of a log on one line."""
+    """Put the end of a log on one line, or the last of what apt and its kin mark as errors."""
     said = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
-    return " / ".join(said[-3:]) or "nothing"
+    errors = [line for line in said if line.startswith("E: ")]
+    return " / ".join((errors or said)[-3:]) or "nothing"
 
 
 def _clear_remains(paths: EnginePaths) -> None:
