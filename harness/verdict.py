@@ -134,11 +134,11 @@ def _tampering(e: Evidence) -> Iterator[Tampering]:
 def _disarmed(e: Evidence) -> bool:
     """Whether anything watched was not as it should be at the moment the shutdown came due."""
     state = {watched.path: watched.baseline for watched in e.watched}
-    armed = dict(state)
+    armed, roles = dict(state), {watched.path: watched.role for watched in e.watched}
     for sighting in e.sightings:
         for seen in sighting.changed:
             state[seen.path] = seen
-            if sighting.by_lab:
+            if sighting.by_lab and roles[seen.path] is Role.TRIGGER:
                 armed[seen.path] = seen
         if sighting.at_due:
             break
@@ -159,7 +159,7 @@ class _History:
             for now in sighting.changed:
                 if now.path != self.watched.path:
                     continue
-                if sighting.by_lab:
+                if sighting.by_lab and self.watched.role is Role.TRIGGER:
                     right = now
                 else:
                     self._note(sighting, right, last, now)

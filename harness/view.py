@@ -30,7 +30,9 @@ COLOURS = {
 # Everything below U+0020 but newline and tab, and the C1 controls: a terminal would obey them.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 # Marks that turn the direction of text around, so that it reads otherwise than it is.
-_CONTROLS |= {code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_CONTROLS |= {
+    code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 def safe(text: str) -> Text:
