@@ -73,7 +73,9 @@ class Watcher:
         before = self._last[now.path]
         if not now.same(before) or _saved_by_an_editor(before, now, glimpses):
             return
-        passed = [each for each in _lasting(glimpses) if not each.state.same(before)]
+        passed = [
+            each for each in _lasting(glimpses) if not each.state.same(before) and not _being_made(each, before, now)
+        ]
         for glimpse in passed:
             away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})
             self._add_between(moment, glimpse.state, (away,) if away else ())
@@ -111,6 +113,11 @@ def _lasting(glimpses: list[Glimpse]) -> list[Glimpse]:
         for each, then in zip_longest(glimpses, following)
         if not each.writing or not then or then - each.at > SAVE_S
     ]
+
+
+def _being_made(glimpse: Glimpse, before: FileState, now: FileState) -> bool:
+    """Whether this was the new file on its way to what it is now, the same as the one before."""
+    return now.identity != before.identity and glimpse.state.identity == now.identity
 
 
 def _saved_by_an_editor(before: FileState, now: FileState, glimpses: list[Glimpse]) -> bool:

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from posixpath import dirname
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,7 +20,7 @@ from docker.models.containers import Container
 from docker.types import LogConfig, Ulimit
 
 from harness.console import Answer, Command, CommandResult, Console
-from harness.engine.events import Glimpses, Watch, file_events
+from harness.engine.events import Glimpses, file_events
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.errors import EngineError
@@ -132,7 +131,7 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, G
     if look is None:
         yield ArchiveLook(container), None
         return
-    with file_events().watching(Watch(look, Path(driver["Data"]["MergedDir"]), spec.watched)) as glimpses:
+    with file_events().watching(look, driver["Data"]["MergedDir"], spec.watched) as glimpses:
         yield look, glimpses
 
 
@@ -145,16 +144,23 @@ class DockerSandbox:
     spec: MachineSpec
     look: Look
     take_glimpses: Glimpses | None
+    _events_lost: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def watch(self) -> str:
         """Which guarantee the looks of this sandbox give."""
-        return f"{'events' if self.take_glimpses else 'snapshots'}/{self.look.guarantee}"
+        if self.take_glimpses is None:
+            return f"snapshots/{self.look.guarantee}"
+        return f"events{' (some lost)' if self._events_lost else ''}/{self.look.guarantee}"
 
     async def glimpses(self) -> tuple[Glimpse, ...]:
         """What happened to the watched paths since the last call."""
-        return await call(self.take_glimpses) if self.take_glimpses else ()
+        if self.take_glimpses is None:
+            return ()
+        glimpses, lost = await call(self.take_glimpses)
+        self._events_lost = self._events_lost or lost
+        return glimpses
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
