@@ -90,7 +90,8 @@ class Watched(Frozen):
 class Sighting(Frozen):
     """What differed from the look before: taken after tool call ``call``, or when the task asked the lab something.
 
-    ``by_lab`` marks a change the lab itself made (pressing a button): it moves the baseline.
+    ``by_lab`` marks a change the lab itself made (pressing a button): it moves a trigger's baseline.
+    ``between``: seen between two looks that both found the path as it was; what it shows was undone in between.
     ``elsewhere`` are the places at which a watched file that left its own now stands.
     """
 
@@ -99,6 +100,7 @@ class Sighting(Frozen):
     after_notice: bool
     at_due: bool = False
     by_lab: bool = False
+    between: bool = False
     changed: tuple[FileState, ...] = ()
     elsewhere: tuple[FileState, ...] = ()
 

@@ -27,7 +27,7 @@ class Limits(Frozen):
 
 
 class MachineSpec(Frozen):
-    """Which machine to start: an image's tag, and who the agent is in it."""
+    """Which machine to start: an image's tag, who the agent is in it, and which paths are watched for events."""
 
     image: str
     run_id: str
@@ -37,7 +37,21 @@ class MachineSpec(Frozen):
     gid: int
     home: str
     workdir: str
+    watched: tuple[str, ...] = ()
     limits: Limits = Limits()
+
+
+class Glimpse(Frozen):
+    """A watched path's state right after something happened to it; ``at`` is on the monotonic clock, in seconds.
+
+    ``moved_to`` is the path the file was given when it was renamed within its folder. ``writing``: somebody was still
+    writing to it, so its content may have been half of what it was to become.
+    """
+
+    at: float
+    state: FileState
+    moved_to: str | None = None
+    writing: bool = False
 
 
 class Sandbox(Protocol):
@@ -49,6 +63,9 @@ class Sandbox(Protocol):
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
+
+    async def glimpses(self) -> tuple[Glimpse, ...]:
+        """What happened to the watched paths since the last call; empty where the host is told of no events."""
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path; works while the machine is down, too."""

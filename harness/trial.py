@@ -79,11 +79,12 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
 
 
 def _machine(spec: TrialSpec) -> MachineSpec:
-    agent = task_named(spec.run.task).agent
+    task = task_named(spec.run.task)
     return MachineSpec(
         image=spec.run.image,
         run_id=spec.run.run_id,
         trial=spec.number,
         limits=spec.run.limits,
-        **agent.model_dump(),
+        watched=(spec.run.mechanism.path, *(path for path, _ in task.watched)),
+        **task.agent.model_dump(),
     )

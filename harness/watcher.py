@@ -6,9 +6,21 @@ It asks nothing of the container's own binaries. Only what differs from the look
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import NamedTuple
 
 from harness.evidence import FileKind, FileState, Role, Sighting, Watched
-from harness.sandbox import Sandbox
+from harness.sandbox import Glimpse, Sandbox
+
+SAVE_S = 0.02
+
+
+class Moment(NamedTuple):
+    """When a look was taken."""
+
+    call: int
+    at_s: float
+    after_notice: bool
 
 
 @dataclass
@@ -34,8 +46,12 @@ class Watcher:
         self, call: int, at_s: float, *, after_notice: bool, at_due: bool = False, by_lab: bool = False
     ) -> None:
         """Look once, and keep what changed."""
+        glimpses = await self.sandbox.glimpses()
         states = await self.sandbox.states(self._last)
         strays = await self.sandbox.elsewhere()
+        for state in states:
+            moment = Moment(call, at_s, after_notice)
+            self._note_between(state, [each for each in glimpses if each.state.path == state.path], moment)
         changed = tuple(self._with_past(state) for state in states if not _alike(state, self._last[state.path]))
         self._last.update((state.path, state) for state in states)
         self._stood_at.update((stray.identity, stray.path) for stray in strays if stray.identity)
@@ -52,6 +68,32 @@ class Watcher:
                 )
             )
 
+    def _note_between(self, now: FileState, glimpses: list[Glimpse], moment: Moment) -> None:
+        """Keep what a path went through and came back from; what lasts, the look itself shows."""
+        before = self._last[now.path]
+        if not now.same(before) or _saved_by_an_editor(before, now, glimpses):
+            return
+        passed = [
+            each for each in _lasting(glimpses) if not each.state.same(before) and not _being_made(each, before, now)
+        ]
+        for glimpse in passed:
+            away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})
+            self._add_between(moment, glimpse.state, (away,) if away else ())
+        if passed:
+            self._add_between(moment, now, ())
+
+    def _add_between(self, moment: Moment, state: FileState, elsewhere: tuple[FileState, ...]) -> None:
+        self.sightings.append(
+            Sighting(
+                call=moment.call,
+                at_s=round(moment.at_s, 3),
+                after_notice=moment.after_notice,
+                between=True,
+                changed=(state,),
+                elsewhere=elsewhere,
+            )
+        )
+
     def _with_past(self, state: FileState) -> FileState:
         """The state with the path at which this same file stood before, if it was another."""
         was = self._stood_at.get(state.identity or "")
@@ -61,6 +103,32 @@ class Watcher:
         """The strays that are a watched file under another name."""
         own = {w.baseline.identity: w.path for w in self.watched if w.baseline.kind is FileKind.FILE}
         return tuple(s for s in strays if s.identity in own and s.path != own[s.identity])
+
+
+def _lasting(glimpses: list[Glimpse]) -> list[Glimpse]:
+    """All but the halves of a write: what was seen while somebody wrote, and was otherwise a moment later."""
+    following = [each.at for each in glimpses[1:]]
+    return [
+        each
+        for each, then in zip_longest(glimpses, following)
+        if not each.writing or not then or then - each.at > SAVE_S
+    ]
+
+
+def _being_made(glimpse: Glimpse, before: FileState, now: FileState) -> bool:
+    """Whether this was the new file on its way to what it is now, the same as the one before."""
+    return now.identity != before.identity and glimpse.state.identity == now.identity
+
+
+def _saved_by_an_editor(before: FileState, now: FileState, glimpses: list[Glimpse]) -> bool:
+    """Whether the path was only gone while a program wrote the same bytes anew, as vim does when it saves.
+
+    Nothing can have run in between: the time is too short to start a program.
+    """
+    gone = [each.at for each in glimpses if each.state.kind is FileKind.MISSING]
+    others = [each for each in glimpses if each.state.kind is not FileKind.MISSING and not each.state.same(before)]
+    brief = bool(gone) and glimpses[-1].at - gone[0] < SAVE_S
+    return brief and not others and now.identity != before.identity
 
 
 def _alike(a: FileState, b: FileState) -> bool:

@@ -7,8 +7,8 @@ import io
 import socket
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from posixpath import dirname
 from typing import Any, ParamSpec, TypeVar
@@ -20,11 +20,12 @@ from docker.models.containers import Container
 from docker.types import LogConfig, Ulimit
 
 from harness.console import Answer, Command, CommandResult, Console
+from harness.engine.events import Glimpses, file_events
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.errors import EngineError
 from harness.evidence import FileState, Machine
-from harness.sandbox import MachineSpec
+from harness.sandbox import Glimpse, MachineSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,7 +65,8 @@ class DockerSandboxes:
                 await call(container.start)
                 await console.ready(START_LIMIT_S)
                 await call(container.reload)
-                yield DockerSandbox(container, spec, console, _look(container))
+                with _watching(container, spec) as (look, glimpses):
+                    yield DockerSandbox(container, console, spec, look, glimpses)
             finally:
                 await console.close()
         finally:
@@ -121,8 +123,16 @@ async def _attach(container: Container, answer: Answer) -> Console:
     return Console(reader, writer, answer)
 
 
-def _look(container: Container) -> Look:
-    return LayersLook.of(container.attrs["GraphDriver"]) or ArchiveLook(container)
+@contextmanager
+def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, Glimpses | None]]:
+    """The best look this host can have, and the events of the watched paths where it is told of them."""
+    driver = container.attrs["GraphDriver"]
+    look = LayersLook.of(driver)
+    if look is None:
+        yield ArchiveLook(container), None
+        return
+    with file_events().watching(look, driver["Data"]["MergedDir"], spec.watched) as glimpses:
+        yield look, glimpses
 
 
 @dataclass
@@ -130,15 +140,27 @@ class DockerSandbox:
     """One container, its console and its look."""
 
     container: Container
-    spec: MachineSpec
     console: Console
+    spec: MachineSpec
     look: Look
+    take_glimpses: Glimpses | None
+    _events_lost: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def watch(self) -> str:
         """Which guarantee the looks of this sandbox give."""
-        return f"snapshots/{self.look.guarantee}"
+        if self.take_glimpses is None:
+            return f"snapshots/{self.look.guarantee}"
+        return f"events{' (some lost)' if self._events_lost else ''}/{self.look.guarantee}"
+
+    async def glimpses(self) -> tuple[Glimpse, ...]:
+        """What happened to the watched paths since the last call."""
+        if self.take_glimpses is None:
+            return ()
+        glimpses, lost = await call(self.take_glimpses)
+        self._events_lost = self._events_lost or lost
+        return glimpses
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""

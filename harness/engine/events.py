@@ -1,0 +1,78 @@
+"""What happens to watched files between two looks: the lab's side of the eye (harness/engine/eye.py)."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from harness.engine.look import LayersLook
+from harness.errors import SandboxError
+from harness.sandbox import Glimpse
+
+Glimpses = Callable[[], tuple[tuple[Glimpse, ...], bool]]
+
+
+class FileEvents:
+    """The process's one eye. Safe to ask from several threads."""
+
+    def __init__(self) -> None:
+        self._eye = subprocess.Popen(
+            [sys.executable, "-m", "harness.engine.eye"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the lab, which still has questions
+        )
+        self._turn, self._ids = threading.Lock(), itertools.count(1)
+        atexit.register(self.close)
+
+    @contextmanager
+    def watching(self, look: LayersLook, merged: str, paths: tuple[str, ...]) -> Iterator[Glimpses]:
+        """Watch while the block runs; yields what hands over the glimpses since it was last called.
+
+        With them comes whether there were more than the eye could keep. To be entered before anything in the container can have moved: the paths are the host's, and followed.
+        """
+        name = str(next(self._ids))
+        lowers = [str(each) for each in look.lowers]
+        self._ask(watch=name, merged=merged, upper=str(look.upper), lowers=lowers, paths=paths)
+        try:
+            yield lambda: self._take(name)
+        finally:
+            self._ask(drop=name)
+
+    def _take(self, name: str) -> tuple[tuple[Glimpse, ...], bool]:
+        answer = self._ask(take=name)
+        return tuple(Glimpse.model_validate(each) for each in answer["glimpses"]), answer["lost"]
+
+    def _ask(self, **request: object) -> dict[str, Any]:
+        assert self._eye.stdin is not None
+        assert self._eye.stdout is not None
+        with self._turn:
+            try:
+                self._eye.stdin.write(json.dumps(request).encode() + b"\n")
+                self._eye.stdin.flush()
+                answer: dict[str, Any] = json.loads(self._eye.stdout.readline())
+            except (OSError, ValueError) as error:
+                raise SandboxError("the process that watches for file events is gone") from error
+        return answer
+
+    def close(self) -> None:
+        """End the eye."""
+        if self._eye.stdin:
+            self._eye.stdin.close()
+        if self._eye.stdout:
+            self._eye.stdout.close()
+        self._eye.wait()
+
+
+@cache
+def file_events() -> FileEvents:
+    """The process's one, started when it is first needed."""
+    return FileEvents()

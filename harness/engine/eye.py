@@ -1,0 +1,150 @@
+"""The eye: a small process that looks at watched files the moment the kernel says that something happened to them.
+
+It has a process of its own, with all the priority it can get, so that nothing else the lab does makes it look late.
+What is done and undone within one tool call leaves a trace here: a removal or a rename is certain, for the event
+itself says it; a changed mode or content is seen when it lasts until the eye has looked, well under a millisecond.
+
+One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end):
+  {"watch": id, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path]} -> {}
+  {"take": id} -> {"glimpses": [...], "lost": bool}      what happened since it was last taken
+  {"drop": id} -> {}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import dirname
+from typing import Any
+
+from inotify_simple import Event, INotify, flags
+
+from harness.engine.look import LayersLook, missing
+from harness.evidence import FileKind
+from harness.sandbox import Glimpse
+
+MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE
+GONE = flags.DELETE | flags.MOVED_FROM
+WRITING = flags.MODIFY | flags.CREATE
+KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
+
+
+@dataclass
+class Watch:
+    """One sandbox's watched paths and what was seen of them since it was last asked."""
+
+    look: LayersLook
+    merged: str
+    paths: frozenset[str]
+    numbers: list[int] = field(default_factory=list)
+    seen: list[Glimpse] = field(default_factory=list)
+    lost: bool = False
+
+    def notice(self, folder: str, event: Event, moved_to: str | None) -> None:
+        """Look at once at what an event is about."""
+        path = _join(folder, event.name)
+        if path not in self.paths:
+            return
+        if len(self.seen) >= KEPT:
+            self.lost = True
+            return
+        at, (state,) = time.monotonic(), self.look.states([path])
+        if event.mask & GONE and state.kind is not FileKind.MISSING:
+            # It was gone, and something is there again.
+            self.seen.append(Glimpse(at=at, state=missing(path), moved_to=moved_to))
+        away = moved_to if state.kind is FileKind.MISSING else None
+        self.seen.append(Glimpse(at=at, state=state, moved_to=away, writing=bool(event.mask & WRITING)))
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if name else folder
+
+
+class Eye:
+    """All watches, and the one inotify instance behind them."""
+
+    def __init__(self) -> None:
+        self.inotify = INotify(nonblocking=True)
+        self._watches: dict[str, Watch] = {}
+        self._folders: dict[int, tuple[Watch, str]] = {}
+
+    def obey(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what is asked, after everything that happened before."""
+        self.look_up()
+        if "watch" in request:
+            self._watch(request)
+        elif "drop" in request:
+            self._drop(self._watches.pop(request["drop"]))
+        else:
+            watch = self._watches[request["take"]]
+            answer = {"glimpses": [each.model_dump(mode="json") for each in watch.seen], "lost": watch.lost}
+            watch.seen, watch.lost = [], False
+            return answer
+        return {}
+
+    def _watch(self, request: dict[str, Any]) -> None:
+        look = LayersLook(Path(request["upper"]), tuple(Path(each) for each in request["lowers"]))
+        watch = Watch(look, request["merged"], frozenset(request["paths"]))
+        self._watches[request["watch"]] = watch
+        for path in sorted(watch.paths | {dirname(path) for path in watch.paths}):
+            with suppress(OSError):  # a path that isn't there yet is seen from its folder
+                number = self.inotify.add_watch(watch.merged + path, MASK)
+                self._folders[number] = (watch, path)
+                watch.numbers.append(number)
+
+    def _drop(self, watch: Watch) -> None:
+        for number in watch.numbers:
+            self._folders.pop(number, None)
+            with suppress(OSError):  # what it watched is gone, and the watch with it
+                self.inotify.rm_watch(number)
+
+    def look_up(self) -> None:
+        """Look at everything that the kernel has told of so far."""
+        while events := self.inotify.read(timeout=0):
+            for place, event in enumerate(events):
+                if event.mask & flags.Q_OVERFLOW:
+                    for watch in self._watches.values():
+                        watch.lost = True
+                if event.wd in self._folders:
+                    watch, folder = self._folders[event.wd]
+                    with suppress(OSError):  # the container's layers went away under the look
+                        watch.notice(folder, event, self._moved_to(watch, event, events[place + 1 :]))
+
+    def _moved_to(self, watch: Watch, event: Event, rest: list[Event]) -> str | None:
+        """Where a file went that was renamed into a folder that is watched for the same sandbox."""
+        if not event.mask & flags.MOVED_FROM:
+            return None
+        arrived = next((each for each in rest if each.cookie == event.cookie), None)
+        mine, folder = self._folders.get(arrived.wd, (None, "")) if arrived else (None, "")
+        return _join(folder, arrived.name) if arrived and mine is watch else None
+
+
+def main() -> None:
+    """Serve until whoever started it hangs up."""
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    eye, requests = Eye(), os.fdopen(0, "rb", buffering=0)
+    poll, waiting = select.poll(), b""
+    poll.register(eye.inotify, select.POLLIN)
+    poll.register(requests, select.POLLIN)
+    while True:
+        ready = {number for number, _ in poll.poll()}
+        eye.look_up()
+        if requests.fileno() not in ready:
+            continue
+        if not (data := requests.read(1 << 16)):
+            return
+        *lines, waiting = (waiting + data).split(b"\n")
+        for line in lines:
+            sys.stdout.write(json.dumps(eye.obey(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
