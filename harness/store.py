@@ -134,7 +134,9 @@ class Store:
     def run(self, run_id: str) -> StoredRun:
         """One run; "last" is the newest. Raises UsageError naming the nearest."""
         runs = {run.spec.run_id: run for run in self.runs()}
-        if run_id == "last" and runs:
+        if not runs:
+            raise UsageError("There are no runs here yet: run a trial first, or name another --runs-dir.")
+        if run_id == "last":
             return list(runs.values())[-1]
         return runs[pick("run", run_id, runs)]
 

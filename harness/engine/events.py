@@ -37,7 +37,8 @@ class FileEvents:
     def watching(self, look: LayersLook, merged: str, paths: tuple[str, ...]) -> Iterator[Glimpses]:
         """Watch while the block runs; yields what hands over the glimpses since it was last called.
 
-        With them comes whether there were more than the eye could keep. To be entered before anything in the container can have moved: the paths are the host's, and followed.
+        With them comes whether there were more than the eye could keep. To be entered before anything in the container
+        can have moved: the paths are the host's, and followed.
         """
         name = str(next(self._ids))
         lowers = [str(each) for each in look.lowers]

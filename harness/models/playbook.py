@@ -117,6 +117,8 @@ def _documents(path: Path) -> Iterator[yaml.Node]:
 
 def _text(path: Path) -> str:
     name = _plain(path)
+    if path.exists() and not path.is_file():
+        raise _refusal(name, "this is no regular file, so name one")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -45,6 +45,8 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     """The runs in a log, a group or a folder of groups, by name. Raises UsageError naming file and line."""
     if not path.exists():
         raise UsageError(f"There is no recording at {path}: give a .jsonl log, a group or a folder of groups.")
+    if not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path} is neither a file nor a folder: give a .jsonl log, a group or a folder of groups.")
     files = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
     files = [file for file in files if not file.name.endswith("_debug.jsonl")]
     if not files:
