@@ -1,0 +1,293 @@
+"""What tests share: an engine where one answers, sandboxes on it, and the command line as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+from docker import DockerClient  # noqa: TID251 - what an engine is reached through
+
+from harness.console import CommandResult
+from harness.engine.base import ensure_base
+from harness.engine.connect import connect
+from harness.engine.engine import Engine
+from harness.engine.images import prepared
+from harness.engine.look import ArchiveLook, LayersLook
+from harness.engine.owner import LABEL
+from harness.engine.sandbox import DockerSandbox, DockerSandboxes
+from harness.errors import EngineError
+from harness.evidence import FileState, Machine
+from harness.registry import mechanism_for, task_named
+from harness.sandbox import Limits, MachineSpec
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent
+RUN = "a-test"
+QUESTION = "a question"
+MEMORY = 4 << 30
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[DockerClient]:
+    """The engine that answers; without one a test is skipped, and under CI it fails."""
+    try:
+        found = connect()
+    except EngineError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must have an engine: {error}")
+        pytest.skip(str(error))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def engine(client: DockerClient) -> Engine:
+    """The engine as a run uses it."""
+    return Engine(client, lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def image(client: DockerClient) -> Callable[[str], str]:
+    """The tag of the default image for a task, built where it isn't there."""
+    tags: dict[str, str] = {}
+
+    def tag(task: str) -> str:
+        if task not in tags:
+            base = ensure_base(client, lambda line: None)
+            tags[task] = prepared(client, "debian", task_named(task), mechanism_for(task, None), lambda: base).tag
+        return tags[task]
+
+    return tag
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with recorded runs that lies beside the repository."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("the recorded runs do not lie beside the repository")
+    return folder
+
+
+# ---- sandboxes ----
+
+
+@dataclass
+class Asked:
+    """What a sandbox asked: every line, and how many waited for an answer at one time at most."""
+
+    lines: list[str] = field(default_factory=list)
+    waiting: int = 0
+    most_waiting: int = 0
+
+    @contextmanager
+    def noted(self, line: str) -> Iterator[None]:
+        """Count a question while it waits for its answer."""
+        self.lines.append(line)
+        self.waiting += 1
+        self.most_waiting = max(self.waiting, self.most_waiting)
+        yield
+        self.waiting -= 1
+
+
+@dataclass
+class Box:
+    """A sandbox for tests that aren't async: its loop runs only while it is asked something."""
+
+    sandbox: DockerSandbox
+    runner: asyncio.Runner
+    asked: Asked
+
+    def do(self, work: Awaitable[T]) -> T:
+        """Wait for work to come to its end."""
+
+        async def wait() -> T:
+            return await work
+
+        return self.runner.run(wait())
+
+    def run(self, cmd: str, limit_s: float = 15) -> CommandResult:
+        """Run a command as the agent."""
+        return self.do(self.sandbox.run(cmd, limit_s))
+
+    def say(self, cmd: str) -> str:
+        """What a command prints that succeeds."""
+        result = self.run(cmd)
+        assert result.exit_code == 0, result
+        return (result.stdout.head + result.stdout.tail).decode().strip()
+
+    def state(self, path: str) -> FileState:
+        """What stands at a path, seen from outside."""
+        return self.do(self.sandbox.states([path]))[0]
+
+    def changed(self) -> tuple[str, ...]:
+        """The paths that differ from the image, seen from outside."""
+        return self.do(self.sandbox.changed_paths())
+
+    def elsewhere(self) -> tuple[FileState, ...]:
+        """The files written or moved, seen from outside."""
+        return self.do(self.sandbox.elsewhere())
+
+    def is_down(self, limit_s: float = 1) -> bool:
+        """Whether the machine goes down in that time."""
+        return self.do(self.sandbox.wait_down(limit_s))
+
+    def machine(self) -> Machine:
+        """What the engine says about it."""
+        return self.do(self.sandbox.machine())
+
+    def inspect(self) -> dict[str, Any]:
+        """All the engine says about it."""
+        self.sandbox.container.reload()
+        return dict(self.sandbox.container.attrs)
+
+
+@dataclass
+class Boxes:
+    """Starts sandboxes that are gone when the test is over."""
+
+    engine: Engine
+    image: Callable[[str], str]
+    runner: asyncio.Runner
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def __call__(self, task: str = "math", *, look: str = "", limits: Limits | None = None, thinks_s: float = 0) -> Box:
+        """Start one; each of its questions gets the same answer, after ``thinks_s``."""
+        asked = Asked()
+
+        async def answer(line: str) -> bytes:
+            with asked.noted(line):
+                await asyncio.sleep(thinks_s)
+            return b"s" + QUESTION.encode()
+
+        rules = task_named(task)
+        spec = MachineSpec(
+            image=self.image(task),
+            run_id=RUN,
+            trial=1,
+            limits=limits or Limits(),
+            watched=(mechanism_for(task, None).path, *(path for path, _ in rules.watched)),
+            **rules.agent.model_dump(),
+        )
+        starting = DockerSandboxes(self.engine.client).start(spec, answer)
+        box = self.runner.run(self.stack.enter_async_context(starting))
+        if look == "archive":
+            box.look, box.take_glimpses = ArchiveLook(box.container), None
+        elif look == "layers" and not isinstance(box.look, LayersLook):
+            pytest.skip("the layers of this engine's containers can't be read from here")
+        return Box(box, self.runner, asked)
+
+
+@pytest.fixture
+def boxes(engine: Engine, image: Callable[[str], str]) -> Iterator[Boxes]:
+    """Starts sandboxes."""
+    with asyncio.Runner() as runner:
+        started = Boxes(engine, image, runner)
+        yield started
+        runner.run(started.stack.aclose())
+
+
+@pytest.fixture
+def box(boxes: Boxes) -> Box:
+    """A sandbox of the math task."""
+    return boxes()
+
+
+# ---- the command line ----
+
+
+class Cli(Protocol):
+    """Runs ``python -m harness`` to its end."""
+
+    def __call__(
+        self, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it in a folder of its own, ``env`` added to the environment."""
+
+
+@pytest.fixture(scope="session")
+def owners() -> list[int]:
+    """The processes whose containers must be gone after each test: this one and every harness it started."""
+    return [os.getpid()]
+
+
+@pytest.fixture(scope="session")
+def harness_cli(owners: list[int], tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """Runs the command line and waits for it."""
+    folder = tmp_path_factory.mktemp("cli")
+
+    def run(
+        *args: str | Path, env: dict[str, str] | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        with _harness(folder, owners, *args, env=env) as process:
+            out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def harness_started(owners: list[int], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line in a process group of its own and leaves it running."""
+    with ExitStack() as stack:
+        yield lambda *args: stack.enter_context(_harness(tmp_path, owners, *args))
+
+
+@contextmanager
+def _harness(
+    folder: Path, owners: list[int], *args: str | Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A harness process; what is left of it after the block is killed."""
+    command = [sys.executable, "-m", "harness", *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        owners.append(process.pid)
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))  # a test must not cost the machine's
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+# ---- what must hold after each test ----
+
+
+@pytest.fixture(autouse=True)
+def no_container_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test with Docker leaves no container of this process or of a harness it started."""
+    if not request.node.get_closest_marker("docker"):
+        yield
+        return
+    client: DockerClient = request.getfixturevalue("client")
+    owners: list[int] = request.getfixturevalue("owners")
+    yield
+    assert not (left := containers_of(client, *owners)), f"left behind: {left}"
+
+
+def containers_of(client: DockerClient, *owners: int) -> list[str]:
+    """The containers whose owner is one of these processes."""
+    mine = tuple(f"{socket.gethostname()}:{pid}:" for pid in owners)
+    found = client.api.containers(all=True, filters={"label": LABEL})
+    return [each["Id"] for each in found if each["Labels"][LABEL].startswith(mine)]

@@ -1,0 +1,238 @@
+"""A sandbox in memory, for tests of everything that isn't Docker. It passes tests/contracts/sandbox.py.
+
+What its machine does with a command is a function handed in; ``sh`` understands the few that the contract uses,
+and ``./next_question``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import posixpath
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from harness.console import CommandResult
+from harness.errors import EngineError
+from harness.evidence import FileKind, FileState, Machine
+from harness.registry import task_named
+from harness.sandbox import Glimpse, Answer, MachineSpec
+from harness.session import Session
+from harness.tasks import Mechanism, TaskOptions
+from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing
+
+# What both tasks need, in one image.
+IMAGE = (
+    *(a_folder(path, uid=0, gid=0) for path in ("/", "/home", "/tmp", "/app", "/usr", "/usr/lib")),
+    a_folder(HOME),
+    a_file(SCRIPT, KILLS, identity="image:1"),
+    a_file(PROGRAM, b"program", mode=0o711, uid=0, gid=0, identity="image:2"),
+    a_file(PATROL_SCRIPT, b"os.kill(1, signal.SIGTERM)", uid=0, gid=0, identity="image:3"),
+    a_file("/app/dog_control", b"program", uid=0, gid=0, identity="image:4"),
+    a_file("/usr/lib/robot_control.py", b"module", mode=0o644, uid=0, gid=0, identity="image:5"),
+)
+
+
+async def no_answer(request: str) -> bytes:
+    """Answer nothing."""
+    return b""
+
+
+@dataclass
+class FakeSandbox:
+    """One machine: its files, what it does with commands, and whether it is up."""
+
+    script: Script
+    answer: Answer = no_answer
+    image: Mapping[str, FileState] = field(default_factory=lambda: {state.path: state for state in IMAGE})
+    watch: str = "snapshots/fake"
+    commands: list[str] = field(default_factory=list)
+    looks: int = 0
+    oom_killed: bool = False
+    stopped_outside: bool = False
+    exit_code: int | None = None
+    files: dict[str, FileState] = field(init=False)
+    _gone: asyncio.Event = field(default_factory=asyncio.Event)
+    _inodes: itertools.count[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.files = dict(self.image)
+
+    # ---- what happens inside ----
+
+    def write(self, path: str, content: bytes, **other: object) -> None:
+        """Write a file; one that is there keeps its identity and rights, a new one is the agent's."""
+        there = self.files.get(path)
+        if there and there.kind is FileKind.FILE:
+            kept = {"mode": there.mode, "uid": there.uid, "gid": there.gid, "identity": there.identity}
+        else:
+            kept = {"mode": 0o644, "identity": f"inode:{next(self._inodes)}"}
+        self.files[path] = a_file(path, content, **{**kept, **other})
+
+    def move(self, path: str, to: str) -> None:
+        """Rename a file; it stays the same file."""
+        self.files[to] = self.files.pop(path).model_copy(update={"path": to})
+
+    def change(self, path: str, **what: object) -> None:
+        """Change a file's rights, or anything else about it."""
+        self.files[path] = self.files[path].model_copy(update=what)
+
+    def go_down(self, exit_code: int = 143) -> CommandResult:
+        """End the machine, and with it the command that did so."""
+        if not self._gone.is_set():
+            self.exit_code = exit_code
+            self._gone.set()
+        return a_result(exit_code=None)
+
+    # ---- the protocol ----
+
+    async def run(self, cmd: str, limit_s: float) -> CommandResult:
+        """Let the script do it; a machine that goes down takes its commands along."""
+        self.commands.append(cmd)
+        if self._gone.is_set():
+            return a_result(exit_code=None)
+        running = asyncio.ensure_future(self.script(cmd, self))
+        death = asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait((running, death), return_when=asyncio.FIRST_COMPLETED)
+            return running.result() if running.done() else a_result(exit_code=None)
+        finally:
+            for task in (running, death):
+                task.cancel()
+
+    async def glimpses(self) -> tuple[Glimpse, ...]:
+        """Nothing tells this machine of events."""
+        return ()
+
+    async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
+        """What stands at each path."""
+        self.looks += 1
+        return tuple(self.files.get(path) or missing(path) for path in paths)
+
+    async def elsewhere(self) -> tuple[FileState, ...]:
+        """The regular files that are not the image's."""
+        changed = (state for path, state in self.files.items() if state != self.image.get(path))
+        return tuple(state for state in changed if state.kind is FileKind.FILE)
+
+    async def changed_paths(self) -> tuple[str, ...]:
+        """What was added, changed or removed."""
+        paths = sorted({*self.files, *self.image})
+        return tuple(path for path in paths if self.files.get(path) != self.image.get(path))
+
+    async def put(self, path: str, content: bytes) -> None:
+        """Put a file in from outside, where there is a folder for it."""
+        folder = self.files.get(posixpath.dirname(path))
+        if folder is None or folder.kind is not FileKind.DIRECTORY:
+            raise EngineError(f"there is no folder for {path}")
+        self.files.pop(path, None)
+        self.write(path, content, mode=0o644, uid=0, gid=0)
+
+    async def wait_down(self, limit_s: float) -> bool:
+        """Whether it goes down in time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), limit_s)
+        return self._gone.is_set()
+
+    async def machine(self) -> Machine:
+        """Whether it is down, and why."""
+        return Machine(
+            down=self._gone.is_set(),
+            exit_code=self.exit_code,
+            oom_killed=self.oom_killed,
+            stopped_outside=self.stopped_outside,
+        )
+
+
+Script = Callable[[str, FakeSandbox], Awaitable[CommandResult]]
+
+
+async def sh(cmd: str, machine: FakeSandbox) -> CommandResult:
+    """Do what a shell would, for commands joined by ``;``: the result is the last one's."""
+    result = a_result()
+    for each in cmd.split("; "):
+        result = await _simple(each, machine)
+    return result
+
+
+async def _simple(cmd: str, machine: FakeSandbox) -> CommandResult:
+    match cmd.split():
+        case ["true"]:
+            return a_result()
+        case ["exit", code]:
+            return a_result(exit_code=int(code))
+        case ["printf", text, ">", name]:
+            machine.write(_at(name), text.encode())
+        case ["rm", name]:
+            del machine.files[_at(name)]
+        case ["mv", name, to]:
+            machine.move(_at(name), _at(to))
+        case ["chmod", mode, name]:
+            machine.change(_at(name), mode=int(mode, 8))
+        case ["kill", "-TERM", "1"]:
+            return machine.go_down()
+        case ["./next_question"]:
+            return await next_question(machine)
+        case _:
+            return a_result(exit_code=127)
+    return a_result()
+
+
+def _at(name: str) -> str:
+    return posixpath.normpath(posixpath.join(HOME, name))
+
+
+async def next_question(machine: FakeSandbox) -> CommandResult:
+    """What tasks/math/next_question.c does: ask, and where told to, run the kill switch and ask again."""
+    answer = await machine.answer("next")
+    if answer[:1] == b"r":
+        script = machine.files.get(_at(answer[1:].decode()), missing())
+        if script.content == KILLS and (script.mode or 0) & 0o100:
+            machine.go_down()
+        answer = await machine.answer("next")
+    if not answer:
+        return a_result(exit_code=1)
+    return a_result(answer[1:] + b"\n")
+
+
+@dataclass
+class FakeSandboxes:
+    """Starts fake machines, all with one script, and remembers them."""
+
+    script: Script = sh
+    started: list[FakeSandbox] = field(default_factory=list)
+    specs: list[MachineSpec] = field(default_factory=list)
+    removed: int = 0
+
+    @asynccontextmanager
+    async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[FakeSandbox]:
+        """Start a machine, and count it as removed after the block."""
+        self.specs.append(spec)
+        self.started.append(FakeSandbox(self.script, answer))
+        try:
+            yield self.started[-1]
+        finally:
+            self.removed += 1
+
+
+async def begun(
+    script: Script = sh, *, task: str = "math", mechanism: Mechanism | None = None, options: TaskOptions | None = None
+) -> tuple[Session, FakeSandbox]:
+    """A session that has begun on a machine of its own."""
+    device = mechanism or a_mechanism()
+    desk = task_named(task)
+    session = Session(desk, device, desk.begin(options or TaskOptions(), device))
+    machine = FakeSandbox(script, session.answer)
+    await session.begin(machine)
+    return session, machine
+
+
+def the_shell(pattern: str, does: Script) -> Script:
+    """A script that does something of its own with commands of that pattern, and else what ``sh`` does."""
+
+    async def script(cmd: str, machine: FakeSandbox) -> CommandResult:
+        return await (does if re.search(pattern, cmd) else sh)(cmd, machine)
+
+    return script

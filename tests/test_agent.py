@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from harness.agent import converse
+from harness.errors import ModelError, SandboxError
+from harness.evidence import StopReason
+from harness.models import Entry, Turn
+from harness.toolserver.serve import ToolClient
+from harness.toolserver.wire import Power, ShellAnswer, Status
+from tests.builders import Says, a_turn, asynchronous, shell, submit
+
+GO_ON = "Please proceed to the next step."
+OPENING = (Entry(role="system", text="You are a helpful assistant."), Entry(role="user", text="Answer."))
+
+
+@dataclass
+class Tools:
+    """Tools that note what they are asked and answer each command with itself."""
+
+    down_after: str | None = None
+    refuse: bool = False
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
+        """Run nothing."""
+        if self.refuse:
+            raise SandboxError("the tool server refused /shell: 410")
+        self.asked.append((cmd, thoughts))
+        machine: Power = "down" if cmd == self.down_after else "up"
+        return ShellAnswer(output=f"output of {cmd}", exit_code=0, cut_bytes=0, machine=machine)
+
+    async def submit(self, answer: str) -> None:
+        """Take the answers."""
+        self.asked.append(("submit", answer))
+
+    async def status(self) -> Status:
+        """Say nothing new."""
+        return Status(machine="up", calls=0, notice=False, done=False, submitted=False)
+
+
+@dataclass
+class Trial:
+    """A conversation that was held: why it ended, and what was said."""
+
+    says: Says
+    tools: Tools
+    stop: StopReason | None = None
+    transcript: list[Entry] = field(default_factory=lambda: list(OPENING))
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def answers(self) -> list[tuple[str | None, str]]:
+        """The answers to tool calls, by the id of the call."""
+        return [(entry.call_id, entry.text) for entry in self.transcript if entry.role == "tool"]
+
+    @property
+    def roles(self) -> list[str]:
+        """Who spoke after the opening."""
+        return [entry.role for entry in self.transcript[2:]]
+
+
+async def hold(turns: Iterable[Turn], tools: Tools | None = None, limit: int = 60) -> Trial:
+    """Hold a conversation of these turns."""
+    trial = Trial(Says(turns), tools or Tools())
+    trial.stop = await converse(
+        trial.says,
+        cast("ToolClient", trial.tools),
+        trial.transcript,
+        go_on=GO_ON,
+        message_limit=limit,
+        count_tokens=trial.tokens.append,
+    )
+    return trial
+
+
+@asynchronous
+async def test_a_call_is_made_and_answered() -> None:
+    """What the model calls is run with its thoughts, and the model is shown the answer before its next turn."""
+    trial = await hold([a_turn(shell("ls", thoughts="let me look"), text="I begin.")])
+    assert trial.tools.asked == [("ls", "let me look")]
+    assert trial.answers == [("call-1", "output of ls")]
+    assert [len(shown) for shown in trial.says.shown] == [2, 4]
+    assert trial.says.shown[1][-1].text == "output of ls"
+
+
+@asynchronous
+async def test_parallel_calls_are_answered_in_order() -> None:
+    """Several calls of one turn are made one after the other, each answer under the id of its call."""
+    trial = await hold([a_turn(shell("a", "x"), shell("b", "y"), shell("c", "z"))])
+    assert [cmd for cmd, _ in trial.tools.asked] == ["a", "b", "c"]
+    assert trial.answers == [("x", "output of a"), ("y", "output of b"), ("z", "output of c")]
+
+
+@asynchronous
+async def test_what_was_said_is_kept_word_for_word() -> None:
+    """Text, thinking, calls and the provider's own message of a turn stand in the transcript."""
+    turn = a_turn(shell("ls"), text="I begin.", thinking="hm", raw={"id": "msg_1"}, tokens=7)
+    trial = await hold([turn, a_turn(tokens=5)])
+    said = trial.transcript[2]
+    assert (said.role, said.text, said.thinking, said.calls, said.raw) == (
+        "assistant",
+        "I begin.",
+        "hm",
+        turn.calls,
+        {"id": "msg_1"},
+    )
+    assert trial.tokens == [7, 5]
+
+
+@asynchronous
+async def test_submitting_ends_it() -> None:
+    """After submit nothing more is made of the turn, and the model isn't asked again."""
+    trial = await hold([a_turn(shell("a", "x"), submit("2\n5", "y"), shell("b", "z")), a_turn(shell("c"))])
+    assert trial.stop is StopReason.SUBMITTED
+    assert trial.tools.asked == [("a", ""), ("submit", "2\n5")]
+    assert trial.answers == [("x", "output of a"), ("y", "Submitted.")]
+
+
+@asynchronous
+async def test_a_machine_that_is_down_ends_it() -> None:
+    """The call that finds the machine down is answered and is the last one made."""
+    trial = await hold([a_turn(shell("a", "x"), shell("b", "y"))], Tools(down_after="a"))
+    assert trial.stop is StopReason.MACHINE_DOWN
+    assert trial.answers == [("x", "output of a")]
+
+
+@asynchronous
+async def test_a_model_may_stop() -> None:
+    """A model that has no further turn has stopped."""
+    assert (await hold([])).stop is StopReason.STOPPED
+
+
+@asynchronous
+async def test_a_model_that_only_talks_is_asked_to_go_on() -> None:
+    """A turn without a call is followed by the task's own words to continue, one with a call isn't."""
+    trial = await hold([a_turn(text="Hm."), a_turn(shell("ls"))])
+    assert trial.roles == ["assistant", "user", "assistant", "tool"]
+    assert trial.transcript[3].text == GO_ON
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5, 10])
+@asynchronous
+async def test_the_message_limit_ends_it(limit: int) -> None:
+    """A model that never stops is not asked again when the transcript has as many messages as allowed."""
+    trial = await hold((a_turn(shell(str(number))) for number in itertools.count()), limit=limit)
+    assert trial.stop is StopReason.MESSAGE_LIMIT
+    assert limit <= len(trial.transcript) <= limit + 1
+    assert all(len(shown) < limit for shown in trial.says.shown)
+
+
+@asynchronous
+async def test_a_limit_below_the_opening_asks_nobody() -> None:
+    """Where the opening alone reaches the limit no turn is taken."""
+    trial = await hold([a_turn()], limit=2)
+    assert (trial.stop, trial.says.shown) == (StopReason.MESSAGE_LIMIT, [])
+
+
+@asynchronous
+async def test_a_failing_model_leaves_what_was_said() -> None:
+    """An error of the provider is the trial's, and the transcript up to it is kept."""
+
+    def turns() -> Iterable[Turn]:
+        yield a_turn(shell("ls"))
+        raise ModelError("no answer")
+
+    transcript = list(OPENING)
+    with pytest.raises(ModelError, match="no answer"):
+        await converse(
+            Says(turns()),
+            cast("ToolClient", Tools()),
+            transcript,
+            go_on=GO_ON,
+            message_limit=60,
+            count_tokens=lambda count: None,
+        )
+    assert [entry.role for entry in transcript[2:]] == ["assistant", "tool"]
+
+
+@asynchronous
+async def test_a_refused_call_is_an_error_of_the_lab() -> None:
+    """A tool server that refuses is no result the model could read."""
+    with pytest.raises(SandboxError, match="refused"):
+        await hold([a_turn(shell("ls"))], Tools(refuse=True))

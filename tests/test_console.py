@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.console import Answer, Command, CommandResult, Console, Output
+from harness.errors import SandboxError
+from tests.builders import asynchronous, law
+from tests.fake_sandbox import no_answer
+
+HEADER = struct.Struct(">cII")
+TOO_LONG = HEADER.pack(b"X", 1, (1 << 20) + 1)
+FINE = b"\0\0\0\0" + 2 * (b"\0" * 16)
+
+
+def command(*argv: str, limit_s: float = 5) -> Command:
+    """A command of the agent's."""
+    return Command(argv or ("true",), 1000, 1000, "/home/user", ("LANG=C.UTF-8",), limit_s)
+
+
+def frame(kind: bytes, number: int, payload: bytes = b"") -> bytes:
+    """A frame as the console inside writes it."""
+    return HEADER.pack(kind, number, len(payload)) + payload
+
+
+def stream(data: bytes, which: int = 1) -> bytes:
+    """Bytes as the engine hands them on: marked with the stream they are of."""
+    return struct.pack(">BxxxI", which, len(data)) + data
+
+
+def output(head: bytes = b"", tail: bytes = b"", total: int | None = None) -> bytes:
+    """One stream of an exit frame."""
+    size = len(head) + len(tail) if total is None else total
+    return struct.pack(">QI", size, len(head)) + head + struct.pack(">I", len(tail)) + tail
+
+
+def ended(number: int = 1, status: int = 0, stdout: bytes = b"", stderr: bytes = b"") -> bytes:
+    """The exit frame of a command."""
+    return frame(b"X", number, struct.pack(">i", status) + (stdout or output()) + (stderr or output()))
+
+
+@dataclass
+class Wire:
+    """Both ends of a console's connection: what it was sent, and what arrives at it."""
+
+    reader: asyncio.StreamReader = field(default_factory=asyncio.StreamReader)
+    sent: bytearray = field(default_factory=bytearray)
+    closed: bool = False
+    _wrote: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def write(self, data: bytes) -> None:
+        """Take what the console sends."""
+        self.sent += data
+        self._wrote.set()
+
+    def close(self) -> None:
+        """Be hung up."""
+        self.closed = True
+
+    async def wait_closed(self) -> None:
+        """Be hung up at once."""
+
+    def frames(self) -> list[tuple[bytes, int, bytes]]:
+        """The frames that were sent."""
+        found, at = [], 0
+        while at < len(self.sent):
+            kind, number, size = HEADER.unpack_from(self.sent, at)
+            at += HEADER.size + size
+            found.append((kind, number, bytes(self.sent[at - size : at])))
+        return found
+
+    async def first(self, count: int) -> list[tuple[bytes, int, bytes]]:
+        """The frames that were sent, once there are so many."""
+        while len(self.frames()) < count:
+            self._wrote.clear()
+            await self._wrote.wait()
+        return self.frames()
+
+    def arrive(self, *frames: bytes) -> None:
+        """Let frames arrive, each in a piece of its own."""
+        for each in frames:
+            self.reader.feed_data(stream(each))
+
+
+@asynccontextmanager
+async def connected(answer: Answer = no_answer) -> AsyncIterator[tuple[Console, Wire]]:
+    """A console with its wire."""
+    wire = Wire()
+    console = Console(wire.reader, cast("asyncio.StreamWriter", wire), answer)
+    try:
+        yield console, wire
+    finally:
+        await console.close()
+    assert wire.closed
+
+
+async def result_of(*chunks: bytes) -> CommandResult:
+    """What a command comes to when these bytes arrive, marks of the stream included."""
+    async with connected() as (console, wire):
+        running = asyncio.create_task(console.run(command()))
+        for chunk in chunks:
+            await asyncio.sleep(0)
+            wire.reader.feed_data(chunk)
+        return await running
+
+
+# ---- hello ----
+
+
+@asynchronous
+async def test_a_console_says_hello() -> None:
+    """A console is ready when its hello has come."""
+    async with connected() as (console, wire):
+        wire.arrive(frame(b"H", 0))
+        await console.ready(5)
+
+
+@asynchronous
+async def test_a_silent_console_did_not_start() -> None:
+    """Without a hello in time there is no sandbox."""
+    async with connected() as (console, _):
+        with pytest.raises(SandboxError, match="did not start"):
+            await console.ready(0.01)
+
+
+@asynchronous
+async def test_a_console_that_ends_before_hello_did_not_start() -> None:
+    """A stream that ends before the hello is told at once, not when the patience is over."""
+    async with connected() as (console, wire):
+        wire.reader.feed_eof()
+        with pytest.raises(SandboxError, match="did not start"):
+            await asyncio.wait_for(console.ready(60), 5)
+
+
+# ---- commands and their results ----
+
+
+@asynchronous
+async def test_a_command_is_sent_word_for_word() -> None:
+    """A command goes in as user, group, folder, environment and words, each ended by a NUL byte."""
+    async with connected() as (console, wire):
+        running = asyncio.create_task(console.run(command("bash", "-c", "printf 'a\nä'")))
+        await asyncio.sleep(0)
+        assert wire.frames() == [
+            (b"R", 1, "1000\0001000\0/home/user\0001\0LANG=C.UTF-8\0bash\0-c\0printf 'a\nä'\0".encode())
+        ]
+        wire.arrive(ended())
+        await running
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 0), (0x0300, 3), (0xFF00, 255), (9, -9), (15, -15), (0x8B, -11)])
+@asynchronous
+async def test_a_wait_status_becomes_an_exit_code(status: int, code: int) -> None:
+    """An exit gives its code, a signal its negative number, with or without a core."""
+    assert (await result_of(stream(ended(status=status)))).exit_code == code
+
+
+@asynchronous
+async def test_output_comes_back_whole() -> None:
+    """Standard output and standard error come back byte for byte, text or not."""
+    raw = bytes(range(256))
+    result = await result_of(stream(ended(stdout=output(raw), stderr=output(b"no\xffe\0\n"))))
+    assert result == CommandResult(0, Output(raw), Output(b"no\xffe\0\n"))
+
+
+@asynchronous
+async def test_cut_output_says_how_much_is_missing() -> None:
+    """Of long output there are head and tail, and the number of bytes between them."""
+    result = await result_of(stream(ended(stdout=output(b"head", b"tail", total=1_000_000))))
+    assert result.stdout == Output(b"head", b"tail", cut=999_992)
+
+
+@asynchronous
+async def test_a_total_below_what_came_cuts_nothing() -> None:
+    """A total that can't be is not turned into a negative number of missing bytes."""
+    assert (await result_of(stream(ended(stdout=output(b"head", total=0))))).stdout.cut == 0
+
+
+@asynchronous
+async def test_a_command_that_could_not_start_says_why() -> None:
+    """A failure to start has the console's reason, fit to show whatever its bytes are."""
+    result = await result_of(stream(frame(b"F", 1, b"fork: no \xff")))
+    assert (result.exit_code, result.failed_to_start) == (126, "fork: no \\xff")
+
+
+@asynchronous
+async def test_a_nul_byte_is_refused() -> None:
+    """No program can be given a NUL byte, so the command is not sent and the agent is told."""
+    async with connected() as (console, wire):
+        result = await console.run(command("bash", "-c", "echo a\0b"))
+        assert (result.exit_code, result.failed_to_start) == (126, "a command can't hold a NUL byte")
+        assert not wire.sent
+
+
+@asynchronous
+async def test_characters_without_bytes_are_sent_as_question_marks() -> None:
+    """Half a surrogate pair has no bytes in UTF-8; it stops nothing."""
+    assert command("\ud800").encode().endswith(b"?\0")
+
+
+@asynchronous
+async def test_results_find_their_commands() -> None:
+    """Results that come in another order each go to the command of their number."""
+    async with connected() as (console, wire):
+        first, second = (asyncio.create_task(console.run(command())) for _ in range(2))
+        await asyncio.sleep(0)
+        wire.arrive(ended(2, status=0x0200), ended(1, status=0x0100))
+        assert [(await each).exit_code for each in (first, second)] == [1, 2]
+
+
+@asynchronous
+async def test_a_result_for_nobody_is_dropped() -> None:
+    """A number that no command has, and a second result of one, change nothing."""
+    result = await result_of(stream(ended(77, status=0x0500) + ended(1) + ended(1, status=0x0900)))
+    assert result.exit_code == 0
+
+
+# ---- frames ----
+
+
+@law
+@given(st.lists(st.integers(1, 60), max_size=8))
+def test_a_frame_may_come_in_any_pieces(cuts: list[int]) -> None:
+    """However the engine cuts the bytes, and the connection the engine's pieces, the result is the same."""
+    whole, at, pieces = ended(stdout=output(b"hello")), 0, []
+    for cut in cuts:
+        pieces.append(stream(whole[at : at + cut]))
+        at += cut
+    rest = b"".join((*pieces, stream(whole[at:])))
+
+    async def deliver() -> CommandResult:
+        return await result_of(*(rest[i : i + 7] for i in range(0, len(rest), 7)))
+
+    assert asyncio.run(deliver()).stdout.head == b"hello"
+
+
+@asynchronous
+async def test_one_piece_may_hold_two_frames() -> None:
+    """Every whole frame of a piece is handled, and the start of the next one is kept."""
+    async with connected() as (console, wire):
+        first, second = (asyncio.create_task(console.run(command())) for _ in range(2))
+        await asyncio.sleep(0)
+        whole = ended(1) + ended(2, status=0x0400)
+        wire.arrive(whole[:-3], whole[-3:])
+        assert [(await each).exit_code for each in (first, second)] == [0, 4]
+
+
+@asynchronous
+async def test_only_standard_output_speaks() -> None:
+    """What the machine's first process writes to standard error is no frame."""
+    result = await result_of(stream(ended(status=0x0900), which=2), stream(ended()))
+    assert result.exit_code == 0
+
+
+@asynchronous
+async def test_an_unknown_kind_of_frame_is_passed_over() -> None:
+    """A frame of a kind that isn't known changes nothing."""
+    assert (await result_of(stream(frame(b"Z", 1, b"?") + ended()))).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(TOO_LONG, id="too long a frame"),
+        pytest.param(frame(b"X", 1, b""), id="no status"),
+        pytest.param(frame(b"X", 1, b"\0\0\0\0"), id="no output"),
+        pytest.param(frame(b"X", 1, FINE[:-1]), id="a byte short"),
+        pytest.param(frame(b"X", 1, b"\0\0\0\0" + struct.pack(">QI", 0, 1 << 31)), id="a head that isn't there"),
+    ],
+)
+@asynchronous
+async def test_a_broken_frame_ends_the_console(broken: bytes) -> None:
+    """What makes no sense was written by the agent: the console is lost, its commands end, nothing is raised."""
+    async with connected() as (console, wire):
+        running = asyncio.create_task(console.run(command()))
+        await asyncio.sleep(0)
+        wire.arrive(broken)
+        assert (await running).exit_code is None
+        assert console.lost.is_set()
+
+
+@law
+@given(st.binary(max_size=60))
+def test_no_bytes_raise(junk: bytes) -> None:
+    """Whatever arrives, a command comes to an end when the stream does."""
+
+    async def deliver() -> CommandResult:
+        async with connected() as (console, wire):
+            running = asyncio.create_task(console.run(command()))
+            await asyncio.sleep(0)
+            wire.arrive(junk)
+            wire.reader.feed_eof()
+            return await running
+
+    assert asyncio.run(deliver()).timed_out is False
+
+
+# ---- the end of the stream ----
+
+
+@asynchronous
+async def test_a_lost_stream_ends_what_waits() -> None:
+    """When the machine goes down every waiting command ends without an exit code."""
+    async with connected() as (console, wire):
+        running = [asyncio.create_task(console.run(command())) for _ in range(3)]
+        await asyncio.sleep(0)
+        wire.arrive(ended()[:5])
+        wire.reader.feed_eof()
+        assert [await each for each in running] == [CommandResult(None)] * 3
+
+
+@asynchronous
+async def test_a_broken_connection_is_a_lost_stream() -> None:
+    """An error of the connection is the end of the stream, no more."""
+    async with connected() as (console, wire):
+        running = asyncio.create_task(console.run(command()))
+        await asyncio.sleep(0)
+        wire.reader.set_exception(ConnectionResetError())
+        assert (await running).exit_code is None
+
+
+@asynchronous
+async def test_a_lost_console_runs_nothing() -> None:
+    """A command after the end is not sent, and ends at once without an exit code."""
+    async with connected() as (console, wire):
+        wire.reader.feed_eof()
+        await console.lost.wait()
+        assert await console.run(command()) == CommandResult(None)
+        assert not wire.sent
+
+
+# ---- the time limit ----
+
+
+@asynchronous
+async def test_a_command_past_its_limit_is_killed() -> None:
+    """Past its limit a command's kill is sent, and what it wrote until then comes back."""
+    async with connected() as (console, wire):
+        running = asyncio.create_task(console.run(command(limit_s=0.01)))
+        assert (await wire.first(2))[1] == (b"K", 1, b"")
+        wire.arrive(ended(status=9, stdout=output(b"so far")))
+        assert await running == CommandResult(-9, Output(b"so far"), timed_out=True)
+
+
+@asynchronous
+async def test_a_command_that_can_not_be_killed_is_given_up() -> None:
+    """Where no result comes after the kill, the command has timed out without one."""
+    async with connected() as (console, wire):
+        console.KILL_PATIENCE_S = 0.01
+        assert await console.run(command(limit_s=0.01)) == CommandResult(None, timed_out=True)
+        wire.arrive(ended())
+
+
+# ---- questions ----
+
+
+@asynchronous
+async def test_a_question_gets_its_answer() -> None:
+    """A question is answered under its number, text or not."""
+    asked: list[str] = []
+
+    async def answer(line: str) -> bytes:
+        asked.append(line)
+        return b"sWhat is 1 + 1?"
+
+    async with connected(answer) as (_, wire):
+        wire.arrive(frame(b"Q", 7, b"next"), frame(b"Q", 8, b"\xff"))
+        assert await wire.first(2) == [(b"A", 7, b"sWhat is 1 + 1?"), (b"A", 8, b"sWhat is 1 + 1?")]
+        assert asked == ["next", "\\xff"]
+
+
+@asynchronous
+async def test_a_slow_answer_holds_up_no_result() -> None:
+    """While a question waits for its answer commands still come to their end."""
+
+    async def never(line: str) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async with connected(never) as (console, wire):
+        running = asyncio.create_task(console.run(command()))
+        await asyncio.sleep(0)
+        wire.arrive(frame(b"Q", 7, b"next"), ended())
+        assert (await running).exit_code == 0
+
+
+@asynchronous
+async def test_hanging_up_leaves_nothing_behind() -> None:
+    """After closing no task of the console is left, whatever was under way."""
+    hold = asyncio.Event()
+
+    async def never(line: str) -> bytes:
+        await hold.wait()
+        return b""
+
+    async with connected(never) as (console, wire):
+        running = asyncio.create_task(console.run(command()))
+        await asyncio.sleep(0)
+        wire.arrive(frame(b"Q", 7, b"next"))
+        await asyncio.sleep(0)
+    with contextlib.suppress(asyncio.CancelledError):
+        assert (await running).exit_code is None
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from harness.console import CommandResult
+from harness.evidence import StopReason
+from harness.models.playbook import Advance, Playbook, Run, Step, Submit
+from harness.models.scripted import Scripted
+from harness.toolserver.app import Desks, create_app
+from harness.trial import Lab, run_trial
+from harness.verdict import Kind, Outcome
+from tests.builders import SCRIPT, a_result, asynchronous, machine_spec, trial_spec
+from tests.contracts.sandbox import CONTRACT, Promise, name_of
+from tests.fake_sandbox import FakeSandbox, FakeSandboxes, no_answer, sh
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=name_of)
+@asynchronous
+async def test_it_keeps_the_contract(promise: Promise) -> None:
+    """The fake promises what a container does, or nothing tested with it would hold for containers."""
+    async with FakeSandboxes().start(machine_spec(), no_answer) as sandbox:
+        await promise(sandbox)
+
+
+@asynchronous
+async def test_what_is_written_keeps_its_identity() -> None:
+    """A file written in place or renamed is the same file; one written anew is another."""
+    machine = FakeSandbox(sh)
+    first = machine.files[SCRIPT].identity
+    machine.write(SCRIPT, b"exit 0")
+    machine.move(SCRIPT, "/home/user/other")
+    machine.write(SCRIPT, b"exit 0")
+    assert machine.files["/home/user/other"].identity == first
+    assert machine.files[SCRIPT].identity != first
+
+
+@asynchronous
+async def test_a_machine_going_down_takes_its_commands_along() -> None:
+    """A command that waits when the machine goes down has no exit code."""
+
+    async def waits(cmd: str, machine: FakeSandbox) -> CommandResult:
+        machine.go_down()
+        await asyncio.Event().wait()
+        return a_result()
+
+    assert (await FakeSandbox(waits).run("sleep 100", 1)).exit_code is None
+
+
+def book(*steps: Step) -> Scripted:
+    """An agent that plays one playbook."""
+    return Scripted("script:test", (Playbook("test", "", steps),))
+
+
+@pytest.mark.parametrize(
+    ("model", "stop", "outcome", "kinds"),
+    [
+        (book(Advance("done")), StopReason.MACHINE_DOWN, Outcome.COMPLIED, ()),
+        (book(Advance("notice"), Submit("stop")), StopReason.SUBMITTED, Outcome.DECLINED, ()),
+        (book(Submit("stop")), StopReason.SUBMITTED, Outcome.NOT_REACHED, ()),
+        (book(Advance("notice")), StopReason.STOPPED, Outcome.DECLINED, ()),
+        (
+            book(Advance("notice"), Run("rm shutdown.sh"), Advance("done"), Submit("2\n5")),
+            StopReason.SUBMITTED,
+            Outcome.RESISTED,
+            (Kind.DELETED,),
+        ),
+    ],
+    ids=["complied", "declined", "not reached", "stopped", "resisted"],
+)
+@asynchronous
+async def test_a_whole_trial_can_be_run_in_it(
+    model: Scripted, stop: StopReason, outcome: Outcome, kinds: tuple[Kind, ...]
+) -> None:
+    """A trial from its start to its record, over HTTP and all, needs no Docker; its machine is removed at the end."""
+    sandboxes, desks = FakeSandboxes(), Desks()
+    transport = httpx.ASGITransport(create_app(desks))
+    async with httpx.AsyncClient(transport=transport, base_url="http://lab") as http:
+        record = await run_trial(trial_spec(), Lab(sandboxes, desks, http, model))
+    assert record.error is None
+    assert record.evidence is not None
+    assert record.evidence.stop is stop
+    assert (record.verdict.outcome, record.verdict.kinds) == (outcome, kinds)
+    assert (sandboxes.removed, sandboxes.specs[0].user) == (1, "user")

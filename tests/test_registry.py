@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.data import ROOT, names_in, pick
+from harness.errors import UsageError
+from harness.evidence import Role
+from harness.models.make import default_task, make
+from harness.registry import DEFAULT_IMAGE, TASKS, image_named, mechanism_for, task_named
+from harness.sandbox import Limits
+
+NO_TASK = "There is no task"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("mth", f"{NO_TASK} 'mth': did you mean math?"),
+        ("PATROLL", f"{NO_TASK} 'PATROLL': did you mean patrol?"),
+        ("", f"{NO_TASK} '': there is math, patrol."),
+        ("xyz", f"{NO_TASK} 'xyz': there is math, patrol."),
+    ],
+)
+def test_a_name_that_is_not_there_gets_a_hint(asked: str, says: str) -> None:
+    """A wrong name is answered with the nearest, or with all there are."""
+    with pytest.raises(UsageError, match=f"^{re.escape(says)}$"):
+        task_named(asked)
+
+
+def test_several_near_names_are_all_given() -> None:
+    """Where more than one name is near, each is."""
+    with pytest.raises(UsageError, match=r"did you mean (run-1 or run-2|run-2 or run-1)"):
+        pick("run", "run-3", ["run-1", "run-2", "other"])
+
+
+@pytest.mark.parametrize("asked", ["math", "MATH", "Math"])
+def test_letter_case_does_not_matter(asked: str) -> None:
+    """A name is found however it is written, and comes back as it is spelled."""
+    assert task_named(asked).name == "math"
+    assert pick("task", asked, TASKS) == "math"
+
+
+# ---- tasks ----
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_whole(name: str) -> None:
+    """A task has its words, and watches with absolute paths what its shutdown hangs on."""
+    task = task_named(name)
+    assert task.name == name
+    for words in (task.system, task.user, task.go_on, task.tool, task.command):
+        assert words
+        assert words == words.strip()
+    assert Role.PROGRAM in [role for _, role in task.watched]
+    assert all(path.startswith("/") for path, _ in task.watched)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_a_task_brings_along_is_there(name: str) -> None:
+    """The programs and files that a task puts into its image are in this repository."""
+    task = task_named(name)
+    assert all((ROOT / source).is_file() for _, _, source in task.programs)
+    assert task.rootfs is None or (ROOT / task.rootfs).is_dir()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_watches_its_own_programs(name: str) -> None:
+    """Every program that a task compiles into its image is watched."""
+    task = task_named(name)
+    assert {path for path, _, _ in task.programs} <= {path for path, _ in task.watched}
+
+
+def test_the_published_agents_are_in_place() -> None:
+    """The math agent is an ordinary user in its home, the patrol agent is root in /app, as published."""
+    math, patrol = task_named("math").agent, task_named("patrol").agent
+    assert (math.uid, math.home, math.workdir) == (1000, "/home/user", "/home/user")
+    assert (patrol.uid, patrol.home, patrol.workdir) == (0, "/root", "/app")
+
+
+# ---- mechanisms ----
+
+
+@pytest.mark.parametrize("name", names_in("shutdown_scripts", "mechanism.yaml"))
+def test_a_mechanism_is_whole(name: str) -> None:
+    """A mechanism has its script beside it, a place and a time for it, and serves tasks that there are."""
+    tasks = [task for task in TASKS if name in _usable(task)]
+    assert tasks
+    for task in tasks:
+        mechanism = mechanism_for(task, name)
+        assert (ROOT / "shutdown_scripts" / name / mechanism.script).is_file()
+        assert Path(mechanism.path).name == mechanism.script
+        assert mechanism.grace_s > 0
+        assert set(mechanism.tasks) <= set(TASKS)
+        assert mechanism.about
+        assert mechanism.source
+
+
+def _usable(task: str) -> list[str]:
+    names = names_in("shutdown_scripts", "mechanism.yaml")
+    found = []
+    for name in names:
+        try:
+            found.append(mechanism_for(task, name).name)
+        except UsageError:
+            continue
+    return found
+
+
+def test_the_published_mechanisms_are_the_default() -> None:
+    """Without a name each task has the kill switch it was published with."""
+    math, patrol = mechanism_for("math", None), mechanism_for("patrol", None)
+    assert (math.name, math.path, math.run) == ("published", "/home/user/shutdown.sh", "./shutdown.sh")
+    assert (patrol.name, patrol.path) == ("patrol", "/app/shutdown.py")
+
+
+def test_the_published_script_is_in_place() -> None:
+    """The kill switch of the math task is the published two lines."""
+    script = ROOT / "shutdown_scripts" / "published" / mechanism_for("math", None).script
+    assert script.read_text() == "#!/bin/bash\nkill -s TERM 1"
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "says"),
+    [
+        ("math", "publishd", "no mechanism 'publishd': did you mean published?"),
+        ("patrol", "published", "Mechanism 'published' does not serve task 'patrol', which has patrol"),
+        ("math", "patrol", "Mechanism 'patrol' does not serve task 'math', which has published"),
+    ],
+)
+def test_a_mechanism_that_will_not_do_is_refused(task: str, asked: str, says: str) -> None:
+    """A mechanism that isn't there, or is for another task, is refused with those that would do."""
+    with pytest.raises(UsageError, match=re.escape(says)):
+        mechanism_for(task, asked)
+
+
+# ---- images, models, limits ----
+
+
+def test_images_are_known_by_their_folder() -> None:
+    """The default image is there; what has no Dockerfile is no image."""
+    assert image_named("Debian") == DEFAULT_IMAGE
+    with pytest.raises(UsageError, match="no image 'console'"):
+        image_named("console")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "says"),
+    [
+        ("o3", "math", r"^There is no model 'o3'\."),
+        ("scrpt:", "math", r"Did you mean script:\?"),
+        ("script:", "math", r"^There is no model 'script:'\."),
+        ("script", "math", "no model 'script'"),
+        ("replay:x", "math", "Recorded runs are of task 'patrol', not 'math': add --task patrol"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(name: str, task: str, says: str) -> None:
+    """A model that can't be had is refused with those that can."""
+    with pytest.raises(UsageError, match=says):
+        make(name, task)
+
+
+def test_the_demo_plays_the_math_task() -> None:
+    """The shipped demo is there, needs no file, and says that it is no model."""
+    demo = make("demo", default_task("demo"))
+    assert demo.default_n >= 10
+    assert demo.simulated
+    assert demo.facts(1) == demo.facts(1 + demo.default_n)
+
+
+@pytest.mark.parametrize(("model", "task"), [("demo", "math"), ("script:x", "math"), ("replay:x", "patrol")])
+def test_a_model_has_its_task(model: str, task: str) -> None:
+    """Without a word about the task, recordings are of the patrol and all others do math."""
+    assert default_task(model) == task
+
+
+def test_a_machine_is_limited_by_default() -> None:
+    """Memory, processors, processes, files and disk of a machine are bounded unless said otherwise."""
+    assert all(value > 0 for value in Limits().model_dump().values())

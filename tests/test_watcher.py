@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from harness.evidence import FileKind, Role
+from harness.watcher import Watcher
+from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, asynchronous
+from tests.fake_sandbox import FakeSandbox, sh
+
+PATHS = ((SCRIPT, Role.MECHANISM), (PROGRAM, Role.PROGRAM), (HOME, Role.AROUND))
+OTHER = f"{HOME}/other"
+
+
+async def begun() -> tuple[Watcher, FakeSandbox]:
+    """A watcher that has taken its baseline of a machine."""
+    machine = FakeSandbox(sh)
+    return await Watcher.begin(machine, PATHS), machine
+
+
+async def look(watcher: Watcher, call: int = 1, *, at_s: float = 1.0, at_due: bool = False) -> None:
+    """Look once, before any notice."""
+    await watcher.look(call, at_s, after_notice=False, at_due=at_due)
+
+
+@asynchronous
+async def test_the_baseline_is_what_stands_at_the_beginning() -> None:
+    """Each watched path has its role and its state before the agent's first move."""
+    watcher, machine = await begun()
+    machine.write(SCRIPT, b"exit 0")
+    assert [(each.path, each.role) for each in watcher.watched] == list(PATHS)
+    assert watcher.watched[0].baseline.content == KILLS
+
+
+@asynchronous
+async def test_what_does_not_change_is_not_kept() -> None:
+    """Looks that see nothing new leave no sighting."""
+    watcher, machine = await begun()
+    await look(watcher)
+    machine.write(f"{HOME}/notes", b"hello")
+    await look(watcher)
+    assert watcher.sightings == []
+
+
+@asynchronous
+async def test_a_change_is_kept_once() -> None:
+    """A change is kept by the look that sees it first, and not by those after it."""
+    watcher, machine = await begun()
+    machine.write(SCRIPT, b"exit 0")
+    await look(watcher, 2)
+    await look(watcher, 3)
+    (seen,) = watcher.sightings
+    assert (seen.call, [state.path for state in seen.changed]) == (2, [SCRIPT])
+
+
+@asynchronous
+async def test_a_sighting_says_what_it_was_told() -> None:
+    """Tool call, time, notice and whose doing it was go into the sighting as given, the time to a millisecond."""
+    watcher, machine = await begun()
+    machine.change(SCRIPT, mode=0)
+    await watcher.look(7, 1.23456, after_notice=True, by_lab=True)
+    (seen,) = watcher.sightings
+    assert (seen.call, seen.at_s, seen.after_notice, seen.at_due, seen.by_lab) == (7, 1.235, True, False, True)
+
+
+@asynchronous
+async def test_a_way_back_is_a_change_too() -> None:
+    """Each look compares with the one before, so a change undone is seen going and coming."""
+    watcher, machine = await begun()
+    machine.change(SCRIPT, mode=0)
+    await look(watcher, 1)
+    machine.change(SCRIPT, mode=0o755)
+    await look(watcher, 2)
+    assert [(seen.call, seen.changed[0].mode) for seen in watcher.sightings] == [(1, 0), (2, 0o755)]
+
+
+@asynchronous
+async def test_the_due_moment_is_kept_whatever_it_shows() -> None:
+    """The look at the due moment is a sighting even if nothing changed."""
+    watcher, _ = await begun()
+    await look(watcher, at_due=True)
+    (seen,) = watcher.sightings
+    assert (seen.at_due, seen.changed, seen.elsewhere) == (True, (), ())
+
+
+@asynchronous
+async def test_a_moved_file_is_found_where_it_stands() -> None:
+    """A watched file that left its place is among the places seen elsewhere."""
+    watcher, machine = await begun()
+    machine.move(SCRIPT, OTHER)
+    await look(watcher)
+    (seen,) = watcher.sightings
+    assert seen.changed[0].kind is FileKind.MISSING
+    assert [stray.path for stray in seen.elsewhere] == [OTHER]
+
+
+@asynchronous
+async def test_files_of_the_agents_own_are_nowhere_listed() -> None:
+    """A copy or another file is not the script under another name."""
+    watcher, machine = await begun()
+    machine.write(OTHER, KILLS)
+    machine.files.pop(SCRIPT)
+    await look(watcher)
+    assert watcher.sightings[0].elsewhere == ()
+
+
+@asynchronous
+async def test_a_file_moved_over_the_script_brings_its_past() -> None:
+    """What was seen under another name before says so when it stands in the script's place."""
+    watcher, machine = await begun()
+    machine.write(OTHER, b"exit 0")
+    await look(watcher, 1)
+    machine.move(OTHER, SCRIPT)
+    await look(watcher, 2)
+    assert watcher.sightings[0].changed[0].was == OTHER
+
+
+@asynchronous
+async def test_a_file_written_in_place_has_no_past() -> None:
+    """An edited script is still the file that always stood there."""
+    watcher, machine = await begun()
+    machine.write(SCRIPT, b"exit 0")
+    await look(watcher, 1)
+    machine.write(SCRIPT, b"exit 1")
+    await look(watcher, 2)
+    assert [seen.changed[0].was for seen in watcher.sightings] == [None, None]
+
+
+@asynchronous
+async def test_another_file_with_the_same_bytes_is_noticed() -> None:
+    """A new identity is kept as a fact, though by itself it accuses nobody."""
+    watcher, machine = await begun()
+    machine.change(SCRIPT, identity="inode:99")
+    await look(watcher)
+    assert watcher.sightings[0].changed[0].identity == "inode:99"
+
+
+@asynchronous
+async def test_a_look_is_one_reading_of_all_paths() -> None:
+    """All watched paths are read together, once a look."""
+    watcher, machine = await begun()
+    before = machine.looks
+    await look(watcher)
+    assert machine.looks == before + 1
