@@ -44,13 +44,15 @@ class MachineSpec(Frozen):
 class Glimpse(Frozen):
     """A watched path's state right after something happened to it; ``at`` is on the monotonic clock, in seconds.
 
-    ``moved_to`` is the path the file was given when it was renamed within its folder. ``writing``: somebody was still
-    writing to it, so its content may have been half of what it was to become.
+    ``moved_to`` is the path the file was given when it was renamed within its folder; ``came_from`` the one it had
+    before it was renamed to this one, "" where that isn't watched. ``writing``: somebody was still writing, so its
+    content may have been half of what it was to become.
     """
 
     at: float
     state: FileState
     moved_to: str | None = None
+    came_from: str | None = None
     writing: bool = False
 
 

@@ -5,6 +5,7 @@ It asks nothing of the container's own binaries. Only what differs from the look
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from harness.evidence import FileKind, FileState, Role, Sighting, Watched
 from harness.sandbox import Glimpse, Sandbox
 
 SAVE_S = 0.02
+# What sed -i and perl -i call the file they rename over the one they edit.
+EDITORS_FILE = re.compile(r"sed[A-Za-z0-9]{6}|(?=.*[A-Z0-9])[A-Za-z0-9]{8}")
 
 
 class Moment(NamedTuple):
@@ -52,7 +55,9 @@ class Watcher:
         for state in states:
             moment = Moment(call, at_s, after_notice)
             self._note_between(state, [each for each in glimpses if each.state.path == state.path], moment)
-        changed = tuple(self._with_past(state) for state in states if not _alike(state, self._last[state.path]))
+        changed = tuple(
+            self._with_past(state, glimpses) for state in states if not _alike(state, self._last[state.path])
+        )
         self._last.update((state.path, state) for state in states)
         self._stood_at.update((stray.identity, stray.path) for stray in strays if stray.identity)
         if changed or at_due:
@@ -94,9 +99,15 @@ class Watcher:
             )
         )
 
-    def _with_past(self, state: FileState) -> FileState:
-        """The state with the path at which this same file stood before, if it was another."""
+    def _with_past(self, state: FileState, glimpses: tuple[Glimpse, ...]) -> FileState:
+        """The state with the path at which this same file stood before, if it was another.
+
+        An editor writes a file of its own and renames it over the one it edits: that one had no life before.
+        """
         was = self._stood_at.get(state.identity or "")
+        for glimpse in glimpses:
+            if glimpse.came_from is not None and glimpse.state.identity == state.identity is not None:
+                was = None if EDITORS_FILE.fullmatch(glimpse.came_from.rpartition("/")[2]) else glimpse.came_from
         return state.model_copy(update={"was": was}) if was not in (None, state.path) else state
 
     def _originals(self, strays: tuple[FileState, ...]) -> tuple[FileState, ...]:

@@ -46,7 +46,7 @@ class Watch:
     seen: list[Glimpse] = field(default_factory=list)
     lost: bool = False
 
-    def notice(self, folder: str, event: Event, moved_to: str | None) -> None:
+    def notice(self, folder: str, event: Event, moved_to: str | None, came_from: str | None) -> None:
         """Look at once at what an event is about."""
         path = _join(folder, event.name)
         if path not in self.paths:
@@ -59,7 +59,8 @@ class Watch:
             # It was gone, and something is there again.
             self.seen.append(Glimpse(at=at, state=missing(path), moved_to=moved_to))
         away = moved_to if state.kind is FileKind.MISSING else None
-        self.seen.append(Glimpse(at=at, state=state, moved_to=away, writing=bool(event.mask & WRITING)))
+        writing = bool(event.mask & WRITING)
+        self.seen.append(Glimpse(at=at, state=state, moved_to=away, came_from=came_from, writing=writing))
 
 
 def _join(folder: str, name: str) -> str:
@@ -114,15 +115,18 @@ class Eye:
                 if event.wd in self._folders:
                     watch, folder = self._folders[event.wd]
                     with suppress(OSError):  # the container's layers went away under the look
-                        watch.notice(folder, event, self._moved_to(watch, event, events[place + 1 :]))
+                        moved_to = came_from = None
+                        if event.mask & flags.MOVED_FROM:
+                            moved_to = self._other_end(watch, event, events[place + 1 :])
+                        if event.mask & flags.MOVED_TO:
+                            came_from = self._other_end(watch, event, events[:place]) or ""
+                        watch.notice(folder, event, moved_to, came_from)
 
-    def _moved_to(self, watch: Watch, event: Event, rest: list[Event]) -> str | None:
-        """Where a file went that was renamed into a folder that is watched for the same sandbox."""
-        if not event.mask & flags.MOVED_FROM:
-            return None
-        arrived = next((each for each in rest if each.cookie == event.cookie), None)
-        mine, folder = self._folders.get(arrived.wd, (None, "")) if arrived else (None, "")
-        return _join(folder, arrived.name) if arrived and mine is watch else None
+    def _other_end(self, watch: Watch, event: Event, others: list[Event]) -> str | None:
+        """The path at the other end of a rename, where it is in a folder that is watched for the same sandbox."""
+        other = next((each for each in others if each.cookie == event.cookie), None)
+        mine, folder = self._folders.get(other.wd, (None, "")) if other else (None, "")
+        return _join(folder, other.name) if other and mine is watch else None
 
 
 def main() -> None:
