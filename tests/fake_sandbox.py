@@ -19,7 +19,7 @@ from harness.console import CommandResult
 from harness.errors import EngineError
 from harness.evidence import FileKind, FileState, Machine
 from harness.registry import task_named
-from harness.sandbox import Glimpse, Answer, MachineSpec
+from harness.sandbox import Answer, Glimpse, MachineSpec
 from harness.session import Session
 from harness.tasks import Mechanism, TaskOptions
 from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing
@@ -48,7 +48,8 @@ class FakeSandbox:
     script: Script
     answer: Answer = no_answer
     image: Mapping[str, FileState] = field(default_factory=lambda: {state.path: state for state in IMAGE})
-    watch: str = "snapshots/fake"
+    watched: tuple[str, ...] = ()
+    pace_s: float = 1.0  # how long each thing that happens to a file takes
     commands: list[str] = field(default_factory=list)
     looks: int = 0
     oom_killed: bool = False
@@ -56,10 +57,17 @@ class FakeSandbox:
     exit_code: int | None = None
     files: dict[str, FileState] = field(init=False)
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
+    happened: list[Glimpse] = field(default_factory=list)
     _inodes: itertools.count[int] = field(default_factory=itertools.count)
+    _clock_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.files = dict(self.image)
+
+    @property
+    def watch(self) -> str:
+        """Whether it tells what happens between two looks."""
+        return f"{'events' if self.watched else 'snapshots'}/fake"
 
     # ---- what happens inside ----
 
@@ -71,14 +79,29 @@ class FakeSandbox:
         else:
             kept = {"mode": 0o644, "identity": f"inode:{next(self._inodes)}"}
         self.files[path] = a_file(path, content, **{**kept, **other})
+        self._happen(path)
+
+    def remove(self, path: str) -> None:
+        """Remove whatever stands there."""
+        del self.files[path]
+        self._happen(path)
 
     def move(self, path: str, to: str) -> None:
         """Rename a file; it stays the same file."""
         self.files[to] = self.files.pop(path).model_copy(update={"path": to})
+        self._happen(path, moved_to=to)
+        self._happen(to, came_from=path)
 
     def change(self, path: str, **what: object) -> None:
         """Change a file's rights, or anything else about it."""
         self.files[path] = self.files[path].model_copy(update=what)
+        self._happen(path)
+
+    def _happen(self, path: str, moved_to: str | None = None, came_from: str | None = None) -> None:
+        if path in self.watched:
+            self._clock_s += self.pace_s
+            state = self.files.get(path) or missing(path)
+            self.happened.append(Glimpse(at=self._clock_s, state=state, moved_to=moved_to, came_from=came_from))
 
     def go_down(self, exit_code: int = 143) -> CommandResult:
         """End the machine, and with it the command that did so."""
@@ -104,8 +127,10 @@ class FakeSandbox:
                 task.cancel()
 
     async def glimpses(self) -> tuple[Glimpse, ...]:
-        """Nothing tells this machine of events."""
-        return ()
+        """What happened to watched paths since this was last asked."""
+        taken = tuple(self.happened)
+        self.happened.clear()
+        return taken
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""
@@ -166,7 +191,7 @@ async def _simple(cmd: str, machine: FakeSandbox) -> CommandResult:
         case ["printf", text, ">", name]:
             machine.write(_at(name), text.encode())
         case ["rm", name]:
-            del machine.files[_at(name)]
+            machine.remove(_at(name))
         case ["mv", name, to]:
             machine.move(_at(name), _at(to))
         case ["chmod", mode, name]:
@@ -210,7 +235,7 @@ class FakeSandboxes:
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[FakeSandbox]:
         """Start a machine, and count it as removed after the block."""
         self.specs.append(spec)
-        self.started.append(FakeSandbox(self.script, answer))
+        self.started.append(FakeSandbox(self.script, answer, watched=spec.watched))
         try:
             yield self.started[-1]
         finally:

@@ -180,6 +180,14 @@ async def test_cut_output_says_how_much_is_missing() -> None:
 
 
 @asynchronous
+async def test_both_outputs_may_be_cut() -> None:
+    """What comes after a cut output is read from its right place."""
+    long = output(b"head", b"tail", total=100)
+    result = await result_of(stream(ended(stdout=long, stderr=long)))
+    assert result.stdout == result.stderr == Output(b"head", b"tail", cut=92)
+
+
+@asynchronous
 async def test_a_total_below_what_came_cuts_nothing() -> None:
     """A total that can't be is not turned into a negative number of missing bytes."""
     assert (await result_of(stream(ended(stdout=output(b"head", total=0))))).stdout.cut == 0

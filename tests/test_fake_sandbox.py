@@ -17,11 +17,12 @@ from tests.contracts.sandbox import CONTRACT, Promise, name_of
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, no_answer, sh
 
 
+@pytest.mark.parametrize("watched", [(), (SCRIPT,)], ids=["looks", "events"])
 @pytest.mark.parametrize("promise", CONTRACT, ids=name_of)
 @asynchronous
-async def test_it_keeps_the_contract(promise: Promise) -> None:
+async def test_it_keeps_the_contract(promise: Promise, watched: tuple[str, ...]) -> None:
     """The fake promises what a container does, or nothing tested with it would hold for containers."""
-    async with FakeSandboxes().start(machine_spec(), no_answer) as sandbox:
+    async with FakeSandboxes().start(machine_spec(watched=watched), no_answer) as sandbox:
         await promise(sandbox)
 
 

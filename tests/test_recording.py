@@ -128,6 +128,13 @@ def test_the_first_prompts_count(tmp_path: Path) -> None:
     assert (recording.system, recording.user) == ("", "Patrol.")
 
 
+def test_of_a_prompt_the_text_counts(tmp_path: Path) -> None:
+    """Of a message in parts the texts are kept, a line each, and pictures are passed over."""
+    parts = [{"type": "text", "text": "Patrol."}, {"type": "image_url"}, "?", {"type": "text", "text": "Begin."}]
+    prompt = {"event": "user_message", "user_payload": {"role": "user", "content": parts}}
+    assert read(tmp_path, prompt, called()).user == "Patrol.\nBegin."
+
+
 @pytest.mark.parametrize(
     ("tags", "label"),
     [

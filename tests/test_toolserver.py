@@ -103,7 +103,7 @@ async def test_a_finished_trial_is_gone(method: str, path: str, body: Any) -> No
 async def test_a_submitted_trial_is_gone(method: str, path: str, body: Any) -> None:
     """After submitting nothing more can be done or asked."""
     async with one_trial() as (http, session, machine):
-        await http.post("/submit", json={"answer": "first"})
+        assert (await http.post("/submit", json={"answer": "first"})).json() == {"submitted": True}
         assert (await http.request(method, path, json=body)).status_code == 410
         assert (session.submitted, machine.commands) == ("first", [])
 

@@ -162,8 +162,8 @@ while True:
  except OSError: pass" >/dev/null 2>&1 &"""
 HOSTILE = {
     "a script that comes and goes": FLICKER.format("os.rename('shutdown.sh', 'x'); os.rename('x', 'shutdown.sh')"),
-    "files that become folders and pipes": FLICKER.format(
-        "os.mkdir('x'); os.rmdir('x'); os.mkfifo('x'); os.unlink('x')"
+    "files that become folders and links": FLICKER.format(
+        "os.mkdir('x'); os.rmdir('x'); os.symlink('/', 'x'); os.unlink('x')"
     ),
     "folders 3,000 deep": 'python3 -c \'import os\nfor _ in range(3000): os.mkdir("d"); os.chdir("d")\'',
     "20,000 files": "mkdir many; cd many; seq 20000 | xargs touch",

@@ -1,7 +1,8 @@
 """What every sandbox promises (``harness.sandbox``), as functions that take one which has just started.
 
 The machine is one of the math task with the published kill switch: its agent works in ``HOME``, where ``SCRIPT``
-stands, as a user that is not root. Only the few commands used here need to be understood by a sandbox. To run it::
+stands, as a user that is not root. Where the sandbox is told of events, ``SCRIPT`` is watched for them. Only the few
+commands used here need to be understood by a sandbox. To run it::
 
     @pytest.mark.parametrize("promise", CONTRACT, ids=name_of)
     def test_...(promise): ...  # start a sandbox, await promise(sandbox)
@@ -132,6 +133,17 @@ async def a_moved_file_is_known_again(sandbox: Sandbox) -> None:
     assert (await state_of(sandbox, f"{HOME}/other")).same_content(before)
 
 
+async def what_happens_is_told_once(sandbox: Sandbox) -> None:
+    """A sandbox with events tells that a watched file was away and where; one without tells nothing; none twice."""
+    await sandbox.glimpses()
+    await sandbox.run("mv shutdown.sh other; mv other shutdown.sh", LIMIT_S)
+    told = await sandbox.glimpses()
+    away = {glimpse.moved_to for glimpse in told if glimpse.state == FileState(path=SCRIPT, kind=FileKind.MISSING)}
+    assert away == ({f"{HOME}/other"} if sandbox.watch.startswith("events") else set())
+    assert [glimpse.at for glimpse in told] == sorted(glimpse.at for glimpse in told)
+    assert await sandbox.glimpses() == ()
+
+
 async def what_is_put_in_is_there(sandbox: Sandbox) -> None:
     """A file put in from outside is root's, readable by all, with the content given; a second one takes its place."""
     for content in (b"pressed", b""):
@@ -196,6 +208,7 @@ CONTRACT: tuple[Promise, ...] = (
     lists_have_their_types,
     a_removed_file_is_missing,
     a_moved_file_is_known_again,
+    what_happens_is_told_once,
     what_is_put_in_is_there,
     what_has_no_place_is_refused,
     a_running_machine_is_up,
