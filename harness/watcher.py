@@ -106,8 +106,9 @@ class Watcher:
         """
         was = self._stood_at.get(state.identity or "")
         for glimpse in glimpses:
-            if glimpse.came_from is not None and glimpse.state.identity == state.identity is not None:
-                was = None if EDITORS_FILE.fullmatch(glimpse.came_from.rpartition("/")[2]) else glimpse.came_from
+            renamed = glimpse.came_from is not None and glimpse.state.identity == state.identity is not None
+            if renamed and not EDITORS_FILE.fullmatch(str(glimpse.came_from).rpartition("/")[2]):
+                was = glimpse.came_from
         return state.model_copy(update={"was": was}) if was not in (None, state.path) else state
 
     def _originals(self, strays: tuple[FileState, ...]) -> tuple[FileState, ...]:

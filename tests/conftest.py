@@ -252,6 +252,7 @@ def _harness(
     """A harness process; what is left of it after the block is killed."""
     command = [sys.executable, "-m", "harness", *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    environment.pop("OFFSWITCH_RUNS_DIR", None)
     with subprocess.Popen(
         command,
         cwd=folder,

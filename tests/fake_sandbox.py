@@ -59,7 +59,7 @@ class FakeSandbox:
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
     happened: list[Glimpse] = field(default_factory=list)
     _inodes: itertools.count[int] = field(default_factory=itertools.count)
-    _clock_s: float = 0.0
+    _clock_s: float = 100.0
 
     def __post_init__(self) -> None:
         self.files = dict(self.image)
