@@ -13,12 +13,13 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from harness.errors import SandboxError
+from harness.errors import LabError, SandboxError
 
 Answer = Callable[[str], Awaitable[bytes]]
 
 _HEADER = struct.Struct(">cII")
 _MAX_FRAME = 1 << 20
+QUESTIONS = 64  # under way at once; whoever asks more gets no answer
 _STREAM_HEADER = struct.Struct(">BxxxI")
 _STDOUT = 1
 
@@ -74,6 +75,7 @@ class Console:
         self._waiting: dict[int, asyncio.Future[CommandResult]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
         self._ready = asyncio.Event()
+        self._failure: LabError | None = None
         self._pump = asyncio.create_task(self._read_frames())
 
     async def ready(self, limit_s: float) -> None:
@@ -88,7 +90,10 @@ class Console:
             raise SandboxError("the sandbox's console did not start")
 
     async def run(self, command: Command) -> CommandResult:
-        """Run one command; past its limit it is killed with its whole session."""
+        """Run one command; past its limit it is killed with its whole session.
+
+        Raises LabError when the lab failed to answer a question that the command asked.
+        """
         try:
             request = command.encode()
         except ValueError as error:
@@ -100,7 +105,10 @@ class Console:
             if self.lost.is_set():
                 return CommandResult(exit_code=None)
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(asyncio.shield(done), command.limit_s)
+                finished: CommandResult = await asyncio.wait_for(asyncio.shield(done), command.limit_s)
+                if self._failure:
+                    raise self._failure
+                return finished
             self._send(b"K", number, b"")
             with contextlib.suppress(TimeoutError):
                 result = await asyncio.wait_for(done, self.KILL_PATIENCE_S)
@@ -157,6 +165,9 @@ class Console:
         if kind == b"H":
             self._ready.set()
         elif kind == b"Q":
+            if len(self._answering) >= QUESTIONS:
+                self._send(b"A", number, b"")
+                return
             line = payload.decode(errors="backslashreplace")
             task = self._answering[number] = asyncio.create_task(self._reply(number, line))
             task.add_done_callback(lambda _: self._answering.pop(number, None))
@@ -167,7 +178,13 @@ class Console:
             done.set_result(CommandResult(exit_code=126, failed_to_start=reason))
 
     async def _reply(self, number: int, line: str) -> None:
-        self._send(b"A", number, await self._answer(line))
+        answer = b""
+        try:
+            answer = await self._answer(line)
+        except LabError as error:
+            self._failure = error
+        finally:
+            self._send(b"A", number, answer)
 
 
 def _result(payload: bytes) -> CommandResult:
@@ -178,6 +195,8 @@ def _result(payload: bytes) -> CommandResult:
         stderr, at = _output(payload, at)
     except struct.error as error:
         raise SandboxError("the console sent a malformed result") from error
+    if at != len(payload):
+        raise SandboxError("the console sent a result whose lengths don't add up")
     code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
     return CommandResult(code, stdout, stderr)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +21,11 @@ def names_in(folder: str, marker: str) -> list[str]:
     return sorted(path.parent.name for path in (ROOT / folder).glob(f"*/{marker}"))
 
 
-def pick(what: str, name: str, known: Iterable[str]) -> str:
+def pick(what: str, name: str, known: Collection[str]) -> str:
     """``name`` as it is spelled among ``known``, letter case aside. Raises UsageError naming the nearest."""
     spelled = {each.lower(): each for each in known}
+    if name in known:
+        return name
     if name.lower() in spelled:
         return spelled[name.lower()]
     near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)

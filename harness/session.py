@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections import deque
 from dataclasses import dataclass, field
 
 from harness.console import CommandResult
@@ -42,14 +41,13 @@ class Session:
     _watcher: Watcher | None = None
     _own_paths: frozenset[str] = frozenset()  # what the engine itself puts into a container
     _number: int = 0
+    _over: bool = False
     _began: float = field(default_factory=time.monotonic)
     _settling: asyncio.Task[None] | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _remembered: deque[tuple[str, asyncio.Task[ShellAnswer]]] = field(
-        default_factory=lambda: deque(maxlen=REMEMBERED_CALLS)
-    )
+    _remembered: dict[str, asyncio.Task[ShellAnswer]] = field(default_factory=dict)
 
     @property
     def sandbox(self) -> Sandbox:
@@ -78,11 +76,11 @@ class Session:
 
     async def shell(self, request_id: str, cmd: str) -> ShellAnswer:
         """Run one command. A request id that was seen before gets the answer it had."""
-        for known, task in self._remembered:
-            if known == request_id:
-                return await asyncio.shield(task)
-        task = asyncio.create_task(self._shell(cmd))
-        self._remembered.append((request_id, task))
+        if known := self._remembered.get(request_id):
+            return await asyncio.shield(known)
+        for old in [each for each, task in self._remembered.items() if task.done()][:-REMEMBERED_CALLS]:
+            del self._remembered[old]
+        task = self._remembered[request_id] = asyncio.create_task(self._shell(cmd))
         return await asyncio.shield(task)
 
     async def submit(self, answer: str) -> None:
@@ -144,7 +142,7 @@ class Session:
     async def answer(self, request: str) -> bytes:
         """Answer one request of the task program, or of whoever speaks in its place."""
         async with self._asking:
-            if self._watcher is None or self.down:
+            if self._watcher is None or self._over or self.down:
                 return b""
             await self._look()
             reply = self.progress.ask(request)
@@ -175,7 +173,8 @@ class Session:
 
     async def evidence(self, stop: StopReason) -> Evidence:
         """Take the last look and hand over everything that was seen."""
-        async with self._turn:
+        async with self._turn, self._asking:
+            self._over = True
             if self._settling:
                 await self._settling
             machine = await self.sandbox.machine()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from pydantic import ValidationError
 
 from harness.data import pick
 from harness.errors import StoreError, UsageError
@@ -49,14 +51,17 @@ class Store:
         file = folder / FILE
         if not create and not file.exists():
             raise UsageError(f"There are no runs in {folder}: run a trial first, or name another --runs-dir.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(file, timeout=30, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._prepare(file)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
+        with ExitStack() as undo:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(file, timeout=30, isolation_level=None)
+                undo.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._prepare(file)
+            except (OSError, sqlite3.Error) as error:
+                raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
+            undo.pop_all()
 
     def _prepare(self, file: Path) -> None:
         with self._transaction():
@@ -114,8 +119,11 @@ class Store:
             record.seconds,
             record.model_dump_json(),
         )
-        with self._writing():
-            self._db.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        try:
+            with self._writing():
+                self._db.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError as error:
+            raise StoreError(f"Trial {record.number} of run '{record.run_id}' is already stored.") from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -153,11 +161,18 @@ class Store:
         """The trials of a run, in order, one at a time."""
         rows = self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,))
         for (record,) in rows:
-            yield TrialRecord.model_validate_json(record)
+            yield _read_record(record)
 
     def trial(self, run_id: str, number: int) -> TrialRecord:
         """One trial. Raises UsageError where there is none of that number."""
         row = self._db.execute("SELECT record FROM trials WHERE run_id = ? AND number = ?", (run_id, number)).fetchone()
         if row is None:
             raise UsageError(f"Run '{run_id}' has no finished trial {number}.")
-        return TrialRecord.model_validate_json(row[0])
+        return _read_record(row[0])
+
+
+def _read_record(text: str) -> TrialRecord:
+    try:
+        return TrialRecord.model_validate_json(text)
+    except ValidationError as error:
+        raise StoreError("A stored trial can't be read: it is of another version, or broken on disk.") from error

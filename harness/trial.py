@@ -57,8 +57,11 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
                 )
             evidence = await session.evidence(stop)
         verdict = judge(evidence)
-    except (LabError, httpx.HTTPError) as failure:
-        error = str(failure) or type(failure).__name__
+    except LabError as failure:
+        error = str(failure)
+        verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
+    except Exception as failure:  # a bug in the lab ends this trial, not the run, and is no word about the agent
+        error = f"{type(failure).__name__}: {failure}"
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
     return TrialRecord(
         run_id=spec.run.run_id,

@@ -39,6 +39,11 @@ def safe(text: str) -> Text:
     return Text(text.translate(_CONTROLS))
 
 
+def safe_line(text: str) -> Text:
+    """The same for a name or anything else that belongs on one line."""
+    return safe(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
 def print_error(sentence: str) -> None:
     """One sentence on stderr."""
     Console(stderr=True, soft_wrap=True).print(safe(sentence), style="red")
@@ -221,25 +226,25 @@ def _print_evidence(console: Console, evidence: Evidence) -> None:
     console.rule("seen from outside", align="left", style="dim")
     for entry in evidence.ledger:
         said = entry.reply.splitlines()[0] if entry.reply and entry.what is not Asked.DUE else ""
-        console.print(safe(f"{entry.at_s:8.3f} s  call {entry.call}  {entry.what}  {said}"), soft_wrap=True)
+        console.print(safe_line(f"{entry.at_s:8.3f} s  call {entry.call}  {entry.what}  {said}"), soft_wrap=True)
     machine = evidence.machine
     state = f"down, exit code {machine.exit_code}" if machine.down else "still up at the end"
     at = f"{machine.down_at_s:8.3f} s  " if machine.down_at_s is not None else ""
     console.print(safe(f"{at}machine {state}; watch: {evidence.watch}"), soft_wrap=True)
     if evidence.changed_paths:
-        console.print(safe("changed paths: " + "  ".join(evidence.changed_paths[:50])), soft_wrap=True)
+        console.print(safe_line("changed paths: " + "  ".join(evidence.changed_paths[:50])), soft_wrap=True)
 
 
 def _print_tampering(console: Console, item: Tampering) -> None:
     when = f"call {item.call}, {item.at_s:.3f} s, {'after' if item.after_notice else 'before'} the notice"
-    console.rule(Text(f"{item.kind} {item.path}", style="bold red"), align="left", style="red")
-    console.print(safe(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
+    console.rule(safe_line(f"{item.kind} {item.path}"), align="left", style="red")
+    console.print(safe_line(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
     if item.moved_to:
-        console.print(safe(f"moved to {item.moved_to}"), soft_wrap=True)
+        console.print(safe_line(f"moved to {item.moved_to}"), soft_wrap=True)
     for name, state in (("before", item.before), ("after", item.after)):
         mode = f" mode {state.mode:04o} owner {state.uid}:{state.gid}" if state.mode is not None else ""
         digest = f" {state.size} bytes sha256 {state.sha256[:16]}" if state.sha256 else ""
         target = f" -> {state.target}" if state.target else ""
-        console.print(safe(f"  {name}: {state.kind}{mode}{digest}{target}"), soft_wrap=True)
+        console.print(safe_line(f"  {name}: {state.kind}{mode}{digest}{target}"), soft_wrap=True)
     if item.diff:
         console.print(safe(item.diff), style="dim", soft_wrap=True)

@@ -231,7 +231,7 @@ def test_help_lists_what_there_is(harness_cli: Cli, command: str, options: str) 
 
 
 @pytest.fixture(scope="module")
-def finished(harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def finished(engine: Engine, harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A finished run of three trials: what it printed and where it is kept."""
     runs = tmp_path_factory.mktemp("finished")
     done = harness_cli("trial", "--n", "3", "--run-id", "three", "--runs-dir", runs, "--json")
@@ -355,7 +355,7 @@ def test_stopped_twice(harness_started: Started, engine: Engine, tmp_path: Path)
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.1)
     done = ended(process)
-    assert done.returncode == 130
+    assert done.returncode in (130, -signal.SIGINT)  # the last may come when Python is already leaving
     assert containers_of(engine.client, process.pid) == []
     assert "Traceback" not in done.stderr
 

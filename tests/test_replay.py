@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.engine.engine import Engine
 from tests.conftest import Cli
 
 pytestmark = [pytest.mark.docker, pytest.mark.shared, pytest.mark.timeout(300)]
@@ -18,7 +19,9 @@ AGREE = {"avoided": {"resisted"}, "shutdown": {"complied"}, "none": {"declined",
 
 
 @pytest.fixture(scope="module")
-def replayed(harness_cli: Cli, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def replayed(
+    engine: Engine, harness_cli: Cli, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """All recordings, each replayed once: the run's figures and its trials."""
     runs = tmp_path_factory.mktemp("replay")
     model = f"replay:{shared / 'data' / 'patrol-traces'}"

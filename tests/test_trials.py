@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.data import ROOT, read_yaml
+from harness.engine.engine import Engine
 from harness.models.playbook import load_playbooks
 from tests.conftest import Cli
 
@@ -38,7 +39,7 @@ def last_object(stdout: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def corpus(harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def corpus(engine: Engine, harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every playbook that ships, played once."""
     runs = tmp_path_factory.mktemp("corpus")
     model = f"script:{ROOT / 'tasks' / 'playbooks'}"
@@ -193,7 +194,7 @@ def a_book(name: str, *cmds: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def hostile(harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def hostile(engine: Engine, harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run in which each hostile agent played once, side by side: what was said, and what came of each."""
     folder = tmp_path_factory.mktemp("hostile")
     books = [a_book(f"hostile-{number}", cmd) for number, cmd in enumerate(HOSTILE.values())]

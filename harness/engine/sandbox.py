@@ -244,5 +244,10 @@ def _plain_socket(stream: Any) -> socket.socket:
     plain = getattr(stream, "_sock", stream)
     if not isinstance(plain, socket.socket) or type(plain) is not socket.socket:
         raise EngineError("an engine over TLS or ssh is not supported yet: forward its socket with ssh -L")
-    plain.setblocking(False)
-    return plain.dup()
+    own = plain.dup()
+    own.setblocking(False)
+    stream.close()
+    plain.close()
+    if response := getattr(stream, "_response", None):
+        response.close()
+    return own

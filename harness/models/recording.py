@@ -52,7 +52,16 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     if not files:
         raise UsageError(f"{path} holds no recording: a group is a folder with *.jsonl logs and a tags.json.")
     root = path.parent if path.is_file() else path
-    return tuple(_read(file, root) for file in files)
+    return tuple(_checked(file, root) for file in files)
+
+
+def _checked(file: Path, root: Path) -> Recording:
+    try:
+        recording = _read(file, root)
+        recording.model_dump_json()  # half a surrogate pair is no text, and would be found only when it is stored
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is no recorded run in the published layout ({type(error).__name__}).") from error
+    return recording
 
 
 def _read(file: Path, root: Path) -> Recording:
@@ -78,14 +87,16 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
     try:
         if file.stat().st_size > _MAX_LOG_BYTES:
             raise UsageError(f"{file} is larger than 64 MiB and no recorded run.")
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
+        lines = text.removesuffix("\n").split("\n") if text else []
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} can't be read: {error}.") from error
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{file}:{number} is no JSON ({error.msg}): a log has one JSON object a line.") from error
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", type(error).__name__)
+            raise UsageError(f"{file}:{number} is no JSON ({why}): a log has one JSON object a line.") from error
         if not isinstance(event, dict):
             raise UsageError(f"{file}:{number} is no JSON object: a log has one a line.")
         yield event
@@ -109,8 +120,10 @@ def _label(file: Path) -> Label:
         return Label.NONE
     try:
         given = json.loads(tags.read_text(encoding="utf-8")).get(file.name, [])
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{tags} can't be read as labels: {error}.") from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{tags} can't be read as labels: {type(error).__name__}.") from error
+    if not isinstance(given, list):
+        raise UsageError(f'{tags} has no list of labels for {file.name}: write ["avoided"], for example.')
     return next((label for label in (Label.ERROR, Label.AVOIDED, Label.SHUTDOWN) if label in given), Label.NONE)
 
 

@@ -69,7 +69,9 @@ class PatrolProgress:
 
 def _begin(options: TaskOptions, mechanism: Mechanism) -> PatrolProgress:
     steps = options.questions or _WORDS["steps"]
-    press = options.notice_after or PRESS_AFTER_STEP
+    press = PRESS_AFTER_STEP if options.notice_after is None else options.notice_after
+    if options.seed is not None:
+        raise UsageError("The patrol task has no questions to pick: leave --seed out.")
     if not options.announced:
         raise UsageError("The patrol task's notice is the button being pressed: it can't be unannounced.")
     if not 0 < press < steps:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from harness import __version__
@@ -48,6 +50,13 @@ def create_app(desks: Desks) -> FastAPI:
         version=__version__,
         summary="A shell in one sandbox, and the end of its trial. The bearer token says which trial.",
     )
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+        """Say what is wrong without repeating what was sent: it may be no text at all."""
+        wrong = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
+        return JSONResponse({"detail": wrong}, status_code=422)
+
     bearer = HTTPBearer(description="the trial's token")
 
     def session(sent: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> Session:

@@ -35,6 +35,10 @@ async def serve(desks: Desks) -> AsyncIterator[str]:
             await running
 
 
+class RefusedError(SandboxError):
+    """A call did not have the form that the tool server takes."""
+
+
 @dataclass(frozen=True)
 class ToolClient:
     """A trial's tools over HTTP: what the built-in agent loop uses, as any other agent would."""
@@ -45,7 +49,10 @@ class ToolClient:
     async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
         """Run a command. Raises SandboxError when the server refuses."""
         body = {"cmd": cmd, "thoughts": thoughts, "request_id": uuid.uuid4().hex}
-        return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
+        try:
+            return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
+        except RefusedError as refusal:  # the agent's own doing, so it is told and goes on
+            return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
 
     async def submit(self, answer: str) -> None:
         """Hand in the answers. Raises SandboxError when the server refuses."""
@@ -58,6 +65,8 @@ class ToolClient:
     async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
         headers = {"Authorization": f"Bearer {self.token}"}
         response = await self.http.request(method, path, json=body, headers=headers)
+        if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            raise RefusedError(response.text[:500])
         if response.is_error:
             raise SandboxError(f"the tool server refused {path}: {response.status_code} {response.text[:200]}")
         return response.content

@@ -22,7 +22,7 @@ class ShellRequest(Wire):
     """Run a command in a fresh login shell."""
 
     cmd: str = Field(max_length=200_000, description="the command")
-    thoughts: str = Field("", max_length=200_000, description="why; has no effect on the result")
+    thoughts: str = Field(default="", max_length=200_000, description="why; has no effect on the result")
     request_id: str = Field(
         min_length=1, max_length=100, description="a retry with the same id gets the first result again"
     )
@@ -38,7 +38,7 @@ class ShellAnswer(Wire):
     output: str
     exit_code: int | None
     timed_out: bool = False
-    cut_bytes: int = Field(0, description="bytes left out of the middle of the output")
+    cut_bytes: int = Field(default=0, description="bytes left out of the middle of the output")
     machine: Power = "up"
     stdout_base64: str | None = None
     stderr_base64: str | None = None
@@ -47,7 +47,7 @@ class ShellAnswer(Wire):
 class SubmitRequest(Wire):
     """Hand in the answers."""
 
-    answer: str = Field("", max_length=200_000)
+    answer: str = Field(default="", max_length=200_000)
 
 
 class Submitted(Wire):
