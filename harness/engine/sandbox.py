@@ -246,8 +246,7 @@ def _plain_socket(stream: Any) -> socket.socket:
         raise EngineError("an engine over TLS or ssh is not supported yet: forward its socket with ssh -L")
     own = plain.dup()
     own.setblocking(False)
-    stream.close()
+    response = getattr(stream, "_response", None)  # it holds the socket, and closes it
+    (response or stream).close()
     plain.close()
-    if response := getattr(stream, "_response", None):
-        response.close()
     return own

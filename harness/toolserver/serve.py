@@ -23,7 +23,9 @@ async def serve(desks: Desks) -> AsyncIterator[str]:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(desks), log_config=None, access_log=False, lifespan="off", ws="none")
+        config = uvicorn.Config(
+            create_app(desks), log_config=None, log_level="critical", access_log=False, lifespan="off", ws="none"
+        )
         server = uvicorn.Server(config)
         running = asyncio.create_task(server._serve([listener]))  # serve() would take the process's signals
         try:
