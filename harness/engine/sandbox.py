@@ -34,6 +34,7 @@ CONSOLE = "/usr/sbin/console"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
 DEATH_LIMIT_S = 10.0
+KILLED = 128 + 9
 # What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
 # these; the console needs the last three.
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID", "KILL"]
@@ -222,8 +223,12 @@ class DockerSandbox:
             down=down,
             exit_code=state["ExitCode"] if down else None,
             oom_killed=bool(state["OOMKilled"]),
-            stopped_outside=await self._stopped_outside() if down else False,
+            stopped_outside=down and (self._killed_outside(state) or await self._stopped_outside()),
         )
+
+    def _killed_outside(self, state: dict[str, Any]) -> bool:
+        """Whether the first process was killed by a signal that nothing inside can send it (pid_namespaces(7))."""
+        return state["ExitCode"] == KILLED and not state["OOMKilled"] and self.spec.uid != 0
 
     async def _stopped_outside(self) -> bool:
         """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event."""
