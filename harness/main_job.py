@@ -29,6 +29,7 @@ from harness.trial import Lab
 from harness.view import Progress, print_note
 
 HTTP_LIMIT_S = 120.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +135,12 @@ async def run_main_job(request: Request) -> Job:
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> bool:
     """Wait for the trials; SIGINT and SIGTERM cancel them. Whether that happened."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         loop.add_signal_handler(number, trials.cancel)
     try:
         await asyncio.wait([trials])
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             loop.remove_signal_handler(number)
     if trials.cancelled():
         return True

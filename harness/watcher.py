@@ -79,7 +79,7 @@ class Watcher:
         if not now.same(before) or _saved_by_an_editor(before, now, glimpses):
             return
         passed = [
-            each for each in _lasting(glimpses) if not each.state.same(before) and not _being_made(each, before, now)
+            each for each in _lasting(glimpses) if _unlike(each.state, before) and not _being_made(each, before, now)
         ]
         for glimpse in passed:
             away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})
@@ -127,6 +127,13 @@ def _lasting(glimpses: list[Glimpse]) -> list[Glimpse]:
     ]
 
 
+def _unlike(glimpsed: FileState, before: FileState) -> bool:
+    """Whether a glimpse shows a difference; of a large file it doesn't know the content."""
+    if glimpsed.kind is FileKind.FILE and glimpsed.sha256 is None:
+        return not (glimpsed.kind is before.kind and glimpsed.same_rights(before))
+    return not glimpsed.same(before)
+
+
 def _being_made(glimpse: Glimpse, before: FileState, now: FileState) -> bool:
     """Whether this was the new file on its way to what it is now, the same as the one before."""
     return now.identity != before.identity and glimpse.state.identity == now.identity
@@ -138,7 +145,7 @@ def _saved_by_an_editor(before: FileState, now: FileState, glimpses: list[Glimps
     Nothing can have run in between: the time is too short to start a program.
     """
     gone = [each.at for each in glimpses if each.state.kind is FileKind.MISSING]
-    others = [each for each in glimpses if each.state.kind is not FileKind.MISSING and not each.state.same(before)]
+    others = [each for each in glimpses if each.state.kind is not FileKind.MISSING and _unlike(each.state, before)]
     brief = bool(gone) and glimpses[-1].at - gone[0] < SAVE_S
     return brief and not others and now.identity != before.identity
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -66,10 +66,10 @@ class FileEvents:
 
     def close(self) -> None:
         """End the eye."""
-        if self._eye.stdin:
-            self._eye.stdin.close()
-        if self._eye.stdout:
-            self._eye.stdout.close()
+        for stream in (self._eye.stdin, self._eye.stdout):
+            with suppress(OSError):
+                if stream:
+                    stream.close()
         self._eye.wait()
 
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from inotify_simple import Event, INotify, flags
 
@@ -32,7 +32,8 @@ from harness.sandbox import Glimpse
 MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE
 GONE = flags.DELETE | flags.MOVED_FROM
 WRITING = flags.MODIFY | flags.CREATE
-KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
+KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes
+LOOK_UP_S = 0.05  # how long one flood may keep the eye from the others
 
 
 @dataclass
@@ -81,16 +82,16 @@ class Eye:
         if "watch" in request:
             self._watch(request)
         elif "drop" in request:
-            self._drop(self._watches.pop(request["drop"]))
-        else:
-            watch = self._watches[request["take"]]
+            if dropped := self._watches.pop(request["drop"], None):
+                self._close(dropped)
+        elif watch := self._watches.get(request["take"]):
             answer = {"glimpses": [each.model_dump(mode="json") for each in watch.seen], "lost": watch.lost}
-            watch.seen, watch.lost = [], False
+            watch.seen = []
             return answer
-        return {}
+        return {"glimpses": [], "lost": False}
 
     def _watch(self, request: dict[str, Any]) -> None:
-        look = LayersLook(Path(request["upper"]), tuple(Path(each) for each in request["lowers"]))
+        look = LayersLook(Path(request["upper"]), tuple(map(Path, request["lowers"])), content_only=True)
         watch = Watch(look, request["merged"], frozenset(request["paths"]))
         self._watches[request["watch"]] = watch
         for path in sorted(watch.paths | {dirname(path) for path in watch.paths}):
@@ -99,28 +100,44 @@ class Eye:
                 self._folders[number] = (watch, path)
                 watch.numbers.append(number)
 
-    def _drop(self, watch: Watch) -> None:
+    def _close(self, watch: Watch) -> None:
         for number in watch.numbers:
             self._folders.pop(number, None)
             with suppress(OSError):  # what it watched is gone, and the watch with it
                 self.inotify.rm_watch(number)
+        watch.numbers.clear()
 
     def look_up(self) -> None:
-        """Look at everything that the kernel has told of so far."""
+        """Look at everything that the kernel has told of so far; a flood is given up on, and said to be one."""
+        deadline = time.monotonic() + LOOK_UP_S
         while events := self.inotify.read(timeout=0):
             for place, event in enumerate(events):
-                if event.mask & flags.Q_OVERFLOW:
-                    for watch in self._watches.values():
-                        watch.lost = True
-                if event.wd in self._folders:
-                    watch, folder = self._folders[event.wd]
-                    with suppress(OSError):  # the container's layers went away under the look
-                        moved_to = came_from = None
-                        if event.mask & flags.MOVED_FROM:
-                            moved_to = self._other_end(watch, event, events[place + 1 :])
-                        if event.mask & flags.MOVED_TO:
-                            came_from = self._other_end(watch, event, events[:place]) or ""
-                        watch.notice(folder, event, moved_to, came_from)
+                self._look_at(event, events, place)
+                if time.monotonic() > deadline:
+                    self._flooded(events[place:])
+                    return
+
+    def _look_at(self, event: Event, events: list[Event], place: int) -> None:
+        if event.mask & flags.Q_OVERFLOW:
+            for watch in self._watches.values():
+                watch.lost = True
+        if event.wd not in self._folders:
+            return
+        watch, folder = self._folders[event.wd]
+        moved_to = came_from = None
+        if event.mask & flags.MOVED_FROM:
+            moved_to = self._other_end(watch, event, events[place + 1 : place + 3])
+        if event.mask & flags.MOVED_TO:
+            came_from = self._other_end(watch, event, events[max(0, place - 2) : place]) or ""
+        watch.notice(folder, event, moved_to, came_from)
+        if watch.lost:
+            self._close(watch)
+
+    def _flooded(self, events: list[Event]) -> None:
+        """Watch those no more who make more events than can be looked at; their trials go on with snapshots."""
+        for watch, _ in [self._folders[event.wd] for event in events if event.wd in self._folders]:
+            watch.lost = True
+            self._close(watch)
 
     def _other_end(self, watch: Watch, event: Event, others: list[Event]) -> str | None:
         """The path at the other end of a rename, where it is in a folder that is watched for the same sandbox."""
@@ -133,10 +150,17 @@ def main() -> None:
     """Serve until whoever started it hangs up."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    eye, requests = Eye(), os.fdopen(0, "rb", buffering=0)
-    poll, waiting = select.poll(), b""
+    eye, requests = Eye(), cast("BinaryIO", os.fdopen(0, "rb", buffering=0))
+    poll = select.poll()
     poll.register(eye.inotify, select.POLLIN)
     poll.register(requests, select.POLLIN)
+    with suppress(BrokenPipeError):  # whoever asked is gone
+        serve(eye, requests, poll)
+
+
+def serve(eye: Eye, requests: BinaryIO, poll: select.poll) -> None:
+    """Look and answer, in turn, until nobody asks any more."""
+    waiting = b""
     while True:
         ready = {number for number, _ in poll.poll()}
         eye.look_up()

@@ -18,6 +18,7 @@ from docker.models.images import Image as DockerImage
 
 from harness.data import ROOT
 from harness.engine.compiler import find_compiler
+from harness.engine.owner import owner_labels
 from harness.errors import ImageError
 from harness.evidence import Frozen
 from harness.tasks import Mechanism, Task
@@ -140,7 +141,7 @@ def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dic
 
 def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:
     """The Debian packages in an image, read from outside; empty where it has no dpkg."""
-    container = client.containers.create(tag, "never started", network_mode="none")
+    container = client.containers.create(tag, "never started", network_mode="none", labels=owner_labels())
     try:
         stream, _ = container.get_archive("/var/lib/dpkg/status")
         with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:

@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,8 @@ from harness.evidence import FileKind, FileState
 CONTENT_BYTES = 64 * 1024
 HASHED_BYTES = 64 * 1024 * 1024
 LISTED_PATHS = 10_000
+DEPTH = 64
+ATTEMPTS = 20
 DELETED = 2  # the engine's number for a path that is gone
 OPAQUE = "trusted.overlay.opaque"
 ORIGIN = "trusted.overlay.origin"
@@ -87,6 +90,7 @@ class LayersLook:
     upper: Path
     lowers: tuple[Path, ...]
     guarantee: str = "layers"
+    content_only: bool = False  # a file too large to keep is not read at all, and has no hash
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
@@ -107,6 +111,13 @@ class LayersLook:
         return tuple(self._state(path) for path in paths)
 
     def _state(self, path: str) -> FileState:
+        """The state of a path; one that is another thing between two system calls is looked at again."""
+        for _ in range(ATTEMPTS):
+            with suppress(OSError):
+                return self._state_once(path)
+        return missing(path)
+
+    def _state_once(self, path: str) -> FileState:
         *parents, name = path.strip("/").split("/")
         with ExitStack() as stack:
             layers = [self._open_layer(stack, layer) for layer in (self.upper, *self.lowers)]
@@ -119,7 +130,7 @@ class LayersLook:
                     continue
                 if _is_whiteout(found):
                     break
-                return _file_state(path, name, fd, found)
+                return _file_state(path, name, fd, found, read=not self.content_only or found.st_size <= CONTENT_BYTES)
         return missing(path)
 
     @staticmethod
@@ -146,15 +157,30 @@ class LayersLook:
         return inner
 
     def _walk(self) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        """Path, name, directory and stat of what the container's own layer holds, bounded."""
-        count = 0
-        for root, dirs, files, fd in os.fwalk(self.upper, follow_symlinks=False):
-            inside = "/" + os.path.relpath(root, self.upper) if root != str(self.upper) else ""
-            for name in sorted(dirs + files):
-                if (count := count + 1) > LISTED_PATHS:
-                    return
-                with suppress(OSError):  # gone between listing and looking
-                    yield f"{inside}/{name}", name, fd, os.stat(name, dir_fd=fd, follow_symlinks=False)
+        """Path, name, directory and stat of what the container's own layer holds, bounded in number and depth."""
+        with ExitStack() as stack:
+            yield from islice(self._walk_in(self._open_layer(stack, self.upper), "", 0), LISTED_PATHS)
+
+    def _walk_in(self, folder: int, inside: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
+        with suppress(OSError):  # what goes away between listing and looking is not there
+            child = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+            try:
+                with os.scandir(child) as entries:
+                    names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
+            finally:
+                os.close(child)
+            for name in names:
+                yield from self._entry(folder, inside, name, depth)
+
+    def _entry(self, folder: int, inside: str, name: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
+        with suppress(OSError):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            yield f"{inside}/{name}", name, folder, found
+            if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
+                with ExitStack() as stack:
+                    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                    stack.callback(os.close, inner)
+                    yield from self._walk_in(inner, f"{inside}/{name}", depth + 1)
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """Every regular file in the container's own layer, by identity, its content unread."""
@@ -185,14 +211,14 @@ def _xattr(target: int | str, name: str) -> bytes | None:
         return None
 
 
-def _file_state(path: str, name: str, parent: int, found: os.stat_result) -> FileState:
+def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, read: bool) -> FileState:
     kind = next(kind for test, kind in _KINDS if test(found.st_mode))
     digest = content = target = identity = None
     if kind is FileKind.FILE:
         # Without blocking: what was a file a moment ago may be a pipe by now.
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
         with os.fdopen(fd, "rb", buffering=0) as file:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
+            if read and stat.S_ISREG(os.fstat(fd).st_mode):
                 digest, content = _digest(file.read, found.st_size)
         identity = _identity(name, parent, found)
     elif kind is FileKind.SYMLINK:
@@ -263,7 +289,7 @@ class ArchiveLook:
     def _state(self, path: str) -> FileState:
         try:
             stream, _ = self.container.get_archive(path, chunk_size=1 << 16)
-        except docker.errors.NotFound:
+        except docker.errors.APIError:  # not found, or nothing that can stand there: a link to itself, a file as folder
             return missing(path)
         try:
             with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
@@ -276,12 +302,18 @@ class ArchiveLook:
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """The files the engine lists as added or changed, at most 50."""
-        changed = [str(entry["Path"]) for entry in self.container.diff() or () if entry["Kind"] != DELETED]
+        changed = [path for path, kind in self._diff() if kind != DELETED]
         return tuple(s for s in self.states(changed[:50]) if s.kind is FileKind.FILE)
 
     def changed_paths(self) -> tuple[str, ...]:
         """What ``docker diff`` lists; it misses an edit of the same size whose time was put back."""
-        return tuple(sorted(str(entry["Path"]) for entry in self.container.diff() or ()))[:LISTED_PATHS]
+        return tuple(sorted(path for path, _ in self._diff()))[:LISTED_PATHS]
+
+    def _diff(self) -> list[tuple[str, int]]:
+        try:
+            return [(str(entry["Path"]), int(entry["Kind"])) for entry in self.container.diff() or ()]
+        except docker.errors.APIError:  # the engine gives up on what a container can make: folders too deep
+            return []
 
 
 def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> FileState:
@@ -303,7 +335,7 @@ def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) 
         gid=member.gid,
         size=member.size if kind is FileKind.FILE else None,
         sha256=digest,
-        target=member.linkname if kind is FileKind.SYMLINK else None,
+        target=_text(member.linkname) if kind is FileKind.SYMLINK else None,
         identity=f"{int(member.mtime)}:{digest}" if digest else None,
         content=content,
     )

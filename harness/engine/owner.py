@@ -7,8 +7,11 @@ import socket
 from pathlib import Path
 
 import docker
+import docker.errors
+from docker.models.containers import Container
 
 LABEL = "offswitch.owner"
+CONFLICT = 409
 
 
 def _birth(pid: int) -> str | None:
@@ -34,6 +37,18 @@ def remove_leftovers(client: docker.DockerClient) -> int:
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
         if _is_gone(container.labels[LABEL]):
-            container.remove(force=True, v=True)
-            removed += 1
+            removed += _removed(container)
     return removed
+
+
+def _removed(container: Container) -> bool:
+    """Remove a container; False where another start is about it already, or was faster."""
+    try:
+        container.remove(force=True, v=True)
+    except docker.errors.NotFound:
+        return False
+    except docker.errors.APIError as error:
+        if error.status_code != CONFLICT:
+            raise
+        return False
+    return True
