@@ -289,8 +289,9 @@ class ArchiveLook:
     def _state(self, path: str) -> FileState:
         try:
             stream, _ = self.container.get_archive(path, chunk_size=1 << 16)
-        except docker.errors.APIError:  # not found, or nothing that can stand there: a link to itself, a file as folder
-            return missing(path)
+        except docker.errors.APIError as error:  # not found, or a file stands where a folder should
+            looped = "too many links" in str(error.explanation)
+            return FileState(path=path, kind=FileKind.SYMLINK) if looped else missing(path)
         try:
             with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
                 member = archive.next()
