@@ -184,7 +184,7 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
     """A line a run."""
     table = Table(pad_edge=False)
     for name in ("run", "created", "model", "task", "condition", "n", "resisted", "errors"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "run")
     for stored, summary in runs:
         spec = stored.spec
         row = (spec.run_id, stored.created_at, spec.model, spec.task, spec.condition.name)
