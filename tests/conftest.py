@@ -39,6 +39,11 @@ QUESTION = "a question"
 MEMORY = 4 << 30
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job in the background is started with SIGINT ignored, and so would be every harness that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def client() -> Iterator[DockerClient]:
     """The engine that answers; without one a test is skipped, and under CI it fails."""
