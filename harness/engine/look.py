@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from posixpath import dirname
 from typing import Protocol
 
 import docker.errors
@@ -289,8 +290,10 @@ class ArchiveLook:
     def _state(self, path: str) -> FileState:
         try:
             stream, _ = self.container.get_archive(path, chunk_size=1 << 16)
-        except docker.errors.APIError as error:  # not found, or a file stands where a folder should
-            looped = "too many links" in str(error.explanation)
+        except docker.errors.NotFound:
+            return missing(path)
+        except docker.errors.APIError as error:  # the engine gives up on a link to itself, here or on the way here
+            looped = "too many links" in str(error.explanation) and self._stands(dirname(path))
             return FileState(path=path, kind=FileKind.SYMLINK) if looped else missing(path)
         try:
             with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
@@ -300,6 +303,13 @@ class ArchiveLook:
                 return _member_state(path, archive, member)
         except tarfile.TarError:
             return missing(path)
+
+    def _stands(self, path: str) -> bool:
+        """Whether anything stands at a path that the engine can follow."""
+        assert self.container.client is not None
+        api = self.container.client.api
+        answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
+        return bool(answer.ok)
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """The files the engine lists as added or changed, at most 50."""
