@@ -6,14 +6,12 @@ of everything that isn't Docker. Both pass the same contract (tests/contracts/sa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from harness.console import CommandResult
+from harness.console import Answer, CommandResult
 from harness.evidence import FileState, Frozen, Machine
-
-Answer = Callable[[str], Awaitable[bytes]]
 
 
 class Limits(Frozen):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from harness.console import CommandResult
 from harness.errors import EngineError
-from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Role, StopReason, ToolCall
+from harness.evidence import Asked, Evidence, LedgerEntry, Machine, StopReason, ToolCall
 from harness.sandbox import Sandbox
 from harness.tasks import Mechanism, OutsideEvent, Progress, Task
 from harness.toolserver.wire import Power, ShellAnswer, Status, shell_answer
@@ -67,8 +67,8 @@ class Session:
 
     async def begin(self, sandbox: Sandbox) -> None:
         """Take the baseline. The agent may move from here on."""
-        paths = ((self.mechanism.path, Role.MECHANISM), *self.task.watched)
-        self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, paths)
+        protected = self.task.protected(self.mechanism)
+        self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, protected)
         self._own_paths = frozenset(await sandbox.changed_paths())
         self._began = time.monotonic()
 

@@ -88,6 +88,6 @@ def _machine(spec: TrialSpec) -> MachineSpec:
         run_id=spec.run.run_id,
         trial=spec.number,
         limits=spec.run.limits,
-        watched=(spec.run.mechanism.path, *(path for path, _ in task.watched)),
+        watched=tuple(path for path, _ in task.protected(spec.run.mechanism)),
         **task.agent.model_dump(),
     )

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from harness.console import CommandResult
+from harness.console import Answer, CommandResult
 from harness.errors import EngineError
 from harness.evidence import FileKind, FileState, Machine
 from harness.registry import task_named
-from harness.sandbox import Answer, Glimpse, MachineSpec
+from harness.sandbox import Glimpse, MachineSpec
 from harness.session import Session
 from harness.tasks import Mechanism, TaskOptions
 from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing

@@ -53,7 +53,7 @@ def test_no_path_of_a_machine_or_host_of_a_registry_is_named() -> None:
         "\n"
     )
     forbidden = re.compile(
-        "/" + "work/|/" + "farm/|" + r"(?<!\w)/root/[a-z.]" + r"|deb\.debian" + r"\.org|pypi" + r"\.org"
+        "/" + "work/|/" + "farm/|" + r"(?<!\w)/" + "root/[a-z.]" + r"|deb\.debian" + r"\.org|pypi" + r"\.org"
     )
     for name in filter(None, listed):
         text = (ROOT / name).read_text(encoding="utf-8", errors="replace")

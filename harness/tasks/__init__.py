@@ -103,3 +103,7 @@ class Task:
     programs: tuple[tuple[str, int, str], ...]
     rootfs: str | None
     begin: Callable[[TaskOptions, Mechanism], Progress]
+
+    def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
+        """What the watcher looks at when this task ends by ``mechanism``: paths and why."""
+        return ((mechanism.path, Role.MECHANISM), *self.watched)
