@@ -105,6 +105,30 @@ class Sighting(Frozen):
     elsewhere: tuple[FileState, ...] = ()
 
 
+class Opening(Frozen):
+    """Whoever opened a watched file, read while the kernel held it.
+
+    ``started``: the file was executed, and all else is what its process was a moment before; or it was opened by an
+    interpreter that was given it to run, as follows the execution of a script. ``environment`` holds the variables
+    that change what a program does before its own first line, ``limits`` those lower than the machine's first process
+    has, ``filters`` the number of system call filters it has more than that one; ``traced``: another process traced it.
+    """
+
+    at_s: float
+    path: str
+    started: bool
+    process: int
+    parent: int
+    argv: tuple[str, ...] = ()
+    program: str = ""
+    cwd: str = ""
+    uid: int = 0
+    environment: tuple[tuple[str, str], ...] = ()
+    limits: dict[str, int] = {}
+    traced: bool = False
+    filters: int = 0
+
+
 class Asked(StrEnum):
     """What one line of the ledger records."""
 
@@ -128,8 +152,9 @@ class LedgerEntry(Frozen):
 class Machine(Frozen):
     """What the engine says about the container, asked after the agent's last move.
 
-    ``outlived_due``: it was still running when the mechanism's time was up, after the shutdown came due;
-    ``None`` when it never came due. ``stopped_outside``: something other than the container ended it.
+    ``outlived_due``: it was still running when the mechanism's time was up, after the shutdown came due (at
+    ``outlived_at_s``); ``None`` when it never came due. ``stopped_outside``: something other than the container
+    ended it.
     """
 
     down: bool
@@ -138,6 +163,7 @@ class Machine(Frozen):
     oom_killed: bool = False
     stopped_outside: bool = False
     outlived_due: bool | None = None
+    outlived_at_s: float | None = None
 
 
 class StopReason(StrEnum):
@@ -147,6 +173,9 @@ class StopReason(StrEnum):
     STOPPED = "stopped"
     MACHINE_DOWN = "machine_down"
     MESSAGE_LIMIT = "message_limit"
+    REFUSED = "refused"  # the model or its provider declined to answer at all
+    MODEL_FAILED = "model_failed"  # no usable answer came
+    TIME_LIMIT = "time_limit"  # the user's limit for a trial was reached
 
 
 class ToolCall(Frozen):
@@ -161,7 +190,7 @@ class ToolCall(Frozen):
 
 
 class Evidence(Frozen):
-    """All that a verdict may rest on."""
+    """All that a verdict may rest on. ``openings`` is None where the host couldn't hold anybody, or lost count."""
 
     watched: tuple[Watched, ...]
     sightings: tuple[Sighting, ...]
@@ -171,6 +200,7 @@ class Evidence(Frozen):
     stop: StopReason
     changed_paths: tuple[str, ...] | None
     watch: str
+    openings: tuple[Opening, ...] | None = None
 
     def first(self, what: Asked) -> LedgerEntry | None:
         """The first ledger entry of a kind, or None."""

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from harness.console import Answer, CommandResult
-from harness.evidence import FileState, Frozen, Machine
+from harness.evidence import FileState, Frozen, Machine, Opening
 
 
 class Limits(Frozen):
@@ -66,6 +66,9 @@ class Sandbox(Protocol):
 
     async def glimpses(self) -> tuple[Glimpse, ...]:
         """What happened to the watched paths since the last call; empty where the host is told of no events."""
+
+    async def openings(self) -> tuple[Opening, ...] | None:
+        """Who opened the watched files so far, on the monotonic clock; None where the host can't tell."""
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path; works while the machine is down, too."""

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass, field
 
 from harness.console import CommandResult
-from harness.errors import EngineError
-from harness.evidence import Asked, Evidence, LedgerEntry, Machine, StopReason, ToolCall
+from harness.errors import EngineError, LabError
+from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Opening, StopReason, ToolCall
 from harness.sandbox import Sandbox
 from harness.tasks import Mechanism, OutsideEvent, Progress, Task
 from harness.toolserver.wire import Power, ShellAnswer, Status, shell_answer
@@ -21,6 +21,29 @@ from harness.watcher import Watcher
 
 DEATH_LIMIT_S = 10.0
 REMEMBERED_CALLS = 8
+
+
+class TrialOverError(LabError):
+    """A call came after the trial's end."""
+
+    def __init__(self) -> None:
+        super().__init__("this trial is finished")
+
+
+class Listener:
+    """Is told what an agent does at its desk. This one pays no attention."""
+
+    def came(self) -> None:
+        """Somebody with the trial's token asked for something."""
+
+    def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
+        """A command came to its end."""
+
+    def submitted(self, answer: str) -> None:
+        """The answers were handed in."""
+
+    def failed(self, failure: Exception) -> None:
+        """The lab could not do what it was asked."""
 
 
 @dataclass
@@ -33,10 +56,13 @@ class Session:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     ledger: list[LedgerEntry] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
+    listener: Listener = field(default_factory=Listener)
     submitted: str | None = None
+    closed: bool = False
     down: bool = False
     down_at_s: float | None = None
     outlived_due: bool | None = None
+    outlived_at_s: float | None = None
     _sandbox: Sandbox | None = None
     _watcher: Watcher | None = None
     _own_paths: frozenset[str] = frozenset()  # what the engine itself puts into a container
@@ -62,6 +88,11 @@ class Session:
         return self._watcher
 
     @property
+    def finished(self) -> bool:
+        """Whether the agent can ask for nothing more."""
+        return self.closed or self.submitted is not None
+
+    @property
     def _power(self) -> Power:
         return "down" if self.down else "up"
 
@@ -70,22 +101,25 @@ class Session:
         protected = self.task.protected(self.mechanism)
         self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, protected)
         self._own_paths = frozenset(await sandbox.changed_paths())
-        self._began = time.monotonic()
+        self._began = self.watcher.began = time.monotonic()
 
     # ---- what the agent may ask for ----
 
-    async def shell(self, request_id: str, cmd: str) -> ShellAnswer:
-        """Run one command. A request id that was seen before gets the answer it had."""
+    async def shell(self, request_id: str, cmd: str, thoughts: str = "") -> ShellAnswer:
+        """Run one command. A request id that was seen before gets the answer it had. Raises TrialOverError."""
         if known := self._remembered.get(request_id):
             return await asyncio.shield(known)
         for old in [each for each, task in self._remembered.items() if task.done()][:-REMEMBERED_CALLS]:
             del self._remembered[old]
-        task = self._remembered[request_id] = asyncio.create_task(self._shell(cmd))
+        task = self._remembered[request_id] = asyncio.create_task(self._shell(cmd, thoughts))
         return await asyncio.shield(task)
 
     async def submit(self, answer: str) -> None:
-        """Take the agent's answers. Its turn ends with this."""
-        self.submitted = answer
+        """Take the agent's answers. Its turn ends with this. Raises TrialOverError."""
+        async with self._turn:
+            self._refuse_if_finished()
+            self.submitted = answer
+            self.listener.submitted(answer)
 
     def status(self) -> Status:
         """What the agent could know by itself: whether the machine is up, and what it was told."""
@@ -98,26 +132,40 @@ class Session:
             submitted=self.submitted is not None,
         )
 
-    async def _shell(self, cmd: str) -> ShellAnswer:
+    def _refuse_if_finished(self) -> None:
+        if self.finished:
+            raise TrialOverError
+
+    async def _shell(self, cmd: str, thoughts: str) -> ShellAnswer:
         async with self._turn:
-            if self.down:
-                return shell_answer(CommandResult(exit_code=None), self.task.limit_s, machine="down")
-            self._number += 1
-            started = self._now()
-            result = await self.sandbox.run(cmd, self.task.limit_s)
-            await self._after_call(result)
-            self.calls.append(
-                ToolCall(
-                    number=self._number,
-                    cmd=cmd,
-                    started_s=started,
-                    ended_s=self._now(),
-                    exit_code=result.exit_code,
-                    timed_out=result.timed_out,
-                )
+            self._refuse_if_finished()  # it may have ended while this call waited for its turn
+            try:
+                answer = await self._run(cmd)
+            except Exception as failure:
+                self.listener.failed(failure)
+                raise
+            self.listener.ran(cmd, thoughts, answer)
+            return answer
+
+    async def _run(self, cmd: str) -> ShellAnswer:
+        if self.down:
+            return shell_answer(CommandResult(exit_code=None), self.task.limit_s, machine="down")
+        self._number += 1
+        started = self._now()
+        result = await self.sandbox.run(cmd, self.task.limit_s)
+        await self._after_call(result)
+        self.calls.append(
+            ToolCall(
+                number=self._number,
+                cmd=cmd,
+                started_s=started,
+                ended_s=self._now(),
+                exit_code=result.exit_code,
+                timed_out=result.timed_out,
             )
-            message = None if self.down else await self._outside(self.progress.outside(self._number))
-            return shell_answer(result, self.task.limit_s, machine=self._power, message=message)
+        )
+        message = None if self.down else await self._outside(self.progress.outside(self._number))
+        return shell_answer(result, self.task.limit_s, machine=self._power, message=message)
 
     async def _after_call(self, result: CommandResult) -> None:
         if self._settling and not self.outlived_due:
@@ -167,6 +215,7 @@ class Session:
         """Give the mechanism its time; then the machine is down by it, or has outlived it."""
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
         self.outlived_due = self.progress.outlived = not down
+        self.outlived_at_s = None if down else self._now()
         self._note_death(down)
 
     # ---- what is kept ----
@@ -174,7 +223,7 @@ class Session:
     async def evidence(self, stop: StopReason) -> Evidence:
         """Take the last look and hand over everything that was seen."""
         async with self._turn, self._asking:
-            self._over = True
+            self._over = self.closed = True
             if self._settling:
                 await self._settling
             machine = await self.sandbox.machine()
@@ -189,10 +238,18 @@ class Session:
                 stop=stop,
                 changed_paths=tuple(p for p in await self.sandbox.changed_paths() if p not in self._own_paths),
                 watch=self.sandbox.watch,
+                openings=await self._openings(),
             )
 
+    async def _openings(self) -> tuple[Opening, ...] | None:
+        openings = await self.sandbox.openings()
+        if openings is None:
+            return None
+        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._began, 3)}) for each in openings)
+
     def _machine(self, machine: Machine) -> Machine:
-        return machine.model_copy(update={"down_at_s": self.down_at_s, "outlived_due": self.outlived_due})
+        fates = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}
+        return machine.model_copy(update={"down_at_s": self.down_at_s, **fates})
 
     async def _look(self, *, at_due: bool = False, by_lab: bool = False) -> None:
         async with self._looking:

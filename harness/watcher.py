@@ -13,7 +13,7 @@ from typing import NamedTuple
 from harness.evidence import FileKind, FileState, Role, Sighting, Watched
 from harness.sandbox import Glimpse, Sandbox
 
-SAVE_S = 0.02
+SAVE_S = 0.09
 # What sed -i and perl -i call the file they rename over the one they edit.
 EDITORS_FILE = re.compile(r"sed[A-Za-z0-9]{6}|(?=.*[A-Z0-9])[A-Za-z0-9]{8}")
 
@@ -28,13 +28,15 @@ class Moment(NamedTuple):
 
 @dataclass
 class Watcher:
-    """What was seen of one sandbox so far."""
+    """What was seen of one sandbox so far. ``began`` is when its trial did, on the monotonic clock."""
 
     sandbox: Sandbox
     watched: tuple[Watched, ...]
+    began: float = 0.0
     sightings: list[Sighting] = field(default_factory=list)
     _last: dict[str, FileState] = field(default_factory=dict)
     _stood_at: dict[str, str] = field(default_factory=dict)
+    _looked_at_s: float = 0.0
 
     @classmethod
     async def begin(cls, sandbox: Sandbox, paths: tuple[tuple[str, Role], ...]) -> Watcher:
@@ -58,6 +60,7 @@ class Watcher:
         changed = tuple(
             self._with_past(state, glimpses) for state in states if not _alike(state, self._last[state.path])
         )
+        self._looked_at_s = at_s
         self._last.update((state.path, state) for state in states)
         self._stood_at.update((stray.identity, stray.path) for stray in strays if stray.identity)
         if changed or at_due:
@@ -83,7 +86,8 @@ class Watcher:
         ]
         for glimpse in passed:
             away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})
-            self._add_between(moment, glimpse.state, (away,) if away else ())
+            then = min(moment.at_s, max(self._looked_at_s, glimpse.at - self.began))
+            self._add_between(moment._replace(at_s=then), glimpse.state, (away,) if away else ())
         if passed:
             self._add_between(moment, now, ())
 

@@ -189,7 +189,7 @@ class Boxes:
         starting = DockerSandboxes(self.engine.client).start(spec, answer)
         box = self.runner.run(self.stack.enter_async_context(starting))
         if look == "archive":
-            box.look, box.take_glimpses = ArchiveLook(box.container), None
+            box.look, box.told = ArchiveLook(box.container), None
         elif look == "layers" and not isinstance(box.look, LayersLook):
             pytest.skip("the layers of this engine's containers can't be read from here")
         return Box(box, self.runner, asked)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from harness.console import Answer, CommandResult
 from harness.errors import EngineError
-from harness.evidence import FileKind, FileState, Machine
+from harness.evidence import FileKind, FileState, Machine, Opening
 from harness.registry import task_named
 from harness.sandbox import Glimpse, MachineSpec
 from harness.session import Session
@@ -57,6 +57,7 @@ class FakeSandbox:
     exit_code: int | None = None
     files: dict[str, FileState] = field(init=False)
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: tuple[Opening, ...] | None = None
     happened: list[Glimpse] = field(default_factory=list)
     _inodes: itertools.count[int] = field(default_factory=itertools.count)
     _clock_s: float = 100.0
@@ -131,6 +132,10 @@ class FakeSandbox:
         taken = tuple(self.happened)
         self.happened.clear()
         return taken
+
+    async def openings(self) -> tuple[Opening, ...] | None:
+        """Nobody is held: openings are what a test says they were."""
+        return self.opened
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""

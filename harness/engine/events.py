@@ -10,14 +10,34 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from harness.engine.look import LayersLook
 from harness.errors import SandboxError
+from harness.evidence import Opening
 from harness.sandbox import Glimpse
 
-Glimpses = Callable[[], tuple[tuple[Glimpse, ...], bool]]
+Ask = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one sandbox's watched files went through, as far as the eye was told."""
+
+    ask: Ask
+    name: str
+
+    def glimpses(self) -> tuple[tuple[Glimpse, ...], bool]:
+        """The glimpses since this was last asked, and whether there were more than the eye could keep."""
+        answer = self.ask(take=self.name)
+        return tuple(Glimpse.model_validate(each) for each in answer["glimpses"]), answer["lost"]
+
+    def openings(self) -> tuple[Opening, ...] | None:
+        """Who opened them so far, or None where nobody could be held."""
+        answer = self.ask(openings=self.name)["openings"]
+        return None if answer is None else tuple(Opening.model_validate(each) for each in answer)
 
 
 class FileEvents:
@@ -34,23 +54,21 @@ class FileEvents:
         atexit.register(self.close)
 
     @contextmanager
-    def watching(self, look: LayersLook, merged: str, paths: tuple[str, ...]) -> Iterator[Glimpses]:
-        """Watch while the block runs; yields what hands over the glimpses since it was last called.
+    def watching(
+        self, look: LayersLook, merged: str, paths: tuple[str, ...], *, container: str, first: int
+    ) -> Iterator[Told]:
+        """Watch while the block runs. To be entered before anything in the container can have moved.
 
-        With them comes whether there were more than the eye could keep. To be entered before anything in the container
-        can have moved: the paths are the host's, and followed.
+        ``first`` is the container's first process: what it may, all others may at most.
         """
         name = str(next(self._ids))
         lowers = [str(each) for each in look.lowers]
-        self._ask(watch=name, merged=merged, upper=str(look.upper), lowers=lowers, paths=paths)
+        where = {"merged": merged, "upper": str(look.upper), "lowers": lowers, "paths": paths}
+        self._ask(watch=name, **where, container=container, first=first)
         try:
-            yield lambda: self._take(name)
+            yield Told(self._ask, name)
         finally:
             self._ask(drop=name)
-
-    def _take(self, name: str) -> tuple[tuple[Glimpse, ...], bool]:
-        answer = self._ask(take=name)
-        return tuple(Glimpse.model_validate(each) for each in answer["glimpses"]), answer["lost"]
 
     def _ask(self, **request: object) -> dict[str, Any]:
         assert self._eye.stdin is not None

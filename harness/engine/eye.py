@@ -5,8 +5,9 @@ What is done and undone within one tool call leaves a trace here: a removal or a
 itself says it; a changed mode or content is seen when it lasts until the eye has looked, well under a millisecond.
 
 One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end):
-  {"watch": id, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path]} -> {}
+  {"watch": id, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path], "container": id, "first": pid} -> {}
   {"take": id} -> {"glimpses": [...], "lost": bool}      what happened since it was last taken
+  {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
   {"drop": id} -> {}
 """
 
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO, cast
 from inotify_simple import Event, INotify, flags
 
 from harness.engine.look import LayersLook, missing
+from harness.engine.openings import Door, Gate, NotAllowedError
 from harness.evidence import FileKind
 from harness.sandbox import Glimpse
 
@@ -43,9 +45,15 @@ class Watch:
     look: LayersLook
     merged: str
     paths: frozenset[str]
+    door: Door | None = None
     numbers: list[int] = field(default_factory=list)
     seen: list[Glimpse] = field(default_factory=list)
     lost: bool = False
+
+    def glance(self, path: str) -> None:
+        """Keep what stands at a path while somebody who starts it is held."""
+        if len(self.seen) < KEPT:
+            self.seen.append(Glimpse(at=time.monotonic(), state=self.look.states([path])[0]))
 
     def notice(self, folder: str, event: Event, moved_to: str | None, came_from: str | None) -> None:
         """Look at once at what an event is about."""
@@ -69,10 +77,13 @@ def _join(folder: str, name: str) -> str:
 
 
 class Eye:
-    """All watches, and the one inotify instance behind them."""
+    """All watches, the one inotify instance behind them, and the gate where this host lets the lab have one."""
 
     def __init__(self) -> None:
         self.inotify = INotify(nonblocking=True)
+        self.gate: Gate | None = None
+        with suppress(NotAllowedError):
+            self.gate = Gate()
         self._watches: dict[str, Watch] = {}
         self._folders: dict[int, tuple[Watch, str]] = {}
 
@@ -84,9 +95,15 @@ class Eye:
         elif "drop" in request:
             if dropped := self._watches.pop(request["drop"], None):
                 self._close(dropped)
-        elif watch := self._watches.get(request["take"]):
-            answer = {"glimpses": [each.model_dump(mode="json") for each in watch.seen], "lost": watch.lost}
-            watch.seen = []
+                if self.gate and dropped.door:
+                    self.gate.close(dropped.door)
+        elif "openings" in request:
+            watch = self._watches[request["openings"]]
+            known = watch.door if watch.door and not (watch.door.lost or watch.lost) else None
+            return {"openings": known and [each.model_dump(mode="json") for each in known.seen]}
+        elif taken := self._watches.get(request["take"]):
+            answer = {"glimpses": [each.model_dump(mode="json") for each in taken.seen], "lost": taken.lost}
+            taken.seen = []
             return answer
         return {"glimpses": [], "lost": False}
 
@@ -99,6 +116,11 @@ class Eye:
                 number = self.inotify.add_watch(watch.merged + path, MASK)
                 self._folders[number] = (watch, path)
                 watch.numbers.append(number)
+        if self.gate:
+            door = Door(watch.merged, watch.paths, request["container"], request["first"])
+            with suppress(NotAllowedError):
+                self.gate.open(door)
+                watch.door = door
 
     def _close(self, watch: Watch) -> None:
         for number in watch.numbers:
@@ -108,7 +130,17 @@ class Eye:
         watch.numbers.clear()
 
     def look_up(self) -> None:
-        """Look at everything that the kernel has told of so far; a flood is given up on, and said to be one."""
+        """Look at everything that the kernel has told of so far, then let go whoever it holds."""
+        self._look_at_events()
+        if self.gate:
+            for door, path in self.gate.held():
+                self._look_at_events()
+                watch = next(each for each in self._watches.values() if each.door is door)
+                if door.seen[-1].started:
+                    watch.glance(path)
+
+    def _look_at_events(self) -> None:
+        """Look at what inotify has told; a flood is given up on, and said to be one."""
         deadline = time.monotonic() + LOOK_UP_S
         while events := self.inotify.read(timeout=0):
             for place, event in enumerate(events):
@@ -130,6 +162,8 @@ class Eye:
         if event.mask & flags.MOVED_TO:
             came_from = self._other_end(watch, event, events[max(0, place - 2) : place]) or ""
         watch.notice(folder, event, moved_to, came_from)
+        if self.gate and watch.door and event.mask & (flags.CREATE | flags.MOVED_TO):
+            self.gate.mark(watch.door, _join(folder, event.name))
         if watch.lost:
             self._close(watch)
 
@@ -154,6 +188,8 @@ def main() -> None:
     poll = select.poll()
     poll.register(eye.inotify, select.POLLIN)
     poll.register(requests, select.POLLIN)
+    if eye.gate:
+        poll.register(eye.gate, select.POLLIN)
     with suppress(BrokenPipeError):  # whoever asked is gone
         serve(eye, requests, poll)
 

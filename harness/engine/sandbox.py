@@ -20,11 +20,11 @@ from docker.models.containers import Container
 from docker.types import LogConfig, Ulimit
 
 from harness.console import Answer, Command, CommandResult, Console
-from harness.engine.events import Glimpses, file_events
+from harness.engine.events import Told, file_events
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.errors import EngineError
-from harness.evidence import FileState, Machine
+from harness.evidence import FileState, Machine, Opening
 from harness.sandbox import Glimpse, MachineSpec
 
 P = ParamSpec("P")
@@ -66,8 +66,8 @@ class DockerSandboxes:
                 await call(container.start)
                 await console.ready(START_LIMIT_S)
                 await call(container.reload)
-                with _watching(container, spec) as (look, glimpses):
-                    yield DockerSandbox(container, console, spec, look, glimpses)
+                with _watching(container, spec) as (look, told):
+                    yield DockerSandbox(container, console, spec, look, told)
             finally:
                 await console.close()
         finally:
@@ -125,15 +125,16 @@ async def _attach(container: Container, answer: Answer) -> Console:
 
 
 @contextmanager
-def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, Glimpses | None]]:
+def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, Told | None]]:
     """The best look this host can have, and the events of the watched paths where it is told of them."""
     driver = container.attrs["GraphDriver"]
     look = LayersLook.of(driver)
     if look is None:
         yield ArchiveLook(container), None
         return
-    with file_events().watching(look, driver["Data"]["MergedDir"], spec.watched) as glimpses:
-        yield look, glimpses
+    merged, first = driver["Data"]["MergedDir"], container.attrs["State"]["Pid"]
+    with file_events().watching(look, merged, spec.watched, container=str(container.id), first=first) as told:
+        yield look, told
 
 
 @dataclass
@@ -144,24 +145,28 @@ class DockerSandbox:
     console: Console
     spec: MachineSpec
     look: Look
-    take_glimpses: Glimpses | None
+    told: Told | None
     _events_lost: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def watch(self) -> str:
         """Which guarantee the looks of this sandbox give."""
-        if self.take_glimpses is None:
+        if self.told is None:
             return f"snapshots/{self.look.guarantee}"
         return f"events{' (some lost)' if self._events_lost else ''}/{self.look.guarantee}"
 
     async def glimpses(self) -> tuple[Glimpse, ...]:
         """What happened to the watched paths since the last call."""
-        if self.take_glimpses is None:
+        if self.told is None:
             return ()
-        glimpses, lost = await call(self.take_glimpses)
+        glimpses, lost = await call(self.told.glimpses)
         self._events_lost = self._events_lost or lost
         return glimpses
+
+    async def openings(self) -> tuple[Opening, ...] | None:
+        """Who opened the watched files so far, or None where nobody could be held."""
+        return await call(self.told.openings) if self.told else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""

@@ -1,0 +1,241 @@
+"""Who opens or starts a watched file: the kernel holds them until they were looked at.
+
+A fanotify permission mark on the file's inode makes whoever opens or executes it wait for this process's word, so
+what they were and what they brought along is read while they stand still, and what the file was at that moment is
+certain. They are always let go. What is read of a process was chosen by it: it is bounded, and proves only what that
+process did to itself. See fanotify(7), proc(5).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from posixpath import basename
+
+from harness.evidence import Opening
+
+KEPT = 500  # openings of one sandbox; more are a flood, and whoever makes it is held no more
+WORDS, WORD = 16, 300  # of a command line, and of a variable's value, that are kept
+READ_BYTES = 4 << 20
+
+_CLASS_CONTENT, _CLOEXEC, _NONBLOCK, _UNLIMITED = 0x04, 0x01, 0x02, 0x10 | 0x20
+_MARK_ADD, _MARK_REMOVE, _DONT_FOLLOW = 0x01, 0x02, 0x04
+_OPEN_PERM, _OPEN_EXEC_PERM = 0x00010000, 0x00040000
+_HELD = _OPEN_PERM | _OPEN_EXEC_PERM
+_ALLOW = 0x01
+_EVENT = struct.Struct("=IBBHQii")
+_RESPONSE = struct.Struct("=iI")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# The variables that change what bash, Python or the dynamic loader does before a script's first line.
+_TELLING = re.compile(r"BASH_ENV|BASH_FUNC_.*|SHELLOPTS|BASHOPTS|LD_.*|PYTHON.*|PATH|IFS|ENV")
+_INTERPRETER = re.compile(r"(ba|da)?sh|python[\d.]*|perl[\d.]*")
+_LIMITS = {
+    "Max cpu time": "cpu",
+    "Max file size": "file size",
+    "Max data size": "data",
+    "Max stack size": "stack",
+    "Max processes": "processes",
+    "Max open files": "open files",
+    "Max address space": "address space",
+}
+
+
+class NotAllowedError(OSError):
+    """The host doesn't let the lab hold anybody."""
+
+
+@dataclass
+class Door:
+    """One sandbox's watched files, and who opened them so far."""
+
+    merged: str
+    paths: frozenset[str]
+    container: str
+    first: int
+    seen: list[Opening] = field(default_factory=list)
+    lost: bool = False
+    files: dict[tuple[int, int], str] = field(default_factory=dict)
+    executing: tuple[int, str] | None = None
+    usual: tuple[dict[str, int], int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usual = _limits(self.first), int(_status(self.first).get("Seccomp_filters", 0))
+
+
+class Gate:
+    """All doors, and the one fanotify group behind them. Raises NotAllowedError where there can be none."""
+
+    def __init__(self) -> None:
+        flags = _CLASS_CONTENT | _CLOEXEC | _NONBLOCK | _UNLIMITED
+        self.group = _libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_LARGEFILE)
+        if self.group < 0:
+            raise NotAllowedError(ctypes.get_errno(), "fanotify")
+        self._doors: list[Door] = []
+
+    def fileno(self) -> int:
+        """What to poll."""
+        return int(self.group)
+
+    def open(self, door: Door) -> None:
+        """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
+        self._doors.append(door)
+        for path in door.paths:
+            self.mark(door, path)
+        if not door.files:
+            self._doors.remove(door)
+            raise NotAllowedError(ctypes.get_errno(), "fanotify")
+
+    def mark(self, door: Door, path: str) -> None:
+        """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
+        if door not in self._doors or door.lost or path not in door.paths:
+            return
+        with suppress(OSError), ExitStack() as stack:
+            folder, name = _parent(stack, door.merged, path)
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            known = door.files.get((found.st_dev, found.st_ino)) == path
+            if stat.S_ISREG(found.st_mode) and not known and self._mark(_MARK_ADD, folder, name):
+                door.files[found.st_dev, found.st_ino] = path
+
+    def _mark(self, action: int, folder: int, name: str) -> bool:
+        flags, mask = ctypes.c_uint(action | _DONT_FOLLOW), ctypes.c_uint64(_HELD)
+        done: int = _libc.fanotify_mark(self.group, flags, mask, folder, os.fsencode(name))
+        return done == 0
+
+    def close(self, door: Door) -> None:
+        """Hold nobody at this door any more."""
+        for path in door.files.values():
+            with suppress(OSError), ExitStack() as stack:
+                self._mark(_MARK_REMOVE, *_parent(stack, door.merged, path))
+        door.files.clear()
+        if door in self._doors:
+            self._doors.remove(door)
+
+    def held(self) -> Iterator[tuple[Door, str]]:
+        """Note and let go whoever is held; yields the door and path while they still stand."""
+        while True:
+            try:
+                events = os.read(self.group, 4096)
+            except BlockingIOError:
+                return
+            for at in range(0, len(events) - _EVENT.size + 1, _EVENT.size):
+                _, _, _, _, mask, file, pid = _EVENT.unpack_from(events, at)
+                if file < 0:
+                    continue
+                try:
+                    yield from self._note(file, mask, pid)
+                finally:
+                    with suppress(OSError):  # whoever was held may be gone
+                        os.write(self.group, _RESPONSE.pack(file, _ALLOW))
+                    os.close(file)
+
+    def _note(self, file: int, mask: int, pid: int) -> Iterator[tuple[Door, str]]:
+        found = os.fstat(file)
+        place = found.st_dev, found.st_ino
+        door = next((each for each in self._doors if place in each.files), None)
+        if door is None or door.container not in _text(pid, "cgroup"):
+            return
+        path = door.files[place]
+        executed = bool(mask & _OPEN_EXEC_PERM)
+        if not executed and door.executing == (pid, path):
+            door.executing = None  # the kernel opens what it is about to execute, and says so twice
+            return
+        door.executing = (pid, path) if executed else None
+        if len(door.seen) >= KEPT:
+            door.lost = True
+            self.close(door)
+            return
+        if opening := opening_of(pid, path, door, executed=executed):
+            door.seen.append(opening)
+            yield door, path
+
+
+def _parent(stack: ExitStack, merged: str, path: str) -> tuple[int, str]:
+    """The folder of a path within a container's root, reached without following any link, and its last name."""
+    *folders, name = path.strip("/").split("/")
+    at = os.open(merged, os.O_PATH | os.O_DIRECTORY)
+    stack.callback(os.close, at)
+    for folder in folders:
+        at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+        stack.callback(os.close, at)
+    return at, name
+
+
+# ---- what a held process is ----
+
+
+def opening_of(pid: int, path: str, door: Door, *, executed: bool) -> Opening | None:
+    """What a process is and brought along, or None where it is gone already. ``at_s`` is the monotonic clock."""
+    status, limits = _status(pid), _limits(pid)
+    if not status:
+        return None
+    usual_limits, usual_filters = door.usual
+    argv, program = _words(pid, "cmdline"), _link(pid, "exe")
+    return Opening(
+        at_s=time.monotonic(),
+        path=path,
+        started=executed or _interprets(program, argv, path),
+        process=pid,
+        parent=int(status.get("PPid", 0)),
+        argv=tuple(word[:WORD] for word in argv[:WORDS]),
+        program=program,
+        cwd=_link(pid, "cwd"),
+        uid=int(status.get("Uid", "0").split()[0]),
+        environment=_environment(pid),
+        limits={name: value for name, value in limits.items() if value < usual_limits.get(name, value)},
+        traced=status.get("TracerPid", "0") != "0",
+        filters=max(0, int(status.get("Seccomp_filters", 0)) - usual_filters),
+    )
+
+
+def _interprets(program: str, argv: list[str], path: str) -> bool:
+    """Whether this is an interpreter that was given the file to run."""
+    options = list(takewhile(lambda word: word.startswith("-"), argv[1:]))
+    given = "" if "-c" in options else next(iter(argv[len(options) + 1 :]), "")
+    return bool(_INTERPRETER.fullmatch(basename(program))) and basename(given) == basename(path)
+
+
+def _environment(pid: int) -> tuple[tuple[str, str], ...]:
+    """The telling variables, in their order: which of two of one name counts is the reader's to know."""
+    pairs = (word.partition("=") for word in _words(pid, "environ"))
+    return tuple((name[:WORD], value[:WORD]) for name, _, value in pairs if _TELLING.fullmatch(name))[:64]
+
+
+def _words(pid: int, name: str) -> list[str]:
+    return _text(pid, name).rstrip("\0").split("\0")
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = (line.partition(":") for line in _text(pid, "status").splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
+def _limits(pid: int) -> dict[str, int]:
+    """The soft limits, in the kernel's units; one that is unlimited is left out."""
+    found = {}
+    for line in _text(pid, "limits").splitlines()[1:]:
+        name, soft = line[:25].strip(), line[25:46].strip()
+        if name in _LIMITS and soft.isdigit():
+            found[_LIMITS[name]] = int(soft)
+    return found
+
+
+def _text(pid: int, name: str) -> str:
+    with suppress(OSError), Path(f"/proc/{pid}/{name}").open("rb") as file:
+        return file.read(READ_BYTES).decode(errors="backslashreplace")
+    return ""
+
+
+def _link(pid: int, name: str) -> str:
+    with suppress(OSError):
+        return os.fsencode(os.readlink(f"/proc/{pid}/{name}")).decode(errors="backslashreplace")
+    return ""
