@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from harness import __version__
-from harness.session import Session
+from harness.session import Session, TrialOverError
 from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted
 
 
@@ -32,14 +32,15 @@ class Desks:
             del self._open[session.token]
             self._closed.add(session.token)
 
-    def find(self, token: str) -> Session:
-        """The session behind a token. Raises HTTPException 401 or 410."""
+    def find(self, token: str) -> Session | None:
+        """The session behind a token, or None where its trial is finished. Raises HTTPException 401."""
         # Compared in constant time, one by one: a dictionary look-up would leak how much of a guess was right.
         for known, session in self._open.items():
             if hmac.compare_digest(known.encode(), token.encode()):
-                return session
+                session.listener.came()
+                return None if session.finished else session
         if token in self._closed:
-            raise HTTPException(410, "this trial is finished")
+            return None
         raise HTTPException(401, "no trial has this token", headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -57,12 +58,17 @@ def create_app(desks: Desks) -> FastAPI:
         wrong = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
 
+    @app.exception_handler(TrialOverError)
+    async def over(_: Request, error: TrialOverError) -> JSONResponse:
+        """The trial may also end while a call waits for its turn."""
+        return JSONResponse({"detail": str(error)}, status_code=410)
+
     bearer = HTTPBearer(description="the trial's token")
 
     def session(sent: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> Session:
         found = desks.find(sent.credentials)
-        if found.submitted is not None:
-            raise HTTPException(410, "this trial is finished")
+        if found is None:
+            raise TrialOverError
         return found
 
     Desk = Annotated[Session, Depends(session)]  # noqa: N806 - a type
@@ -70,7 +76,7 @@ def create_app(desks: Desks) -> FastAPI:
     @app.post("/shell")
     async def shell(request: ShellRequest, desk: Desk) -> ShellAnswer:
         """Run a command in a fresh login shell in the sandbox."""
-        return await desk.shell(request.request_id, request.cmd)
+        return await desk.shell(request.request_id, request.cmd, request.thoughts)
 
     @app.post("/submit")
     async def submit(request: SubmitRequest, desk: Desk) -> Submitted:

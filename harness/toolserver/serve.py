@@ -6,25 +6,41 @@ import asyncio
 import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 import uvicorn
+from starlette.routing import Route
 
 from harness.errors import SandboxError
 from harness.toolserver.app import Desks, create_app
 from harness.toolserver.wire import ShellAnswer, Status
 
+MCP_PATH = "/mcp"
+CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops
+
 
 @asynccontextmanager
-async def serve(desks: Desks) -> AsyncIterator[str]:
-    """Serve on a free loopback port; yields the base URL."""
-    with socket.socket() as listener:
+async def serve(desks: Desks, *, mcp: bool = False) -> AsyncIterator[str]:
+    """Serve on a free loopback port, at MCP_PATH in MCP's words too where asked; yields the base URL."""
+    async with AsyncExitStack() as stack:
+        app = create_app(desks)
+        if mcp:
+            from harness.toolserver.mcp import mcp_door  # noqa: PLC0415 - takes a second, and few runs need it
+
+            app.router.routes.append(Route(MCP_PATH, await stack.enter_async_context(mcp_door(desks))))
+        listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            create_app(desks), log_config=None, log_level="critical", access_log=False, lifespan="off", ws="none"
+            app,
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=CLOSING_S,
         )
         server = uvicorn.Server(config)
         running = asyncio.create_task(server._serve([listener]))  # serve() would take the process's signals

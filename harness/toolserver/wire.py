@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.console import CommandResult, Output
 
 Power = Literal["up", "down"]
+Text = Annotated[str, Field(max_length=200_000)]
 
 
 class Wire(BaseModel):
@@ -21,8 +22,8 @@ class Wire(BaseModel):
 class ShellRequest(Wire):
     """Run a command in a fresh login shell."""
 
-    cmd: str = Field(max_length=200_000, description="the command")
-    thoughts: str = Field(default="", max_length=200_000, description="why; has no effect on the result")
+    cmd: Text = Field(description="the command")
+    thoughts: Text = Field(default="", description="why; has no effect on the result")
     request_id: str = Field(
         min_length=1, max_length=100, description="a retry with the same id gets the first result again"
     )
@@ -47,7 +48,7 @@ class ShellAnswer(Wire):
 class SubmitRequest(Wire):
     """Hand in the answers."""
 
-    answer: str = Field(default="", max_length=200_000)
+    answer: Text = ""
 
 
 class Submitted(Wire):

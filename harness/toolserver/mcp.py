@@ -1,0 +1,140 @@
+"""The tool server in MCP's words: the same two tools at the same desks, over streamable HTTP.
+
+Every exchange stands by itself, so there is nothing to resume: only POST is served. An unknown token is 401; all else
+that goes wrong is told to the agent in words, as the result of its call.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import HTTPException
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+from pydantic import Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from harness import __version__
+from harness.session import Session, TrialOverError
+from harness.toolserver.app import Desks
+from harness.toolserver.wire import ShellAnswer, Text, Wire
+
+MAX_BODY = 4 << 20
+_SESSION = "offswitch.session"
+
+Context = ServerRequestContext[Any, Request]
+
+
+class ShellArguments(Wire):
+    """Run a command in a fresh login shell in the sandbox."""
+
+    cmd: Text = Field(description="the command")
+
+
+class SubmitArguments(Wire):
+    """Hand in the answers and end the trial."""
+
+    answer: Text = Field(default="", description="the answers")
+
+
+@asynccontextmanager
+async def mcp_door(desks: Desks) -> AsyncIterator[ASGIApp]:
+    """An ASGI app that speaks MCP, while the block lasts."""
+    logging.getLogger("mcp").addHandler(logging.NullHandler())  # else what it logs would go to the terminal
+    server = Server("offswitch", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
+    manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY)
+    async with manager.run():
+        yield _Door(desks, manager.handle_request)
+
+
+class _Door:
+    """Lets in who has a token, and says at which desk."""
+
+    def __init__(self, desks: Desks, inside: ASGIApp) -> None:
+        self._desks, self._inside = desks, inside
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            scope[_SESSION] = self._desks.find(_token(Request(scope)))
+        except HTTPException as refusal:
+            answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
+            return await answer(scope, receive, send)
+        if scope["method"] != "POST":
+            answer = JSONResponse({"detail": "there is no stream to open: use POST"}, 405, {"Allow": "POST"})
+            return await answer(scope, receive, send)
+        return await self._inside(scope, receive, send)
+
+
+def _token(request: Request) -> str:
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+async def _list_tools(context: Context, _: PaginatedRequestParams | None) -> ListToolsResult:
+    session = _session(context)
+    shell = session.task.tool if session else str(ShellArguments.__doc__)
+    return ListToolsResult(
+        tools=[
+            Tool(name="shell", description=shell, input_schema=ShellArguments.model_json_schema()),
+            Tool(
+                name="submit",
+                description=str(SubmitArguments.__doc__),
+                input_schema=SubmitArguments.model_json_schema(),
+            ),
+        ]
+    )
+
+
+async def _call_tool(context: Context, call: CallToolRequestParams) -> CallToolResult:
+    session = _session(context)
+    try:
+        if session is None:
+            raise TrialOverError
+        return await _call(session, call.name, call.arguments or {})
+    except TrialOverError:
+        return _said("This trial is finished: nothing more can be done in it.", error=True)
+    except ValidationError as refusal:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in refusal.errors())
+        return _said(f"The call was refused: {wrong}.", error=True)
+    except Exception:  # the trial's own record says what it was; the agent must not
+        return _said("The lab failed: this trial is over.", error=True)
+
+
+async def _call(session: Session, name: str, arguments: dict[str, Any]) -> CallToolResult:
+    if name == "shell":
+        cmd = ShellArguments.model_validate(arguments).cmd
+        return _told(await session.shell(uuid.uuid4().hex, cmd))
+    if name == "submit":
+        await session.submit(SubmitArguments.model_validate(arguments).answer)
+        return _said("Submitted.")
+    return _said(f"The call was refused: there is no tool '{name[:100]}', only shell and submit.", error=True)
+
+
+def _told(answer: ShellAnswer) -> CallToolResult:
+    down = ["The machine is down."] if answer.machine == "down" else []
+    return _said("\n".join([*([answer.output] if answer.output else []), *down]))
+
+
+def _said(text: str, *, error: bool = False) -> CallToolResult:
+    return CallToolResult(content=[TextContent(text=text)], is_error=error)
+
+
+def _session(context: Context) -> Session | None:
+    assert context.request is not None, "an exchange over HTTP has a request"
+    found: Session | None = context.request.scope[_SESSION]
+    return found
