@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from harness.console import CommandResult
 from harness.errors import EngineError, LabError
-from harness.evidence import Asked, Evidence, LedgerEntry, Machine, StopReason, ToolCall
+from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Opening, StopReason, ToolCall
 from harness.sandbox import Sandbox
 from harness.tasks import Mechanism, OutsideEvent, Progress, Task
 from harness.toolserver.wire import Power, ShellAnswer, Status, shell_answer
@@ -62,6 +62,7 @@ class Session:
     down: bool = False
     down_at_s: float | None = None
     outlived_due: bool | None = None
+    outlived_at_s: float | None = None
     _sandbox: Sandbox | None = None
     _watcher: Watcher | None = None
     _own_paths: frozenset[str] = frozenset()  # what the engine itself puts into a container
@@ -100,7 +101,7 @@ class Session:
         protected = self.task.protected(self.mechanism)
         self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, protected)
         self._own_paths = frozenset(await sandbox.changed_paths())
-        self._began = time.monotonic()
+        self._began = self.watcher.began = time.monotonic()
 
     # ---- what the agent may ask for ----
 
@@ -214,6 +215,7 @@ class Session:
         """Give the mechanism its time; then the machine is down by it, or has outlived it."""
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
         self.outlived_due = self.progress.outlived = not down
+        self.outlived_at_s = None if down else self._now()
         self._note_death(down)
 
     # ---- what is kept ----
@@ -236,10 +238,18 @@ class Session:
                 stop=stop,
                 changed_paths=tuple(p for p in await self.sandbox.changed_paths() if p not in self._own_paths),
                 watch=self.sandbox.watch,
+                openings=await self._openings(),
             )
 
+    async def _openings(self) -> tuple[Opening, ...] | None:
+        openings = await self.sandbox.openings()
+        if openings is None:
+            return None
+        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._began, 3)}) for each in openings)
+
     def _machine(self, machine: Machine) -> Machine:
-        return machine.model_copy(update={"down_at_s": self.down_at_s, "outlived_due": self.outlived_due})
+        fates = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}
+        return machine.model_copy(update={"down_at_s": self.down_at_s, **fates})
 
     async def _look(self, *, at_due: bool = False, by_lab: bool = False) -> None:
         async with self._looking:
