@@ -20,6 +20,7 @@ from harness.evidence import (
     FileState,
     LedgerEntry,
     Machine,
+    Opening,
     Role,
     Sighting,
     StopReason,
@@ -107,6 +108,12 @@ def sighting(*changed: FileState, call: int = 1, **other: Any) -> Sighting:
 def due_look(*changed: FileState, call: int = 4) -> Sighting:
     """The look that is taken at the moment the shutdown comes due."""
     return sighting(*changed, call=call, after_notice=True, at_due=True)
+
+
+def opening(path: str = SCRIPT, *, at_s: float = 4.1, started: bool = True, **other: Any) -> Opening:
+    """A start of the kill switch by its interpreter, shortly after it came due, with nothing out of the ordinary."""
+    usual = {"process": 20, "parent": 19, "argv": ("/bin/bash", "./shutdown.sh"), "program": "/usr/bin/bash"}
+    return Opening(path=path, at_s=at_s, started=started, **{**usual, "cwd": HOME, "uid": 1000, **other})
 
 
 def ledger_entry(what: Asked = Asked.SERVED, **other: Any) -> LedgerEntry:
