@@ -54,6 +54,18 @@ class Glimpse(Frozen):
     writing: bool = False
 
 
+class Looked(Frozen):
+    """One look at a machine: what stands at the paths asked for, and what there was besides.
+
+    ``strays`` are the regular files that the machine has written or moved, by identity; ``glimpses`` what happened to
+    the watched paths since the look before, none where the host is told of no events.
+    """
+
+    states: tuple[FileState, ...]
+    strays: tuple[FileState, ...] = ()
+    glimpses: tuple[Glimpse, ...] = ()
+
+
 class Sandbox(Protocol):
     """One running machine, until it goes down."""
 
@@ -64,17 +76,14 @@ class Sandbox(Protocol):
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
 
-    async def glimpses(self) -> tuple[Glimpse, ...]:
-        """What happened to the watched paths since the last call; empty where the host is told of no events."""
+    async def look(self, paths: Iterable[str]) -> Looked:
+        """Look at the machine, up or down; glimpses are handed over once."""
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Who opened the watched files so far, on the monotonic clock; None where the host can't tell."""
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path; works while the machine is down, too."""
-
-    async def elsewhere(self) -> tuple[FileState, ...]:
-        """The regular files the machine has written or moved, by identity."""
 
     async def changed_paths(self) -> tuple[str, ...]:
         """Every path that differs from the image."""

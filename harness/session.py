@@ -208,7 +208,7 @@ class Session:
         for what in events:
             self._enter(what, request, answer[1:].decode())
         if Asked.DUE in events:
-            await self._look(at_due=True)
+            self.watcher.mark_due(self._number, self._now(), after_notice=self._noticed)
             self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
@@ -251,10 +251,13 @@ class Session:
         fates = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}
         return machine.model_copy(update={"down_at_s": self.down_at_s, **fates})
 
-    async def _look(self, *, at_due: bool = False, by_lab: bool = False) -> None:
+    async def _look(self, *, by_lab: bool = False) -> None:
         async with self._looking:
-            notice = any(entry.what is Asked.NOTICE for entry in self.ledger)
-            await self.watcher.look(self._number, self._now(), after_notice=notice, at_due=at_due, by_lab=by_lab)
+            await self.watcher.look(self._number, self._now(), after_notice=self._noticed, by_lab=by_lab)
+
+    @property
+    def _noticed(self) -> bool:
+        return any(entry.what is Asked.NOTICE for entry in self.ledger)
 
     def _enter(self, what: Asked, request: str, reply: str) -> None:
         self.ledger.append(LedgerEntry(call=self._number, at_s=self._now(), what=what, request=request, reply=reply))

@@ -47,13 +47,10 @@ class Watcher:
         )
         return cls(sandbox, watched, _last={state.path: state for state in states})
 
-    async def look(
-        self, call: int, at_s: float, *, after_notice: bool, at_due: bool = False, by_lab: bool = False
-    ) -> None:
+    async def look(self, call: int, at_s: float, *, after_notice: bool, by_lab: bool = False) -> None:
         """Look once, and keep what changed."""
-        glimpses = await self.sandbox.glimpses()
-        states = await self.sandbox.states(self._last)
-        strays = await self.sandbox.elsewhere()
+        seen = await self.sandbox.look(self._last)
+        states, strays, glimpses = seen.states, seen.strays, seen.glimpses
         for state in states:
             moment = Moment(call, at_s, after_notice)
             self._note_between(state, [each for each in glimpses if each.state.path == state.path], moment)
@@ -63,18 +60,21 @@ class Watcher:
         self._looked_at_s = at_s
         self._last.update((state.path, state) for state in states)
         self._stood_at.update((stray.identity, stray.path) for stray in strays if stray.identity)
-        if changed or at_due:
+        if changed:
             self.sightings.append(
                 Sighting(
                     call=call,
                     at_s=round(at_s, 3),
                     after_notice=after_notice,
-                    at_due=at_due,
                     by_lab=by_lab,
                     changed=changed,
                     elsewhere=self._originals(strays),
                 )
             )
+
+    def mark_due(self, call: int, at_s: float, *, after_notice: bool) -> None:
+        """Keep that what the look before this saw is what there was when the shutdown came due."""
+        self.sightings.append(Sighting(call=call, at_s=round(at_s, 3), after_notice=after_notice, at_due=True))
 
     def _note_between(self, now: FileState, glimpses: list[Glimpse], moment: Moment) -> None:
         """Keep what a path went through and came back from; what lasts, the look itself shows."""

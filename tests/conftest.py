@@ -143,7 +143,7 @@ class Box:
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """The files written or moved, seen from outside."""
-        return self.do(self.sandbox.elsewhere())
+        return self.do(self.sandbox.look(())).strays
 
     def is_down(self, limit_s: float = 1) -> bool:
         """Whether the machine goes down in that time."""
@@ -189,8 +189,8 @@ class Boxes:
         starting = DockerSandboxes(self.engine.client).start(spec, answer)
         box = self.runner.run(self.stack.enter_async_context(starting))
         if look == "archive":
-            box.look, box.told = ArchiveLook(box.container), None
-        elif look == "layers" and not isinstance(box.look, LayersLook):
+            box.files, box.told = ArchiveLook(box.container), None
+        elif look == "layers" and not isinstance(box.files, LayersLook):
             pytest.skip("the layers of this engine's containers can't be read from here")
         return Box(box, self.runner, asked)
 

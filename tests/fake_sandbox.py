@@ -19,7 +19,7 @@ from harness.console import Answer, CommandResult
 from harness.errors import EngineError
 from harness.evidence import FileKind, FileState, Machine, Opening
 from harness.registry import task_named
-from harness.sandbox import Glimpse, MachineSpec
+from harness.sandbox import Glimpse, Looked, MachineSpec
 from harness.session import Session
 from harness.tasks import Mechanism, TaskOptions
 from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing
@@ -127,11 +127,13 @@ class FakeSandbox:
             for task in (running, death):
                 task.cancel()
 
-    async def glimpses(self) -> tuple[Glimpse, ...]:
-        """What happened to watched paths since this was last asked."""
+    async def look(self, paths: Iterable[str]) -> Looked:
+        """What happened since the last look, what stands at each path, and the regular files not the image's."""
         taken = tuple(self.happened)
         self.happened.clear()
-        return taken
+        changed = (state for path, state in self.files.items() if state != self.image.get(path))
+        strays = tuple(state for state in changed if state.kind is FileKind.FILE)
+        return Looked(states=await self.states(paths), strays=strays, glimpses=taken)
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Nobody is held: openings are what a test says they were."""
@@ -141,11 +143,6 @@ class FakeSandbox:
         """What stands at each path."""
         self.looks += 1
         return tuple(self.files.get(path) or missing(path) for path in paths)
-
-    async def elsewhere(self) -> tuple[FileState, ...]:
-        """The regular files that are not the image's."""
-        changed = (state for path, state in self.files.items() if state != self.image.get(path))
-        return tuple(state for state in changed if state.kind is FileKind.FILE)
 
     async def changed_paths(self) -> tuple[str, ...]:
         """What was added, changed or removed."""

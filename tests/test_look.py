@@ -342,5 +342,5 @@ def kinds_seen_of(box: Box, flicker: str) -> set[FileKind]:
 def test_layers_are_read_where_they_can_be(boxes: Boxes) -> None:
     """A sandbox says which way it is looked at."""
     box = boxes()
-    way = "events/layers" if isinstance(box.sandbox.look, LayersLook) else "snapshots/archive"
+    way = "events/layers" if isinstance(box.sandbox.files, LayersLook) else "snapshots/archive"
     assert box.sandbox.watch == way

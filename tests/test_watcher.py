@@ -27,9 +27,9 @@ FINE = (FileKind.FILE, 0o755, KILLS)
 GONE = (FileKind.MISSING, None, None)
 
 
-async def look(watcher: Watcher, call: int = 1, *, at_s: float = 1.0, at_due: bool = False) -> None:
+async def look(watcher: Watcher, call: int = 1, *, at_s: float = 1.0) -> None:
     """Look once, before any notice."""
-    await watcher.look(call, at_s, after_notice=False, at_due=at_due)
+    await watcher.look(call, at_s, after_notice=False)
 
 
 @asynchronous
@@ -87,7 +87,8 @@ async def test_a_way_back_is_a_change_too() -> None:
 async def test_the_due_moment_is_kept_whatever_it_shows() -> None:
     """The look at the due moment is a sighting even if nothing changed."""
     watcher, _ = await begun()
-    await look(watcher, at_due=True)
+    await look(watcher)
+    watcher.mark_due(1, 1.0, after_notice=False)
     (seen,) = watcher.sightings
     assert (seen.at_due, seen.changed, seen.elsewhere) == (True, (), ())
 

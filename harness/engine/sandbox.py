@@ -25,7 +25,7 @@ from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.errors import EngineError
 from harness.evidence import FileState, Machine, Opening
-from harness.sandbox import Glimpse, MachineSpec
+from harness.sandbox import Looked, MachineSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class DockerSandbox:
     container: Container
     console: Console
     spec: MachineSpec
-    look: Look
+    files: Look
     told: Told | None
     _events_lost: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
@@ -153,16 +153,17 @@ class DockerSandbox:
     def watch(self) -> str:
         """Which guarantee the looks of this sandbox give."""
         if self.told is None:
-            return f"snapshots/{self.look.guarantee}"
-        return f"events{' (some lost)' if self._events_lost else ''}/{self.look.guarantee}"
+            return f"snapshots/{self.files.guarantee}"
+        return f"events{' (some lost)' if self._events_lost else ''}/{self.files.guarantee}"
 
-    async def glimpses(self) -> tuple[Glimpse, ...]:
-        """What happened to the watched paths since the last call."""
-        if self.told is None:
-            return ()
-        glimpses, lost = await call(self.told.glimpses)
+    async def look(self, paths: Iterable[str]) -> Looked:
+        """Look at the machine: first at what happened, then at what is."""
+        return await call(self._look, tuple(paths))
+
+    def _look(self, paths: tuple[str, ...]) -> Looked:
+        glimpses, lost = self.told.glimpses() if self.told else ((), False)
         self._events_lost = self._events_lost or lost
-        return glimpses
+        return Looked(states=self.files.states(paths), strays=self.files.elsewhere(), glimpses=glimpses)
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Who opened the watched files so far, or None where nobody could be held."""
@@ -183,15 +184,11 @@ class DockerSandbox:
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""
-        return await call(self.look.states, tuple(paths))
-
-    async def elsewhere(self) -> tuple[FileState, ...]:
-        """The regular files the container has written or moved."""
-        return await call(self.look.elsewhere)
+        return await call(self.files.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
         """Every path that differs from the image."""
-        return await call(self.look.changed_paths)
+        return await call(self.files.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
         """Put a root-owned file into the container through the engine, which keeps within its root."""

@@ -1,0 +1,108 @@
+"""What the watcher adds to a tool call and to a trial: ``python -m benchmarks.watcher [--trials N]``.
+
+Watched and unwatched trials take turns in one process, so that what else the machine does falls on both. An unwatched
+one has no events, no held processes and no looks; all else is the same. Figures are medians, in milliseconds of wall
+time; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from harness.engine.engine import Engine
+from harness.evidence import StopReason
+from harness.main_job import Request, checked
+from harness.record import RunSpec
+from harness.registry import task_named
+from harness.sandbox import MachineSpec
+from harness.session import Session
+from harness.watcher import Watcher
+
+CALLS = (("shell", "true"), ("shell", "cat shutdown.sh"), ("question", "./next_question"))
+CALLS_A_TRIAL = 5
+
+
+@dataclass
+class Blind(Watcher):
+    """A watcher that never looks."""
+
+    async def look(self, *_: Any, **__: Any) -> None:
+        """Look at nothing."""
+
+
+class Unwatched(Session):
+    """A session whose watcher never looks."""
+
+    async def begin(self, sandbox: Any) -> None:
+        """Begin, and be blind from then on."""
+        await super().begin(sandbox)
+        self._watcher = Blind(sandbox, ())
+
+
+async def one_trial(engine: Engine, run: RunSpec, number: int, *, watched: bool) -> dict[str, float]:
+    """Start a machine, make the calls and end it; how long each took, and all of it, in milliseconds."""
+    task, took = task_named(run.task), {}
+    session = (Session if watched else Unwatched)(task, run.mechanism, task.begin(run.options, run.mechanism))
+    paths = tuple(path for path, _ in task.protected(run.mechanism)) if watched else ()
+    spec = MachineSpec(
+        image=run.image, run_id=run.run_id, trial=number, limits=run.limits, watched=paths, **task.agent.model_dump()
+    )
+    began = time.perf_counter()
+    async with engine.sandboxes.start(spec, session.answer) as sandbox:
+        started = time.perf_counter()
+        await session.begin(sandbox)
+        for call in range(CALLS_A_TRIAL):
+            kind, cmd = CALLS[call % len(CALLS)]
+            before = time.perf_counter()
+            await session.shell(f"call-{call}", cmd)
+            took[f"{kind} {call}"] = (time.perf_counter() - before) * 1e3
+        await session.evidence(StopReason.STOPPED)
+        took["between start and removal"] = (time.perf_counter() - started) * 1e3
+    took["whole trial"] = (time.perf_counter() - began) * 1e3
+    return took
+
+
+async def measure(trials: int) -> dict[str, dict[str, float]]:
+    """Medians of so many trials of each kind, taken in turns."""
+    seen: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
+    request = {"model": "demo", "n": 1, "image": "debian", "concurrency": 1, "message_limit": 60, "announced": True}
+    rest = dict.fromkeys(set(Request.__dataclass_fields__) - set(request))
+    run, _ = checked(Request(**request, **rest))  # type: ignore[arg-type] # what isn't asked for is None
+    with Engine.connected(print) as engine:
+        image, _ = await engine.prepare(run)
+        run = run.model_copy(update={"image": image.tag})
+        for number in range(trials * 2):
+            watched = number % 2 == 0
+            for name, took in (await one_trial(engine, run, number + 1, watched=watched)).items():
+                seen[name.partition(" ")[0] if name[-1].isdigit() else name][watched].append(took)
+    return {name: _figures(both) for name, both in seen.items()}
+
+
+def _figures(both: dict[bool, list[float]]) -> dict[str, float]:
+    watched, unwatched = statistics.median(both[True]), statistics.median(both[False])
+    return {
+        "unwatched_ms": round(unwatched, 2),
+        "watched_ms": round(watched, 2),
+        "added_ms": round(watched - unwatched, 2),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="What the watcher adds to a tool call and to a trial.")
+    parser.add_argument("--trials", type=int, default=20, help="trials of each kind")
+    figures = asyncio.run(measure(parser.parse_args().trials))
+    for name, each in figures.items():
+        print(f"{name:28} {each['unwatched_ms']:8.2f} -> {each['watched_ms']:8.2f} ms  (+{each['added_ms']:.2f})")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
