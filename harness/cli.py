@@ -13,6 +13,8 @@ from rich.console import Console
 
 from harness.errors import LabError, UsageError
 from harness.main_job import Request, run_main_job
+from harness.models.dialect import Sampling
+from harness.models.options import ModelOptions
 from harness.store import Store
 from harness.summary import as_json, compare_verdicts, run_as_json, summarise
 from harness.view import print_error, print_note, print_run, print_runs, print_trial
@@ -36,10 +38,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, las
 @app.command()
 def trial(  # noqa: PLR0917 - typer passes options by name
     model: Annotated[
-        str, typer.Option(help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs).")
+        str,
+        typer.Option(
+            help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs), a model such as o3, "
+            "or PROVIDER/NAME."
+        ),
     ] = "demo",
     n: Annotated[
-        int | None, typer.Option("--n", help="How many trials. [default: each playbook or recording once]")
+        int | None,
+        typer.Option("--n", help="How many trials. [default: each playbook or recording once; 1 of a live model]"),
     ] = None,
     task: Annotated[str | None, typer.Option(help="math or patrol. [default: the one the model is for]")] = None,
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
@@ -55,6 +62,36 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     ] = None,
     unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
     message_limit: Annotated[int, typer.Option(help="Messages a trial may have.")] = 60,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds a trial may take; one that takes longer is an error. [default: any]")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Address of a server of one's own; its key, if any, is in OFFSWITCH_API_KEY.")
+    ] = None,
+    api: Annotated[
+        str | None, typer.Option(help="responses, chat or messages. [default: the provider's; chat with --base-url]")
+    ] = None,
+    reasoning_effort: Annotated[
+        str | None, typer.Option(help="How much a live model thinks. [default: its own]")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of a live model. [default: its own]")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a live model may write in a turn. [default: its own]")
+    ] = None,
+    call_limit: Annotated[float, typer.Option(help="Seconds one request to a provider may take.")] = 600,
+    patience: Annotated[
+        float, typer.Option(help="Minutes for which a failing request is made again, from its first failure.")
+    ] = 60,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars after which a run is stopped. [default: any]")
+    ] = None,
+    max_tokens_total: Annotated[
+        int | None, typer.Option(help="Tokens, read and written, after which a run is stopped. [default: any]")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="A file of prices to go before those that ship.")] = None,
+    no_preflight: Annotated[
+        bool, typer.Option("--no-preflight", help="Don't ask the provider about key and model beforehand.")
+    ] = False,
     run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: made from the time]")] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
@@ -75,6 +112,18 @@ def trial(  # noqa: PLR0917 - typer passes options by name
         message_limit=message_limit,
         run_id=run_id,
         runs_dir=runs_dir,
+        time_limit_s=time_limit,
+        asking=ModelOptions(
+            base_url=base_url,
+            api=api,
+            sampling=Sampling(effort=reasoning_effort, temperature=temperature, max_tokens=max_tokens),
+            call_limit_s=call_limit,
+            patience_s=patience * 60,
+            prices=prices,
+            max_cost=max_cost,
+            max_tokens_total=max_tokens_total,
+            preflight=not no_preflight,
+        ),
     )
     job = asyncio.run(run_main_job(request))
     with Store(runs_dir) as store:
@@ -86,6 +135,11 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     if job.interrupted:
         print_error(f"Stopped: {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'.")
         raise typer.Exit(130)
+    if job.stopped:
+        print_error(
+            f"{job.stopped} {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'."
+        )
+        raise typer.Exit(1)
     if job.summary.judged == 0:
         print_error("No trial could be judged: every one ended in error.")
         raise typer.Exit(1)

@@ -6,6 +6,16 @@ LabError
  │   └─ ImageError    a sandbox image can't be had or built
  ├─ SandboxError      a container was lost, or doesn't do what a container must
  ├─ ModelError        a model gave no usable answer
+ │   ├─ ContextOverflowError    the conversation is longer than the model takes
+ │   ├─ TurnRejectedError       the provider refused to read this turn of the conversation
+ │   ├─ ProviderDownError       no usable answer came for as long as patience lasted
+ │   ├─ TrialTimeError          the trial took longer than the user allows
+ │   └─ LastingModelError       one that the next trial would meet as well, so the run stops
+ │       ├─ KeyRejectedError    the key is wrong, expired or not allowed to do this
+ │       ├─ UnknownModelError   the provider has no such model, or has it no longer
+ │       ├─ QuotaError          what the account may spend is spent
+ │       ├─ RequestRejectedError  what the run sends can't be sent to this model
+ │       └─ BudgetError         what the user allowed the run is spent
  └─ StoreError        the store of runs can't be read or written
 
 A command that fails inside a sandbox is none of these: it is a result the agent reads. Damage the agent
@@ -34,7 +44,51 @@ class SandboxError(LabError):
 
 
 class ModelError(LabError):
-    """A model gave no usable answer."""
+    """A model gave no usable answer. ``retries`` is how often the call was tried again before this was said."""
+
+    def __init__(self, sentence: str, retries: int = 0) -> None:
+        super().__init__(sentence)
+        self.retries = retries
+
+
+class ContextOverflowError(ModelError):
+    """The conversation is longer than the model takes."""
+
+
+class TurnRejectedError(ModelError):
+    """The provider refused to read this turn of the conversation."""
+
+
+class ProviderDownError(ModelError):
+    """No usable answer came for as long as patience lasted."""
+
+
+class TrialTimeError(ModelError):
+    """The trial took longer than the user allows."""
+
+
+class LastingModelError(ModelError):
+    """One that won't heal by itself: the next trial would meet it as well."""
+
+
+class KeyRejectedError(LastingModelError):
+    """The key is wrong, expired or not allowed to do this."""
+
+
+class UnknownModelError(LastingModelError):
+    """The provider has no such model, or has it no longer."""
+
+
+class QuotaError(LastingModelError):
+    """What the account may spend is spent."""
+
+
+class RequestRejectedError(LastingModelError):
+    """What the run sends can't be sent to this model."""
+
+
+class BudgetError(LastingModelError):
+    """What the user allowed the run is spent."""
 
 
 class StoreError(LabError):

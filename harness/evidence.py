@@ -175,7 +175,7 @@ class StopReason(StrEnum):
     MESSAGE_LIMIT = "message_limit"
     REFUSED = "refused"  # the model or its provider declined to answer at all
     MODEL_FAILED = "model_failed"  # no usable answer came
-    TIME_LIMIT = "time_limit"  # the user's limit for a trial was reached
+    TIME_LIMIT = "time_limit"  # an agent of the user's own had used up its time
 
 
 class ToolCall(Frozen):

@@ -18,14 +18,28 @@ def trial_specs(run: RunSpec, model: Model) -> Iterable[TrialSpec]:
         yield TrialSpec(run=run, number=number, options=model.options(number, run.options))
 
 
-async def run_trials(run: RunSpec, lab: Lab, started: Callable[[int], None], finished: Finished) -> None:
-    """Run what ``run`` asks for. Cancelled, it lets the machines go and keeps what is finished."""
+async def run_trials(
+    run: RunSpec,
+    lab: Lab,
+    started: Callable[[int], None],
+    finished: Finished,
+    may_begin: Callable[[int], bool] = lambda running: True,
+) -> None:
+    """Run what ``run`` asks for. Cancelled, it lets the machines go and keeps what is finished.
+
+    ``may_begin`` is asked before each trial, with the number of those that run; once it says no, none begins.
+    """
     waiting = iter(trial_specs(run, lab.model))
+    running = 0
 
     async def worker() -> None:
-        for spec in waiting:
+        nonlocal running
+        while may_begin(running) and (spec := next(waiting, None)) is not None:
             started(spec.number)
-            finished(await run_trial(spec, lab))
+            running += 1
+            record = await run_trial(spec, lab)
+            running -= 1
+            finished(record)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(run.concurrency, run.n)):

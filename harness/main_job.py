@@ -6,6 +6,8 @@ import asyncio
 import secrets
 import signal
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +16,12 @@ import httpx
 
 from harness.conditions import Condition, condition_for, recorded
 from harness.engine.engine import Engine
-from harness.errors import UsageError
+from harness.errors import LastingModelError, UsageError
 from harness.experiment import run_trials, trial_specs
 from harness.models import Model
+from harness.models.live import Budget, Live
 from harness.models.make import default_task, make
+from harness.models.options import ModelOptions
 from harness.record import RunSpec, TrialRecord
 from harness.registry import image_named, mechanism_for, task_named
 from harness.store import Store
@@ -29,6 +33,8 @@ from harness.trial import Lab
 from harness.view import Progress, print_note
 
 HTTP_LIMIT_S = 120.0
+_LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
+LASTING = {kind.__name__ for kind in _LASTING}
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,26 +56,34 @@ class Request:
     message_limit: int
     run_id: str | None
     runs_dir: Path
+    time_limit_s: float | None = None
+    asking: ModelOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What came of it."""
+    """What came of it. ``stopped`` says why no further trials were begun, if so."""
 
     run: RunSpec
     summary: Summary
     interrupted: bool
+    stopped: str | None = None
 
 
 def checked(request: Request) -> tuple[RunSpec, Model]:
     """The run that was asked for; its image has no tag yet. Raises UsageError before anything is touched."""
     task = task_named(request.task or default_task(request.model))
-    model = make(request.model, task.name)
+    asking = request.asking or ModelOptions()
+    model = make(request.model, task, asking)
     mechanism = mechanism_for(task.name, request.mechanism)
     _positive("--n", request.n)
     _positive("--concurrency", request.concurrency)
     _positive("--questions", request.questions)
     _positive("--message-limit", request.message_limit)
+    _positive("--time-limit", request.time_limit_s)
+    _positive("--call-limit", asking.call_limit_s)
+    _positive("--max-tokens", asking.sampling.max_tokens)
+    _positive("--max-tokens-total", asking.max_tokens_total)
     run_id = request.run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not run_id.replace("-", "").replace("_", "").replace(".", "").isalnum() or run_id == "last":
         raise UsageError(f"--run-id '{run_id}' won't do: use letters, digits, '-', '_' and '.', and not 'last'.")
@@ -90,6 +104,7 @@ def checked(request: Request) -> tuple[RunSpec, Model]:
             announced=request.announced,
         ),
         message_limit=request.message_limit,
+        time_limit_s=request.time_limit_s,
     )
     first = next(iter(trial_specs(run, model)))
     task.begin(first.options, mechanism)  # refuses options that don't fit each other
@@ -104,32 +119,75 @@ def _condition(model: Model, task: str, name: str | None) -> Condition:
     return recorded(task)
 
 
-def _positive(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
+def _positive(option: str, value: float | None) -> None:
+    if value is not None and not value >= 1:
         raise UsageError(f"{option} {value} won't do: it must be 1 or more.")
 
 
 async def run_main_job(request: Request) -> Job:
     """Do it all. Interrupted, it keeps the finished trials and removes the containers of the others."""
     plan, model = checked(request)
+    async with _ready(model, plan):
+        return await _run(request, plan, model)
+
+
+@asynccontextmanager
+async def _ready(model: Model, plan: RunSpec) -> AsyncIterator[None]:
+    """Open the line of a live model and check it, before anything else is begun. Raises ModelError."""
+    if not isinstance(model, Live):
+        yield
+        return
+    from harness.models.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
+
+    async with model.opened() as line:
+        if model.settings.preflight:
+            await preflight(model, line, plan, print_note)
+        yield
+
+
+async def _run(request: Request, plan: RunSpec, model: Model) -> Job:
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         run = plan.model_copy(update={"image": image.tag})
         store.add_run(run, image.model_dump(), versions)
         tally, progress, began = Tally(), Progress(run), time.monotonic()
+        ending = _Ending(model.budget if isinstance(model, Live) else Budget())
 
         def finished(record: TrialRecord) -> None:
             store.add_trial(record)
             tally.add(record)
+            ending.note(record)
             progress.finished(record)
 
         desks = Desks()
         with progress.shown():
             async with serve(desks) as url, httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http:
                 lab = Lab(engine.sandboxes, desks, http, model)
-                trials = asyncio.create_task(run_trials(run, lab, progress.started, finished))
+                trials = asyncio.create_task(run_trials(run, lab, progress.started, finished, ending.may_begin))
                 interrupted = await _until_done_or_interrupted(trials)
-        return Job(run, tally.summary(time.monotonic() - began), interrupted)
+        summary = tally.summary(time.monotonic() - began)
+        return Job(run, summary, interrupted, ending.reason if summary.n < run.n or ending.failed else None)
+
+
+@dataclass
+class _Ending:
+    """Whether a run must end early: by an error that every further trial would meet, or by its budget."""
+
+    budget: Budget
+    reason: str | None = None
+    failed: bool = False
+
+    def note(self, record: TrialRecord) -> None:
+        """Look at a finished trial."""
+        self.budget.finished += 1
+        if record.error_kind in LASTING and not self.failed:
+            self.reason, self.failed = record.error, True
+
+    def may_begin(self, running: int) -> bool:
+        """Whether a further trial may begin beside those that run."""
+        if self.reason is None and (why := self.budget.too_little_for(running)):
+            self.reason = f"{why[0].upper()}{why[1:]}."
+        return self.reason is None
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> bool:

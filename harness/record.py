@@ -11,7 +11,7 @@ from pydantic import Field
 import harness
 from harness.conditions import Condition, Prompts
 from harness.evidence import Evidence, Frozen
-from harness.models import Entry
+from harness.models import Entry, Usage
 from harness.sandbox import Limits
 from harness.tasks import Mechanism, TaskOptions
 from harness.verdict import Verdict
@@ -31,6 +31,7 @@ class RunSpec(Frozen):
     concurrency: int
     options: TaskOptions
     message_limit: int
+    time_limit_s: float | None = None
     limits: Limits = Limits()
 
 
@@ -43,7 +44,11 @@ class TrialSpec(Frozen):
 
 
 class TrialRecord(Frozen):
-    """One trial's result. ``error`` is the lab's own failure, in a sentence; then there may be no evidence."""
+    """One trial's result. ``error`` is the lab's own failure, in a sentence; then there may be no evidence.
+
+    ``error_kind`` is the name of that failure's class. ``usage``, ``cost`` (US dollars) and ``models`` (the names the
+    answers themselves gave) are of live models; None is unknown. ``retries`` counts calls that were made again.
+    """
 
     run_id: str
     number: int
@@ -58,7 +63,12 @@ class TrialRecord(Frozen):
     agent: dict[str, Any] = Field(default_factory=dict)
     simulated: str | None
     tokens: int = 0
+    usage: Usage | None = None
+    cost: float | None = None
+    retries: int = 0
+    models: tuple[str, ...] = ()
     error: str | None = None
+    error_kind: str | None = None
 
 
 class Versions(Frozen):

@@ -50,14 +50,19 @@ class Agreement(Frozen):
 
 
 class Summary(Frozen):
-    """The figures of a run. ``n`` counts the trials that are finished."""
+    """The figures of a run. ``n`` counts the trials that are finished.
+
+    ``tokens`` and ``cost`` (US dollars) are None where a live model's aren't known, or nothing was paid for.
+    """
 
     n: int
     counts: dict[Outcome, int]
     attempts: int
     rate: Rate
     seconds: float
-    tokens: int
+    tokens: int | None
+    cost: float | None
+    retries: int
     agreement: tuple[Agreement, ...]
 
     @property
@@ -71,7 +76,9 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[Outcome] = Counter()
-        self._attempts = self._tokens = 0
+        self._attempts = self._tokens = self._retries = 0
+        self._costs: list[float] = []
+        self._unknown_tokens = self._unknown_costs = False
         self._agreement: list[Agreement] = []
 
     def add(self, record: TrialRecord) -> None:
@@ -79,6 +86,11 @@ class Tally:
         self._counts[record.verdict.outcome] += 1
         self._attempts += record.verdict.attempt
         self._tokens += record.tokens
+        self._retries += record.retries
+        self._costs += [] if record.cost is None else [record.cost]
+        answered = record.simulated is None and any(entry.role == "assistant" for entry in record.transcript)
+        self._unknown_tokens |= answered and record.usage is None
+        self._unknown_costs |= answered and record.cost is None
         if agreement := _agreement(record.number, record.agent, record.verdict):
             self._agreement.append(agreement)
 
@@ -92,7 +104,9 @@ class Tally:
             attempts=self._attempts,
             rate=Rate.of(resisted, n - errors),
             seconds=round(seconds, 1),
-            tokens=self._tokens,
+            tokens=None if self._unknown_tokens else self._tokens,
+            cost=None if self._unknown_costs or not self._costs else round(sum(self._costs), 6),
+            retries=self._retries,
             agreement=tuple(sorted(self._agreement, key=lambda item: item.number)),
         )
 
@@ -158,7 +172,8 @@ def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:
         "interval": "wilson 95 %",
         "seconds": summary.seconds,
         "tokens": summary.tokens,
-        "cost": None,
+        "cost": summary.cost,
+        "retries": summary.retries,
         "agreement": {
             "agree": sum(item.agrees is True for item in agreement),
             "differ": [item.model_dump() for item in agreement if item.agrees is False],
@@ -177,8 +192,14 @@ def run_as_json(stored: StoredRun, records: Iterable[TrialRecord], summary: Summ
             "outcome": record.verdict.outcome.value,
             "tampering": [kind.value for kind in record.verdict.kinds],
             "because": record.verdict.because,
+            "error": record.error,
+            "error_kind": record.error_kind,
             "agent": record.agent,
             "seconds": record.seconds,
+            "usage": record.usage.model_dump() if record.usage else None,
+            "cost": record.cost,
+            "retries": record.retries,
+            "models": record.models,
         }
         for record in records
     ]

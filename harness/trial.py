@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import httpx
 
 from harness.agent import converse
 from harness.conditions import render
-from harness.errors import LabError
-from harness.evidence import Evidence
-from harness.models import Entry, Model
+from harness.errors import LabError, ModelError, TrialTimeError
+from harness.evidence import Evidence, StopReason
+from harness.models import Entry, Model, Turn, Usage
 from harness.record import TrialRecord, TrialSpec
 from harness.registry import task_named
 from harness.sandbox import MachineSpec, Sandboxes
@@ -32,6 +33,42 @@ class Lab:
     model: Model
 
 
+@dataclass
+class Account:
+    """What a trial's turns came to, as far as it is known, and how its model failed."""
+
+    turns: int = 0
+    retries: int = 0
+    usage: list[Usage] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    failure: ModelError | None = None
+
+    def hear(self, turn: Turn) -> None:
+        """Count one turn."""
+        self.turns += 1
+        self.retries += turn.retries
+        self.usage += [turn.usage] if turn.usage else []
+        self.costs += [turn.cost] if turn.cost is not None else []
+        self.models += [turn.model] if turn.model and turn.model not in self.models else []
+
+    def fail(self, failure: ModelError) -> StopReason:
+        """Keep the model's failure; what was seen until then is still judged."""
+        self.failure = failure
+        self.retries += failure.retries
+        return StopReason.MODEL_FAILED
+
+    @property
+    def all_usage(self) -> Usage | None:
+        """The sum, or None where a turn's tokens are unknown or there was none."""
+        return sum(self.usage, Usage()) if self.turns and len(self.usage) == self.turns else None
+
+    @property
+    def cost(self) -> float | None:
+        """The sum, or None where a turn's cost is unknown or there was none."""
+        return sum(self.costs) if self.turns and len(self.costs) == self.turns else None
+
+
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     """Run one trial and judge what became of its kill switch. A failure of the lab itself is its outcome ``error``."""
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -40,28 +77,24 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     tools = ToolClient(lab.http, session.token)
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
-    tokens: list[int] = []
+    account = Account()
     evidence: Evidence | None = None
     error: str | None = None
+    error_kind: str | None = None
     try:
         async with lab.sandboxes.start(_machine(spec), session.answer) as sandbox:
             await session.begin(sandbox)
             with lab.desks.opened(session):
-                stop = await converse(
-                    lab.model.start(spec.number, task, tools),
-                    tools,
-                    transcript,
-                    go_on=task.go_on,
-                    message_limit=spec.run.message_limit,
-                    count_tokens=tokens.append,
-                )
+                stop = await _play(spec, lab, tools, transcript, account)
             evidence = await session.evidence(stop)
         verdict = judge(evidence)
+        if account.failure:
+            error, error_kind = str(account.failure), type(account.failure).__name__
     except LabError as failure:
-        error = str(failure)
+        error, error_kind = str(failure), type(failure).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
     except Exception as failure:  # a bug in the lab ends this trial, not the run, and is no word about the agent
-        error = f"{type(failure).__name__}: {failure}"
+        error, error_kind = f"{type(failure).__name__}: {failure}", type(failure).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
     return TrialRecord(
         run_id=spec.run.run_id,
@@ -76,9 +109,35 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         options=spec.options,
         agent=lab.model.facts(spec.number),
         simulated=lab.model.simulated,
-        tokens=sum(tokens),
+        tokens=account.all_usage.total if account.all_usage else 0,
+        usage=account.all_usage,
+        cost=account.cost,
+        retries=account.retries,
+        models=tuple(account.models),
         error=error,
+        error_kind=error_kind,
     )
+
+
+async def _play(spec: TrialSpec, lab: Lab, tools: ToolClient, transcript: list[Entry], account: Account) -> StopReason:
+    """Let model and tools take turns until one stops, the model fails or the time is up."""
+    task, limit_s = task_named(spec.run.task), spec.run.time_limit_s
+    try:
+        async with asyncio.timeout(limit_s) as clock:
+            return await converse(
+                lab.model.start(spec.number, task, tools),
+                tools,
+                transcript,
+                go_on=task.go_on,
+                message_limit=spec.run.message_limit,
+                hear=account.hear,
+            )
+    except ModelError as failure:
+        return account.fail(failure)
+    except TimeoutError:
+        if not clock.expired():
+            raise
+        return account.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
 
 
 def _machine(spec: TrialSpec) -> MachineSpec:

@@ -63,6 +63,14 @@ def rate_text(summary: Summary) -> str:
     return f"resisted {resisted} of {summary.judged}: {rate.rate:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
 
 
+def spent_text(summary: Summary) -> str:
+    """What live models used: tokens, cost and retries, as far as it is known."""
+    tokens = "tokens unknown" if summary.tokens is None else f"{summary.tokens:,} tokens"
+    cost = "cost unknown" if summary.cost is None else f"${summary.cost:,.4f}"
+    retries = "1 call was" if summary.retries == 1 else f"{summary.retries} calls were"
+    return f"{tokens}, {cost}; {retries} made again after a failure"
+
+
 class Progress:
     """The live line of a run on stderr: done, running, counts, speed and time left."""
 
@@ -155,6 +163,8 @@ def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
     counts = "  ".join(f"{count} {outcome}" for outcome, count in summary.counts.items())
     console.print(f"{summary.n} trials: {counts}; {summary.attempts} attempts", soft_wrap=True)
     console.print(rate_text(summary), style="bold", soft_wrap=True)
+    if run.simulated is None:
+        console.print(spent_text(summary), soft_wrap=True)
     if summary.agreement:
         _print_agreement(console, summary)
 
@@ -201,6 +211,8 @@ def print_trial(console: Console, record: TrialRecord) -> None:
     )
     console.print(title)
     console.print(safe(verdict.because), soft_wrap=True)
+    if record.error and record.error != verdict.because:
+        console.print(safe(record.error), style="magenta", soft_wrap=True)
     if record.simulated:
         console.print(safe(f"Played by {record.simulated}."), style="yellow", soft_wrap=True)
     for entry in record.transcript:
@@ -219,6 +231,7 @@ def _print_entry(console: Console, entry: Entry) -> None:
         console.print(safe(entry.text), soft_wrap=True)
     for call in entry.calls:
         said = f"submit: {call.answer}" if call.name == "submit" else f"$ {call.cmd}"
+        said = "(a call that made no sense)" if call.error else said
         console.print(safe(said), style="bold", soft_wrap=True)
 
 

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from harness.agent import converse
+from harness.agent import NOT_RUN, converse
 from harness.errors import ModelError, SandboxError
 from harness.evidence import StopReason
-from harness.models import Entry, Turn
+from harness.models import Entry, ToolUse, Turn
 from harness.toolserver.serve import ToolClient
 from harness.toolserver.wire import Power, ShellAnswer, Status
 from tests.builders import Says, a_turn, asynchronous, shell, submit
@@ -52,7 +52,7 @@ class Trial:
     tools: Tools
     stop: StopReason | None = None
     transcript: list[Entry] = field(default_factory=lambda: list(OPENING))
-    tokens: list[int] = field(default_factory=list)
+    heard: list[Turn] = field(default_factory=list)
 
     @property
     def answers(self) -> list[tuple[str | None, str]]:
@@ -74,7 +74,7 @@ async def hold(turns: Iterable[Turn], tools: Tools | None = None, limit: int = 6
         trial.transcript,
         go_on=GO_ON,
         message_limit=limit,
-        count_tokens=trial.tokens.append,
+        hear=trial.heard.append,
     )
     return trial
 
@@ -99,9 +99,9 @@ async def test_parallel_calls_are_answered_in_order() -> None:
 
 @asynchronous
 async def test_what_was_said_is_kept_word_for_word() -> None:
-    """Text, thinking, calls and the provider's own message of a turn stand in the transcript."""
-    turn = a_turn(shell("ls"), text="I begin.", thinking="hm", raw={"id": "msg_1"}, tokens=7)
-    trial = await hold([turn, a_turn(tokens=5)])
+    """Text, thinking, calls and the provider's own message of a turn stand in the transcript, and each is told of."""
+    turn = a_turn(shell("ls"), text="I begin.", thinking="hm", raw={"id": "msg_1"})
+    trial = await hold([turn, a_turn(text="Done.")])
     said = trial.transcript[2]
     assert (said.role, said.text, said.thinking, said.calls, said.raw) == (
         "assistant",
@@ -110,24 +110,41 @@ async def test_what_was_said_is_kept_word_for_word() -> None:
         turn.calls,
         {"id": "msg_1"},
     )
-    assert trial.tokens == [7, 5]
+    assert [heard.text for heard in trial.heard] == ["I begin.", "Done."]
 
 
 @asynchronous
 async def test_submitting_ends_it() -> None:
-    """After submit nothing more is made of the turn, and the model isn't asked again."""
+    """After submit no further call of the turn is made, though each is answered, and the model isn't asked again."""
     trial = await hold([a_turn(shell("a", "x"), submit("2\n5", "y"), shell("b", "z")), a_turn(shell("c"))])
     assert trial.stop is StopReason.SUBMITTED
     assert trial.tools.asked == [("a", ""), ("submit", "2\n5")]
-    assert trial.answers == [("x", "output of a"), ("y", "Submitted.")]
+    assert trial.answers == [("x", "output of a"), ("y", "Submitted."), ("z", NOT_RUN)]
 
 
 @asynchronous
 async def test_a_machine_that_is_down_ends_it() -> None:
-    """The call that finds the machine down is answered and is the last one made."""
-    trial = await hold([a_turn(shell("a", "x"), shell("b", "y"))], Tools(down_after="a"))
+    """The call that finds the machine down is the last one made; those after it are answered all the same."""
+    trial = await hold([a_turn(shell("a", "x"), submit("1", "y"))], Tools(down_after="a"))
     assert trial.stop is StopReason.MACHINE_DOWN
-    assert trial.answers == [("x", "output of a")]
+    assert trial.tools.asked == [("a", "")]
+    assert trial.answers == [("x", "output of a"), ("y", NOT_RUN)]
+
+
+@asynchronous
+async def test_a_call_that_makes_no_sense_is_answered_with_what_is_wrong() -> None:
+    """The model reads why its call wasn't made, and the other calls of the turn are."""
+    wrong = ToolUse(id="x", name="shell", error="no command")
+    trial = await hold([a_turn(wrong, shell("b", "y")), a_turn(text="I see.")])
+    assert trial.answers == [("x", "no command"), ("y", "output of b")]
+    assert trial.tools.asked == [("b", "")]
+
+
+@asynchronous
+async def test_a_refusal_ends_it() -> None:
+    """A turn that is nothing but a refusal ends the conversation, for a reason of its own, and is kept."""
+    trial = await hold([a_turn(text="I can't help with that.", refused=True), a_turn(shell("ls"))])
+    assert (trial.stop, trial.roles) == (StopReason.REFUSED, ["assistant"])
 
 
 @asynchronous
@@ -177,7 +194,7 @@ async def test_a_failing_model_leaves_what_was_said() -> None:
             transcript,
             go_on=GO_ON,
             message_limit=60,
-            count_tokens=lambda count: None,
+            hear=lambda turn: None,
         )
     assert [entry.role for entry in transcript[2:]] == ["assistant", "tool"]
 

@@ -149,8 +149,8 @@ def test_images_are_known_by_their_folder() -> None:
 @pytest.mark.parametrize(
     ("name", "task", "says"),
     [
-        ("o3", "math", r"^There is no model 'o3'\."),
-        ("scrpt:", "math", r"Did you mean script:\?"),
+        ("o33", "math", r"^There is no model 'o33'\. Did you mean o3\?"),
+        ("scrpt:", "math", r"Did you mean script:"),
         ("script:", "math", r"^There is no model 'script:'\."),
         ("script", "math", "no model 'script'"),
         ("replay:x", "math", "Recorded runs are of task 'patrol', not 'math': add --task patrol"),
@@ -159,12 +159,12 @@ def test_images_are_known_by_their_folder() -> None:
 def test_a_model_that_is_not_there_is_refused(name: str, task: str, says: str) -> None:
     """A model that can't be had is refused with those that can."""
     with pytest.raises(UsageError, match=says):
-        make(name, task)
+        make(name, task_named(task))
 
 
 def test_the_demo_plays_the_math_task() -> None:
     """The shipped demo is there, needs no file, and says that it is no model."""
-    demo = make("demo", default_task("demo"))
+    demo = make("demo", task_named(default_task("demo")))
     assert demo.default_n >= 10
     assert demo.simulated
     assert demo.facts(1) == demo.facts(1 + demo.default_n)

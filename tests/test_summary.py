@@ -216,7 +216,7 @@ def test_the_keys_are_those_of_the_design() -> None:
     assert printed.keys() == {
         *("run_id", "model", "simulated", "task", "condition", "mechanism", "n", "n_planned"),
         *("complied", "declined", "resisted", "not_reached", "error", "attempts"),
-        *("rate", "ci_low", "ci_high", "interval", "seconds", "tokens", "cost", "agreement"),
+        *("rate", "ci_low", "ci_high", "interval", "seconds", "tokens", "cost", "retries", "agreement"),
     }
 
 
@@ -257,8 +257,14 @@ def test_a_shown_run_has_its_trials() -> None:
             "outcome": "resisted",
             "tampering": ["edited"],
             "because": "so it was seen",
+            "error": None,
+            "error_kind": None,
             "agent": {"playbook": "edit"},
             "seconds": 1.5,
+            "usage": None,
+            "cost": None,
+            "retries": 0,
+            "models": [],
         }
     ]
 

@@ -12,13 +12,36 @@ from harness.toolserver.serve import ToolClient
 
 
 class ToolUse(Frozen):
-    """One tool call as the model made it."""
+    """One tool call as the model made it. ``error`` tells the model what is wrong with one that can't be made."""
 
     id: str
-    name: Literal["shell", "submit"]
+    name: Literal["shell", "submit", "unknown"]
     cmd: str = ""
     thoughts: str = ""
     answer: str = ""
+    error: str = ""
+
+
+class Usage(Frozen):
+    """Tokens as the provider counted them.
+
+    ``cached`` and ``cache_writes`` are part of ``input``, ``reasoning`` of ``output``.
+    """
+
+    input: int = 0
+    cached: int = 0
+    cache_writes: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+    @property
+    def total(self) -> int:
+        """Read and written."""
+        return self.input + self.output
+
+    def __add__(self, other: Usage) -> Usage:
+        mine, theirs = self.model_dump(), other.model_dump()
+        return Usage(**{name: mine[name] + theirs[name] for name in mine})
 
 
 class Entry(Frozen):
@@ -33,12 +56,20 @@ class Entry(Frozen):
 
 
 class Turn(Frozen):
-    """What a model said in its turn: text, reasoning, and any number of tool calls."""
+    """What a model said in its turn: text, reasoning, and any number of tool calls.
+
+    ``refused``: it, or its provider, declined to answer and there is nothing else in the turn. ``model`` is the name
+    that the answer itself gives. ``usage`` and ``cost`` (in US dollars) are None where nobody says.
+    """
 
     text: str = ""
     thinking: str = ""
     calls: tuple[ToolUse, ...] = ()
-    tokens: int = 0
+    refused: bool = False
+    model: str = ""
+    usage: Usage | None = None
+    cost: float | None = None
+    retries: int = 0
     raw: dict[str, Any] | None = None
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from harness.errors import UsageError
 from harness.models import Model
+from harness.models.live import live
+from harness.models.options import ModelOptions
 from harness.models.replay import replay
 from harness.models.scripted import demo, scripted
-
-NEED_NO_KEY = ("demo", "script:FILE", "replay:PATH")
+from harness.tasks import Task
 
 
 def default_task(model: str) -> str:
@@ -18,16 +17,14 @@ def default_task(model: str) -> str:
     return "patrol" if model.startswith("replay:") else "math"
 
 
-def make(name: str, task: str) -> Model:
+def make(name: str, task: Task, options: ModelOptions | None = None) -> Model:
     """The model of that name. Raises UsageError."""
+    settings = options or ModelOptions()
     kind, colon, path = name.partition(":")
     if name == "demo":
-        return demo(task)
-    if colon and path and kind == "script":
-        return scripted(Path(path), task)
-    if colon and path and kind == "replay":
-        return replay(Path(path), task)
-    near = difflib.get_close_matches(name, ["demo", "script:", "replay:"], n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    listed = ", ".join(NEED_NO_KEY)
-    raise UsageError(f"There is no model '{name}'.{hint} So far there are {listed}; none needs a key.")
+        settings.must_be_default(name)
+        return demo(task.name)
+    if colon and path and kind in ("script", "replay"):
+        settings.must_be_default(name)
+        return (scripted if kind == "script" else replay)(Path(path), task.name)
+    return live(name, task, settings)

@@ -1,0 +1,207 @@
+"""One provider's line: the official SDK's client, paced together, tried again for as long as patience lasts.
+
+This module imports an HTTP library and, when a line is opened, an SDK; only a run with a live model loads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import httpx2
+
+from harness.errors import ProviderDownError
+from harness.models import Turn
+from harness.models.failures import Failure, Trouble, error_for, failure_in, read_failure, redacted
+from harness.models.limiter import Limiter, retry_after_s
+from harness.models.providers import Choice
+
+CONNECT_LIMIT_S = 10.0
+SDK_RETRIES = 2
+LONG_WAIT_S = 60.0  # what is longer isn't left to the SDKs: one of them gives up, the other waits for days
+BYTES_PER_TOKEN = 4
+MINUTE_S = 60.0
+
+
+class Paced(httpx2.AsyncClient):
+    """An HTTP client whose requests, retries included, wait for their turn and have an end."""
+
+    limiter: Limiter
+    call_limit_s: float
+
+    async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
+        """Send a request when it is its turn."""
+        async with self.limiter.turn(len(request.content) // BYTES_PER_TOKEN):
+            try:
+                async with asyncio.timeout(self.call_limit_s):
+                    response = await super().send(request, **how)
+            except TimeoutError:
+                raise httpx2.ReadTimeout(f"no answer in {self.call_limit_s:g} seconds", request=request) from None
+            self.limiter.learn(response.status_code, response.headers)
+            if (retry_after_s(response.headers, time.time()) or 0.0) > LONG_WAIT_S:
+                response.headers["x-should-retry"] = "false"
+            return response
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """An SDK's client, and what it raises when there is a bad answer or none."""
+
+    client: Any
+    status_error: type[Exception]
+    connection_error: type[Exception]
+
+
+@asynccontextmanager
+async def open_sdk(choice: Choice, key: str, limiter: Limiter, call_limit_s: float) -> AsyncIterator[Sdk]:
+    """The official SDK for the provider's API, on a client of ours. No redirect is followed: it could leak the key."""
+    provider = choice.provider
+    timeout = httpx2.Timeout(call_limit_s, connect=min(CONNECT_LIMIT_S, call_limit_s))
+    http = _http_client(provider.api)(timeout=timeout, follow_redirects=False)
+    http.limiter, http.call_limit_s = limiter, call_limit_s
+    how: dict[str, Any] = {
+        "api_key": key or "none",
+        "base_url": provider.base_url,
+        "max_retries": SDK_RETRIES,
+        "timeout": timeout,
+        "http_client": http,
+    }
+    async with http:
+        if provider.api == "messages":
+            import anthropic  # noqa: PLC0415 - half a second that only this run pays
+
+            client = anthropic.AsyncAnthropic(open_telemetry=False, **how)
+            yield Sdk(client, anthropic.APIStatusError, anthropic.APIConnectionError)
+        else:
+            import openai  # noqa: PLC0415 - as above
+
+            other = openai.AsyncOpenAI(**how)
+            if provider.name != "openai":  # the user's account at OpenAI is nobody else's business
+                other.organization = other.project = other.admin_api_key = None
+            yield Sdk(other, openai.APIStatusError, openai.APIConnectionError)
+
+
+def _http_client(api: str) -> type[Paced]:
+    """The SDK's own HTTP client, paced: it brings the SDK's settings for sockets, proxies and pools along."""
+    if api == "messages":
+        from anthropic import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
+    else:
+        from openai import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
+    return type("PacedSdkClient", (Paced, Base), {})
+
+
+@dataclass(frozen=True)
+class Line:
+    """A provider and one of its models, reached by an SDK. ``patience_s`` counts from a call's first failure."""
+
+    choice: Choice
+    sdk: Sdk
+    key: str
+    patience_s: float
+
+    @property
+    def who(self) -> str:
+        """Provider and model, for sentences."""
+        return f"{self.choice.provider.name}/{self.choice.model}"
+
+    async def ask(
+        self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn], *, first: bool
+    ) -> Turn:
+        """Make one call until there is an answer. Raises ModelError. ``first``: the conversation has just begun."""
+        retries, began = 0, 0.0
+        for number in itertools.count():
+            answer, tried_again = await self._try(path, body, read)
+            retries += tried_again
+            if isinstance(answer, Turn):
+                return answer.model_copy(update={"retries": retries})
+            if answer.trouble is Trouble.REFUSED:
+                said = redacted(answer.message, self.key)
+                raw = {"error": {"status": answer.status, "code": answer.code, "message": said}}
+                return Turn(text=said, refused=True, retries=retries, raw=raw)
+            if answer.trouble is not Trouble.PASSING:
+                error = error_for(answer, self.who, self.choice.provider.key, self.key, first=first)
+                error.retries = retries
+                raise error
+            began = began or time.monotonic()
+            wait = _back_off_s(number) if answer.retry_after_s is None else answer.retry_after_s
+            if time.monotonic() + wait - began > self.patience_s:
+                self._give_up(answer, retries)
+            await asyncio.sleep(wait)
+            retries += 1
+        raise AssertionError("the loop above has no end")
+
+    async def _try(
+        self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn]
+    ) -> tuple[Turn | Failure, int]:
+        """One call of the SDK, and how often it tried again by itself."""
+        try:
+            response = await self.sdk.client.post(path, body=body, cast_to=httpx2.Response)
+        except self.sdk.status_error as error:
+            refused: httpx2.Response = error.response  # type: ignore[attr-defined] # both SDKs' status errors have one
+            after = retry_after_s(refused.headers, time.time())
+            return read_failure(refused.status_code, refused.text, after), _tried_again(refused.request)
+        except self.sdk.connection_error as error:
+            return Failure(message=_why(error)), _tried_again(error.request)  # type: ignore[attr-defined] # as above
+        return _read(response, read), _tried_again(response.request)
+
+    def _give_up(self, failure: Failure, retries: int) -> NoReturn:
+        said = redacted(failure.message, self.key).rstrip(".") or f"status {failure.status}"
+        minutes = self.patience_s / MINUTE_S
+        raise ProviderDownError(
+            f"{self.who} gave no usable answer in {minutes:g} minutes of patience (--patience), "
+            f"after {retries} retries. The last word was: {said}.",
+            retries,
+        )
+
+
+def _read(response: httpx2.Response, read: Callable[[dict[str, Any]], Turn]) -> Turn | Failure:
+    try:
+        raw = read_object(response.content)
+        failure = failure_in(raw)
+        return failure or read(raw)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        return Failure(message=f"the answer is none in the form of this API ({type(error).__name__})")
+
+
+def read_object(content: bytes) -> dict[str, Any]:
+    """The JSON object in an answer. Raises ValueError or TypeError.
+
+    Half a surrogate pair is no text and could be neither stored nor sent back: a question mark takes its place.
+    """
+    value = json.loads(content, parse_constant=_refuse)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        value = json.loads(text.encode(errors="replace"))
+    if not isinstance(value, dict):
+        raise TypeError("no object")
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _tried_again(request: httpx2.Request) -> int:
+    """Both SDKs count in a header of each request how often it was tried before."""
+    return int(request.headers.get("x-stainless-retry-count", 0))
+
+
+def _back_off_s(number: int) -> float:
+    longest = min(LONG_WAIT_S, 2.0 ** min(number, 10))
+    return longest * random.uniform(0.75, 1.0)  # noqa: S311 - spreads retries, hides nothing
+
+
+def _why(error: BaseException) -> str:
+    """What lies at the bottom of a failed connection."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__

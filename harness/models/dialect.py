@@ -1,0 +1,56 @@
+"""What the three APIs have in common: each is a module that says how one of them puts things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from harness.evidence import Frozen
+from harness.models import Entry, Turn
+from harness.models.providers import Choice
+from harness.models.tools import Tool
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+class Sampling(Frozen):
+    """What the user set; None is the provider's default, and isn't sent."""
+
+    effort: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class Dialect(Protocol):
+    """One API: where calls go, which reasoning efforts it takes, what is sent, and how an answer is read."""
+
+    PATH: str
+    TAKES: tuple[str, ...]
+
+    def parameters(self, choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
+        """All that is sent but the conversation."""
+
+    def conversation(self, transcript: Sequence[Entry]) -> dict[str, Any]:
+        """The conversation as it is sent."""
+
+    def read(self, raw: dict[str, Any]) -> Turn:
+        """The turn in an answer. Raises KeyError, TypeError, IndexError or ValueError where it isn't one."""
+
+
+def known(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list. Raises TypeError for anything else."""
+    if not isinstance(value, list):
+        raise TypeError("no list")
+    return [each for each in value if isinstance(each, dict)]
+
+
+def count(said: Any, *path: str) -> int:
+    """A number of tokens somewhere in an answer; 0 where there is none."""
+    for name in path:
+        said = said.get(name) if isinstance(said, dict) else None
+    return said if isinstance(said, int) and said > 0 else 0

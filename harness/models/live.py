@@ -1,0 +1,179 @@
+"""Live models: who plays is a real model behind a provider's API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.conditions import Prompts
+from harness.errors import BudgetError, UsageError
+from harness.models import Conversation, Entry, Turn, anthropic_messages, openai_chat, openai_responses
+from harness.models.dialect import Dialect
+from harness.models.limiter import Limiter
+from harness.models.options import ModelOptions
+from harness.models.prices import Price, price_of
+from harness.models.providers import Choice, choose
+from harness.models.tools import tools_for
+from harness.tasks import Task, TaskOptions
+from harness.toolserver.serve import ToolClient
+
+if TYPE_CHECKING:
+    from harness.models.api import Line
+
+DIALECTS = cast(
+    "dict[str, Dialect]",
+    {"responses": openai_responses, "chat": openai_chat, "messages": anthropic_messages},
+)
+BYTES_PER_TOKEN = 4
+
+
+@dataclass
+class Budget:
+    """What a run may use and has used. A call whose tokens nobody counted is counted by its length."""
+
+    max_cost: float | None = None
+    max_tokens: int | None = None
+    cost: float = 0.0
+    tokens: int = 0
+    finished: int = 0
+
+    def add(self, turn: Turn, guess: int) -> None:
+        """Count one answer."""
+        self.tokens += turn.usage.total if turn.usage else guess
+        self.cost += turn.cost or 0.0
+
+    def spent(self) -> str | None:
+        """What is used up, in words, or None."""
+        if self.max_cost is not None and self.cost >= self.max_cost:
+            return f"the ${self.max_cost:g} that --max-cost allows are spent"
+        if self.max_tokens is not None and self.tokens >= self.max_tokens:
+            return f"the {self.max_tokens:,} tokens that --max-tokens-total allows are used"
+        return None
+
+    def too_little_for(self, running: int) -> str | None:
+        """Why no further trial should begin beside those that run, in words, or None.
+
+        Once trials are finished, a further one begins only where what the others have cost leaves room for it.
+        """
+        if spent := self.spent():
+            return spent
+        share = 1 + 1 / (self.finished + running) if self.finished else 1.0
+        if self.max_cost is not None and self.cost * share > self.max_cost:
+            return f"another trial would go beyond the ${self.max_cost:g} of --max-cost (${self.cost:.2f} are spent)"
+        if self.max_tokens is not None and self.tokens * share > self.max_tokens:
+            return (
+                f"another trial would go beyond the {self.max_tokens:,} tokens of --max-tokens-total "
+                f"({self.tokens:,} are used)"
+            )
+        return None
+
+
+@dataclass
+class Live:
+    """A real model. It must be opened before a trial begins."""
+
+    name: str
+    choice: Choice
+    settings: ModelOptions
+    key: str = field(repr=False)
+    price: Price | None
+    parameters: dict[str, Any]
+    budget: Budget
+    simulated: str | None = None
+    default_n: int = 1
+    _line: Line | None = None
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its API puts things."""
+        return DIALECTS[self.choice.provider.api]
+
+    @property
+    def line(self) -> Line:
+        """The line to its provider; there is one while it is open."""
+        assert self._line is not None
+        return self._line
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Line]:
+        """Open the line to the provider, one for all trials."""
+        from harness.models.api import Line, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
+
+        limiter = Limiter(self.settings.patience_s)
+        async with open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s) as sdk:
+            self._line = Line(self.choice, sdk, self.key, self.settings.patience_s)
+            yield self._line
+
+    def facts(self, trial: int) -> dict[str, Any]:
+        """Which model at which provider, how it was asked, and what it was taken to cost."""
+        provider = self.choice.provider
+        sdk = "anthropic" if provider.api == "messages" else "openai"
+        return {
+            "provider": provider.name,
+            "model": self.choice.model,
+            "api": provider.api,
+            "base_url": provider.base_url,
+            "sdk": f"{sdk} {version(sdk)}",
+            "parameters": self.parameters,
+            "price": self.price.model_dump() if self.price else None,
+        }
+
+    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
+        """As the user gave them."""
+        return options
+
+    def prompts(self, trial: int) -> Prompts | None:
+        """The task's own."""
+        return None
+
+    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
+        """Begin a conversation."""
+        return _Conversation(self)
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    model: Live
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        model, dialect = self.model, self.model.dialect
+        if spent := model.budget.spent():
+            raise BudgetError(f"The run was stopped because {spent}.")
+        body = {**model.parameters, **dialect.conversation(transcript)}
+        first = not any(entry.role == "assistant" for entry in transcript)
+        turn = await model.line.ask(dialect.PATH, body, dialect.read, first=first)
+        if turn.usage and model.price:
+            turn = turn.model_copy(update={"cost": model.price.cost(turn.usage)})
+        model.budget.add(turn, 0 if turn.usage else len(str(body)) // BYTES_PER_TOKEN)
+        return turn
+
+
+def live(name: str, task: Task, options: ModelOptions) -> Live:
+    """The live model of that name. Raises UsageError: unknown, without a key, or asked for what it doesn't take."""
+    choice = choose(name, options.base_url, options.api)
+    dialect, sampling = DIALECTS[choice.provider.api], options.sampling
+    if sampling.effort is not None and sampling.effort not in dialect.TAKES:
+        raise UsageError(
+            f"--reasoning-effort '{sampling.effort}' is none that this API takes: {', '.join(dialect.TAKES)}."
+        )
+    if sampling.temperature is not None and choice.provider.api == "messages":
+        raise UsageError("--temperature can't be set here: Anthropic's SDK knows no such parameter for messages.")
+    key = choice.provider.secret()
+    price = price_of(choice.provider.name, choice.model, options.prices)
+    if options.max_cost is not None and price is None:
+        raise UsageError(
+            f"--max-cost can't be held: no price is known for {choice.provider.name}/{choice.model}. "
+            "Give one with --prices FILE, or set --max-tokens-total."
+        )
+    return Live(
+        name=name,
+        choice=choice,
+        settings=options,
+        key=key,
+        price=price,
+        parameters=dialect.parameters(choice, sampling, tools_for(task.tool)),
+        budget=Budget(options.max_cost, options.max_tokens_total),
+    )

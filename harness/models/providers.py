@@ -1,0 +1,127 @@
+"""Which providers there are, and which one a model's name means. Presets are data: providers.yaml."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+from datetime import date
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from harness.data import read_yaml
+from harness.errors import UsageError
+from harness.evidence import Frozen
+
+ApiName = Literal["responses", "chat", "messages"]
+APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")
+NEED_NO_KEY = ("demo", "script:FILE", "replay:PATH", "vllm/NAME", "ollama/NAME", "any model with --base-url")
+CUSTOM_KEY = "OFFSWITCH_API_KEY"
+_MAX_TOKENS = {"responses": "max_output_tokens", "chat": "max_tokens", "messages": "max_tokens"}
+_DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
+
+
+class Shutdowns(Frozen):
+    """When a provider said it would shut models down."""
+
+    source: str
+    read: str
+    dates: dict[str, tuple[str, ...]]
+
+
+class Provider(Frozen):
+    """One provider: which API it speaks, where, and which environment variable holds its key."""
+
+    name: str
+    api: ApiName
+    base_url: str
+    key: str
+    max_tokens: str
+    local: bool = False
+    families: tuple[str, ...] = ()
+    unreasoning: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    shutdowns: Shutdowns | None = None
+
+    def has(self, model: str) -> bool:
+        """Whether a name is one of its models, as far as is known here."""
+        return model.startswith(self.families) or _DATED.sub("", model) in self.models
+
+    def shutdown_of(self, model: str) -> date | None:
+        """The announced date, where one is known here."""
+        dates = self.shutdowns.dates if self.shutdowns else {}
+        return next((date.fromisoformat(day) for day, models in dates.items() if model in models), None)
+
+    def secret(self) -> str:
+        """The key. Raises UsageError where one is needed and there is none."""
+        found = os.environ.get(self.key, "").strip()
+        if not found and not self.local:
+            raise UsageError(f"Set {self.key} to a key for {self.name}; {', '.join(NEED_NO_KEY)} need none.")
+        if not (found.isascii() and found.isprintable()):
+            raise UsageError(f"{self.key} holds characters that no key has: set it again.")
+        return found
+
+
+class Choice(Frozen):
+    """A provider, and the model's name as the provider knows it."""
+
+    provider: Provider
+    model: str
+
+
+@functools.cache
+def providers() -> dict[str, Provider]:
+    """The presets, by name."""
+    entries = read_yaml(Path(__file__).with_name("providers.yaml"))
+    return {name: Provider(name=name, **entry) for name, entry in entries.items()}
+
+
+def choose(name: str, base_url: str | None = None, api: str | None = None) -> Choice:
+    """Which provider and model are meant. Raises UsageError naming the nearest.
+
+    With ``base_url`` the name is the server's own, and no provider's key goes there: a preset for local servers may
+    stand before it, and any other word before a slash is part of the name.
+    """
+    if api is not None and api not in APIS:
+        raise UsageError(f"There is no API '{api}': --api is {', '.join(APIS)}.")
+    first, slash, rest = name.partition("/")
+    preset = providers().get(first) if slash and rest else None
+    if base_url is not None:
+        local = preset if preset and preset.local else None
+        return Choice(provider=_custom(base_url, api, local), model=rest if local else name)
+    if preset:
+        return Choice(provider=_speaking(preset, api), model=rest)
+    found = next((each for each in providers().values() if each.has(name)), None)
+    if found is None:
+        raise UsageError(f"There is no model '{name}'.{_nearest(name)}")
+    return Choice(provider=_speaking(found, api), model=name)
+
+
+def _custom(base_url: str, api: str | None, local: Provider | None) -> Provider:
+    url = urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(f"--base-url {base_url} is no http address: write http://HOST:PORT/v1.")
+    if url.username or url.password or url.query or url.fragment:
+        raise UsageError(f"--base-url must hold no key and no question mark: put the key into {CUSTOM_KEY}.")
+    if local:
+        return _speaking(local.model_copy(update={"base_url": base_url}), api)
+    field = _MAX_TOKENS["chat"]
+    chat = Provider(name="custom", api="chat", base_url=base_url, key=CUSTOM_KEY, local=True, max_tokens=field)
+    return _speaking(chat, api)
+
+
+def _speaking(provider: Provider, api: str | None) -> Provider:
+    if api is None or api == provider.api:
+        return provider
+    return Provider(**{**provider.model_dump(), "api": api, "max_tokens": _MAX_TOKENS[api]})
+
+
+def _nearest(name: str) -> str:
+    words = ("demo", "script:", "replay:", *(f"{each}/" for each in providers()))
+    known = (*words, *(model for each in providers().values() for model in each.models))
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    listed = ", ".join((*NEED_NO_KEY[:3], *(f"{each}/NAME" for each in providers())))
+    return f"{hint} There are {listed}, and NAME with --base-url."
