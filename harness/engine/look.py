@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from posixpath import dirname
@@ -121,17 +122,18 @@ class LayersLook:
     def _state_once(self, path: str) -> FileState:
         *parents, name = path.strip("/").split("/")
         with ExitStack() as stack:
-            layers = [self._open_layer(stack, layer) for layer in (self.upper, *self.lowers)]
+            layers = {self._open_layer(stack, layer): layer == self.upper for layer in (self.upper, *self.lowers)}
             for part in parents:
                 layers = self._descend(stack, layers, part)
-            for fd in layers:
+            for fd, own in layers.items():
                 try:
                     found = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 if _is_whiteout(found):
                     break
-                return _file_state(path, name, fd, found, read=not self.content_only or found.st_size <= CONTENT_BYTES)
+                read = not self.content_only or found.st_size <= CONTENT_BYTES
+                return _file_state(path, name, fd, found, read=read, fixed=not own)
         return missing(path)
 
     @staticmethod
@@ -141,10 +143,13 @@ class LayersLook:
         return fd
 
     @staticmethod
-    def _descend(stack: ExitStack, layers: list[int], part: str) -> list[int]:
-        """The directories called ``part`` in these layers; what hides the lower ones ends the search."""
-        inner: list[int] = []
-        for fd in layers:
+    def _descend(stack: ExitStack, layers: dict[int, bool], part: str) -> dict[int, bool]:
+        """The directories called ``part`` in these layers; what hides the lower ones ends the search.
+
+        Each comes with whether it is in the container's own layer.
+        """
+        inner: dict[int, bool] = {}
+        for fd, own in layers.items():
             try:
                 child = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             except FileNotFoundError:
@@ -152,7 +157,7 @@ class LayersLook:
             except OSError:
                 break  # a file, link or whiteout of that name hides the rest
             stack.callback(os.close, child)
-            inner.append(child)
+            inner[child] = own
             if _xattr(child, OPAQUE) == b"y":
                 break
         return inner
@@ -212,7 +217,22 @@ def _xattr(target: int | str, name: str) -> bytes | None:
         return None
 
 
-def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, read: bool) -> FileState:
+@cache
+def _fixed_digests() -> dict[tuple[int, int, int, int], tuple[str, bytes | None]]:
+    """Digests of files in image layers, which no container can write to, by device, inode, change time and size."""
+    return {}
+
+
+def _fixed_digest(read: Callable[[int], bytes], found: os.stat_result) -> tuple[str, bytes | None]:
+    known, key = _fixed_digests(), (found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size)
+    if key not in known:
+        if len(known) >= LISTED_PATHS:
+            known.clear()
+        known[key] = _digest(read, found.st_size)
+    return known[key]
+
+
+def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, read: bool, fixed: bool) -> FileState:
     kind = next(kind for test, kind in _KINDS if test(found.st_mode))
     digest = content = target = identity = None
     if kind is FileKind.FILE:
@@ -220,7 +240,7 @@ def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, rea
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
         with os.fdopen(fd, "rb", buffering=0) as file:
             if read and stat.S_ISREG(os.fstat(fd).st_mode):
-                digest, content = _digest(file.read, found.st_size)
+                digest, content = _fixed_digest(file.read, found) if fixed else _digest(file.read, found.st_size)
         identity = _identity(name, parent, found)
     elif kind is FileKind.SYMLINK:
         target = _text(os.readlink(name, dir_fd=parent))
