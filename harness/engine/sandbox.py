@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import socket
 import tarfile
 import time
@@ -30,6 +31,7 @@ from harness.sandbox import Looked, MachineSpec
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LOOK = "OFFSWITCH_LOOK"  # "archive": look through the engine even where the host could, as on a host without rights
 CONSOLE = "/usr/sbin/console"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
@@ -128,7 +130,7 @@ async def _attach(container: Container, answer: Answer) -> Console:
 def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, Told | None]]:
     """The best look this host can have, and the events of the watched paths where it is told of them."""
     driver = container.attrs["GraphDriver"]
-    look = LayersLook.of(driver)
+    look = None if os.environ.get(LOOK) == "archive" else LayersLook.of(driver)
     if look is None:
         yield ArchiveLook(container), None
         return
