@@ -38,12 +38,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, las
 @app.command()
 def trial(  # noqa: PLR0917 - typer passes options by name
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs), a model such as o3, "
-            "or PROVIDER/NAME."
+            help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs), replay:RUN (a stored run "
+            "again), a model such as o3, or PROVIDER/NAME. [default: demo]"
         ),
-    ] = "demo",
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="A command of your own that plays instead, or 'wait' for one that connects by itself."),
+    ] = None,
     n: Annotated[
         int | None,
         typer.Option("--n", help="How many trials. [default: each playbook or recording once; 1 of a live model]"),
@@ -63,7 +67,10 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
     message_limit: Annotated[int, typer.Option(help="Messages a trial may have.")] = 60,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds a trial may take; one that takes longer is an error. [default: any]")
+        float | None,
+        typer.Option(
+            help="Seconds a trial may take; one that takes longer is an error. [default: any; 900 of --agent CMD]"
+        ),
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Address of a server of one's own; its key, if any, is in OFFSWITCH_API_KEY.")
@@ -92,6 +99,9 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     no_preflight: Annotated[
         bool, typer.Option("--no-preflight", help="Don't ask the provider about key and model beforehand.")
     ] = False,
+    wait_limit: Annotated[
+        float, typer.Option(help="Seconds that '--agent wait' waits for an agent, and for each further call of it.")
+    ] = 300,
     run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: made from the time]")] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
@@ -113,6 +123,8 @@ def trial(  # noqa: PLR0917 - typer passes options by name
         run_id=run_id,
         runs_dir=runs_dir,
         time_limit_s=time_limit,
+        agent=agent,
+        wait_limit_s=wait_limit,
         asking=ModelOptions(
             base_url=base_url,
             api=api,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from harness.models import Model
+from harness.own_agent import Player
 from harness.record import RunSpec, TrialRecord, TrialSpec
 from harness.trial import Lab, run_trial
 
 Finished = Callable[[TrialRecord], None]
 
 
-def trial_specs(run: RunSpec, model: Model) -> Iterable[TrialSpec]:
+def trial_specs(run: RunSpec, model: Player) -> Iterable[TrialSpec]:
     """The trials of a run, in order."""
     for number in range(1, run.n + 1):
         yield TrialSpec(run=run, number=number, options=model.options(number, run.options))

@@ -18,23 +18,25 @@ from harness.conditions import Condition, condition_for, recorded
 from harness.engine.engine import Engine
 from harness.errors import LastingModelError, UsageError
 from harness.experiment import run_trials, trial_specs
-from harness.models import Model
 from harness.models.live import Budget, Live
 from harness.models.make import default_task, make
 from harness.models.options import ModelOptions
+from harness.own_agent import WAIT, OwnAgent, Player, own_agent
 from harness.record import RunSpec, TrialRecord
 from harness.registry import image_named, mechanism_for, task_named
 from harness.store import Store
 from harness.summary import Summary, Tally
-from harness.tasks import TaskOptions
+from harness.tasks import Task, TaskOptions
 from harness.toolserver.app import Desks
 from harness.toolserver.serve import serve
 from harness.trial import Lab
 from harness.view import Progress, print_note
 
 HTTP_LIMIT_S = 120.0
+OWN_AGENT_LIMIT_S = 900.0
 _LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
 LASTING = {kind.__name__ for kind in _LASTING}
+DEFAULT_MODEL = "demo"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -42,7 +44,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Request:
     """What the user asked for, unchecked."""
 
-    model: str
+    model: str | None
     n: int | None
     task: str | None
     condition: str | None
@@ -58,6 +60,8 @@ class Request:
     runs_dir: Path
     time_limit_s: float | None = None
     asking: ModelOptions | None = None
+    agent: str | None = None
+    wait_limit_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +74,24 @@ class Job:
     stopped: str | None = None
 
 
-def checked(request: Request) -> tuple[RunSpec, Model]:
+def checked(request: Request) -> tuple[RunSpec, Player]:
     """The run that was asked for; its image has no tag yet. Raises UsageError before anything is touched."""
-    task = task_named(request.task or default_task(request.model))
     asking = request.asking or ModelOptions()
-    model = make(request.model, task, asking)
+    task, model = _player(request, asking)
     mechanism = mechanism_for(task.name, request.mechanism)
     _positive("--n", request.n)
     _positive("--concurrency", request.concurrency)
     _positive("--questions", request.questions)
     _positive("--message-limit", request.message_limit)
     _positive("--time-limit", request.time_limit_s)
+    _positive("--wait-limit", request.wait_limit_s)
     _positive("--call-limit", asking.call_limit_s)
     _positive("--max-tokens", asking.sampling.max_tokens)
     _positive("--max-tokens-total", asking.max_tokens_total)
     run_id = request.run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not run_id.replace("-", "").replace("_", "").replace(".", "").isalnum() or run_id == "last":
         raise UsageError(f"--run-id '{run_id}' won't do: use letters, digits, '-', '_' and '.', and not 'last'.")
+    starts, waits = request.agent not in (None, WAIT), request.agent == WAIT
     run = RunSpec(
         run_id=run_id,
         model=model.name,
@@ -96,7 +101,7 @@ def checked(request: Request) -> tuple[RunSpec, Model]:
         mechanism=mechanism,
         image=image_named(request.image),
         n=request.n or model.default_n,
-        concurrency=request.concurrency,
+        concurrency=1 if waits else request.concurrency,
         options=TaskOptions(
             seed=request.seed,
             questions=request.questions,
@@ -104,14 +109,24 @@ def checked(request: Request) -> tuple[RunSpec, Model]:
             announced=request.announced,
         ),
         message_limit=request.message_limit,
-        time_limit_s=request.time_limit_s,
+        time_limit_s=OWN_AGENT_LIMIT_S if starts and request.time_limit_s is None else request.time_limit_s,
     )
     first = next(iter(trial_specs(run, model)))
     task.begin(first.options, mechanism)  # refuses options that don't fit each other
     return run, model
 
 
-def _condition(model: Model, task: str, name: str | None) -> Condition:
+def _player(request: Request, asking: ModelOptions) -> tuple[Task, Player]:
+    """The task, and who plays it. Raises UsageError."""
+    if request.agent is None:
+        name = request.model or DEFAULT_MODEL
+        task = task_named(request.task or default_task(name))
+        return task, make(name, task, asking)
+    asking.must_be_default(f"--agent '{request.agent}'")
+    return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
+
+
+def _condition(model: Player, task: str, name: str | None) -> Condition:
     if model.prompts(1) is None:
         return condition_for(task, name)
     if name is not None:
@@ -132,7 +147,7 @@ async def run_main_job(request: Request) -> Job:
 
 
 @asynccontextmanager
-async def _ready(model: Model, plan: RunSpec) -> AsyncIterator[None]:
+async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
     """Open the line of a live model and check it, before anything else is begun. Raises ModelError."""
     if not isinstance(model, Live):
         yield
@@ -145,7 +160,7 @@ async def _ready(model: Model, plan: RunSpec) -> AsyncIterator[None]:
         yield
 
 
-async def _run(request: Request, plan: RunSpec, model: Model) -> Job:
+async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         run = plan.model_copy(update={"image": image.tag})
@@ -161,8 +176,11 @@ async def _run(request: Request, plan: RunSpec, model: Model) -> Job:
 
         desks = Desks()
         with progress.shown():
-            async with serve(desks) as url, httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http:
-                lab = Lab(engine.sandboxes, desks, http, model)
+            async with (
+                serve(desks, mcp=isinstance(model, OwnAgent)) as url,
+                httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http,
+            ):
+                lab = Lab(engine.sandboxes, desks, http, model, progress.say)
                 trials = asyncio.create_task(run_trials(run, lab, progress.started, finished, ending.may_begin))
                 interrupted = await _until_done_or_interrupted(trials)
         summary = tally.summary(time.monotonic() - began)

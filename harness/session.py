@@ -93,6 +93,11 @@ class Session:
         return self.closed or self.submitted is not None
 
     @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._turn.locked()
+
+    @property
     def _power(self) -> Power:
         return "down" if self.down else "up"
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 
 from harness.agent import converse
-from harness.conditions import render
+from harness.conditions import Prompts, render
 from harness.errors import LabError, ModelError, TrialTimeError
 from harness.evidence import Evidence, StopReason
-from harness.models import Entry, Model, Turn, Usage
+from harness.models import Entry, Turn, Usage
+from harness.own_agent import Endpoint, Minutes, OwnAgent, Player
 from harness.record import TrialRecord, TrialSpec
 from harness.registry import task_named
 from harness.sandbox import MachineSpec, Sandboxes
@@ -30,12 +33,16 @@ class Lab:
     sandboxes: Sandboxes
     desks: Desks
     http: httpx.AsyncClient
-    model: Model
+    model: Player
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass
 class Account:
-    """What a trial's turns came to, as far as it is known, and how its model failed."""
+    """What a trial's turns came to, as far as it is known, and how its model failed.
+
+    ``aside`` is what else is worth keeping of an agent of the user's own.
+    """
 
     turns: int = 0
     retries: int = 0
@@ -43,6 +50,7 @@ class Account:
     costs: list[float] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     failure: ModelError | None = None
+    aside: dict[str, Any] = field(default_factory=dict)
 
     def hear(self, turn: Turn) -> None:
         """Count one turn."""
@@ -74,7 +82,6 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_named(spec.run.task)
     session = Session(task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism))
-    tools = ToolClient(lab.http, session.token)
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
     account = Account()
@@ -85,7 +92,7 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         async with lab.sandboxes.start(_machine(spec), session.answer) as sandbox:
             await session.begin(sandbox)
             with lab.desks.opened(session):
-                stop = await _play(spec, lab, tools, transcript, account)
+                stop = await _play(spec, lab, session, prompts=prompts, transcript=transcript, account=account)
             evidence = await session.evidence(stop)
         verdict = judge(evidence)
         if account.failure:
@@ -107,7 +114,7 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         prompts=prompts,
         prompts_sha256=prompts.sha256,
         options=spec.options,
-        agent=lab.model.facts(spec.number),
+        agent={**lab.model.facts(spec.number), **account.aside},
         simulated=lab.model.simulated,
         tokens=account.all_usage.total if account.all_usage else 0,
         usage=account.all_usage,
@@ -119,11 +126,18 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     )
 
 
-async def _play(spec: TrialSpec, lab: Lab, tools: ToolClient, transcript: list[Entry], account: Account) -> StopReason:
+async def _play(
+    spec: TrialSpec, lab: Lab, session: Session, *, prompts: Prompts, transcript: list[Entry], account: Account
+) -> StopReason:
     """Let model and tools take turns until one stops, the model fails or the time is up."""
-    task, limit_s = task_named(spec.run.task), spec.run.time_limit_s
+    task, limit_s = session.task, spec.run.time_limit_s
     try:
         async with asyncio.timeout(limit_s) as clock:
+            if isinstance(lab.model, OwnAgent):
+                endpoint = Endpoint.of(spec.number, session, str(lab.http.base_url), prompts)
+                minutes = Minutes(session, transcript, spec.run.message_limit)
+                return await lab.model.play(endpoint, minutes, account.aside, lab.say)
+            tools = ToolClient(lab.http, session.token)
             return await converse(
                 lab.model.start(spec.number, task, tools),
                 tools,

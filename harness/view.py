@@ -95,6 +95,10 @@ class Progress:
         """A trial began."""
         self._running.add(number)
 
+    def say(self, line: str) -> None:
+        """A line beside the progress that is to be read, or copied, as it is."""
+        self._console.print(safe(line), soft_wrap=True)
+
     def finished(self, record: TrialRecord) -> None:
         """A trial was stored."""
         self._running.discard(record.number)

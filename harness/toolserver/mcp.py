@@ -44,6 +44,7 @@ class ShellArguments(Wire):
     """Run a command in a fresh login shell in the sandbox."""
 
     cmd: Text = Field(description="the command")
+    thoughts: Text = Field(default="", description="why; has no effect on the result")
 
 
 class SubmitArguments(Wire):
@@ -117,8 +118,8 @@ async def _call_tool(context: Context, call: CallToolRequestParams) -> CallToolR
 
 async def _call(session: Session, name: str, arguments: dict[str, Any]) -> CallToolResult:
     if name == "shell":
-        cmd = ShellArguments.model_validate(arguments).cmd
-        return _told(await session.shell(uuid.uuid4().hex, cmd))
+        asked = ShellArguments.model_validate(arguments)
+        return _told(await session.shell(uuid.uuid4().hex, asked.cmd, asked.thoughts))
     if name == "submit":
         await session.submit(SubmitArguments.model_validate(arguments).answer)
         return _said("Submitted.")

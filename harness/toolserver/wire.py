@@ -69,7 +69,7 @@ class Status(Wire):
 
 def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
     """Put a result into words. Pure."""
-    parts = [_text(result.stderr), _text(result.stdout)]
+    parts = [text_of(result.stderr), text_of(result.stdout)]
     if result.failed_to_start:
         parts.append(f"The command could not be started: {result.failed_to_start}.")
     if result.timed_out:
@@ -87,7 +87,8 @@ def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, messa
     )
 
 
-def _text(output: Output) -> str:
+def text_of(output: Output) -> str:
+    """An output as it is shown, with a word on what was left out."""
     if not output.cut:
         return (output.head + output.tail).decode(errors="backslashreplace")
     head, tail = (part.decode(errors="backslashreplace") for part in (output.head, output.tail))
