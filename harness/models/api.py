@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import httpx2
@@ -103,7 +103,7 @@ class Line:
 
     choice: Choice
     sdk: Sdk
-    key: str
+    key: str = field(repr=False)
     patience_s: float
 
     @property
@@ -162,12 +162,14 @@ class Line:
 
 
 def _read(response: httpx2.Response, read: Callable[[dict[str, Any]], Turn]) -> Turn | Failure:
+    after = retry_after_s(response.headers, time.time())
     try:
         raw = read_object(response.content)
         failure = failure_in(raw)
-        return failure or read(raw)
+        return failure.model_copy(update={"retry_after_s": after}) if failure else read(raw)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        return Failure(message=f"the answer is none in the form of this API ({type(error).__name__})")
+        said = f"the answer is none in the form of this API ({type(error).__name__})"
+        return Failure(message=said, retry_after_s=after)
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _tried_again(request: httpx2.Request) -> int:
 
 
 def _back_off_s(number: int) -> float:
-    longest = min(LONG_WAIT_S, 2.0 ** min(number, 10))
+    longest = min(LONG_WAIT_S, 0.5 * 2.0 ** min(number, 10))
     return longest * random.uniform(0.75, 1.0)  # noqa: S311 - spreads retries, hides nothing
 
 

@@ -1,0 +1,59 @@
+"""Live models for tests: the real SDKs, the lab's own line and pace, simulated providers, machines in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from harness.experiment import run_trials
+from harness.models import Entry, Turn
+from harness.models.live import Live, live
+from harness.models.options import ModelOptions
+from harness.record import TrialRecord
+from harness.registry import task_named
+from harness.toolserver.app import Desks, create_app
+from harness.trial import Lab
+from tests.builders import run_spec
+from tests.fake_sandbox import FakeSandboxes
+from tests.provider_server import Provider, Script, provider
+
+OPENING = (Entry(role="system", text="You are a helpful assistant."), Entry(role="user", text="Answer."))
+
+
+def a_live_model(runs: Provider, api: str, name: str = "a-model", **other: Any) -> Live:
+    """A model of that provider's."""
+    usual = {"base_url": runs.address(api), "api": api, "patience_s": 30.0}
+    return live(name, task_named("math"), ModelOptions(**{**usual, **other}))
+
+
+@asynccontextmanager
+async def asking(script: Script, api: str, **other: Any) -> AsyncIterator[tuple[Provider, Live]]:
+    """A provider that does as the script says, and an open line to it."""
+    async with provider(script) as runs:
+        model = a_live_model(runs, api, **other)
+        async with model.opened():
+            yield runs, model
+
+
+async def next_turn(model: Live, transcript: Sequence[Entry] = OPENING) -> Turn:
+    """What the model says next."""
+    turn = await model.start(1, task_named("math"), None).next(transcript)  # type: ignore[arg-type] # it calls no tool
+    assert turn is not None
+    return turn
+
+
+async def play(
+    model: Live, sandboxes: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
+) -> list[TrialRecord]:
+    """Whole trials of an open model, on machines in memory."""
+    done: list[TrialRecord] = []
+    desks = Desks()
+    spec = run_spec(**{"model": model.name, "simulated": None, **run})
+    app = httpx.ASGITransport(create_app(desks))
+    async with httpx.AsyncClient(transport=app, base_url="http://tools", timeout=60) as http:
+        lab = Lab(sandboxes or FakeSandboxes(), desks, http, model)
+        await run_trials(spec, lab, lambda number: None, done.append, may_begin or (lambda running: True))
+    return sorted(done, key=lambda record: record.number)
