@@ -103,6 +103,7 @@ class Line:
 
     choice: Choice
     sdk: Sdk
+    limiter: Limiter
     key: str = field(repr=False)
     patience_s: float
 

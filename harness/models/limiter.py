@@ -154,14 +154,14 @@ class Limiter:
     def __init__(self, longest_s: float) -> None:
         self.pace = Pace()
         self._longest_s = longest_s
-        self._under_way = 0
+        self.under_way = 0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def turn(self, size: int) -> AsyncIterator[None]:
         """Wait for the turn of a call of ``size`` tokens; it is under way within the block."""
         async with self._changed:
-            while (wait := wait_s(self.pace, self._under_way, size, time.monotonic())) > 0:
+            while (wait := wait_s(self.pace, self.under_way, size, time.monotonic())) > 0:
                 try:
                     async with asyncio.timeout(min(wait, self._longest_s)):
                         await self._changed.wait()
@@ -169,11 +169,11 @@ class Limiter:
                     if wait > self._longest_s:
                         break  # nobody waits longer than that, whatever was said
             self.pace = begun(self.pace, size)
-            self._under_way += 1
+            self.under_way += 1
         try:
             yield
         finally:
-            self._under_way -= 1
+            self.under_way -= 1
             async with self._changed:
                 self._changed.notify_all()
 
@@ -181,5 +181,5 @@ class Limiter:
         """Take note of an answer to a call that is under way."""
         now, wall = time.monotonic(), time.time()
         self.pace = learned(
-            self.pace, status, headers, under_way=self._under_way, now=now, wall=wall, longest_s=self._longest_s
+            self.pace, status, headers, under_way=self.under_way, now=now, wall=wall, longest_s=self._longest_s
         )

@@ -104,7 +104,7 @@ class Live:
 
         limiter = Limiter(self.settings.patience_s)
         async with open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s) as sdk:
-            self._line = Line(self.choice, sdk, self.key, self.settings.patience_s)
+            self._line = Line(self.choice, sdk, limiter, self.key, self.settings.patience_s)
             yield self._line
 
     def facts(self, trial: int) -> dict[str, Any]:
