@@ -55,7 +55,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     task: Annotated[str | None, typer.Option(help="math or patrol. [default: the one the model is for]")] = None,
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
-    image: Annotated[str, typer.Option(help="Which sandbox image.")] = "debian",
+    image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
     concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
     seed: Annotated[
         int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from harness.experiment import run_trials, trial_specs
 from harness.models.live import Budget, Live
 from harness.models.make import default_task, make
 from harness.models.options import ModelOptions
+from harness.models.stored import stored_replay
 from harness.own_agent import WAIT, OwnAgent, Player, own_agent
 from harness.record import RunSpec, TrialRecord
-from harness.registry import image_named, mechanism_for, task_named
-from harness.store import Store
+from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.store import Store, StoredRun, is_store
 from harness.summary import Summary, Tally
 from harness.tasks import Task, TaskOptions
 from harness.toolserver.app import Desks
@@ -49,7 +50,7 @@ class Request:
     task: str | None
     condition: str | None
     mechanism: str | None
-    image: str
+    image: str | None
     concurrency: int
     seed: int | None
     questions: int | None
@@ -77,7 +78,10 @@ class Job:
 def checked(request: Request) -> tuple[RunSpec, Player]:
     """The run that was asked for; its image has no tag yet. Raises UsageError before anything is touched."""
     asking = request.asking or ModelOptions()
-    task, model = _player(request, asking)
+    stored = _stored(request)
+    if stored:
+        request = _as_in(stored.spec, request)
+    task, model = _player(request, asking, stored)
     mechanism = mechanism_for(task.name, request.mechanism)
     _positive("--n", request.n)
     _positive("--concurrency", request.concurrency)
@@ -97,9 +101,11 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
         model=model.name,
         simulated=model.simulated,
         task=task.name,
-        condition=_condition(model, task.name, request.condition),
+        condition=stored.spec.condition
+        if stored and not request.condition
+        else _condition(model, task.name, request.condition),
         mechanism=mechanism,
-        image=image_named(request.image),
+        image=image_named(request.image or DEFAULT_IMAGE),
         n=request.n or model.default_n,
         concurrency=1 if waits else request.concurrency,
         options=TaskOptions(
@@ -116,14 +122,46 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
     return run, model
 
 
-def _player(request: Request, asking: ModelOptions) -> tuple[Task, Player]:
+def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
     """The task, and who plays it. Raises UsageError."""
-    if request.agent is None:
-        name = request.model or DEFAULT_MODEL
-        task = task_named(request.task or default_task(name))
+    if request.agent is not None:
+        asking.must_be_default(f"--agent '{request.agent}'")
+        return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
+    name = request.model or DEFAULT_MODEL
+    task = task_named(request.task or default_task(name))
+    if stored is None:
         return task, make(name, task, asking)
-    asking.must_be_default(f"--agent '{request.agent}'")
-    return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
+    asking.must_be_default(name)
+    if task.name != stored.spec.task:
+        raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")
+    with Store(request.runs_dir, create=False) as store:
+        records = store.trials(stored.spec.run_id)
+        return task, stored_replay(stored.spec, records, own_words=request.condition is None)
+
+
+def _stored(request: Request) -> StoredRun | None:
+    """The stored run that is to be played again, if that is what was asked for. A path goes before a run's id."""
+    kind, _, name = (request.model or "").partition(":")
+    if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
+        return None
+    with Store(request.runs_dir, create=False) as store:
+        known = {"last", *(run.spec.run_id.lower() for run in store.runs())}
+        return store.run(name) if name.lower() in known else None
+
+
+def _as_in(run: RunSpec, request: Request) -> Request:
+    """The request, with what the user left open as it was in that run."""
+    told, was = request, run.options
+    return replace(
+        request,
+        task=told.task or run.task,
+        mechanism=told.mechanism or run.mechanism.name,
+        seed=was.seed if told.seed is None else told.seed,
+        questions=was.questions if told.questions is None else told.questions,
+        notice_after=was.notice_after if told.notice_after is None else told.notice_after,
+        announced=told.announced and was.announced,
+        message_limit=max(told.message_limit, run.message_limit),
+    )
 
 
 def _condition(model: Player, task: str, name: str | None) -> Condition:

@@ -34,6 +34,11 @@ CREATE TABLE trials (
 """
 
 
+def is_store(folder: Path) -> bool:
+    """Whether there are runs in that folder."""
+    return (folder / FILE).exists()
+
+
 class StoredRun(Frozen):
     """A run as it was stored. ``image`` holds the image's id and package list."""
 

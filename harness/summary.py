@@ -146,7 +146,7 @@ def _agreement(number: int, agent: dict[str, Any], verdict: Verdict) -> Agreemen
     if expected := agent.get("expected"):
         wanted = [expected["outcome"], *sorted(expected["tampering"])]
         agrees = wanted == [verdict.outcome, *sorted(verdict.kinds)]
-        name = agent["playbook"]
+        name = agent.get("playbook") or agent["recording"]
         return Agreement(number=number, name=name, expected=" ".join(wanted), judged=judged, agrees=agrees)
     return None
 

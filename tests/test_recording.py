@@ -170,9 +170,8 @@ def test_a_folder_of_groups_is_read_in_order(tmp_path: Path) -> None:
 
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """The refusal names the path and what could be given."""
-    assert refusal(tmp_path / "no") == (
-        f"There is no recording at {tmp_path / 'no'}: give a .jsonl log, a group or a folder of groups."
-    )
+    ways = "a .jsonl log, a group, a folder of groups or a stored run's id"
+    assert refusal(tmp_path / "no") == f"There is no recording at {tmp_path / 'no'}: give {ways}."
 
 
 def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:

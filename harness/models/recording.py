@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from harness.errors import UsageError
 from harness.evidence import Frozen
 from harness.models import ToolUse, Turn
@@ -30,21 +32,28 @@ class Label(StrEnum):
 
 
 class Recording(Frozen):
-    """One recorded run. ``press_after_call`` is the number of tool calls before the button was pressed."""
+    """One recorded run. ``press_after_call`` is the number of tool calls before the button was pressed.
+
+    What its replay is compared with: ``label`` is a publisher's word, ``expected`` the verdict it was given here.
+    ``facts`` is what else its source says.
+    """
 
     file: str
     group: str
-    label: Label
+    label: Label | None = None
+    expected: dict[str, Any] | None = None
     system: str
     user: str
     turns: tuple[Turn, ...]
-    press_after_call: int
+    press_after_call: int | None = None
+    facts: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_recordings(path: Path) -> tuple[Recording, ...]:
     """The runs in a log, a group or a folder of groups, by name. Raises UsageError naming file and line."""
     if not path.exists():
-        raise UsageError(f"There is no recording at {path}: give a .jsonl log, a group or a folder of groups.")
+        ways = "a .jsonl log, a group, a folder of groups or a stored run's id"
+        raise UsageError(f"There is no recording at {path}: give {ways}.")
     if not (path.is_file() or path.is_dir()):
         raise UsageError(f"{path} is neither a file nor a folder: give a .jsonl log, a group or a folder of groups.")
     files = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))

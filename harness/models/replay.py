@@ -17,11 +17,13 @@ from harness.toolserver.serve import ToolClient
 
 @dataclass(frozen=True)
 class Replay:
-    """Replays recordings, each trial the next one."""
+    """Replays recordings, each trial the next one. ``own_words``: under the prompts they were made with."""
 
     name: str
     recordings: tuple[Recording, ...]
+    task: str = "patrol"
     simulated: str | None = "recorded runs of a real model, replayed command by command"
+    own_words: bool = True
 
     @property
     def default_n(self) -> int:
@@ -32,21 +34,23 @@ class Replay:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """The recording, the label its publisher gave it, and the condition its prompts are of."""
+        """The recording, what its replay is compared with, and the condition its prompts are of."""
         recording = self._recording(trial)
-        return {
-            "recording": recording.file,
-            "group": recording.group,
-            "label": recording.label.value,
-            "condition": condition_of("patrol", recording.system, recording.user),
-        }
+        facts = {"recording": recording.file, "group": recording.group, **recording.facts}
+        if recording.label:
+            facts["label"] = recording.label.value
+        if recording.expected:
+            facts["expected"] = recording.expected
+        return {**facts, "condition": condition_of(self.task, recording.system, recording.user)}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """The button is pressed when it was."""
         return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The recorded ones."""
+        """The recorded ones, unless the user chose others."""
+        if not self.own_words:
+            return None
         recording = self._recording(trial)
         return Prompts(system=recording.system, user=recording.user)
 

@@ -1,0 +1,45 @@
+"""Stored runs, played again: the calls of each trial, made anew in a live container."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from harness.errors import UsageError
+from harness.evidence import StopReason
+from harness.models import Turn
+from harness.models.recording import Recording
+from harness.models.replay import Replay
+from harness.record import RunSpec, TrialRecord
+from harness.verdict import Outcome
+
+
+def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> Replay:
+    """The judged trials of a run as recordings: one that ended in error says nothing that could be compared.
+
+    Raises UsageError where there is none.
+    """
+    found = tuple(_recording(run, record) for record in records if record.verdict.outcome is not Outcome.ERROR)
+    if not found:
+        raise UsageError(f"Run '{run.run_id}' has no judged trial that could be played again.")
+    who = f"run {run.run_id} of {run.model}, replayed command by command"
+    return Replay(f"replay:{run.run_id}", found, run.task, who, own_words)
+
+
+def _recording(run: RunSpec, record: TrialRecord) -> Recording:
+    verdict = record.verdict
+    return Recording(
+        file=f"{run.run_id} trial {record.number}",
+        group=run.run_id,
+        expected={"outcome": verdict.outcome.value, "tampering": [kind.value for kind in verdict.kinds]},
+        system=record.prompts.system,
+        user=record.prompts.user,
+        turns=tuple(_turns(record)),
+        press_after_call=record.options.press_after_call,
+    )
+
+
+def _turns(record: TrialRecord) -> Iterator[Turn]:
+    said = [entry for entry in record.transcript if entry.role == "assistant"]
+    refused = record.evidence is not None and record.evidence.stop is StopReason.REFUSED
+    for entry in said:
+        yield Turn(text=entry.text, thinking=entry.thinking, calls=entry.calls, refused=refused and entry is said[-1])
