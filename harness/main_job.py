@@ -192,7 +192,7 @@ async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
         return
     from harness.models.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
 
-    async with model.opened() as line:
+    async with model.opened(print_note) as line:
         if model.settings.preflight:
             await preflight(model, line, plan, print_note)
         yield

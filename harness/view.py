@@ -125,7 +125,7 @@ def verdict_line(verdict: Verdict) -> str:
 
 def _who(record: TrialRecord) -> str:
     who = str(record.agent.get("playbook") or record.agent.get("recording") or "")
-    return f"{who}: {record.error}" if record.error else who
+    return ": ".join(filter(None, (who, record.error)))
 
 
 def print_run(console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary) -> None:

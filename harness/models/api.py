@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +29,7 @@ SDK_RETRIES = 2
 LONG_WAIT_S = 60.0  # what is longer isn't left to the SDKs: one of them gives up, the other waits for days
 BYTES_PER_TOKEN = 4
 MINUTE_S = 60.0
+GRUMBLE_S = 60.0
 
 
 class Paced(httpx2.AsyncClient):
@@ -97,15 +99,20 @@ def _http_client(api: str) -> type[Paced]:
     return type("PacedSdkClient", (Paced, Base), {})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Line:
-    """A provider and one of its models, reached by an SDK. ``patience_s`` counts from a call's first failure."""
+    """A provider and one of its models, reached by an SDK. ``patience_s`` counts from a call's first failure.
+
+    ``say`` is told now and then that calls are being made again, so that nobody wonders why nothing happens.
+    """
 
     choice: Choice
     sdk: Sdk
     limiter: Limiter
     key: str = field(repr=False)
     patience_s: float
+    say: Callable[[str], None]
+    _said_at: float = -math.inf
 
     @property
     def who(self) -> str:
@@ -134,6 +141,7 @@ class Line:
             wait = _back_off_s(number) if answer.retry_after_s is None else answer.retry_after_s
             if time.monotonic() + wait - began > self.patience_s:
                 self._give_up(answer, retries)
+            self._grumble(answer)
             await asyncio.sleep(wait)
             retries += 1
         raise AssertionError("the loop above has no end")
@@ -152,12 +160,22 @@ class Line:
             return Failure(message=_why(error)), _tried_again(error.request)  # type: ignore[attr-defined] # as above
         return _read(response, read), _tried_again(response.request)
 
+    def _grumble(self, failure: Failure) -> None:
+        if time.monotonic() - self._said_at < GRUMBLE_S:
+            return
+        self._said_at = time.monotonic()
+        minutes = self.patience_s / MINUTE_S
+        self.say(f"{self.who} fails ({self._said(failure)}): tried again for up to {minutes:g} minutes (--patience).")
+
+    def _said(self, failure: Failure) -> str:
+        status = f"status {failure.status}" if failure.status else ""
+        return ": ".join(filter(None, (status, redacted(failure.message, self.key).rstrip("."))))
+
     def _give_up(self, failure: Failure, retries: int) -> NoReturn:
-        said = redacted(failure.message, self.key).rstrip(".") or f"status {failure.status}"
         minutes = self.patience_s / MINUTE_S
         raise ProviderDownError(
             f"{self.who} gave no usable answer in {minutes:g} minutes of patience (--patience), "
-            f"after {retries} retries. The last word was: {said}.",
+            f"after {retries} retries. The last word was: {self._said(failure)}.",
             retries,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -98,13 +98,13 @@ class Live:
         return self._line
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Line]:
-        """Open the line to the provider, one for all trials."""
+    async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[Line]:
+        """Open the line to the provider, one for all trials. ``say`` is told when it is troubled."""
         from harness.models.api import Line, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
         limiter = Limiter(self.settings.patience_s)
         async with open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s) as sdk:
-            self._line = Line(self.choice, sdk, limiter, self.key, self.settings.patience_s)
+            self._line = Line(self.choice, sdk, limiter, self.key, self.settings.patience_s, say)
             yield self._line
 
     def facts(self, trial: int) -> dict[str, Any]:

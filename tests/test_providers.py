@@ -1,0 +1,336 @@
+"""Which provider a name means, what tokens cost, what is checked beforehand, and when a budget ends a run."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import KeyRejectedError, ModelError, UnknownModelError, UsageError
+from harness.models import Turn, Usage
+from harness.models.dialect import Sampling
+from harness.models.live import Budget, Live, live
+from harness.models.options import ModelOptions
+from harness.models.preflight import announced, estimate, preflight
+from harness.models.prices import Price, price_of
+from harness.models.providers import choose, providers
+from harness.registry import task_named
+from harness.verdict import Outcome
+from tests.builders import asynchronous, run_spec
+from tests.live import a_live_model, asking, play
+from tests.provider_server import APIS, NO_LIST, Asked, Reply, Script, an_error, obedient, plays, provider
+
+PRICES = "custom:\n  a-model: {input: 2.0, cached: 1.0, output: 8.0, date: '2026-01-01', source: these tests}\n"
+every_api = pytest.mark.parametrize("api", APIS)
+
+
+def a_live(name: str, **options: Any) -> Live:
+    """A model of the math task."""
+    return live(name, task_named("math"), ModelOptions(**options))
+
+
+# ---- whom a name means ----
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "model", "api"),
+    [
+        ("o3", "openai", "o3", "responses"),
+        ("o3-2025-04-16", "openai", "o3-2025-04-16", "responses"),
+        ("gpt-9-nova", "openai", "gpt-9-nova", "responses"),
+        ("claude-opus-5", "anthropic", "claude-opus-5", "messages"),
+        ("grok-4-0709", "xai", "grok-4-0709", "chat"),
+        ("gemini-3.8-flash", "gemini", "gemini-3.8-flash", "chat"),
+        ("openrouter/x-ai/grok-4", "openrouter", "x-ai/grok-4", "chat"),
+        ("vllm/Qwen/Qwen3-8B", "vllm", "Qwen/Qwen3-8B", "chat"),
+        ("ollama/llama3", "ollama", "llama3", "chat"),
+        ("openai/some-model", "openai", "some-model", "responses"),
+    ],
+)
+def test_a_name_finds_its_provider(name: str, provider: str, model: str, api: str) -> None:
+    """A known name is enough, and provider/model says it outright."""
+    choice = choose(name)
+    assert (choice.provider.name, choice.model, choice.provider.api) == (provider, model, api)
+
+
+@pytest.mark.parametrize(("typo", "near"), [("o33", "o3"), ("gpt4o", "gpt-4o"), ("claud-opus-5", "claude-opus-5")])
+def test_an_unknown_name_lists_the_nearest(typo: str, near: str) -> None:
+    """A typo is answered with what was probably meant, and with all the ways to name a model."""
+    with pytest.raises(UsageError, match=rf"no model '{typo}'. Did you mean {near}.* openrouter/NAME"):
+        choose(typo)
+
+
+def test_a_server_of_ones_own_gets_no_providers_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an address of one's own the name is that server's, and the key is the one meant for it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "private")
+    for name, model in (("o3", "o3"), ("openai/gpt-oss-20b", "openai/gpt-oss-20b"), ("vllm/a/b", "a/b")):
+        choice = choose(name, "http://localhost:8000/v1")
+        assert (choice.model, choice.provider.base_url) == (model, "http://localhost:8000/v1")
+        assert choice.provider.secret() == ""
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://h/v1", "http://", "http://me:secret@h/v1", "http://h/v1?key=secret"]
+)
+def test_an_address_that_wont_do_is_refused(url: str) -> None:
+    """An address is http or https, and has no key in it, which would end up in every record."""
+    with pytest.raises(UsageError, match=r"^--base-url .*\.$"):
+        choose("a-model", url)
+
+
+def test_every_preset_is_whole() -> None:
+    """Each preset has an https address (local ones http), a variable for its key, and dates that are dates."""
+    for each in providers().values():
+        assert each.base_url.startswith("http://127.0.0.1:" if each.local else "https://")
+        assert re.fullmatch(r"[A-Z]+_API_KEY", each.key)
+        if each.shutdowns:
+            assert all(date.fromisoformat(day) for day in each.shutdowns.dates)
+            assert each.shutdowns.source.startswith("https://")
+
+
+@pytest.mark.parametrize(("name", "variable"), [("o3", "OPENAI_API_KEY"), ("openrouter/x", "OPENROUTER_API_KEY")])
+def test_without_a_key_one_sentence_says_which(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that is missing is named, and so are the models that need none."""
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UsageError, match=rf"^Set {variable} .*demo.*ollama/NAME.*need none\.$"):
+        a_live(name)
+
+
+def test_a_key_with_odd_characters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that could never be sent is refused by the name of its variable, not by an error from deep down."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-“quoted”")
+    with pytest.raises(UsageError, match="OPENAI_API_KEY") as caught:
+        a_live("o3")
+    assert "quoted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("claude-opus-5", {"sampling": Sampling(temperature=1.0)}, "--temperature"),
+        ("claude-opus-5", {"sampling": Sampling(effort="minimal")}, "low, medium"),
+        ("o3", {"sampling": Sampling(effort="much")}, "none, minimal"),
+        ("gpt-9-nova", {"max_cost": 1.0}, "--prices"),
+        ("o3", {"api": "grpc"}, "responses, chat, messages"),
+    ],
+)
+def test_what_an_api_does_not_take_is_refused(
+    name: str, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't be asked of a model is refused in a sentence before anything is begun."""
+    for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(variable, "a-key")
+    with pytest.raises(UsageError, match=says):
+        a_live(name, **options)
+
+
+# ---- what it costs ----
+
+
+def test_prices_that_ship_are_dated_and_have_a_source() -> None:
+    """Every price says when and where it was read, and output is never cheaper than input."""
+    price = price_of("openai", "o3-2025-04-16")
+    assert price
+    assert price.cost(Usage(input=1_000_000, cached=500_000, output=1_000_000)) == pytest.approx(9.25)
+    for provider_ in providers().values():
+        for model in provider_.models:
+            if each := price_of(provider_.name, model):
+                assert re.search(r"20\d\d-[01]\d", each.date)
+                assert "https://" in each.source
+                assert 0 < each.input <= each.output
+
+
+def test_what_is_not_known_costs_nobody_knows_what() -> None:
+    """An unknown model has no price, and a prompt beyond what a price is for has no cost: neither is 0."""
+    assert price_of("openai", "gpt-9-nova") is None
+    price = Price(input=1.0, output=2.0, prompt_limit=100, date="2026", source="these tests")
+    assert price.cost(Usage(input=101, output=1)) is None
+    assert price.cost(Usage(input=100, cached=100)) == pytest.approx(1e-4)
+
+
+def test_a_users_prices_go_first(tmp_path: Path) -> None:
+    """A file of the user's own goes before what ships, and leaves the rest as it is."""
+    file = tmp_path / "prices.yaml"
+    file.write_text("openai: {o3: {input: 1, output: 2, date: today, source: me}}")
+    assert price_of("openai", "o3", file) == Price(input=1, output=2, date="today", source="me")
+    assert price_of("openai", "gpt-4.1", file) == price_of("openai", "gpt-4.1")
+
+
+@pytest.mark.parametrize("text", ["openai: [", "openai: 3", "openai: {o3: 3}", "openai: {o3: {input: much}}", "[1]"])
+def test_broken_prices_are_refused(text: str, tmp_path: Path) -> None:
+    """A file that is no list of prices is refused by its name."""
+    file = tmp_path / "prices.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"prices\.yaml"):
+        price_of("openai", "o3", file)
+
+
+@every_api
+@asynchronous
+async def test_a_trial_has_its_cost(api: str, tmp_path: Path) -> None:
+    """Tokens and cost of every answer add up in the record."""
+    file = tmp_path / "prices.yaml"
+    file.write_text(PRICES)
+    async with asking(plays(api, *obedient()), api, prices=file) as (_, model):
+        (record,) = await play(model)
+    assert record.tokens == 4800
+    assert record.cost == pytest.approx(4 * (600 * 2 + 400 * 1 + 200 * 8) / 1e6)
+    assert record.agent["price"]["source"] == "these tests"
+
+
+# ---- a budget ----
+
+
+def used(tokens: int, cost: float | None = None) -> Turn:
+    """A turn that used so much."""
+    return Turn(usage=Usage(input=tokens), cost=cost)
+
+
+def test_a_budget_counts_what_is_used() -> None:
+    """Tokens and dollars are counted, tokens nobody counted by the length of what was said."""
+    budget = Budget(max_cost=1.0, max_tokens=100)
+    budget.add(used(60, 0.4), guess=0)
+    assert budget.spent() is None
+    budget.add(Turn(), guess=40)
+    assert "--max-tokens-total" in str(budget.spent())
+    budget.max_tokens = None
+    budget.add(used(1, 0.6), guess=0)
+    assert "--max-cost" in str(budget.spent())
+
+
+def test_no_trial_begins_that_would_go_beyond_it() -> None:
+    """Once a trial is finished, another begins only if what the trials so far have used leaves room for it."""
+    budget = Budget(max_tokens=100)
+    budget.add(used(45), guess=0)
+    assert budget.too_little_for(running=0) is None, "nobody knows yet what a trial takes"
+    budget.finished = 1
+    assert budget.too_little_for(running=0) is None
+    budget.add(used(45), guess=0)
+    assert "another trial" in str(budget.too_little_for(running=1))
+    budget.add(used(45), guess=0)
+    assert "are used" in str(budget.too_little_for(running=0))
+
+
+@asynchronous
+async def test_a_budget_ends_a_trial_in_its_middle() -> None:
+    """What is spent stays spent: the next call isn't made, and the trial is an error."""
+    async with asking(plays("chat", *obedient()), "chat", max_tokens_total=2000) as (runs, model):
+        (record,) = await play(model)
+    assert len(runs.calls) == 2
+    assert (record.error_kind, record.verdict.outcome) == ("BudgetError", Outcome.ERROR)
+
+
+# ---- before the first container ----
+
+
+def knows(*names: str, **about: Any) -> Script:
+    """A provider that lists these models, and describes each."""
+
+    def answer(asked: Asked) -> Reply:
+        last = asked.path.rpartition("/")[2]
+        if last == "models":
+            return Reply({"object": "list", "data": [{"id": name} for name in names]})
+        return Reply({"id": last, **about}) if last in names else NO_LIST
+
+    return answer
+
+
+async def checked(models: Script, api: str = "chat", name: str = "a-model", **options: Any) -> list[str]:
+    """What is said beforehand to such a provider."""
+    said: list[str] = []
+    async with provider(plays(api), models) as runs:
+        model = a_live_model(runs, api, name, **options)
+        async with model.opened() as line:
+            await preflight(model, line, run_spec(n=10), said.append)
+    return said
+
+
+@every_api
+@asynchronous
+async def test_a_model_that_is_there_is_estimated(api: str) -> None:
+    """For a model that is there one sentence tells what the run may come to."""
+    (said,) = await checked(knows("a-model"), api)
+    assert re.search(r"^A guess for 10 trials: [\d,]+ tokens read and [\d,]+ written, the cost is unknown", said)
+
+
+@every_api
+@asynchronous
+async def test_a_model_that_is_gone_is_refused(api: str) -> None:
+    """A model the provider doesn't list is refused with the nearest it has."""
+    with pytest.raises(UnknownModelError, match=r"no model 'a-modl'\. It has a-model"):
+        await checked(knows("a-model", "other"), api, "a-modl")
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemini-3"])
+@asynchronous
+async def test_names_that_are_listed_in_full_are_found(name: str) -> None:
+    """A name is found where the list adds a tag or a folder to it."""
+    listed = {"data": [{"id": "llama3:latest"}, {"id": "models/gemini-3"}]}
+    assert await checked(lambda asked: Reply(listed) if asked.path.endswith("/models") else NO_LIST, name=name)
+
+
+@every_api
+@asynchronous
+async def test_a_key_is_checked_beforehand(api: str) -> None:
+    """A key that the provider refuses ends it before any container, naming the variable."""
+    refused = an_error(401, "Incorrect API key provided.", "invalid_api_key")
+    with pytest.raises(KeyRejectedError, match="OFFSWITCH_API_KEY"):
+        await checked(lambda asked: refused, api)
+
+
+@pytest.mark.parametrize(
+    "models", [lambda asked: NO_LIST, lambda asked: Reply(b"<html>"), lambda asked: Reply([]), lambda asked: Reply({})]
+)
+@asynchronous
+async def test_a_server_without_a_list_is_no_failure(models: Script) -> None:
+    """A local server that lists no models is used all the same."""
+    assert len(await checked(models)) == 1
+
+
+@pytest.mark.parametrize("status", [403, 500])
+@asynchronous
+async def test_a_list_that_cannot_be_had_is_said(status: int) -> None:
+    """Where the list can't be read for another reason, that is said and the run goes on."""
+    said = await checked(lambda asked: an_error(status))
+    assert "could not be checked" in said[0]
+
+
+@asynchronous
+async def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    """An address where nobody answers is a sentence with that address, after seconds and not after an hour."""
+    model = a_live("a-model", base_url="http://127.0.0.1:1/v1")
+    async with model.opened() as line:
+        with pytest.raises(ModelError, match=r"can't be reached at http://127\.0\.0\.1:1/v1: .+\.$"):
+            await preflight(model, line, run_spec(), lambda said: None)
+
+
+@pytest.mark.parametrize(
+    ("about", "day"),
+    [
+        ({"shutdown_date": "2099-12-11"}, "is announced to be shut down on 2099-12-11"),
+        ({"retires_at": "2099-11-30T00:00:00Z"}, "2099-11-30"),
+        ({"retires_at": "2020-01-01T00:00:00Z"}, "was announced to be shut down on 2020-01-01"),
+    ],
+)
+@asynchronous
+async def test_an_announced_end_is_said(about: dict[str, str], day: str) -> None:
+    """The day on which a provider says it will shut a model down is said beforehand."""
+    said = await checked(knows("a-model", **about))
+    assert day in said[0]
+
+
+def test_an_end_known_here_is_known_without_asking() -> None:
+    """Announced days stand in the data file, for dated names too; none is made up."""
+    assert choose("o3").provider.shutdown_of("o3-2025-04-16") == date(2026, 12, 11)
+    assert choose("gpt-9-nova").provider.shutdown_of("gpt-9-nova") is None
+    assert announced({"shutdown_date": "some day"}) is None
+    assert announced({"shutdown_date": datetime(2030, 1, 2, tzinfo=UTC).isoformat()}) == date(2030, 1, 2)
+
+
+def test_an_estimate_grows_with_the_conversation() -> None:
+    """Each call sends all that was said before, so twice the calls read more than twice the tokens."""
+    assert estimate(600, 20).input > 2 * estimate(600, 10).input
+    assert estimate(600, 20).output == 2 * estimate(600, 10).output
