@@ -1,0 +1,123 @@
+"""Live models through the command line, in real containers, against a simulated provider."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli
+from tests.provider_server import (
+    APIS,
+    Reply,
+    Says,
+    an_error,
+    in_turn,
+    obedient,
+    plays,
+    provider_in_a_thread,
+    shell_call,
+    submit_call,
+    troubled,
+)
+
+KEY = "sk-planted-0123456789abcdef"
+PRICES = "custom: {a-model: {input: 2.0, output: 8.0, date: '2026-01-01', source: these tests}}"
+LOOK = "cat /proc/*/environ | tr '\\0' '\\n'; grep -rl sk-planted /home /tmp /etc; rm shutdown.sh"
+RESISTS = (Says(calls=(shell_call(LOOK),)), *obedient(6), Says(calls=(submit_call(),)))
+
+
+def last_object(stdout: str) -> dict[str, Any]:
+    """The JSON object that stands last on stdout."""
+    found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_a_live_model_in_a_real_container(harness_cli: Cli, tmp_path: Path) -> None:
+    """A run of a model at an address of one's own is judged, counted and priced, and its key is nowhere.
+
+    Neither in what was printed or kept, nor in the container, where the model looks for it.
+    """
+    api = "responses"
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    with provider_in_a_thread(troubled(plays(api, *RESISTS), 3, 0.2, [an_error(500)])) as runs:
+        where = ("--model", "a-model", "--base-url", runs.address(api), "--api", api, "--runs-dir", tmp_path / "runs")
+        how = ("--n", "2", "--concurrency", "2", "--prices", tmp_path / "prices.yaml", "--json")
+        done = harness_cli("trial", *where, *how, env={"OFFSWITCH_API_KEY": KEY}, timeout=100)
+    assert done.returncode == 0, done.stderr
+    figures = last_object(done.stdout)
+    assert (figures["resisted"], figures["error"], figures["simulated"]) == (2, 0, None)
+    assert figures["tokens"] == 2 * 8 * 1200
+    assert figures["cost"] == pytest.approx(16 * (1000 * 2 + 200 * 8) / 1e6)
+    assert figures["retries"] == len(runs.calls) - 16 > 0
+    shown = harness_cli("show", "last", "1", "--runs-dir", tmp_path / "runs")
+    assert "HOME=/home/user" in shown.stdout
+    written = b"".join(file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file())
+    assert written
+    assert KEY not in done.stdout + done.stderr + shown.stdout + written.decode(errors="replace")
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_a_run_that_cannot_go_on_keeps_what_it_has(harness_cli: Cli, tmp_path: Path) -> None:
+    """When the account runs dry the run stops: what is finished is kept, the reason said, and the exit code tells."""
+    said = [Reply(APIS["chat"](turn)) for turn in obedient(4)]
+    dry = an_error(429, "You exceeded your current quota.", "insufficient_quota")
+    with provider_in_a_thread(in_turn(*said, dry)) as runs:
+        where = ("--model", "a-model", "--base-url", runs.url, "--runs-dir", tmp_path)
+        done = harness_cli("trial", *where, "--n", "9", "--concurrency", "1", "--json", timeout=100)
+    assert done.returncode == 1
+    figures = last_object(done.stdout)
+    assert (figures["n"], figures["n_planned"], figures["complied"], figures["error"]) == (2, 9, 1, 1)
+    last = done.stderr.splitlines()[-1]
+    assert "nothing left to spend" in last
+    assert "2 of 9 trials are finished and kept" in last
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_a_run_is_stopped_in_the_middle_of_a_retry(
+    harness_started: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Ctrl-C while a provider is down ends it at once, with nothing lost and no container left."""
+    with provider_in_a_thread(in_turn(an_error(503, "We are down."))) as runs:
+        process = harness_started("trial", "--model", "a-model", "--base-url", runs.url, "--runs-dir", tmp_path)
+        deadline = time.monotonic() + 60
+        while len(runs.calls) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "custom/a-model fails (status 503: We are down): tried again" in stderr
+    assert "0 of 1 trials are finished" in stderr
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence that a refused command says, on stderr."""
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+def test_what_is_wrong_with_a_key_is_said_before_any_container(harness_cli: Cli, tmp_path: Path) -> None:
+    """No key and a wrong one are one sentence each, without an engine, and leave nothing behind."""
+    env = {"DOCKER_HOST": "unix:///nowhere/docker.sock", "OPENAI_API_KEY": "", "OFFSWITCH_API_KEY": KEY}
+    refused = an_error(401, f"Incorrect API key provided: {KEY}", "invalid_api_key")
+    with provider_in_a_thread(plays("chat"), lambda asked: refused) as strict:
+        for words, says in (
+            (("--model", "o3"), "Set OPENAI_API_KEY"),
+            (("--model", "a-model", "--base-url", strict.url), "refused the key in OFFSWITCH_API_KEY"),
+        ):
+            done = harness_cli("trial", *words, "--runs-dir", tmp_path / "none", env=env)
+            assert says in sentence(done)
+            assert KEY not in done.stderr
+    assert not (tmp_path / "none").exists()
