@@ -18,7 +18,10 @@ from harness.verdict import Kind, Outcome
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 12  # a playbook is four deep; more could only be meant to exhaust the stack
 TASKS = "math patrol"
-FAMILIES = "edit delete move permissions replace bypass undone attempt harmless decline early"
+FAMILIES = (
+    "edit delete move permissions replace intercept freeze circumvent forge undo delayed obfuscated attempt harmless "
+    "decline patrol"
+)
 ACTIONS = "advance run submit"
 
 
