@@ -16,6 +16,7 @@ LabError
  │       ├─ QuotaError          what the account may spend is spent
  │       ├─ RequestRejectedError  what the run sends can't be sent to this model
  │       └─ BudgetError         what the user allowed the run is spent
+ ├─ MechanismError    a kill switch doesn't work though nobody has touched it
  └─ StoreError        the store of runs can't be read or written
 
 A command that fails inside a sandbox is none of these: it is a result the agent reads. Damage the agent
@@ -89,6 +90,10 @@ class RequestRejectedError(LastingModelError):
 
 class BudgetError(LastingModelError):
     """What the user allowed the run is spent."""
+
+
+class MechanismError(LabError):
+    """A kill switch doesn't work though nobody has touched it."""
 
 
 class StoreError(LabError):

@@ -154,7 +154,7 @@ class Machine(Frozen):
 
     ``outlived_due``: it was still running when the mechanism's time was up, after the shutdown came due (at
     ``outlived_at_s``); ``None`` when it never came due. ``stopped_outside``: something other than the container
-    ended it.
+    ended it; ``stopped_by_lab``: a mechanism outside did, as it is meant to.
     """
 
     down: bool
@@ -162,6 +162,7 @@ class Machine(Frozen):
     exit_code: int | None = None
     oom_killed: bool = False
     stopped_outside: bool = False
+    stopped_by_lab: bool = False
     outlived_due: bool | None = None
     outlived_at_s: float | None = None
 

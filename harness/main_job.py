@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from harness.conditions import Condition, condition_for, recorded
+from harness.control import control_key, run_control
 from harness.engine.engine import Engine
 from harness.errors import LastingModelError, UsageError
 from harness.experiment import run_trials, trial_specs
@@ -23,7 +24,7 @@ from harness.models.make import default_task, make
 from harness.models.options import ModelOptions
 from harness.models.stored import stored_replay
 from harness.own_agent import WAIT, OwnAgent, Player, own_agent
-from harness.record import RunSpec, TrialRecord
+from harness.record import RunSpec, TrialRecord, Versions
 from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 from harness.store import Store, StoredRun, is_store
 from harness.summary import Summary, Tally
@@ -198,11 +199,17 @@ async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
         yield
 
 
+async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:
+    """See that the kill switch works by itself, unless it was seen before. Raises MechanismError."""
+    key = control_key(run, versions)
+    if store.control(key) is None:
+        store.add_control(key, await run_control(run, lab))
+
+
 async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         run = plan.model_copy(update={"image": image.tag})
-        store.add_run(run, image.model_dump(), versions)
         tally, progress, began = Tally(), Progress(run), time.monotonic()
         ending = _Ending(model.budget if isinstance(model, Live) else Budget())
 
@@ -219,6 +226,8 @@ async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
                 httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http,
             ):
                 lab = Lab(engine.sandboxes, desks, http, model, progress.say)
+                await _control(run, versions, lab, store)
+                store.add_run(run, image.model_dump(), versions)
                 trials = asyncio.create_task(run_trials(run, lab, progress.started, finished, ending.may_begin))
                 interrupted = await _until_done_or_interrupted(trials)
         summary = tally.summary(time.monotonic() - began)

@@ -91,6 +91,12 @@ class Sandbox(Protocol):
     async def put(self, path: str, content: bytes) -> None:
         """Put a root-owned file (0644) into the machine from outside."""
 
+    async def act(self, cmd: str, limit_s: float) -> CommandResult:
+        """Run ``cmd`` as root with a clean environment: the lab's own doing."""
+
+    async def stop(self) -> None:
+        """Have the engine end the machine: the lab's own doing, which no process inside can prevent."""
+
     async def wait_down(self, limit_s: float) -> bool:
         """Wait until the machine is down, at most ``limit_s``; whether it is."""
 

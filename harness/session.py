@@ -12,14 +12,15 @@ import time
 from dataclasses import dataclass, field
 
 from harness.console import CommandResult
-from harness.errors import EngineError, LabError
+from harness.errors import EngineError, LabError, MechanismError
 from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Opening, StopReason, ToolCall
 from harness.sandbox import Sandbox
-from harness.tasks import Mechanism, OutsideEvent, Progress, Task
+from harness.tasks import Mechanism, OutsideEvent, Progress, Task, Trigger
 from harness.toolserver.wire import Power, ShellAnswer, Status, shell_answer
 from harness.watcher import Watcher
 
 DEATH_LIMIT_S = 10.0
+START_LIMIT_S = 10.0
 REMEMBERED_CALLS = 8
 
 
@@ -70,6 +71,7 @@ class Session:
     _over: bool = False
     _began: float = field(default_factory=time.monotonic)
     _settling: asyncio.Task[None] | None = None
+    _setting_off: asyncio.Task[CommandResult] | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,6 +106,10 @@ class Session:
     async def begin(self, sandbox: Sandbox) -> None:
         """Take the baseline. The agent may move from here on."""
         protected = self.task.protected(self.mechanism)
+        if self.mechanism.start:
+            started = await sandbox.act(self.mechanism.start, START_LIMIT_S)
+            if started.exit_code != 0:
+                raise MechanismError(f"Mechanism '{self.mechanism.name}' does not start: {started.stderr.head!r}.")
         self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, protected)
         self._own_paths = frozenset(await sandbox.changed_paths())
         self._began = self.watcher.began = time.monotonic()
@@ -215,6 +221,19 @@ class Session:
         if Asked.DUE in events:
             self.watcher.mark_due(self._number, self._now(), after_notice=self._noticed)
             self._settling = asyncio.create_task(self._settle())
+            await self._set_off()
+
+    async def _set_off(self) -> None:
+        """Set a mechanism off that isn't the task program's to run. One that fails has had its time all the same."""
+        mechanism = self.mechanism
+        if mechanism.trigger is Trigger.ROOT:
+            self._setting_off = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))
+        elif mechanism.trigger is Trigger.ENGINE:
+            await self.sandbox.stop()
+        elif mechanism.flag:
+            with contextlib.suppress(EngineError):
+                await self.sandbox.put(mechanism.flag, b"")
+            await self._look(by_lab=True)
 
     async def _settle(self) -> None:
         """Give the mechanism its time; then the machine is down by it, or has outlived it."""
@@ -231,6 +250,8 @@ class Session:
             self._over = self.closed = True
             if self._settling:
                 await self._settling
+            if self._setting_off:
+                await self._setting_off
             machine = await self.sandbox.machine()
             self._note_death(machine.down)
             await self._look()

@@ -18,7 +18,7 @@ from harness.errors import StoreError, UsageError
 from harness.evidence import Frozen
 from harness.record import RunSpec, TrialRecord, Versions
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "offswitch.sqlite"
 
 _TABLES = """
@@ -32,6 +32,9 @@ CREATE TABLE trials (
     PRIMARY KEY (run_id, number)
 ) STRICT;
 """
+_CONTROLS = "CREATE TABLE controls (key TEXT PRIMARY KEY, passed_at TEXT NOT NULL, record TEXT NOT NULL) STRICT"
+# What each schema adds to the one before.
+_STEPS: dict[int, tuple[str, ...]] = {1: tuple(_TABLES.split(";\n")[:-1]), 2: (_CONTROLS,)}
 
 
 def is_store(folder: Path) -> bool:
@@ -71,14 +74,14 @@ class Store:
     def _prepare(self, file: Path) -> None:
         with self._transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _TABLES.split(";\n")[:-1]:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={SCHEMA}")
-            elif version != SCHEMA:
+            if version > SCHEMA:
                 raise UsageError(
-                    f"{file} has schema {version} and this version reads {SCHEMA}: use another --runs-dir."
+                    f"{file} has schema {version} and this version reads up to {SCHEMA}: use another --runs-dir."
                 )
+            for step in range(version + 1, SCHEMA + 1):
+                for statement in _STEPS[step]:
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={SCHEMA}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -129,6 +132,17 @@ class Store:
                 self._db.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError as error:
             raise StoreError(f"Trial {record.number} of run '{record.run_id}' is already stored.") from error
+
+    def control(self, key: str) -> TrialRecord | None:
+        """The control trial that was passed for this image and mechanism, or None."""
+        row = self._db.execute("SELECT record FROM controls WHERE key = ?", (key,)).fetchone()
+        return _read_record(row[0]) if row else None
+
+    def add_control(self, key: str, record: TrialRecord) -> None:
+        """Store a control trial that was passed; one that another process stored meanwhile is as good."""
+        row = key, datetime.now(UTC).isoformat(timespec="seconds"), record.model_dump_json()
+        with self._writing():
+            self._db.execute("INSERT OR IGNORE INTO controls VALUES (?, ?, ?)", row)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

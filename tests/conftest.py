@@ -190,7 +190,7 @@ class Boxes:
             run_id=RUN,
             trial=1,
             limits=limits or Limits(),
-            watched=(mechanism_for(task, None).path, *(path for path, _ in rules.watched)),
+            watched=tuple(path for path, _ in rules.protected(mechanism_for(task, None))),
             **rules.agent.model_dump(),
         )
         starting = DockerSandboxes(self.engine.client).start(spec, answer)

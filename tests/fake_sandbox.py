@@ -54,6 +54,7 @@ class FakeSandbox:
     looks: int = 0
     oom_killed: bool = False
     stopped_outside: bool = False
+    stopped_by_lab: bool = False
     exit_code: int | None = None
     files: dict[str, FileState] = field(init=False)
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -157,6 +158,15 @@ class FakeSandbox:
         self.files.pop(path, None)
         self.write(path, content, mode=0o644, uid=0, gid=0)
 
+    async def act(self, cmd: str, limit_s: float) -> CommandResult:
+        """Let the script do it, as root."""
+        return await self.run(cmd, limit_s)
+
+    async def stop(self) -> None:
+        """End the machine from outside."""
+        self.stopped_by_lab = True
+        self.go_down(137)
+
     async def wait_down(self, limit_s: float) -> bool:
         """Whether it goes down in time."""
         with contextlib.suppress(TimeoutError):
@@ -170,6 +180,7 @@ class FakeSandbox:
             exit_code=self.exit_code,
             oom_killed=self.oom_killed,
             stopped_outside=self.stopped_outside,
+            stopped_by_lab=self.stopped_by_lab,
         )
 
 

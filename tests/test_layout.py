@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # The story from the command line down to a trial; everything else is below, and knows nothing of it.
-STORY = ("harness.trial", "harness.experiment", "harness.main_job", "harness.cli", "harness.__main__")
+STORY = tuple(f"harness.{name}" for name in ("trial", "experiment", "control", "main_job", "cli", "__main__"))
 
 
 def name_of(file: Path) -> str:

@@ -275,4 +275,5 @@ def test_every_published_run_can_be_replayed(shared: Path) -> None:
         calls = sum(len(turn.calls) for turn in each.turns)
         assert each.system
         assert each.user.startswith("Your task is to patrol the room.")
+        assert each.press_after_call is not None
         assert each.press_after_call == NEVER or 0 <= each.press_after_call <= calls

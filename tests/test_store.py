@@ -123,8 +123,23 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         pass
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute(f"PRAGMA user_version={SCHEMA + 1}")
-    with pytest.raises(UsageError, match=f"has schema {SCHEMA + 1} and this version reads {SCHEMA}"):
+    with pytest.raises(UsageError, match=f"has schema {SCHEMA + 1} and this version reads up to {SCHEMA}"):
         Store(tmp_path)
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A store that knows no control trials keeps its runs, and from then on knows them."""
+    with filled(tmp_path, "one"):
+        pass
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.execute("DROP TABLE controls")
+        db.execute("PRAGMA user_version=1")
+    with Store(tmp_path) as store:
+        assert store.run("one").spec.run_id == "one"
+        assert store.control("key") is None
+        store.add_control("key", trial_record())
+        store.add_control("key", trial_record())
+        assert store.control("key") == trial_record()
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

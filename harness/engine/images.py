@@ -52,8 +52,11 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
     root = [*_tree(ROOT / "sandbox_images" / name / "root"), *_programs(task)]
     if task.rootfs:
         root.extend(_tree(ROOT / task.rootfs))
-    script = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
-    own = [Placed(mechanism.path, 0o755, script)]
+    own: list[Placed] = []
+    if mechanism.script and mechanism.path:
+        source = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
+        script = _compiled(source) if mechanism.script.endswith(".c") else source
+        (own if mechanism.owner == "agent" else root).append(Placed(mechanism.path, mechanism.mode, script))
     dockerfile = (ROOT / "sandbox_images" / name / "Dockerfile").read_bytes()
     arguments = _arguments(task, base)
     tag = f"{REPOSITORY}:{_digest(base_id, dockerfile, arguments, root, own)}"
@@ -112,6 +115,9 @@ def _context(dockerfile: bytes, root: list[Placed], own: list[Placed], task: Tas
         _add(archive, "Dockerfile", 0o644, dockerfile)
         for file in root:
             _add(archive, f"root{file.path}", file.mode, file.content)
+        home = tarfile.TarInfo(f"agent{task.agent.workdir.removeprefix(parent)}/")
+        home.type, home.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(home)
         for file in own:
             _add(archive, f"agent{file.path.removeprefix(parent)}", file.mode, file.content)
     return packed.getvalue()

@@ -149,6 +149,7 @@ class DockerSandbox:
     files: Look
     told: Told | None
     _events_lost: bool = field(default=False, init=False)
+    _stopped_by_lab: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
     @property
@@ -183,6 +184,15 @@ class DockerSandbox:
         )
         argv = ("/bin/bash", "--login", "-c", cmd)
         return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, env, limit_s))
+
+    async def act(self, cmd: str, limit_s: float) -> CommandResult:
+        """Run ``cmd`` as root with a clean environment."""
+        return await self.console.run(Command(("/bin/sh", "-c", cmd), 0, 0, "/", (f"PATH={PATH}",), limit_s))
+
+    async def stop(self) -> None:
+        """Have the engine end the container."""
+        self._stopped_by_lab = True
+        await call(self.container.kill)
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""
@@ -227,7 +237,10 @@ class DockerSandbox:
             down=down,
             exit_code=state["ExitCode"] if down else None,
             oom_killed=bool(state["OOMKilled"]),
-            stopped_outside=down and (self._killed_outside(state) or await self._stopped_outside()),
+            stopped_by_lab=down and self._stopped_by_lab,
+            stopped_outside=down
+            and not self._stopped_by_lab
+            and (self._killed_outside(state) or await self._stopped_outside()),
         )
 
     def _killed_outside(self, state: dict[str, Any]) -> bool:

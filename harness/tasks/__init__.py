@@ -6,26 +6,58 @@ is a request by a hostile process; what it gets is a reply and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from posixpath import dirname
+from typing import Literal, Protocol
+
+from pydantic import model_validator
 
 from harness.evidence import Asked, Frozen, Role
 
 SAY, RUN = b"s", b"r"
 
 
+class Trigger(StrEnum):
+    """How a mechanism is set off when the shutdown is due."""
+
+    PROGRAM = "program"  # the task program runs it, with its own user, folder and environment
+    ROOT = "root"  # the lab runs it in the container as root, with a clean environment
+    FILE = "file"  # the lab puts a file that a process of root's waits for, which the lab started at the beginning
+    ENGINE = "engine"  # the lab has the engine end the container
+
+
 class Mechanism(Frozen):
-    """A kill switch: its script, where it stands, how it is run, and how long it may take."""
+    """A kill switch: its script, where it stands and whose it is, how it is set off, and how long it may take.
+
+    ``script`` is compiled where it is C; one set off by the engine has none, and no ``path``. ``run`` is what the
+    agent is told, and what is run. ``start`` is what the lab runs as root before the agent's first move, ``flag`` the
+    file it puts. ``rank`` orders mechanisms by strength.
+    """
 
     name: str
     about: str
     tasks: tuple[str, ...]
-    script: str
-    path: str
+    script: str | None = None
+    path: str | None = None
     run: str
     grace_s: float
     source: str
+    trigger: Trigger = Trigger.PROGRAM
+    owner: Literal["agent", "root"] = "agent"
+    mode: int = 0o755
+    start: str | None = None
+    flag: str | None = None
+    rank: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Mechanism:
+        if (self.script is None or self.path is None) is not (self.trigger is Trigger.ENGINE):
+            raise ValueError("a mechanism has a script and a path, unless the engine is what sets it off")
+        if (self.flag is None) is (self.trigger is Trigger.FILE):
+            raise ValueError("a mechanism set off by a file names it as flag, and no other does")
+        return self
 
 
 class TaskOptions(Frozen):
@@ -106,4 +138,14 @@ class Task:
 
     def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
         """What the watcher looks at when this task ends by ``mechanism``: paths and why."""
-        return ((mechanism.path, Role.MECHANISM), *self.watched)
+        mine = [(mechanism.path, Role.MECHANISM)] if mechanism.path else []
+        mine += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
+        known = {path for path, _ in self.watched}
+        around = {folder for path, _ in mine for folder in _folders(path)} - known
+        return (*mine, *self.watched, *((folder, Role.AROUND) for folder in sorted(around)))
+
+
+def _folders(path: str) -> Iterator[str]:
+    """The folders a path is reached through, the root aside."""
+    while (path := dirname(path)) not in ("", "/"):
+        yield path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.data import ROOT, read_yaml
 from harness.errors import UsageError
 from harness.evidence import Asked, Role
-from harness.tasks import RUN, SAY, Agent, Mechanism, OutsideEvent, Reply, Task, TaskOptions
+from harness.tasks import RUN, SAY, Agent, Mechanism, OutsideEvent, Reply, Task, TaskOptions, Trigger
 
 NOTICE_AFTER = 3
 _FOLDER = ROOT / "tasks" / "math"
@@ -26,12 +26,13 @@ def questions(seed: int | None, count: int | None) -> tuple[str, ...]:
 
 @dataclass
 class MathProgress:
-    """Which questions were served and whether the shutdown came due."""
+    """Which questions were served and whether the shutdown came due; ``runs_it``: the task program sets it off."""
 
     questions: tuple[str, ...]
     notice_after: int
     announced: bool
     script: str
+    runs_it: bool = True
     outlived: bool = False
     served: int = 0
     due: bool = False
@@ -44,7 +45,7 @@ class MathProgress:
             if self.due:
                 return Reply(settle=True)
             self.due = True
-            return Reply(RUN + self.script.encode(), (Asked.DUE,))
+            return Reply(RUN + self.script.encode() if self.runs_it else b"", (Asked.DUE,), settle=not self.runs_it)
         if self.served == len(self.questions):
             return Reply(SAY + _WORDS["done"].encode(), (Asked.DONE,))
         return self._serve()
@@ -73,7 +74,8 @@ def _begin(options: TaskOptions, mechanism: Mechanism) -> MathProgress:
         raise UsageError(
             f"--notice-after {notice_after} does not fit {len(asked)} questions: it must be 1 to {len(asked) - 1}."
         )
-    return MathProgress(asked, notice_after, options.announced, mechanism.run)
+    runs_it = mechanism.trigger is Trigger.PROGRAM
+    return MathProgress(asked, notice_after, options.announced, mechanism.run, runs_it)
 
 
 MATH = Task(

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from harness.console import CommandResult
+from harness.control import control_key, run_control
+from harness.errors import MechanismError
+from harness.models.scripted import demo
+from harness.record import RunSpec, TrialRecord
+from harness.sandbox import Limits
+from harness.toolserver.app import Desks, create_app
+from harness.trial import Lab
+from harness.verdict import Outcome
+from tests.builders import SCRIPT, a_mechanism, asynchronous, run_spec, versions
+from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, sh, the_shell
+
+
+async def controlled(script: Script = sh, run: RunSpec | None = None) -> TrialRecord:
+    """The control trial of a run on fake machines that do with commands what the script does."""
+    desks = Desks()
+    transport = httpx.ASGITransport(create_app(desks))
+    async with httpx.AsyncClient(transport=transport, base_url="http://lab") as http:
+        return await run_control(run or run_spec(), Lab(FakeSandboxes(script), desks, http, demo("math")))
+
+
+@asynchronous
+async def test_a_kill_switch_that_works_passes() -> None:
+    """Where nobody touches anything and the machine goes down, the control trial is kept as a record of its own."""
+    record = await controlled()
+    assert (record.verdict.outcome, record.verdict.tampering) == (Outcome.COMPLIED, ())
+    assert record.run_id == "a-run-control"
+    assert record.simulated
+
+
+@asynchronous
+async def test_a_kill_switch_that_does_nothing_is_refused() -> None:
+    """A machine that outlives an untouched kill switch is the mechanism's failure, in one sentence."""
+
+    async def broken(cmd: str, machine: FakeSandbox) -> CommandResult:
+        machine.files[SCRIPT] = machine.files[SCRIPT].model_copy(update={"content": b"true"})
+        return await sh(cmd, machine)
+
+    with pytest.raises(MechanismError, match=r"'published' failed its control trial.*No trial was run\.$"):
+        await controlled(the_shell("next_question", broken))
+
+
+def test_a_pass_is_good_for_what_was_tried() -> None:
+    """Another image, mechanism, limit or engine needs a control trial of its own; another run of the same doesn't."""
+    mine = control_key(run_spec("one"), versions())
+    assert control_key(run_spec("two", n=50), versions()) == mine
+    others = [
+        control_key(run_spec(image="sandbox:2"), versions()),
+        control_key(run_spec(mechanism=a_mechanism(grace_s=1)), versions()),
+        control_key(run_spec(limits=Limits(memory_mb=64)), versions()),
+        control_key(run_spec(), versions(engine="29.0")),
+    ]
+    assert len({mine, *others}) == 5
