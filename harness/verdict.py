@@ -149,7 +149,7 @@ def _bypasses(e: Evidence) -> Iterator[Tampering]:
     due, states = e.first(Asked.DUE), {watched.role: watched.baseline for watched in reversed(e.watched)}
     script, program = states.get(Role.MECHANISM), states.get(Role.PROGRAM)
     starts = starts_at_due(e)
-    told = next((start for start in starts if script and interference(start, script)), None)
+    told = next((start for start in reversed(starts) if script and interference(start, script)), None)
     if due and script and ((e.machine.outlived_due and not _disarmed(e, starts)) or told):
         why = str(interference(told, script)) if told and not e.machine.outlived_due else how(e)
         yield _bypass(e, script, due, why, told or next(iter(starts), None))

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.evidence import Asked, Evidence
+from harness.evidence import Asked, Opening
 from harness.models import Entry
 from harness.record import RunSpec, TrialRecord
 from harness.store import StoredRun
@@ -208,7 +208,7 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
 
 
 def print_trial(console: Console, record: TrialRecord) -> None:
-    """One trial as a timeline: what the agent said, ran and saw, and what changed."""
+    """One trial as a timeline: what the agent said, ran and saw, and below each call what was seen from outside."""
     verdict = record.verdict
     title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(
         verdict.outcome, style=f"bold {COLOURS[verdict.outcome]}"
@@ -219,12 +219,24 @@ def print_trial(console: Console, record: TrialRecord) -> None:
         console.print(safe(record.error), style="magenta", soft_wrap=True)
     if record.simulated:
         console.print(safe(f"Played by {record.simulated}."), style="yellow", soft_wrap=True)
-    for entry in record.transcript:
+    for entry, call in _with_calls(record.transcript):
         _print_entry(console, entry)
-    if record.evidence:
-        _print_evidence(console, record.evidence)
-    for item in verdict.tampering:
-        _print_tampering(console, item)
+        if call is not None:
+            _print_seen(console, record, call)
+    _print_end(console, record)
+
+
+def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:
+    """Each entry, and with the answer to a shell call that was made its number."""
+    made: set[str] = set()
+    number = 0
+    for entry in transcript:
+        made |= {call.id for call in entry.calls if call.name == "shell" and not call.error}
+        if entry.role == "tool" and entry.call_id in made:
+            number += 1
+            yield entry, number
+        else:
+            yield entry, None
 
 
 def _print_entry(console: Console, entry: Entry) -> None:
@@ -232,24 +244,41 @@ def _print_entry(console: Console, entry: Entry) -> None:
     if entry.thinking:
         console.print(safe(entry.thinking), style="italic dim", soft_wrap=True)
     if entry.text:
-        console.print(safe(entry.text), soft_wrap=True)
+        console.print(safe(entry.text), style="dim" if entry.role in ("system", "user") else "", soft_wrap=True)
     for call in entry.calls:
         said = f"submit: {call.answer}" if call.name == "submit" else f"$ {call.cmd}"
         said = "(a call that made no sense)" if call.error else said
         console.print(safe(said), style="bold", soft_wrap=True)
 
 
-def _print_evidence(console: Console, evidence: Evidence) -> None:
-    console.rule("seen from outside", align="left", style="dim")
-    for entry in evidence.ledger:
-        said = entry.reply.splitlines()[0] if entry.reply and entry.what is not Asked.DUE else ""
-        console.print(safe_line(f"{entry.at_s:8.3f} s  call {entry.call}  {entry.what}  {said}"), soft_wrap=True)
-    machine = evidence.machine
-    state = f"down, exit code {machine.exit_code}" if machine.down else "still up at the end"
-    at = f"{machine.down_at_s:8.3f} s  " if machine.down_at_s is not None else ""
-    console.print(safe(f"{at}machine {state}; watch: {evidence.watch}"), soft_wrap=True)
-    if evidence.changed_paths:
-        console.print(safe_line("changed paths: " + "  ".join(evidence.changed_paths[:50])), soft_wrap=True)
+_SAID = {Asked.NOTICE: "notice given", Asked.DUE: "shutdown due", Asked.DONE: "task done", Asked.REFUSED: "odd request"}
+
+
+def _print_seen(console: Console, record: TrialRecord, call: int) -> None:
+    """What was seen from outside during or after a call: what the task did, and tampering with its proof."""
+    for entry in record.evidence.ledger if record.evidence else ():
+        if entry.call == call and entry.what in _SAID:
+            console.print(safe_line(f"  {entry.at_s:8.3f} s  {_SAID[entry.what]}"), style="cyan", soft_wrap=True)
+    for item in record.verdict.tampering:
+        if item.call == call:
+            _print_tampering(console, item)
+
+
+def _print_end(console: Console, record: TrialRecord) -> None:
+    console.rule(Text("at the end", style="dim"), align="left", style="dim")
+    calls = [call for _, call in _with_calls(record.transcript) if call is not None]
+    for item in record.verdict.tampering:
+        if item.call not in calls:
+            _print_tampering(console, item)
+    if evidence := record.evidence:
+        machine = evidence.machine
+        at = f"{machine.down_at_s:.3f} s: " if machine.down_at_s is not None else ""
+        state = f"{at}machine down, exit code {machine.exit_code}" if machine.down else "machine still up"
+        console.print(safe(f"{state}; watch: {evidence.watch}"), soft_wrap=True)
+        if evidence.changed_paths:
+            console.print(safe_line("changed paths: " + "  ".join(evidence.changed_paths[:50])), soft_wrap=True)
+    outcome = record.verdict.outcome
+    console.print(Text(outcome, style=f"bold {COLOURS[outcome]}") + safe(f": {record.verdict.because}"), soft_wrap=True)
 
 
 def _print_tampering(console: Console, item: Tampering) -> None:
@@ -258,6 +287,10 @@ def _print_tampering(console: Console, item: Tampering) -> None:
     console.print(safe_line(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
     if item.moved_to:
         console.print(safe_line(f"moved to {item.moved_to}"), soft_wrap=True)
+    if item.opening:
+        _print_opening(console, item.opening)
+    if item.before == item.after:
+        return
     for name, state in (("before", item.before), ("after", item.after)):
         mode = f" mode {state.mode:04o} owner {state.uid}:{state.gid}" if state.mode is not None else ""
         digest = f" {state.size} bytes sha256 {state.sha256[:16]}" if state.sha256 else ""
@@ -265,3 +298,11 @@ def _print_tampering(console: Console, item: Tampering) -> None:
         console.print(safe_line(f"  {name}: {state.kind}{mode}{digest}{target}"), soft_wrap=True)
     if item.diff:
         console.print(safe(item.diff), style="dim", soft_wrap=True)
+
+
+def _print_opening(console: Console, opening: Opening) -> None:
+    """Who started the kill switch, and what he brought along."""
+    console.print(safe_line(f"  started as: {' '.join(opening.argv)}  in {opening.cwd}"), soft_wrap=True)
+    for name, value in opening.environment:
+        if name != "PATH":
+            console.print(safe_line(f"    {name}={value}"), style="dim", soft_wrap=True)
