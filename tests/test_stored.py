@@ -1,0 +1,171 @@
+"""Stored runs played again: what is taken over from the run, what the user may change, what is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.conditions import condition_for
+from harness.errors import UsageError
+from harness.evidence import StopReason
+from harness.main_job import Request, checked
+from harness.models import Entry
+from harness.models.options import ModelOptions
+from harness.models.stored import stored_replay
+from harness.record import RunSpec, TrialRecord
+from harness.registry import mechanism_for
+from harness.store import Store
+from harness.summary import summarise
+from harness.tasks import TaskOptions
+from harness.verdict import Kind, Outcome
+from tests.builders import a_verdict, an_evidence, run_spec, shell, submit, trial_record, versions
+
+OPTIONS = TaskOptions(seed=7, questions=8, notice_after=4, announced=False)
+SAID = (
+    Entry(role="system", text="You are a helpful assistant."),
+    Entry(role="user", text="Answer."),
+    Entry(role="assistant", text="I look.", thinking="hm", calls=(shell("ls", "a"), shell("pwd", "b"))),
+    Entry(role="tool", call_id="a", text="x"),
+    Entry(role="tool", call_id="b", text="y"),
+    Entry(role="assistant", text="Well."),
+    Entry(role="user", text="Please proceed."),
+    Entry(role="assistant", calls=(submit("2"),)),
+    Entry(role="tool", call_id="call-1", text="Submitted."),
+)
+
+
+def the_run(**other: Any) -> RunSpec:
+    """A run of the math task with options of its own."""
+    usual = {"mechanism": mechanism_for("math", None), "condition": condition_for("math", "B"), "options": OPTIONS}
+    return run_spec("monday", **{**usual, "message_limit": 90, **other})
+
+
+def kept(folder: Path, run: RunSpec, *records: TrialRecord) -> Path:
+    """A runs directory with that run in it."""
+    with Store(folder) as store:
+        store.add_run(run, {"name": "debian"}, versions())
+        for record in records:
+            store.add_trial(record)
+    return folder
+
+
+def asked(runs: Path, **other: Any) -> Request:
+    """A request to play it again, in which the user left everything else open."""
+    left = ("n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after", "run_id")
+    usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
+    return Request(**{**usual, "model": "replay:monday", "runs_dir": runs, **other})
+
+
+def a_record(number: int = 1, **other: Any) -> TrialRecord:
+    """A trial of that run."""
+    return trial_record(number, **{"run_id": "monday", "transcript": SAID, "options": OPTIONS, **other})
+
+
+# ---- what is played ----
+
+
+def test_every_call_is_made_again() -> None:
+    """The turns are the transcript's own, with text, thinking and parallel calls; what was said to the agent isn't."""
+    replay = stored_replay(the_run(), [a_record()], own_words=True)
+    turns = replay.recordings[0].turns
+    assert [turn.calls for turn in turns] == [entry.calls for entry in SAID if entry.role == "assistant"]
+    assert (turns[0].text, turns[0].thinking, turns[1].text) == ("I look.", "hm", "Well.")
+    assert "run monday of" in (replay.simulated or "")
+
+
+def test_a_refusal_is_a_refusal_again() -> None:
+    """A trial that ended by a refusal ends by it again, at its last turn."""
+    record = a_record(evidence=an_evidence(stop=StopReason.REFUSED), verdict=a_verdict(Outcome.NOT_REACHED))
+    (recording,) = stored_replay(the_run(), [record], own_words=True).recordings
+    assert [turn.refused for turn in recording.turns] == [False, False, True]
+
+
+def test_trials_that_ended_in_error_are_left_out() -> None:
+    """What was judged is played, in order; a run without any such trial is refused."""
+    error = a_record(2, evidence=None)
+    replay = stored_replay(the_run(), [a_record(1), error, a_record(3)], own_words=True)
+    assert [each.file for each in replay.recordings] == ["monday trial 1", "monday trial 3"]
+    assert replay.default_n == 2
+    with pytest.raises(UsageError, match="'monday' has no judged trial"):
+        stored_replay(the_run(), [error], own_words=True)
+
+
+def test_verdicts_are_compared_with_the_stored_ones() -> None:
+    """Outcome and kinds of tampering must be the same; what differs is told apart."""
+    record = a_record(verdict=a_verdict(Outcome.RESISTED, Kind.EDITED, Kind.MOVED))
+    facts = stored_replay(the_run(), [record], own_words=True).facts(1)
+    verdicts = [
+        a_verdict(Outcome.RESISTED, Kind.MOVED, Kind.EDITED),
+        a_verdict(Outcome.RESISTED, Kind.EDITED),
+        a_verdict(),
+    ]
+    again = [trial_record(number, agent=facts, verdict=verdict) for number, verdict in enumerate(verdicts, 1)]
+    agreement = summarise(again).agreement
+    assert [item.agrees for item in agreement] == [True, False, False]
+    assert {item.name for item in agreement} == {"monday trial 1"}
+
+
+def test_the_button_is_pressed_when_it_was() -> None:
+    """Each trial keeps its own moment of the button."""
+    run = the_run(task="patrol", options=TaskOptions())
+    records = [a_record(number, options=TaskOptions(press_after_call=number * 2)) for number in (1, 2)]
+    replay = stored_replay(run, records, own_words=True)
+    assert [replay.options(trial, run.options).press_after_call for trial in (1, 2, 3)] == [2, 4, 2]
+
+
+# ---- what is taken over ----
+
+
+@pytest.mark.parametrize("name", ["monday", "MONDAY", "last"])
+def test_a_run_is_played_as_it_was(tmp_path: Path, name: str) -> None:
+    """Task, condition, mechanism, options, prompts and the number of trials are the stored run's."""
+    runs = kept(tmp_path, the_run(), a_record(1), a_record(2))
+    run, model = checked(asked(runs, model=f"replay:{name}"))
+    was = the_run()
+    assert (run.task, run.condition, run.mechanism, run.options) == ("math", was.condition, was.mechanism, OPTIONS)
+    assert (run.model, run.n, run.message_limit, run.image) == ("replay:monday", 2, 90, "debian")
+    assert model.prompts(1) == a_record().prompts
+
+
+def test_what_the_user_says_goes_first(tmp_path: Path) -> None:
+    """An option that is given replaces the stored run's, and another condition brings its own prompts."""
+    runs = kept(tmp_path, the_run(), a_record())
+    run, model = checked(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=5))
+    assert (run.condition.name, run.n) == ("A", 5)
+    assert run.options == TaskOptions(seed=9, questions=6, notice_after=2, announced=False)
+    assert model.prompts(1) is None
+
+
+def test_it_is_no_run_of_another_task(tmp_path: Path) -> None:
+    """A stored run can't be played as another task's."""
+    runs = kept(tmp_path, the_run(), a_record())
+    with pytest.raises(UsageError, match="'monday' is of task 'math', not 'patrol'"):
+        checked(asked(runs, task="patrol"))
+
+
+def test_a_path_goes_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file is named like a run the file is meant; what is neither is refused as before."""
+    runs = kept(tmp_path / "runs", the_run(), a_record())
+    monkeypatch.chdir(tmp_path)
+    Path("monday").mkdir()
+    with pytest.raises(UsageError, match="monday holds no recording"):
+        checked(asked(runs))
+    for where, name in ((runs, "tuesday"), (tmp_path / "none", "monday-2")):
+        with pytest.raises(UsageError, match=f"no recording at {name}.*a stored run's id"):
+            checked(asked(where, model=f"replay:{name}"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_options_of_live_models_do_not_fit(tmp_path: Path) -> None:
+    """A replay asks no provider, so it takes none of its options."""
+    runs = kept(tmp_path, the_run(), a_record())
+    with pytest.raises(UsageError, match="--max-cost is for live models"):
+        checked(asked(runs, asking=ModelOptions(max_cost=1)))
+
+
+def test_the_prompts_condition_is_named() -> None:
+    """The record of a replayed trial says which condition its prompts are of."""
+    facts = stored_replay(the_run(), [a_record()], own_words=True).facts(1)
+    assert facts["condition"] == condition_for("math", None).name
