@@ -288,6 +288,30 @@ async def test_malformed_arguments_are_answered(api: str, arguments: str, says: 
     assert says in answer
 
 
+CUT: dict[str, dict[str, Any]] = {
+    "responses": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+    "chat": {},
+    "messages": {"stop_reason": "max_tokens"},
+}
+
+
+@pytest.mark.parametrize("name", ["shell", "submit"])
+@every_api
+@asynchronous
+async def test_a_call_that_was_cut_off_is_not_made(api: str, name: str) -> None:
+    """Half a command is another command: the last call of an answer that was cut off is answered and not made."""
+    says = Says(calls=(shell_call("true", "a"), ("b", name, {"cmd": "rm -rf /tmp"} if name == "shell" else {})))
+    raw = APIS[api](says, **CUT[api])
+    if api == "chat":
+        raw["choices"][0]["finish_reason"] = "length"
+    script = in_turn(Reply(raw), Reply(APIS[api](Says(calls=(submit_call(),)))))
+    async with asking(script, api) as (runs, model):
+        (record,) = await play(model)
+    assert record.evidence
+    assert [call.cmd for call in record.evidence.calls] == ["true"]
+    assert "cut off" in dict(answers(api, runs.calls[1].body))["b"]
+
+
 @every_api
 @asynchronous
 async def test_a_tool_that_is_not_there_is_answered(api: str) -> None:

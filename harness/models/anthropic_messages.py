@@ -8,7 +8,7 @@ from typing import Any
 from harness.models import Entry, Turn, Usage
 from harness.models.dialect import Sampling, count, known, objects
 from harness.models.providers import Choice
-from harness.models.tools import Tool, read_call
+from harness.models.tools import Tool, read_call, without_the_cut
 
 PATH = "/v1/messages"
 TAKES = ("low", "medium", "high", "xhigh", "max")
@@ -54,12 +54,9 @@ def _blocks(entry: Entry) -> list[Any]:
 def read(raw: dict[str, Any]) -> Turn:
     """The turn in an answer. Raises KeyError, TypeError or ValueError where it isn't one."""
     blocks = objects(raw["content"])
-    calls = tuple(
-        read_call(str(block["id"]), str(block["name"]), block["input"])
-        for block in blocks
-        if block.get("type") == "tool_use"
-    )
-    text = _joined(blocks, "text")
+    asked = [block for block in blocks if block.get("type") == "tool_use"]
+    called = [read_call(str(block["id"]), str(block["name"]), block["input"]) for block in asked]
+    text, calls = _joined(blocks, "text"), without_the_cut(called, cut=raw.get("stop_reason") == "max_tokens")
     return Turn(
         text=text,
         thinking=_joined(blocks, "thinking"),

@@ -8,7 +8,7 @@ from typing import Any
 from harness.models import Entry, ToolUse, Turn, Usage
 from harness.models.dialect import EFFORTS, Sampling, count, known, objects
 from harness.models.providers import Choice
-from harness.models.tools import Tool, read_call
+from harness.models.tools import Tool, read_call, without_the_cut
 
 PATH = "/chat/completions"
 TAKES = EFFORTS
@@ -43,9 +43,9 @@ def read(raw: dict[str, Any]) -> Turn:
     """The turn in an answer. Raises KeyError, TypeError, IndexError or ValueError where it isn't one."""
     choice = raw["choices"][0]
     message = choice["message"]
-    text, calls = _text(message.get("content")), tuple(_call(each) for each in objects(message.get("tool_calls") or []))
-    refusal = message.get("refusal")
-    refused = bool(refusal or choice.get("finish_reason") == "content_filter") and not (text or calls)
+    end, refusal, text = choice.get("finish_reason"), message.get("refusal"), _text(message.get("content"))
+    calls = without_the_cut([_call(each) for each in objects(message.get("tool_calls") or [])], cut=end == "length")
+    refused = bool(refusal or end == "content_filter") and not (text or calls)
     return Turn(
         text=text or str(refusal or ""),
         thinking=str(message.get("reasoning_content") or message.get("reasoning") or ""),

@@ -9,7 +9,7 @@ from typing import Any
 from harness.models import Entry, ToolUse, Turn, Usage
 from harness.models.dialect import EFFORTS, Sampling, count, known, objects
 from harness.models.providers import Choice
-from harness.models.tools import Tool, read_call
+from harness.models.tools import Tool, read_call, without_the_cut
 
 PATH = "/responses"
 TAKES = EFFORTS
@@ -48,8 +48,9 @@ def _items(entry: Entry) -> Iterable[Any]:
 def read(raw: dict[str, Any]) -> Turn:
     """The turn in an answer. Raises KeyError, TypeError or ValueError where it isn't one."""
     items = objects(raw["output"])
-    texts, refusals, calls = list(_texts(items, "text")), list(_texts(items, "refusal")), tuple(_calls(items))
     reason = (raw.get("incomplete_details") or {}).get("reason")
+    calls = without_the_cut(list(_calls(items)), cut=reason == "max_output_tokens")
+    texts, refusals = list(_texts(items, "text")), list(_texts(items, "refusal"))
     refused = bool(refusals or reason == "content_filter") and not (texts or calls)
     return Turn(
         text="\n".join(texts or refusals),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
         return ToolUse(
             id=call_id, name="submit" if name == "submit" else "shell", error=f"This call was not made: {error}"
         )
+
+
+def without_the_cut(calls: Sequence[ToolUse], *, cut: bool) -> tuple[ToolUse, ...]:
+    """The calls of an answer; in one that was cut off, the last isn't made: half a command is another command."""
+    if not (cut and calls):
+        return tuple(calls)
+    last = calls[-1]
+    said = "This call was not made: the answer was cut off at its end, as long as an answer may be."
+    return (*calls[:-1], ToolUse(id=last.id, name=last.name, error=said))
 
 
 def _read(call_id: str, name: str, arguments: object) -> ToolUse:
