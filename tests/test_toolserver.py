@@ -154,6 +154,26 @@ async def test_a_body_that_is_no_json_is_refused() -> None:
         assert machine.commands == []
 
 
+@pytest.mark.parametrize("path", ["/shell", "/submit"])
+@asynchronous
+async def test_a_request_is_read_only_so_far(path: str) -> None:
+    """A request of more than 4 MiB is refused before all of it is read, with a token or without."""
+    sent = 0
+
+    async def long() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield b" " * (1 << 20)
+
+    async with one_trial() as (http, session, machine):
+        assert (await http.post(path, content=long())).status_code == 413
+        del http.headers["Authorization"]
+        assert (await http.post(path, content=long())).status_code == 413
+        assert (machine.commands, session.submitted) == ([], None)
+    assert sent < 20
+
+
 @asynchronous
 async def test_the_openapi_document_describes_all() -> None:
     """Any client can learn the routes, their fields and the bearer token from one document, without a token."""

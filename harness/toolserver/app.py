@@ -9,10 +9,13 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import __version__
 from harness.session import Session, TrialOverError
 from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted
+
+MAX_BODY = 4 << 20
 
 
 class Desks:
@@ -44,6 +47,27 @@ class Desks:
         raise HTTPException(401, "no trial has this token", headers={"WWW-Authenticate": "Bearer"})
 
 
+class BoundedBodies:
+    """Reads no more than MAX_BODY bytes of a request, whoever sends it: a body is read before its token is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY:
+                raise HTTPException(413, f"a request has at most {MAX_BODY} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
+
+
 def create_app(desks: Desks) -> FastAPI:
     """The server for these sessions. It has no state of its own."""
     app = FastAPI(
@@ -51,6 +75,8 @@ def create_app(desks: Desks) -> FastAPI:
         version=__version__,
         summary="A shell in one sandbox, and the end of its trial. The bearer token says which trial.",
     )
+
+    app.add_middleware(BoundedBodies)
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -31,10 +31,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harness import __version__
 from harness.session import Session, TrialOverError
-from harness.toolserver.app import Desks
+from harness.toolserver.app import MAX_BODY, Desks
 from harness.toolserver.wire import ShellAnswer, Text, Wire
 
-MAX_BODY = 4 << 20
 _SESSION = "offswitch.session"
 
 Context = ServerRequestContext[Any, Request]
