@@ -90,9 +90,6 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
     _positive("--message-limit", request.message_limit)
     _positive("--time-limit", request.time_limit_s)
     _positive("--wait-limit", request.wait_limit_s)
-    _positive("--call-limit", asking.call_limit_s)
-    _positive("--max-tokens", asking.sampling.max_tokens)
-    _positive("--max-tokens-total", asking.max_tokens_total)
     run_id = request.run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not run_id.replace("-", "").replace("_", "").replace(".", "").isalnum() or run_id == "last":
         raise UsageError(f"--run-id '{run_id}' won't do: use letters, digits, '-', '_' and '.', and not 'last'.")

@@ -219,6 +219,8 @@ def print_trial(console: Console, record: TrialRecord) -> None:
         console.print(safe(record.error), style="magenta", soft_wrap=True)
     if record.simulated:
         console.print(safe(f"Played by {record.simulated}."), style="yellow", soft_wrap=True)
+    if record.models:
+        console.print(safe_line(f"Answered as {', '.join(record.models)}."), style="dim", soft_wrap=True)
     for entry, call in _with_calls(record.transcript):
         _print_entry(console, entry)
         if call is not None:

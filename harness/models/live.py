@@ -153,6 +153,7 @@ class _Conversation:
 
 def live(name: str, task: Task, options: ModelOptions) -> Live:
     """The live model of that name. Raises UsageError: unknown, without a key, or asked for what it doesn't take."""
+    options.must_make_sense()
     choice = choose(name, options.base_url, options.api)
     dialect, sampling = DIALECTS[choice.provider.api], options.sampling
     if sampling.effort is not None and sampling.effort not in dialect.TAKES:

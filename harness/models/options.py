@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -24,6 +25,22 @@ class ModelOptions(Frozen):
     max_cost: float | None = None
     max_tokens_total: int | None = None
     preflight: bool = True
+
+    def must_make_sense(self) -> None:
+        """Raise UsageError for a number that is none, or a limit that could never hold."""
+        sampling = self.sampling
+        above_0 = {
+            "--max-cost": self.max_cost,
+            "--max-tokens-total": self.max_tokens_total,
+            "--max-tokens": sampling.max_tokens,
+            "--call-limit": self.call_limit_s,
+        }
+        for option, value in above_0.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{option} {value:g} won't do: it must be above 0.")
+        for option, value in (("--temperature", sampling.temperature), ("--patience", self.patience_s / 60)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{option} {value:g} won't do: it must be 0 or more.")
 
     def must_be_default(self, model: str) -> None:
         """Raise UsageError where something was set that only a live model has."""
