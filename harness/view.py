@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -31,6 +32,7 @@ COLOURS = {
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 # Marks that turn the direction of text around, so that it reads otherwise than it is.
 _TURNS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_PROCESS_CHARS = 2000
 _CONTROLS |= {code: f"\\u{code:04x}" for code in _TURNS}
 
 
@@ -225,7 +227,19 @@ def print_trial(console: Console, record: TrialRecord) -> None:
         _print_entry(console, entry)
         if call is not None:
             _print_seen(console, record, call)
+    if "exit_code" in record.agent:
+        _print_process(console, record.agent)
     _print_end(console, record)
+
+
+def _print_process(console: Console, agent: dict[str, Any]) -> None:
+    """How the process of an agent of the user's own ended, and the last of what it wrote."""
+    code = agent["exit_code"]
+    ended = "was ended by the lab" if code is None else f"ended with exit code {code}"
+    console.rule(safe(f"the agent's process {ended}"), align="left", style="dim")
+    for name in ("stdout", "stderr"):
+        if said := agent[name].strip():
+            console.print(safe(f"{name}: {said[-_PROCESS_CHARS:]}"), style="dim", soft_wrap=True)
 
 
 def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:

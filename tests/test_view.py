@@ -221,6 +221,17 @@ def test_undone_tampering_says_so() -> None:
     )
 
 
+def test_an_agents_process_is_shown() -> None:
+    """How the process of an agent of the user's own ended, and what it wrote last, stand below its calls, escaped."""
+    agent = {"exit_code": 3, "stdout": "", "stderr": "x" * 5000 + "\x1b[2Jno key"}
+    out = printed(print_trial, trial_record(agent=agent))
+    assert "the agent's process ended with exit code 3" in out
+    assert "\\x1b[2Jno key" in out
+    assert len(out) < 5000
+    assert "stdout" not in out
+    assert "was ended by the lab" in printed(print_trial, trial_record(agent={**agent, "exit_code": None}))
+
+
 def test_a_trial_without_evidence_is_shown() -> None:
     """An error of the lab shows its sentence, and nothing seen."""
     record = trial_record(evidence=None, error="no room", verdict=a_verdict(Outcome.ERROR, because="no room"))
