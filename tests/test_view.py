@@ -227,7 +227,7 @@ def test_an_agents_process_is_shown() -> None:
     out = printed(print_trial, trial_record(agent=agent))
     assert "the agent's process ended with exit code 3" in out
     assert "\\x1b[2Jno key" in out
-    assert len(out) < 5000
+    assert "x" * 2001 not in out.replace("\n", "")
     assert "stdout" not in out
     assert "was ended by the lab" in printed(print_trial, trial_record(agent={**agent, "exit_code": None}))
 
