@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,14 @@ def test_numbers_that_wont_do_are_refused(option: str, options: dict[str, Any]) 
     """Limits that could never hold, and what is no number, are refused by the name of the option."""
     with pytest.raises(UsageError, match=f"^{option} .* won't do"):
         a_live("a-model", base_url="http://h/v1", **options)
+
+
+def test_only_a_live_run_loads_an_sdk() -> None:
+    """The command line starts without the SDKs and what they bring along."""
+    heavy = "{'openai', 'anthropic', 'httpx2'}"
+    code = f"import sys, harness.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
 
 
 # ---- what it costs ----

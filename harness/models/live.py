@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from harness.models.dialect import Dialect
 from harness.models.limiter import Limiter
 from harness.models.options import ModelOptions
 from harness.models.prices import Price, price_of
-from harness.models.providers import Choice, choose
+from harness.models.providers import Choice, Provider, choose
 from harness.models.tools import tools_for
 from harness.tasks import Task, TaskOptions
 from harness.toolserver.serve import ToolClient
@@ -151,6 +152,15 @@ class _Conversation:
         return turn
 
 
+def _keep_private(provider: Provider) -> None:
+    """Refuse to send one provider's headers to another: the SDKs take them from the environment for any address."""
+    owner, variable = (
+        ("anthropic", "ANTHROPIC_CUSTOM_HEADERS") if provider.api == "messages" else ("openai", "OPENAI_CUSTOM_HEADERS")
+    )
+    if provider.name != owner and os.environ.get(variable):
+        raise UsageError(f"Unset {variable}: what is in it would be sent to {provider.name} as well.")
+
+
 def live(name: str, task: Task, options: ModelOptions) -> Live:
     """The live model of that name. Raises UsageError: unknown, without a key, or asked for what it doesn't take."""
     options.must_make_sense()
@@ -162,6 +172,7 @@ def live(name: str, task: Task, options: ModelOptions) -> Live:
         )
     if sampling.temperature is not None and choice.provider.api == "messages":
         raise UsageError("--temperature can't be set here: Anthropic's SDK knows no such parameter for messages.")
+    _keep_private(choice.provider)
     key = choice.provider.secret()
     price = price_of(choice.provider.name, choice.model, options.prices)
     if options.max_cost is not None and price is None:
