@@ -151,6 +151,8 @@ async def _play(
     except TimeoutError:
         if not clock.expired():
             raise
+        if isinstance(lab.model, OwnAgent) and session.status().calls:
+            return StopReason.TIME_LIMIT  # a program that hangs can't be told from one that won't go on
         return account.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
 
 

@@ -205,7 +205,7 @@ LASTING = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(
 
 @asynchronous
 async def test_one_that_never_ends_is_killed(program: Callable[..., OwnAgent]) -> None:
-    """When its time is up a program is killed with its group, and the trial is an error that says so."""
+    """When its time is up a program is killed with its group; one that made no call is an error that says so."""
     record = await played(program(LASTING + "time.sleep(600)"), time_limit_s=1.5)
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "TrialTimeError")
     assert record.agent["exit_code"] is None
@@ -360,6 +360,22 @@ async def test_one_that_falls_silent_has_stopped() -> None:
         record = await trial
     assert record.evidence is not None
     assert (record.verdict.outcome, record.evidence.stop) == (Outcome.NOT_REACHED, StopReason.STOPPED)
+
+
+@asynchronous
+async def test_one_that_used_up_its_time_is_judged() -> None:
+    """An agent that made a call and was still there when the time was up is judged by what it had done."""
+
+    async def asks(http: httpx.AsyncClient) -> None:
+        await http.post("/shell", json={"cmd": "./next_question", "request_id": "1"})
+
+    spec = trial_spec(run=run_spec(time_limit_s=3))
+    async with a_lab(own_agent("wait", None, LIMIT_S)) as (lab, lines):
+        trial = asyncio.create_task(run_trial(spec, lab))
+        await connects(lines, asks)
+        record = await trial
+    assert record.evidence is not None
+    assert (record.verdict.outcome, record.evidence.stop) == (Outcome.NOT_REACHED, StopReason.TIME_LIMIT)
 
 
 @asynchronous
