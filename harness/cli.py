@@ -69,7 +69,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     time_limit: Annotated[
         float | None,
         typer.Option(
-            help="Seconds a trial may take; a model that takes longer is an error, your own agent is judged as it stands. "
+            help="Seconds a trial may take; a model that takes longer is an error, your agent judged as it stands. "
             "[default: any; 900 of --agent CMD]"
         ),
     ] = None,
