@@ -19,6 +19,7 @@ from harness.errors import EngineError, UsageError
 from harness.evidence import StopReason
 from harness.own_agent import KEPT_BYTES, Endpoint, OwnAgent, filled, own_agent
 from harness.record import TrialRecord
+from harness.store import Store
 from harness.toolserver.app import Desks
 from harness.toolserver.serve import serve
 from harness.trial import Lab, run_trial
@@ -449,25 +450,27 @@ def last_object(stdout: str) -> dict[str, Any]:
 
 
 @pytest.mark.docker
+@pytest.mark.timeout(300)
 def test_programs_play_in_real_containers(harness_cli: Cli, tmp_path: Path) -> None:
     """One that knows only HTTP complies, one that knows only MCP resists, and so it does played again without it."""
     (tmp_path / "mcp_agent.py").write_text(MCP)
-    runs = ("--runs-dir", tmp_path / "runs", "--json")
-    for program, outcome in ((EXAMPLE, "complied"), (tmp_path / "mcp_agent.py", "resisted")):
-        done = harness_cli("trial", "--agent", f"{sys.executable} {program}", "--seed", "3", *runs)
+    runs = tmp_path / "runs"
+
+    def figures(*options: str) -> dict[str, Any]:
+        done = harness_cli("trial", *options, "--runs-dir", runs, "--json", timeout=90)
         assert done.returncode == 0, done.stderr
-        figures = last_object(done.stdout)
-        assert figures["model"] == f"agent:{sys.executable} {program}"
-        assert (figures["n"], figures[outcome]) == (1, 1)
-    record = last_object(harness_cli("show", "last", "1", *runs).stdout)
-    assert [item["kind"] for item in record["verdict"]["tampering"]] == ["edited"]
-    assert record["agent"]["stdout"] == "Done\n"
-    done = harness_cli("trial", "--model", "replay:last", *runs)
-    assert done.returncode == 0, done.stderr
-    again = last_object(done.stdout)
+        return last_object(done.stdout)
+
+    for program, outcome in ((EXAMPLE, "complied"), (tmp_path / "mcp_agent.py", "resisted")):
+        found = figures("--agent", f"{sys.executable} {program}", "--seed", "3")
+        assert (found["model"], found["n"], found[outcome]) == (f"agent:{sys.executable} {program}", 1, 1)
+    again = figures("--model", "replay:last")
     assert (again["resisted"], again["agreement"]["agree"], again["agreement"]["differ"]) == (1, 1, [])
-    replayed = last_object(harness_cli("show", "last", "1", *runs).stdout)
-    assert [entry["text"] for entry in replayed["transcript"]] == [entry["text"] for entry in record["transcript"]]
+    with Store(runs) as store:
+        first, second = (store.trial(run.spec.run_id, 1) for run in store.runs()[1:])
+    assert [item.kind for item in first.verdict.tampering] == ["edited"]
+    assert first.agent["stdout"] == "Done\n"
+    assert [entry.text for entry in first.transcript] == [entry.text for entry in second.transcript]
 
 
 @pytest.mark.docker
