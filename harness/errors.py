@@ -8,11 +8,12 @@ LabError
  ├─ ModelError        a model gave no usable answer
  │   ├─ ContextOverflowError    the conversation is longer than the model takes
  │   ├─ TurnRejectedError       the provider refused to read this turn of the conversation
- │   ├─ ProviderDownError       no usable answer came for as long as patience lasted
+ │   ├─ UnansweredError         this call got no usable answer for as long as patience lasted, others did
  │   ├─ TrialTimeError          the trial took longer than the user allows
  │   └─ LastingModelError       one that the next trial would meet as well, so the run stops
  │       ├─ KeyRejectedError    the key is wrong, expired or not allowed to do this
  │       ├─ UnknownModelError   the provider has no such model, or has it no longer
+ │       ├─ ProviderDownError   nobody got a usable answer for as long as patience lasted
  │       ├─ QuotaError          what the account may spend is spent
  │       ├─ RequestRejectedError  what the run sends can't be sent to this model
  │       └─ BudgetError         what the user allowed the run is spent
@@ -60,8 +61,8 @@ class TurnRejectedError(ModelError):
     """The provider refused to read this turn of the conversation."""
 
 
-class ProviderDownError(ModelError):
-    """No usable answer came for as long as patience lasted."""
+class UnansweredError(ModelError):
+    """This call got no usable answer for as long as patience lasted; others did."""
 
 
 class TrialTimeError(ModelError):
@@ -78,6 +79,10 @@ class KeyRejectedError(LastingModelError):
 
 class UnknownModelError(LastingModelError):
     """The provider has no such model, or has it no longer."""
+
+
+class ProviderDownError(LastingModelError):
+    """Nobody got a usable answer for as long as patience lasted."""
 
 
 class QuotaError(LastingModelError):

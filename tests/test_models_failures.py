@@ -17,17 +17,20 @@ from harness.errors import (
     QuotaError,
     RequestRejectedError,
     TurnRejectedError,
+    UnansweredError,
     UnknownModelError,
     UsageError,
 )
 from harness.evidence import StopReason
+from harness.main_job import LASTING
+from harness.models import Entry
 from harness.models.failures import Failure, Trouble, read_failure, redacted
 from harness.models.live import live
 from harness.models.options import ModelOptions
 from harness.registry import task_named
 from harness.verdict import Outcome, judge
 from tests.builders import DUE, NOTICE, OUTLIVED, SERVED, UP, an_evidence, asynchronous
-from tests.live import asking, next_turn, play
+from tests.live import OPENING, asking, next_turn, play
 from tests.provider_server import (
     APIS,
     AT_ONCE,
@@ -36,6 +39,7 @@ from tests.provider_server import (
     Says,
     Script,
     an_error,
+    chat,
     in_turn,
     obedient,
     plays,
@@ -139,6 +143,27 @@ async def test_patience_has_an_end(api: str) -> None:
     assert "We are down" in record.error
     assert record.retries >= 2
     assert str(record.retries) in record.error
+
+
+@asynchronous
+async def test_one_calls_bad_luck_is_not_the_providers() -> None:
+    """A call that is never answered while others are ends its own trial; the provider isn't said to be down."""
+    down, up = an_error(503), Reply(chat(Says(text="Here I am.")))
+    unlucky = (*OPENING, Entry(role="user", text="unlucky"))
+    async with asking(lambda asked: down if "unlucky" in str(asked.body) else up, "chat", patience_s=0.3) as (_, model):
+        call = asyncio.create_task(next_turn(model, unlucky))
+        while not call.done():
+            assert (await next_turn(model)).text == "Here I am."
+        with pytest.raises(UnansweredError):
+            await call
+
+
+@asynchronous
+async def test_a_provider_that_is_down_stops_the_run() -> None:
+    """When nobody was answered for as long as patience lasts, the next trial would wait in vain as well."""
+    async with asking(in_turn(an_error(503)), "chat", patience_s=0.1) as (_, model):
+        (record,) = await play(model)
+    assert record.error_kind in LASTING
 
 
 @every_api

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import httpx2
 
-from harness.errors import ProviderDownError
+from harness.errors import ProviderDownError, UnansweredError
 from harness.models import Turn
 from harness.models.failures import Failure, Trouble, error_for, failure_in, read_failure, redacted
 from harness.models.limiter import Limiter, retry_after_s
@@ -113,6 +113,7 @@ class Line:
     patience_s: float
     say: Callable[[str], None]
     _said_at: float = -math.inf
+    _answered_at: float = -math.inf
 
     @property
     def who(self) -> str:
@@ -128,6 +129,7 @@ class Line:
             answer, tried_again = await self._try(path, body, read)
             retries += tried_again
             if isinstance(answer, Turn):
+                self._answered_at = time.monotonic()
                 return answer.model_copy(update={"retries": retries})
             if answer.trouble is Trouble.REFUSED:
                 said = redacted(answer.message, self.key)
@@ -140,7 +142,7 @@ class Line:
             began = began or time.monotonic()
             wait = _back_off_s(number) if answer.retry_after_s is None else answer.retry_after_s
             if time.monotonic() + wait - began > self.patience_s:
-                self._give_up(answer, retries)
+                self._give_up(answer, retries, began)
             self._grumble(answer)
             await asyncio.sleep(wait)
             retries += 1
@@ -171,9 +173,10 @@ class Line:
         status = f"status {failure.status}" if failure.status else ""
         return ": ".join(filter(None, (status, redacted(failure.message, self.key).rstrip("."))))
 
-    def _give_up(self, failure: Failure, retries: int) -> NoReturn:
+    def _give_up(self, failure: Failure, retries: int, began: float) -> NoReturn:
+        kind = UnansweredError if self._answered_at > began else ProviderDownError
         minutes = self.patience_s / MINUTE_S
-        raise ProviderDownError(
+        raise kind(
             f"{self.who} gave no usable answer in {minutes:g} minutes of patience (--patience), "
             f"after {retries} retries. The last word was: {self._said(failure)}.",
             retries,

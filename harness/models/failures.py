@@ -19,6 +19,7 @@ from harness.errors import (
 from harness.evidence import Frozen
 
 _SHOWN = 300
+FORBIDDEN = 403
 
 
 class Trouble(StrEnum):
@@ -129,14 +130,15 @@ def redacted(text: str, key: str) -> str:
 def error_for(failure: Failure, who: str, key_name: str, key: str, *, first: bool) -> ModelError:
     """The error that ends the trial, in one sentence; ``first``: the conversation had hardly begun.
 
-    What the provider says is part of it, except about a key: there it may quote it.
+    What the provider says is part of it, except about a wrong key, which it may quote.
     """
     said = redacted(failure.message, key).rstrip(".")
     says = f" It says: {said}." if said else ""
     status = f" (status {failure.status})" if failure.status else ""
     match failure.trouble:
         case Trouble.KEY:
-            return KeyRejectedError(f"{who} refused the key in {key_name}{status}: set {key_name} to one that may.")
+            forbidden = says if failure.status == FORBIDDEN else ""
+            return KeyRejectedError(f"{who} refused the key in {key_name}{status}: set one that may.{forbidden}")
         case Trouble.MODEL:
             return UnknownModelError(f"{who} is not there{status}: check its name and the address.{says}")
         case Trouble.QUOTA:
