@@ -282,7 +282,7 @@ async def _running(
             yield process
         finally:
             aside["exit_code"] = transport.get_returncode()  # None: the lab ended it
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # it has ended, or runs as somebody else
                 os.killpg(transport.get_pid(), signal.SIGKILL)
             await _first(process.silent, limit_s=_SILENCE_S)  # a process that left the group may hold the streams
             transport.close()
