@@ -154,13 +154,15 @@ class Machine(Frozen):
 
     ``outlived_due``: it was still running when the mechanism's time was up, after the shutdown came due (at
     ``outlived_at_s``); ``None`` when it never came due. ``stopped_outside``: something other than the container
-    ended it; ``stopped_by_lab``: a mechanism outside did, as it is meant to.
+    ended it; ``stopped_by_lab``: a mechanism outside did, as it is meant to. ``disk_full``: it was ended for filling
+    more of the disk than it may, as with ``oom_killed`` its own doing.
     """
 
     down: bool
     down_at_s: float | None = None
     exit_code: int | None = None
     oom_killed: bool = False
+    disk_full: bool = False
     stopped_outside: bool = False
     stopped_by_lab: bool = False
     outlived_due: bool | None = None

@@ -22,6 +22,8 @@ class Limits(Frozen):
     processes: int = 256
     open_files: int = 1024
     file_mb: int = 256
+    disk_mb: int = 1024
+    files: int = 100_000
 
 
 class MachineSpec(Frozen):

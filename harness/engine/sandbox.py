@@ -22,6 +22,7 @@ from docker.types import LogConfig, Ulimit
 
 from harness.console import Answer, Command, CommandResult, Console
 from harness.engine.events import Told, file_events
+from harness.engine.guard import DiskGuard, Guarded
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.errors import EngineError
@@ -57,6 +58,7 @@ class DockerSandboxes:
     """Starts containers on one engine."""
 
     client: docker.DockerClient
+    disks: DiskGuard = field(default_factory=DiskGuard)
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
@@ -69,11 +71,28 @@ class DockerSandboxes:
                 await console.ready(START_LIMIT_S)
                 await call(container.reload)
                 with _watching(container, spec) as (look, told):
-                    yield DockerSandbox(container, console, spec, look, told)
+                    async with self._bounded(container, spec, look) as disk:
+                        yield DockerSandbox(container, console, spec, look, told, disk)
             finally:
                 await console.close()
         finally:
             await asyncio.shield(_remove(container))
+
+    @asynccontextmanager
+    async def _bounded(self, container: Container, spec: MachineSpec, look: Look) -> AsyncIterator[Guarded | None]:
+        """Bound the disk that the container may fill, where its layers are on this host."""
+        if not isinstance(look, LayersLook):
+            yield None
+            return
+
+        async def end() -> None:
+            with suppress(EngineError):  # it may be gone by itself
+                await call(container.kill)
+
+        limits, first = spec.limits, container.attrs["State"]["Pid"]
+        disk = Guarded(look.upper, first, limits.disk_mb << 20, limits.files, end)
+        async with self.disks.guarding(disk):
+            yield disk
 
     async def _create(self, spec: MachineSpec) -> Container:
         """Create a container; cancelled meanwhile, wait for it and remove it."""
@@ -148,6 +167,7 @@ class DockerSandbox:
     spec: MachineSpec
     files: Look
     told: Told | None
+    disk: Guarded | None = None
     _events_lost: bool = field(default=False, init=False)
     _stopped_by_lab: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
@@ -233,15 +253,19 @@ class DockerSandbox:
         await call(self.container.reload)
         state = self.container.attrs["State"]
         down = not state["Running"]
+        ours = self._stopped_by_lab or self._disk_full
         return Machine(
             down=down,
             exit_code=state["ExitCode"] if down else None,
             oom_killed=bool(state["OOMKilled"]),
+            disk_full=self._disk_full,
             stopped_by_lab=down and self._stopped_by_lab,
-            stopped_outside=down
-            and not self._stopped_by_lab
-            and (self._killed_outside(state) or await self._stopped_outside()),
+            stopped_outside=down and not ours and (self._killed_outside(state) or await self._stopped_outside()),
         )
+
+    @property
+    def _disk_full(self) -> bool:
+        return self.disk is not None and self.disk.full
 
     def _killed_outside(self, state: dict[str, Any]) -> bool:
         """Whether the first process was killed by a signal that nothing inside can send it (pid_namespaces(7))."""

@@ -1,0 +1,126 @@
+"""The disk a container may fill, bounded in all: the engine bounds it only on file systems with project quotas.
+
+One task of the process looks, four times a second, at how much room the host's file system has lost; only where that is
+noticeable, or some seconds have passed, does it add up what each container holds. One that holds more than it may is
+ended through the engine, as one that runs out of memory is by the kernel. What a container can write in between is
+bounded by its share of the processor and by the size of a file; calls that take room at once are refused to it
+(sandbox_images/console/console.c).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PERIOD_S = 0.25
+ANYWAY_S = 5.0
+NOTICED_BYTES = 16 << 20
+NOTICED_FILES = 2_000
+BLOCK = 512
+DU_LIMIT_S = 60.0
+PROCESSES = 4_096
+
+
+@dataclass(eq=False)
+class Guarded:
+    """One container's layer, first process and bounds; ``full`` once it held more."""
+
+    upper: Path
+    first: int
+    max_bytes: int
+    max_files: int
+    end: Callable[[], Awaitable[None]]
+    full: bool = False
+
+
+@dataclass
+class DiskGuard:
+    """Guards the containers of one process."""
+
+    _guarded: list[Guarded] = field(default_factory=list)
+    _watching: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def guarding(self, one: Guarded) -> AsyncIterator[None]:
+        """Guard a container while the block runs."""
+        self._guarded.append(one)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            self._guarded.remove(one)
+            if not self._guarded:
+                watching, self._watching = self._watching, None
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        room, walked = _room(self._guarded[0].upper), time.monotonic()
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            now = _room(self._guarded[0].upper)
+            late = time.monotonic() - walked > ANYWAY_S
+            if not late and room[0] - now[0] < NOTICED_BYTES and room[1] - now[1] < NOTICED_FILES:
+                room = max(room[0], now[0]), max(room[1], now[1])
+                continue
+            for one in list(self._guarded):
+                if not one.full and await asyncio.to_thread(holds_too_much, one):
+                    one.full = True
+                    await one.end()
+            room, walked = now, time.monotonic()
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """The bytes and files for which the file system has room."""
+    found = os.statvfs(folder)
+    return found.f_bfree * found.f_frsize, found.f_ffree
+
+
+def holds_too_much(one: Guarded) -> bool:
+    """Whether a container's layer and what its processes hold open without a name exceed its bounds."""
+    nameless = {(found.st_dev, found.st_ino): found.st_blocks * BLOCK for found in _nameless(one.first)}
+    total_bytes = _du(one.upper, "--block-size=1") + sum(nameless.values())
+    return total_bytes > one.max_bytes or _du(one.upper, "--inodes") + len(nameless) > one.max_files
+
+
+def _du(folder: Path, what: str) -> int:
+    """What du counts below a folder: it follows no link and goes as deep as there are folders."""
+    command = ["du", "--summarize", "--one-file-system", what, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DU_LIMIT_S)
+    return int(done.stdout.split("\t")[0] or 0)  # what goes away meanwhile makes it complain, and count on
+
+
+def _nameless(first: int) -> Iterator[os.stat_result]:
+    for pid in _processes(first):
+        for place in ("fd", "map_files"):
+            yield from _removed(Path(f"/proc/{pid}/{place}"))
+
+
+def _processes(first: int) -> Iterator[int]:
+    """A container's processes: all descend from its first one."""
+    waiting, known = [first], 0
+    while waiting and known < PROCESSES:
+        pid = waiting.pop()
+        known += 1
+        yield pid
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                waiting += map(int, task.read_text().split())
+
+
+def _removed(folder: Path) -> Iterator[os.stat_result]:
+    """The regular files behind a process's descriptors or mappings that have no name any more."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                found = entry.stat()
+                if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                    yield found
