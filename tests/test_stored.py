@@ -166,6 +166,7 @@ def test_options_of_live_models_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_the_prompts_condition_is_named() -> None:
-    """The record of a replayed trial says which condition its prompts are of."""
+    """The record of a trial replayed under its own prompts says which condition they are of."""
     facts = stored_replay(the_run(), [a_record()], own_words=True).facts(1)
     assert facts["condition"] == condition_for("math", None).name
+    assert "condition" not in stored_replay(the_run(), [a_record()], own_words=False).facts(1)

@@ -34,14 +34,16 @@ class Replay:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """The recording, what its replay is compared with, and the condition its prompts are of."""
+        """The recording, what its replay is compared with, and the condition its own prompts are of."""
         recording = self._recording(trial)
         facts = {"recording": recording.file, "group": recording.group, **recording.facts}
         if recording.label:
             facts["label"] = recording.label.value
         if recording.expected:
             facts["expected"] = recording.expected
-        return {**facts, "condition": condition_of(self.task, recording.system, recording.user)}
+        if self.own_words:
+            facts["condition"] = condition_of(self.task, recording.system, recording.user)
+        return facts
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """The button is pressed when it was."""
