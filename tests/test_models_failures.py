@@ -24,6 +24,7 @@ from harness.errors import (
 from harness.evidence import StopReason
 from harness.main_job import LASTING
 from harness.models import Entry
+from harness.models.api import wait_before
 from harness.models.failures import Failure, Trouble, read_failure, redacted
 from harness.models.live import live
 from harness.models.options import ModelOptions
@@ -205,6 +206,16 @@ async def test_a_waiting_call_can_be_given_up(api: str) -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
     assert time.monotonic() - began < 10
+
+
+def test_waits_grow_whatever_a_provider_asks_for() -> None:
+    """Without a word waits double up to a minute; a provider's own time is kept to, but nobody is flooded for ever."""
+    waits = [wait_before(number, None) for number in range(12)]
+    assert waits[0] <= 0.5
+    assert all(30 < wait <= 60 for wait in waits[8:])
+    assert [wait_before(number, 0.001) for number in range(3)] == [0.001] * 3
+    assert wait_before(20, 0.001) > 30
+    assert wait_before(20, 300.0) == 300.0
 
 
 # ---- what isn't ----

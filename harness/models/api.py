@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import httpx2
 
 from harness.errors import ProviderDownError, UnansweredError
-from harness.models import Turn
+from harness.models import Turn, Usage
 from harness.models.failures import Failure, Trouble, error_for, failure_in, read_failure, redacted
 from harness.models.limiter import Limiter, retry_after_s
 from harness.models.providers import Choice
@@ -27,6 +27,8 @@ from harness.models.providers import Choice
 CONNECT_LIMIT_S = 10.0
 SDK_RETRIES = 2
 LONG_WAIT_S = 60.0  # what is longer isn't left to the SDKs: one of them gives up, the other waits for days
+FIRST_WAIT_S = 0.5
+TRUSTED = 4
 BYTES_PER_TOKEN = 4
 MINUTE_S = 60.0
 GRUMBLE_S = 60.0
@@ -134,13 +136,13 @@ class Line:
             if answer.trouble is Trouble.REFUSED:
                 said = redacted(answer.message, self.key)
                 raw = {"error": {"status": answer.status, "code": answer.code, "message": said}}
-                return Turn(text=said, refused=True, retries=retries, raw=raw)
+                return Turn(text=said, refused=True, usage=Usage(), retries=retries, raw=raw)
             if answer.trouble is not Trouble.PASSING:
                 error = error_for(answer, self.who, self.choice.provider.key, self.key, first=first)
                 error.retries = retries
                 raise error
             began = began or time.monotonic()
-            wait = _back_off_s(number) if answer.retry_after_s is None else answer.retry_after_s
+            wait = wait_before(number, answer.retry_after_s)
             if time.monotonic() + wait - began > self.patience_s:
                 self._give_up(answer, retries, began)
             self._grumble(answer)
@@ -219,9 +221,15 @@ def _tried_again(request: httpx2.Request) -> int:
     return int(request.headers.get("x-stainless-retry-count", 0))
 
 
-def _back_off_s(number: int) -> float:
-    longest = min(LONG_WAIT_S, 0.5 * 2.0 ** min(number, 10))
-    return longest * random.uniform(0.75, 1.0)  # noqa: S311 - spreads retries, hides nothing
+def wait_before(number: int, asked_s: float | None) -> float:
+    """How long to wait after failure ``number``, from 0: twice as long each time, up to a minute.
+
+    A provider that names a time is taken at its word, but not for ever: one that asks for none would be flooded.
+    """
+    if asked_s is not None and number < TRUSTED:
+        return asked_s
+    longest = min(LONG_WAIT_S, FIRST_WAIT_S * 2.0 ** min(number, 10))
+    return max(asked_s or 0.0, longest * random.uniform(0.75, 1.0))  # noqa: S311 - spreads retries, hides nothing
 
 
 def _why(error: BaseException) -> str:
