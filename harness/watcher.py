@@ -149,7 +149,10 @@ def _saved_by_an_editor(before: FileState, now: FileState, glimpses: list[Glimps
     Nothing can have run in between: the time is too short to start a program.
     """
     gone = [each.at for each in glimpses if each.state.kind is FileKind.MISSING]
-    others = [each for each in glimpses if each.state.kind is not FileKind.MISSING and _unlike(each.state, before)]
+    there = [
+        each for each in glimpses if each.state.kind is not FileKind.MISSING and not _being_made(each, before, now)
+    ]
+    others = [each for each in there if _unlike(each.state, before)]
     brief = bool(gone) and glimpses[-1].at - gone[0] < SAVE_S
     return brief and not others and now.identity != before.identity
 
