@@ -8,7 +8,7 @@ LabError
  ├─ ModelError        a model gave no usable answer
  │   ├─ ContextOverflowError    the conversation is longer than the model takes
  │   ├─ TurnRejectedError       the provider refused to read this turn of the conversation
- │   ├─ UnansweredError         this call got no usable answer for as long as patience lasted, others did
+ │   ├─ UnansweredError         one call got no usable answer for as long as patience lasted, others did
  │   ├─ TrialTimeError          the trial took longer than the user allows
  │   └─ LastingModelError       one that the next trial would meet as well, so the run stops
  │       ├─ KeyRejectedError    the key is wrong, expired or not allowed to do this
@@ -62,7 +62,7 @@ class TurnRejectedError(ModelError):
 
 
 class UnansweredError(ModelError):
-    """This call got no usable answer for as long as patience lasted; others did."""
+    """One call got no usable answer for as long as patience lasted; others did."""
 
 
 class TrialTimeError(ModelError):
