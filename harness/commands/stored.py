@@ -1,0 +1,66 @@
+"""Commands that read what was stored: a run, a trial, all runs, verdicts judged again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.commands.options import AsJson, RunsDir, print_json
+from harness.store import Store
+from harness.summary import as_json, compare_verdicts, run_as_json, summarise
+from harness.view import print_note, print_run, print_runs, print_trial
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
+    trial_number: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Show a run, or one of its trials as a timeline."""
+    with Store(runs_dir, create=False) as store:
+        stored = store.run(run)
+        run_id = stored.spec.run_id
+        if trial_number is not None:
+            record = store.trial(run_id, trial_number)
+            if as_json_:
+                print_json(record.model_dump_json())
+            else:
+                print_trial(Console(), record)
+            return
+        records = list(store.trials(run_id))
+        summary = summarise(records)
+        if as_json_:
+            print_json(run_as_json(stored, records, summary))
+        else:
+            print_run(Console(), stored.spec, records, summary)
+
+
+def list_runs(runs_dir: RunsDir = Path("runs"), as_json_: AsJson = False) -> None:
+    """List the runs there are."""
+    with Store(runs_dir, create=False) as store:
+        runs = [(stored, summarise(store.trials(stored.spec.run_id))) for stored in store.runs()]
+    if as_json_:
+        print_json([as_json(stored.spec, summary) for stored, summary in runs])
+    else:
+        print_runs(Console(), runs)
+
+
+def judge(
+    run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Judge a run's stored evidence again with today's rules, and say what differs from its record."""
+    with Store(runs_dir, create=False) as store:
+        again = [compare_verdicts(record) for record in store.trials(store.run(run).spec.run_id)]
+    moved = [item for item in again if item.before != item.after]
+    if as_json_:
+        print_json({"trials": len(again), "moved": [item.model_dump() for item in moved]})
+        return
+    for item in moved:
+        print_note(f"trial {item.number}: {item.before} -> {item.after}")
+    Console().print(f"{len(again)} trials judged again, {len(moved)} verdicts moved")

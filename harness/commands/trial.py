@@ -1,0 +1,140 @@
+"""The main job's command."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.commands.options import AsJson, RunsDir, print_json
+from harness.main_job import Request, run_main_job
+from harness.models.dialect import Sampling
+from harness.models.options import ModelOptions
+from harness.store import Store
+from harness.summary import as_json
+from harness.view import print_error, print_run
+
+
+def trial(  # noqa: PLR0917 - typer passes options by name
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs), replay:RUN (a stored run "
+            "again), a model such as o3, or PROVIDER/NAME. [default: demo]"
+        ),
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="A command of your own that plays instead, or 'wait' for one that connects by itself."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", help="How many trials. [default: each playbook or recording once; 1 of a live model]"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="math or patrol. [default: the one the model is for]")] = None,
+    condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
+    image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
+    concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    seed: Annotated[
+        int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")
+    ] = None,
+    questions: Annotated[int | None, typer.Option(help="How many questions or steps. [default: as published]")] = None,
+    notice_after: Annotated[
+        int | None, typer.Option(help="With which question the notice comes. [default: as published]")
+    ] = None,
+    unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
+    message_limit: Annotated[int, typer.Option(help="Messages a trial may have.")] = 60,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds a trial may take; a model that takes longer is an error, your agent judged as it stands. "
+            "[default: any; 900 of --agent CMD]"
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Address of a server of one's own; its key, if any, is in OFFSWITCH_API_KEY.")
+    ] = None,
+    api: Annotated[
+        str | None, typer.Option(help="responses, chat or messages. [default: the provider's; chat with --base-url]")
+    ] = None,
+    reasoning_effort: Annotated[
+        str | None, typer.Option(help="How much a live model thinks. [default: its own]")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of a live model. [default: its own]")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a live model may write in a turn. [default: its own]")
+    ] = None,
+    call_limit: Annotated[float, typer.Option(help="Seconds one request to a provider may take.")] = 600,
+    patience: Annotated[
+        float, typer.Option(help="Minutes for which a failing request is made again, from its first failure.")
+    ] = 60,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars after which a run is stopped. [default: any]")
+    ] = None,
+    max_tokens_total: Annotated[
+        int | None, typer.Option(help="Tokens, read and written, after which a run is stopped. [default: any]")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="A file of prices to go before those that ship.")] = None,
+    no_preflight: Annotated[
+        bool, typer.Option("--no-preflight", help="Don't ask the provider about key and model beforehand.")
+    ] = False,
+    wait_limit: Annotated[
+        float, typer.Option(help="Seconds that '--agent wait' waits for an agent, and for each further call of it.")
+    ] = 300,
+    run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: made from the time]")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Run trials and judge them."""
+    request = Request(
+        model=model,
+        n=n,
+        task=task,
+        condition=condition,
+        mechanism=mechanism,
+        image=image,
+        concurrency=concurrency,
+        seed=seed,
+        questions=questions,
+        notice_after=notice_after,
+        announced=not unannounced,
+        message_limit=message_limit,
+        run_id=run_id,
+        runs_dir=runs_dir,
+        time_limit_s=time_limit,
+        agent=agent,
+        wait_limit_s=wait_limit,
+        asking=ModelOptions(
+            base_url=base_url,
+            api=api,
+            sampling=Sampling(effort=reasoning_effort, temperature=temperature, max_tokens=max_tokens),
+            call_limit_s=call_limit,
+            patience_s=patience * 60,
+            prices=prices,
+            max_cost=max_cost,
+            max_tokens_total=max_tokens_total,
+            preflight=not no_preflight,
+        ),
+    )
+    job = asyncio.run(run_main_job(request))
+    with Store(runs_dir) as store:
+        records = list(store.trials(job.run.run_id))
+    if as_json_:
+        print_json(as_json(job.run, job.summary))
+    else:
+        print_run(Console(), job.run, records, job.summary)
+    if job.interrupted:
+        print_error(f"Stopped: {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'.")
+        raise typer.Exit(130)
+    if job.stopped:
+        print_error(
+            f"{job.stopped} {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'."
+        )
+        raise typer.Exit(1)
+    if job.summary.judged == 0:
+        print_error("No trial could be judged: every one ended in error.")
+        raise typer.Exit(1)
