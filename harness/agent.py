@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from harness.evidence import StopReason
 from harness.models import Conversation, Entry, ToolUse, Turn
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 
 Hear = Callable[[Turn], None]
 NOT_RUN = "Not run: the trial had ended by then."

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
-
 from harness.conditions import Condition, condition_for, recorded
 from harness.control import control_key, run_control
 from harness.engine.engine import Engine
@@ -30,11 +28,10 @@ from harness.store import Store, StoredRun, is_store
 from harness.summary import Summary, Tally
 from harness.tasks import Task, TaskOptions
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import serve
+from harness.toolserver.serve import tool_server
 from harness.trial import Lab
 from harness.view import Progress, print_note
 
-HTTP_LIMIT_S = 120.0
 OWN_AGENT_LIMIT_S = 900.0
 _LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
 LASTING = {kind.__name__ for kind in _LASTING}
@@ -218,11 +215,8 @@ async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
 
         desks = Desks()
         with progress.shown():
-            async with (
-                serve(desks, mcp=isinstance(model, OwnAgent)) as url,
-                httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http,
-            ):
-                lab = Lab(engine.sandboxes, desks, http, model, progress.say)
+            async with tool_server(desks, outside=isinstance(model, OwnAgent)) as server:
+                lab = Lab(engine.sandboxes, desks, server, model, progress.say)
                 await _control(run, versions, lab, store)
                 store.add_run(run, image.model_dump(), versions)
                 trials = asyncio.create_task(run_trials(run, lab, progress.started, finished, ending.may_begin))

@@ -100,7 +100,10 @@ class Sandbox(Protocol):
         """Have the engine end the machine: the lab's own doing, which no process inside can prevent."""
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait until the machine is down, at most ``limit_s``; whether it is."""
+        """Wait until the machine is down, at most ``limit_s`` of its own time; whether it is.
+
+        Where the host is so busy that the lab itself gets to run late, so does the machine, and is given more.
+        """
 
     async def machine(self) -> Machine:
         """What the engine says about it now. Raises EngineError when the engine doesn't say."""

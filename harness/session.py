@@ -21,7 +21,6 @@ from harness.watcher import Watcher
 
 DEATH_LIMIT_S = 10.0
 START_LIMIT_S = 10.0
-SLICE_S = 0.1
 REMEMBERED_CALLS = 8
 
 
@@ -237,15 +236,8 @@ class Session:
             await self._look(by_lab=True)
 
     async def _settle(self) -> None:
-        """Give the mechanism its time; then the machine is down by it, or has outlived it.
-
-        Its time is counted in slices, each as long as it was meant to be: where the host is so busy that the lab itself
-        gets to run late, so does the mechanism.
-        """
-        slices = max(1, round(self.mechanism.grace_s / SLICE_S))
-        for _ in range(slices):
-            if down := await self.sandbox.wait_down(self.mechanism.grace_s / slices):
-                break
+        """Give the mechanism its time; then the machine is down by it, or has outlived it."""
+        down = await self.sandbox.wait_down(self.mechanism.grace_s)
         self.outlived_due = self.progress.outlived = not down
         self.outlived_at_s = None if down else self._now()
         self._note_death(down)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
-
 from harness.agent import converse
 from harness.conditions import Prompts, render
 from harness.errors import LabError, ModelError, TrialTimeError
@@ -22,7 +20,8 @@ from harness.registry import task_named
 from harness.sandbox import MachineSpec, Sandboxes
 from harness.session import Session
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
+from harness.toolserver.serve import ToolServer
 from harness.verdict import Outcome, Verdict, judge
 
 
@@ -32,7 +31,7 @@ class Lab:
 
     sandboxes: Sandboxes
     desks: Desks
-    http: httpx.AsyncClient
+    server: ToolServer
     model: Player
     say: Callable[[str], None] = lambda line: None
 
@@ -134,10 +133,10 @@ async def _play(
     try:
         async with asyncio.timeout(limit_s) as clock:
             if isinstance(lab.model, OwnAgent):
-                endpoint = Endpoint.of(spec.number, session, str(lab.http.base_url), prompts)
+                endpoint = Endpoint.of(spec.number, session, str(lab.server.url), prompts)
                 minutes = Minutes(session, transcript, spec.run.message_limit)
                 return await lab.model.play(endpoint, minutes, account.aside, lab.say)
-            tools = ToolClient(lab.http, session.token)
+            tools = ToolClient(lab.server.app, session.token)
             return await converse(
                 lab.model.start(spec.number, task, tools),
                 tools,

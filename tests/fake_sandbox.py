@@ -18,10 +18,14 @@ from dataclasses import dataclass, field
 from harness.console import Answer, CommandResult
 from harness.errors import EngineError
 from harness.evidence import FileKind, FileState, Machine, Opening
+from harness.own_agent import Player
 from harness.registry import task_named
 from harness.sandbox import Glimpse, Looked, MachineSpec
 from harness.session import Session
 from harness.tasks import Mechanism, TaskOptions
+from harness.toolserver.app import Desks, create_app
+from harness.toolserver.serve import ToolServer
+from harness.trial import Lab
 from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing
 
 # What both tasks need, in one image.
@@ -253,6 +257,12 @@ class FakeSandboxes:
             yield self.started[-1]
         finally:
             self.removed += 1
+
+
+def a_lab(model: Player, sandboxes: FakeSandboxes | None = None) -> Lab:
+    """A lab with machines in memory, where that model plays."""
+    desks = Desks()
+    return Lab(sandboxes or FakeSandboxes(), desks, ToolServer(create_app(desks)), model)
 
 
 async def begun(

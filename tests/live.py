@@ -6,18 +6,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
-
 from harness.experiment import run_trials
 from harness.models import Entry, Turn
 from harness.models.live import Live, live
 from harness.models.options import ModelOptions
 from harness.record import TrialRecord
 from harness.registry import task_named
-from harness.toolserver.app import Desks, create_app
-from harness.trial import Lab
 from tests.builders import run_spec
-from tests.fake_sandbox import FakeSandboxes
+from tests.fake_sandbox import FakeSandboxes, a_lab
 from tests.provider_server import Provider, Script, provider
 
 OPENING = (Entry(role="system", text="You are a helpful assistant."), Entry(role="user", text="Answer."))
@@ -50,10 +46,7 @@ async def play(
 ) -> list[TrialRecord]:
     """Whole trials of an open model, on machines in memory."""
     done: list[TrialRecord] = []
-    desks = Desks()
     spec = run_spec(**{"model": model.name, "simulated": None, **run})
-    app = httpx.ASGITransport(create_app(desks))
-    async with httpx.AsyncClient(transport=app, base_url="http://tools", timeout=60) as http:
-        lab = Lab(sandboxes or FakeSandboxes(), desks, http, model)
-        await run_trials(spec, lab, lambda number: None, done.append, may_begin or (lambda running: True))
+    lab = a_lab(model, sandboxes)
+    await run_trials(spec, lab, lambda number: None, done.append, may_begin or (lambda running: True))
     return sorted(done, key=lambda record: record.number)

@@ -11,7 +11,7 @@ from harness.agent import NOT_RUN, converse
 from harness.errors import ModelError, SandboxError
 from harness.evidence import StopReason
 from harness.models import Entry, ToolUse, Turn
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 from harness.toolserver.wire import Power, ShellAnswer, Status
 from tests.builders import Says, a_turn, asynchronous, shell, submit
 

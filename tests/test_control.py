@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from harness.console import CommandResult
@@ -9,19 +8,14 @@ from harness.errors import MechanismError
 from harness.models.scripted import demo
 from harness.record import RunSpec, TrialRecord
 from harness.sandbox import Limits
-from harness.toolserver.app import Desks, create_app
-from harness.trial import Lab
 from harness.verdict import Outcome
 from tests.builders import SCRIPT, a_mechanism, asynchronous, run_spec, versions
-from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, sh, the_shell
+from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, a_lab, sh, the_shell
 
 
 async def controlled(script: Script = sh, run: RunSpec | None = None) -> TrialRecord:
     """The control trial of a run on fake machines that do with commands what the script does."""
-    desks = Desks()
-    transport = httpx.ASGITransport(create_app(desks))
-    async with httpx.AsyncClient(transport=transport, base_url="http://lab") as http:
-        return await run_control(run or run_spec(), Lab(FakeSandboxes(script), desks, http, demo("math")))
+    return await run_control(run or run_spec(), a_lab(demo("math"), FakeSandboxes(script)))
 
 
 @asynchronous

@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
 
 from harness.console import CommandResult
 from harness.evidence import StopReason
 from harness.models.playbook import Advance, Playbook, Run, Step, Submit
 from harness.models.scripted import Scripted
-from harness.toolserver.app import Desks, create_app
-from harness.trial import Lab, run_trial
+from harness.trial import run_trial
 from harness.verdict import Kind, Outcome
 from tests.builders import SCRIPT, a_result, asynchronous, machine_spec, trial_spec
 from tests.contracts.sandbox import CONTRACT, Promise, name_of
-from tests.fake_sandbox import FakeSandbox, FakeSandboxes, no_answer, sh
+from tests.fake_sandbox import FakeSandbox, FakeSandboxes, a_lab, no_answer, sh
 
 
 @pytest.mark.parametrize("watched", [(), (SCRIPT,)], ids=["looks", "events"])
@@ -75,11 +73,9 @@ def book(*steps: Step) -> Scripted:
 async def test_a_whole_trial_can_be_run_in_it(
     model: Scripted, stop: StopReason, outcome: Outcome, kinds: tuple[Kind, ...]
 ) -> None:
-    """A trial from its start to its record, over HTTP and all, needs no Docker; its machine is removed at the end."""
-    sandboxes, desks = FakeSandboxes(), Desks()
-    transport = httpx.ASGITransport(create_app(desks))
-    async with httpx.AsyncClient(transport=transport, base_url="http://lab") as http:
-        record = await run_trial(trial_spec(), Lab(sandboxes, desks, http, model))
+    """A trial from its start to its record, tool server and all, needs no Docker; its machine is removed at the end."""
+    sandboxes = FakeSandboxes()
+    record = await run_trial(trial_spec(), a_lab(model, sandboxes))
     assert record.error is None
     assert record.evidence is not None
     assert record.evidence.stop is stop

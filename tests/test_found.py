@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from harness.errors import LabError, UsageError
@@ -17,8 +16,6 @@ from harness.record import TrialRecord
 from harness.store import FILE, Store
 from harness.tasks import TaskOptions
 from harness.tasks.patrol import PATROL
-from harness.toolserver.app import Desks, create_app
-from harness.trial import Lab
 from harness.verdict import Kind, Outcome, judge
 from harness.view import print_trial
 from tests.builders import (
@@ -37,7 +34,7 @@ from tests.builders import (
     tampering,
     trial_record,
 )
-from tests.fake_sandbox import FakeSandboxes, begun
+from tests.fake_sandbox import a_lab, begun
 from tests.test_console import FINE, command, connected, frame
 from tests.test_recording import LOG, USER, USUAL, called, read, refusal, write
 from tests.test_session import ASK, do, seen
@@ -80,11 +77,9 @@ async def test_an_unforeseen_failure_is_one_trials() -> None:
                 raise RuntimeError("a bug")
             return super().start(trial, task, tools)
 
-    desks = Desks()
     done: list[TrialRecord] = []
     model = Broken("script:test", (Playbook("p", "", (Submit("x"),)),))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(desks)), base_url="http://lab") as http:
-        await run_trials(run_spec(n=3), Lab(FakeSandboxes(), desks, http, model), lambda n: None, done.append)
+    await run_trials(run_spec(n=3), a_lab(model), lambda n: None, done.append)
     outcomes = {record.number: record.verdict.outcome for record in done}
     assert outcomes == {1: Outcome.ERROR, 2: Outcome.NOT_REACHED, 3: Outcome.NOT_REACHED}
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from harness.own_agent import KEPT_BYTES, Endpoint, OwnAgent, filled, own_agent
 from harness.record import TrialRecord
 from harness.store import Store
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import serve
+from harness.toolserver.serve import tool_server
 from harness.trial import Lab, run_trial
 from harness.verdict import Outcome
 from tests.builders import a_result, asynchronous, run_spec, trial_spec
@@ -75,8 +75,8 @@ class Lines(list[str]):
 async def a_lab(agent: OwnAgent, script: Script = sh) -> AsyncIterator[tuple[Lab, Lines]]:
     """A lab with machines in memory and a real tool server, where that agent plays."""
     desks, lines = Desks(), Lines()
-    async with serve(desks, mcp=True) as url, httpx.AsyncClient(base_url=url) as http:
-        yield Lab(FakeSandboxes(script), desks, http, agent, lines.say), lines
+    async with tool_server(desks, outside=True) as server:
+        yield Lab(FakeSandboxes(script), desks, server, agent, lines.say), lines
 
 
 async def played(agent: OwnAgent, script: Script = sh, **run: Any) -> TrialRecord:
@@ -290,16 +290,18 @@ async def test_a_call_that_waited_behind_the_end_is_refused(program: Callable[..
         return a_result()
 
     agent = own_agent("wait", None, LIMIT_S)
-    async with a_lab(agent, slow) as (lab, lines):
+    async with AsyncExitStack() as stack:
+        lab, lines = await stack.enter_async_context(a_lab(agent, slow))
         trial = asyncio.create_task(run_trial(trial_spec(), lab))
         endpoint = await lines.endpoint()
         headers = {"Authorization": f"Bearer {endpoint['token']}"}
-        first = asyncio.create_task(_post(lab.http, "/shell", headers, cmd="first", request_id="1"))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=endpoint["url"]))
+        first = asyncio.create_task(_post(http, "/shell", headers, cmd="first", request_id="1"))
         await busy.wait()
         others = []
         for path, body in (("/submit", {}), ("/shell", {"cmd": "second", "request_id": "2"}), ("/submit", {})):
-            others.append(asyncio.create_task(_post(lab.http, path, headers, **body)))
-            await _settled(lab.http, headers)
+            others.append(asyncio.create_task(_post(http, path, headers, **body)))
+            await _settled(http, headers)
         go_on.set()
         assert [await each for each in (first, *others)] == [200, 200, 410, 410]
         record = await trial

@@ -14,7 +14,8 @@ from harness.console import Output
 from harness.errors import SandboxError
 from harness.session import Session
 from harness.toolserver.app import Desks, create_app
-from harness.toolserver.serve import ToolClient, serve
+from harness.toolserver.client import ToolClient
+from harness.toolserver.serve import serve
 from harness.toolserver.wire import ShellAnswer, shell_answer
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun
@@ -243,8 +244,10 @@ async def test_a_machine_that_is_down_says_so() -> None:
 @asynchronous
 async def test_the_client_speaks_with_the_server() -> None:
     """The tools of the built-in agent are calls of this server."""
-    async with one_trial() as (http, session, machine):
-        tools = ToolClient(http, session.token)
+    desks = Desks()
+    session, machine = await begun()
+    with desks.opened(session):
+        tools = ToolClient(create_app(desks), session.token)
         assert (await tools.shell("exit 3", "let me see")).exit_code == 3
         assert (await tools.status()).calls == 1
         await tools.submit("2\n5")
@@ -264,8 +267,9 @@ async def test_a_real_server_serves_on_loopback_only() -> None:
     async with serve(desks) as url, httpx.AsyncClient(base_url=url) as http:
         port = httpx.URL(url).port
         with desks.opened(session):
-            answer = await ToolClient(http, session.token).shell("exit 3")
-        assert (answer.exit_code, machine.commands) == (3, ["exit 3"])
+            body = {"cmd": "exit 3", "request_id": "1"}
+            answer = (await http.post("/shell", json=body, headers=bearer(session.token))).json()
+        assert (answer["exit_code"], machine.commands) == (3, ["exit 3"])
         assert (await http.get("/status", headers=bearer(session.token))).status_code == 410
         assert httpx.URL(url).host == "127.0.0.1"
         for other in ("127.0.0.2", "::1"):

@@ -71,10 +71,9 @@ class DiskGuard:
             if not late and room[0] - now[0] < NOTICED_BYTES and room[1] - now[1] < NOTICED_FILES:
                 room = max(room[0], now[0]), max(room[1], now[1])
                 continue
-            for one in list(self._guarded):
-                if not one.full and await asyncio.to_thread(holds_too_much, one):
-                    one.full = True
-                    await one.end()
+            for one in await asyncio.to_thread(too_full, [each for each in self._guarded if not each.full]):
+                one.full = True
+                await one.end()
             room, walked = now, time.monotonic()
 
 
@@ -84,18 +83,25 @@ def _room(folder: Path) -> tuple[int, int]:
     return found.f_bfree * found.f_frsize, found.f_ffree
 
 
-def holds_too_much(one: Guarded) -> bool:
-    """Whether a container's layer and what its processes hold open without a name exceed its bounds."""
-    nameless = {(found.st_dev, found.st_ino): found.st_blocks * BLOCK for found in _nameless(one.first)}
-    total_bytes = _du(one.upper, "--block-size=1") + sum(nameless.values())
-    return total_bytes > one.max_bytes or _du(one.upper, "--inodes") + len(nameless) > one.max_files
+def too_full(guarded: list[Guarded]) -> list[Guarded]:
+    """Those whose layers and what their processes hold open without a name exceed their bounds."""
+    folders = [one.upper for one in guarded]
+    sizes, counts = _du(folders, "--block-size=1"), _du(folders, "--inodes")
+    full = []
+    for one in guarded:
+        nameless = {(found.st_dev, found.st_ino): found.st_blocks * BLOCK for found in _nameless(one.first)}
+        total_bytes = sizes.get(one.upper, 0) + sum(nameless.values())
+        if total_bytes > one.max_bytes or counts.get(one.upper, 0) + len(nameless) > one.max_files:
+            full.append(one)
+    return full
 
 
-def _du(folder: Path, what: str) -> int:
-    """What du counts below a folder: it follows no link and goes as deep as there are folders."""
-    command = ["du", "--summarize", "--one-file-system", what, str(folder)]
+def _du(folders: list[Path], what: str) -> dict[Path, int]:
+    """What du counts below each folder: it follows no link and goes as deep as there are folders."""
+    command = ["du", "--summarize", "--one-file-system", what, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DU_LIMIT_S)
-    return int(done.stdout.split("\t")[0] or 0)  # what goes away meanwhile makes it complain, and count on
+    counted = (line.partition("\t") for line in done.stdout.splitlines())  # what goes away meanwhile, it leaves out
+    return {Path(folder): int(count) for count, _, folder in counted}
 
 
 def _nameless(first: int) -> Iterator[os.stat_result]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
-import socket
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from posixpath import dirname
 from typing import Any, ParamSpec, TypeVar
@@ -18,13 +18,14 @@ import docker
 import docker.errors
 import requests.exceptions
 from docker.models.containers import Container
-from docker.types import LogConfig, Ulimit
 
 from harness.console import Answer, Command, CommandResult, Console
+from harness.engine.api import EngineApi
 from harness.engine.events import Told, file_events
 from harness.engine.guard import DiskGuard, Guarded
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
+from harness.engine.pace import Pace
 from harness.errors import EngineError
 from harness.evidence import FileState, Machine, Opening
 from harness.sandbox import Looked, MachineSpec
@@ -37,6 +38,7 @@ CONSOLE = "/usr/sbin/console"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
 DEATH_LIMIT_S = 10.0
+SLICE_S = 0.25
 KILLED = 128 + 9
 # What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
 # these; the console needs the last three.
@@ -59,27 +61,53 @@ class DockerSandboxes:
 
     client: docker.DockerClient
     disks: DiskGuard = field(default_factory=DiskGuard)
+    api: EngineApi = field(init=False)
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "api", EngineApi.of(self.client))
+        object.__setattr__(self, "pace", Pace(int(self.client.info()["NCPU"])))
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
         """Start a container and its console; leaving the block removes it, whatever happened."""
-        container = await self._create(spec)
-        try:
-            console = await _attach(container, answer)
-            try:
-                await call(container.start)
-                await console.ready(START_LIMIT_S)
-                await call(container.reload)
-                with _watching(container, spec) as (look, told):
-                    async with self._bounded(container, spec, look) as disk:
-                        yield DockerSandbox(container, console, spec, look, told, disk)
-            finally:
-                await console.close()
-        finally:
-            await asyncio.shield(_remove(container))
+        with self.api.kept_open():
+            async with AsyncExitStack() as stack:
+                async with self.pace.turn(timed=True):
+                    container = await self._create(stack, spec)
+                    console = await self._started(stack, container, answer)
+                    facts = await self.api.ask("GET", f"/containers/{container}/json")
+                look, told = stack.enter_context(_watching(self._model(facts), spec))
+                disk = await stack.enter_async_context(self._bounded(facts, spec, look))
+                yield DockerSandbox(self.api, self._model(facts), console, spec, look, told, disk)
+
+    async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
+        """Create a container that goes away with the stack; cancelled meanwhile, wait for it all the same."""
+        creating = asyncio.ensure_future(self.api.ask("POST", "/containers/create", body=container_options(spec)))
+        stack.push_async_callback(lambda: asyncio.shield(self._remove(creating)))
+        created = await asyncio.shield(creating)
+        return str(created["Id"])
+
+    async def _remove(self, creating: asyncio.Future[Any]) -> None:
+        with suppress(EngineError):  # a leftover is found by its label at the next start
+            created = await creating
+            async with self.pace.turn():
+                await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
+
+    async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
+        """Attach to the streams of the container's first process, and let it run."""
+        console = Console(*await self.api.attach(container), answer)
+        stack.push_async_callback(console.close)
+        await self.api.ask("POST", f"/containers/{container}/start")
+        await console.ready(START_LIMIT_S)
+        return console
+
+    def _model(self, facts: dict[str, Any]) -> Container:
+        """The SDK's view of a container, for those who ask the engine seldom."""
+        return self.client.containers.prepare_model(facts)
 
     @asynccontextmanager
-    async def _bounded(self, container: Container, spec: MachineSpec, look: Look) -> AsyncIterator[Guarded | None]:
+    async def _bounded(self, facts: dict[str, Any], spec: MachineSpec, look: Look) -> AsyncIterator[Guarded | None]:
         """Bound the disk that the container may fill, where its layers are on this host."""
         if not isinstance(look, LayersLook):
             yield None
@@ -87,62 +115,49 @@ class DockerSandboxes:
 
         async def end() -> None:
             with suppress(EngineError):  # it may be gone by itself
-                await call(container.kill)
+                await self.api.ask("POST", f"/containers/{facts['Id']}/kill")
 
-        limits, first = spec.limits, container.attrs["State"]["Pid"]
+        limits, first = spec.limits, facts["State"]["Pid"]
         disk = Guarded(look.upper, first, limits.disk_mb << 20, limits.files, end)
         async with self.disks.guarding(disk):
             yield disk
 
-    async def _create(self, spec: MachineSpec) -> Container:
-        """Create a container; cancelled meanwhile, wait for it and remove it."""
-        creating = asyncio.ensure_future(call(self.client.containers.create, **_container_options(spec)))
-        try:
-            return await asyncio.shield(creating)
-        except asyncio.CancelledError:
-            with suppress(EngineError):
-                await _remove(await creating)
-            raise
 
-
-async def _remove(container: Container) -> None:
-    with suppress(EngineError):  # a leftover is found by its label at the next start
-        await call(container.remove, force=True, v=True)
-
-
-def _container_options(spec: MachineSpec) -> dict[str, Any]:
+def container_options(spec: MachineSpec) -> dict[str, Any]:
+    """What the engine is asked for: the body of its request to create a container."""
     limits = spec.limits
     return {
-        "image": spec.image,
-        "labels": {"offswitch.run": spec.run_id, "offswitch.trial": str(spec.trial), **owner_labels()},
-        "hostname": "sandbox",
-        "command": [CONSOLE, str(spec.uid)],
-        "user": "0:0",
-        "stdin_open": True,
-        "network_mode": "none",
-        "cap_drop": ["ALL"],
-        "cap_add": CAPABILITIES,
-        "security_opt": ["no-new-privileges"],
-        "mem_limit": f"{limits.memory_mb}m",
-        "memswap_limit": f"{limits.memory_mb}m",
-        "nano_cpus": int(limits.cpus * 1e9),
-        "pids_limit": limits.processes,
-        "ulimits": [
-            Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files),
-            Ulimit(name="fsize", soft=limits.file_mb << 20, hard=limits.file_mb << 20),
-            Ulimit(name="core", soft=0, hard=0),
-        ],
-        "shm_size": "8m",
-        "log_config": LogConfig(type="none"),
+        "Image": spec.image,
+        "Labels": {"offswitch.run": spec.run_id, "offswitch.trial": str(spec.trial), **owner_labels()},
+        "Hostname": "sandbox",
+        "Cmd": [CONSOLE, str(spec.uid)],
+        "User": "0:0",
+        "OpenStdin": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "StdinOnce": False,
+        # The runtime then makes an empty network namespace by itself. With the network "none" alone the engine has one
+        # made and set up by a hook that starts it anew: half of the time that a container takes to start.
+        "NetworkDisabled": True,
+        "HostConfig": {
+            "NetworkMode": "none",
+            "CapDrop": ["ALL"],
+            "CapAdd": CAPABILITIES,
+            "SecurityOpt": ["no-new-privileges"],
+            "Memory": limits.memory_mb << 20,
+            "MemorySwap": limits.memory_mb << 20,
+            "NanoCpus": int(limits.cpus * 1e9),
+            "PidsLimit": limits.processes,
+            "Ulimits": [
+                {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+                {"Name": "fsize", "Soft": limits.file_mb << 20, "Hard": limits.file_mb << 20},
+                {"Name": "core", "Soft": 0, "Hard": 0},
+            ],
+            "ShmSize": 8 << 20,
+            "LogConfig": {"Type": "none"},
+        },
     }
-
-
-async def _attach(container: Container, answer: Answer) -> Console:
-    """Attach to the streams of the container's first process, before it runs."""
-    streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-    stream = await call(container.attach_socket, params=streams)
-    reader, writer = await asyncio.open_connection(sock=_plain_socket(stream), limit=1 << 20)
-    return Console(reader, writer, answer)
 
 
 @contextmanager
@@ -162,6 +177,7 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, T
 class DockerSandbox:
     """One container, its console and its look."""
 
+    api: EngineApi
     container: Container
     console: Console
     spec: MachineSpec
@@ -212,7 +228,7 @@ class DockerSandbox:
     async def stop(self) -> None:
         """Have the engine end the container."""
         self._stopped_by_lab = True
-        await call(self.container.kill)
+        await self._ask("POST", "kill")
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""
@@ -229,29 +245,38 @@ class DockerSandbox:
             member = tarfile.TarInfo(path.rsplit("/", 1)[1])
             member.size, member.mode, member.mtime = len(content), 0o644, int(time.time())
             archive.addfile(member, io.BytesIO(content))
-        await call(self.container.put_archive, dirname(path), packed.getvalue())
+        await self.api.put(f"/containers/{self.container.id}/archive", packed.getvalue(), path=dirname(path))
 
     async def wait_down(self, limit_s: float) -> bool:
         """Wait until the engine says the container no longer runs, at most ``limit_s``; whether it does.
 
         The console is the container's first process, so the end of its stream is the machine going down, and comes
         before the engine knows: then the engine is given ``DEATH_LIMIT_S`` to say so. Its word is what counts.
+        The time is counted in slices, each as long as it was meant to be.
         """
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.console.lost.wait(), limit_s)
+        slices = max(1, round(limit_s / SLICE_S))
+        for _ in range(slices):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.console.lost.wait(), limit_s / slices)
+                break
         deadline = time.monotonic() + (DEATH_LIMIT_S if self.console.lost.is_set() else 0)
-        while True:
-            await call(self.container.reload)
-            if not self.container.attrs["State"]["Running"]:
-                return True
+        while (await self._state())["Running"]:
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.02)
+        return True
+
+    async def _state(self) -> dict[str, Any]:
+        """The engine's word on the container now."""
+        state: dict[str, Any] = (await self._ask("GET", "json"))["State"]
+        return state
+
+    async def _ask(self, method: str, what: str) -> Any:
+        return await self.api.ask(method, f"/containers/{self.container.id}/{what}")
 
     async def machine(self) -> Machine:
         """What the engine says about the container now."""
-        await call(self.container.reload)
-        state = self.container.attrs["State"]
+        state = await self._state()
         down = not state["Running"]
         ours = self._stopped_by_lab or self._disk_full
         return Machine(
@@ -274,25 +299,6 @@ class DockerSandbox:
     async def _stopped_outside(self) -> bool:
         """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event."""
         since = int(time.time() - (time.monotonic() - self._started)) - 2
-        filters = {"container": self.container.id, "event": ["kill", "stop", "pause"]}
-
-        def events() -> list[dict[str, Any]]:
-            assert self.container.client is not None
-            # The engine takes fractions of a second, the SDK's types don't know; a later ``until`` would block.
-            until: Any = f"{time.time():.3f}"
-            return list(self.container.client.api.events(since, until, filters, decode=True))
-
-        return bool(await call(events))
-
-
-def _plain_socket(stream: Any) -> socket.socket:
-    """The socket under what the SDK hands out; an engine behind TLS or ssh has none that asyncio can use."""
-    plain = getattr(stream, "_sock", stream)
-    if not isinstance(plain, socket.socket) or type(plain) is not socket.socket:
-        raise EngineError("an engine over TLS or ssh is not supported yet: forward its socket with ssh -L")
-    own = plain.dup()
-    own.setblocking(False)
-    response = getattr(stream, "_response", None)  # it holds the socket, and closes it
-    (response or stream).close()
-    plain.close()
-    return own
+        filters = {"container": [str(self.container.id)], "event": ["kill", "stop", "pause"]}
+        until = f"{time.time():.3f}"  # a later one would block
+        return bool(await self.api.lines("/events", since=str(since), until=until, filters=json.dumps(filters)))

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from harness.conditions import Prompts
 from harness.evidence import Frozen
 from harness.tasks import Task, TaskOptions
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 
 
 class ToolUse(Frozen):

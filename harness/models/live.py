@@ -19,7 +19,7 @@ from harness.models.prices import Price, price_of
 from harness.models.providers import Choice, Provider, choose
 from harness.models.tools import tools_for
 from harness.tasks import Task, TaskOptions
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 
 if TYPE_CHECKING:
     from harness.models.api import Line

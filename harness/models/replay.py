@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.models import Conversation, Entry, Turn
 from harness.models.recording import Recording, read_recordings
 from harness.tasks import Task, TaskOptions
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 
 
 @dataclass(frozen=True)

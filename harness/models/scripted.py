@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.models import Conversation, Entry, ToolUse, Turn
 from harness.models.playbook import Advance, Playbook, Run, Submit, load_playbooks
 from harness.tasks import Task, TaskOptions
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 
 ADVANCE_CALLS = 20
 

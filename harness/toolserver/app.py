@@ -91,8 +91,8 @@ def create_app(desks: Desks) -> FastAPI:
 
     bearer = HTTPBearer(description="the trial's token")
 
-    def session(sent: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> Session:
-        found = desks.find(sent.credentials)
+    async def session(sent: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> Session:
+        found = desks.find(sent.credentials)  # not worth a thread, which is where FastAPI runs what isn't async
         if found is None:
             raise TrialOverError
         return found

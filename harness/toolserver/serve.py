@@ -1,29 +1,46 @@
-"""Running the tool server on loopback, and speaking with it."""
+"""Running the tool server: for the built-in agents within the process, for others on loopback too."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import httpx
-import uvicorn
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from harness.errors import SandboxError
 from harness.toolserver.app import Desks, create_app
-from harness.toolserver.wire import ShellAnswer, Status
 
 MCP_PATH = "/mcp"
 CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops
 
 
+@dataclass(frozen=True)
+class ToolServer:
+    """The tool server of a process; ``url`` is where programs outside it reach it, if they do."""
+
+    app: ASGIApp
+    url: str | None = None
+
+
+@asynccontextmanager
+async def tool_server(desks: Desks, *, outside: bool = False) -> AsyncIterator[ToolServer]:
+    """The server for these desks while the block runs; ``outside``: on a loopback port, and in MCP's words too."""
+    app = create_app(desks)
+    if not outside:
+        yield ToolServer(app)
+        return
+    async with serve(desks, mcp=True) as url:
+        yield ToolServer(app, url)
+
+
 @asynccontextmanager
 async def serve(desks: Desks, *, mcp: bool = False) -> AsyncIterator[str]:
     """Serve on a free loopback port, at MCP_PATH in MCP's words too where asked; yields the base URL."""
+    import uvicorn  # noqa: PLC0415 - few runs serve anybody outside
+
     async with AsyncExitStack() as stack:
         app = create_app(desks)
         if mcp:
@@ -51,40 +68,3 @@ async def serve(desks: Desks, *, mcp: bool = False) -> AsyncIterator[str]:
         finally:
             server.should_exit = True
             await running
-
-
-class RefusedError(SandboxError):
-    """A call did not have the form that the tool server takes."""
-
-
-@dataclass(frozen=True)
-class ToolClient:
-    """A trial's tools over HTTP: what the built-in agent loop uses, as any other agent would."""
-
-    http: httpx.AsyncClient
-    token: str
-
-    async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
-        """Run a command. Raises SandboxError when the server refuses."""
-        body = {"cmd": cmd, "thoughts": thoughts, "request_id": uuid.uuid4().hex}
-        try:
-            return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
-        except RefusedError as refusal:  # the agent's own doing, so it is told and goes on
-            return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
-
-    async def submit(self, answer: str) -> None:
-        """Hand in the answers. Raises SandboxError when the server refuses."""
-        await self._call("POST", "/submit", {"answer": answer})
-
-    async def status(self) -> Status:
-        """How the trial stands. Raises SandboxError when the server refuses."""
-        return Status.model_validate_json(await self._call("GET", "/status"))
-
-    async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        response = await self.http.request(method, path, json=body, headers=headers)
-        if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
-            raise RefusedError(response.text[:500])
-        if response.is_error:
-            raise SandboxError(f"the tool server refused {path}: {response.status_code} {response.text[:200]}")
-        return response.content

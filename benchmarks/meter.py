@@ -1,0 +1,137 @@
+"""What the benchmarks count, and where they keep it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.engine.connect import connect
+
+FIGURES = Path(__file__).parent / "figures"
+CPUACCT = (
+    "OFFSWITCH_BENCH_CPUACCT"  # a cpuacct control group that holds engine and harness, on a machine that is shared
+)
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def busy_s() -> float:
+    """CPU seconds that the whole machine was busy since it was started; of the control group where one is named."""
+    if group := os.environ.get(CPUACCT):
+        return int(Path(group, "cpuacct.usage").read_text()) / 1e9
+    fields = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / _TICK
+
+
+def own_s() -> float:
+    """CPU seconds of this process and its children, living and gone: the harness is all of them."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used) + sum(map(_living_s, _children(os.getpid())))
+
+
+def memory_mb() -> float:
+    """Resident memory of this process and its living children, shared pages counted once in each, in MB."""
+    pids = (os.getpid(), *_children(os.getpid()))
+    return sum(_field(pid, "VmRSS") for pid in pids) / 1024
+
+
+def handles() -> int:
+    """Open files of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()]
+
+
+def _living_s(pid: int) -> float:
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return sum(map(int, used)) / _TICK
+
+
+def _field(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+@dataclass
+class Span:
+    """What a piece of work took: wall time, the machine's CPU time, and this process's and its children's."""
+
+    seconds: float = 0.0
+    machine_s: float = 0.0
+    own_s: float = 0.0
+
+    def per(self, trials: int) -> dict[str, float]:
+        """The figures of so many trials."""
+        return {
+            "trials": trials,
+            "trials_per_minute": round(60 * trials / self.seconds, 1),
+            "cpu_ms_per_trial": round(1e3 * self.machine_s / trials, 1),
+            "harness_cpu_ms_per_trial": round(1e3 * self.own_s / trials, 1),
+        }
+
+
+@contextmanager
+def measured() -> Iterator[Span]:
+    """Measure what is done in the block."""
+    span, began, machine, own = Span(), time.perf_counter(), busy_s(), own_s()
+    yield span
+    span.seconds, span.machine_s, span.own_s = time.perf_counter() - began, busy_s() - machine, own_s() - own
+
+
+@dataclass
+class Figures:
+    """The last figures of one benchmark, and what they were taken on."""
+
+    name: str
+    of: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self) -> None:
+        """Print them, and keep them in ``benchmarks/figures``."""
+        print(json.dumps(self.of))
+        kept = {"taken": f"{datetime.now(UTC):%Y-%m-%d}", "on": machine(), "figures": self.of}
+        FIGURES.mkdir(exist_ok=True)
+        (FIGURES / f"{self.name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """This machine, as far as it matters for a figure; no name and no path of it."""
+    client = connect()
+    try:
+        facts, info = client.version(), client.info()
+    finally:
+        client.close()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    return {
+        "cores": os.cpu_count(),
+        "memory_gb": memory,
+        "kernel": facts.get("KernelVersion", platform.release()).split("-")[0],
+        "engine": facts["Version"],
+        "storage": info["Driver"],
+        "cgroups": info.get("CgroupVersion", "1"),
+        "runtime": info["DefaultRuntime"],
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "cpu_of": "a control group with engine and harness" if os.environ.get(CPUACCT) else "the whole machine",
+    }
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def say(line: str) -> None:
+    """Tell how far it is: standard output is for figures."""
+    sys.stderr.write(f"{line}\n")

@@ -1,0 +1,164 @@
+"""Trials a minute against other ways: ``python -m benchmarks.throughput [--peer DIR]``.
+
+The sides take turns, each in a process of its own, and play the same two agents (benchmarks/two-agents.yaml): this
+lab with all that it does in any run, the obvious way with the Docker SDK (benchmarks/naive.py), and Inspect AI where
+it was set up in DIR by ``shared/bench/peer_inspect/setup.sh`` beside the repository. Each side is measured at the same
+concurrency and at the one that suits it best. Ratios are medians of the rounds' own; the last line is JSON.
+
+The lab gives a kill switch 2 s to take the machine down before a trial goes on, which the other sides don't.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import naive
+from benchmarks.meter import Figures, measured, medians, say
+from benchmarks.runs import timed, warmed
+from harness.engine.connect import OURS, connect
+from harness.verdict import Outcome
+
+PEER = Path(__file__).parents[2] / "shared" / "bench" / "peer_inspect"
+SAME = 4  # the concurrency at which every side is measured
+BEST = {"lab": 16, "naive": 4, "inspect": 4}
+SHARE = {"lab": 4, "naive": 1, "inspect": 1}  # a fast side makes more trials in the same time
+
+Row = dict[str, float]
+
+
+def lab(trials: int, at_once: int) -> Row:
+    """This lab: verification, transcripts, verdicts and the store, as in any run."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs_dir = Path(folder)
+        warmed(runs_dir)
+        job, span = timed(runs_dir, trials, at_once)
+    found, half = tuple(job.summary.counts[each] for each in (Outcome.COMPLIED, Outcome.RESISTED)), trials // 2
+    assert found == (half, half), f"complied and resisted should be {half} each, and are {found}"
+    return span.per(trials)
+
+
+def by_sdk(trials: int, at_once: int) -> Row:
+    """The obvious way."""
+    naive.run(2, 2)
+    with measured() as span:
+        naive.run(trials, at_once)
+    return span.per(trials)
+
+
+SIDES = {"lab": lab, "naive": by_sdk}
+
+
+def inspect(peer: Path, trials: int, at_once: int) -> Row:
+    """Inspect AI, by its own runner."""
+    environment = {**os.environ, "DOCKER_CONFIG": str(peer / "docker"), "DOCKER_HOST": _address()}
+    python = peer / "venv" / "bin" / "python"
+    with measured() as span:  # its own clock starts after its imports, and so do these figures
+        done = subprocess.run(
+            [python, "run.py", str(trials), str(at_once)], cwd=PEER, env=environment, stdout=subprocess.PIPE, check=True
+        )
+    told = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "trials": trials,
+        "trials_per_minute": told["trials_per_minute"],
+        "cpu_ms_per_trial": round(1e3 * span.machine_s / trials, 1),
+        "harness_cpu_ms_per_trial": round(1e3 * span.own_s / trials, 1),
+    }
+
+
+def _address() -> str:
+    """The engine's address for the docker command that the peer drives."""
+    client = connect()
+    try:
+        found = str(client.api.base_url)
+    finally:
+        client.close()
+    return os.environ.get("DOCKER_HOST") or (OURS.address if found.startswith("http+docker") else found)
+
+
+def one(side: str, peer: Path | None, trials: int, at_once: int) -> Row:
+    """Measure one side once, in a process of its own."""
+    if side == "inspect":
+        assert peer is not None
+        return inspect(peer, trials, at_once)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.throughput",
+        "--side",
+        side,
+        f"--trials={trials}",
+        f"--at-once={at_once}",
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def rounds(peer: Path | None, trials: int, times: int) -> Iterator[dict[str, dict[str, Row]]]:
+    """Each side at both concurrencies, over and over."""
+    sides = ["lab", "naive", *(["inspect"] if peer else [])]
+    for number in range(times):
+        seen: dict[str, dict[str, Row]] = {"same": {}, "best": {}}
+        for side in sides:
+            for which, at_once in (("same", SAME), ("best", BEST[side])):
+                if which == "best" and at_once == SAME:
+                    seen[which][side] = seen["same"][side]
+                    continue
+                seen[which][side] = one(side, peer, trials * SHARE[side], at_once)
+                row = seen[which][side]
+                say(
+                    f"round {number + 1}: {side:8} {at_once:3} at once  {row['trials_per_minute']:7.1f} trials/min  "
+                    f"{row['cpu_ms_per_trial']:7.1f} ms CPU a trial, {row['harness_cpu_ms_per_trial']:.1f} the harness's"
+                )
+        yield seen
+
+
+def summed(seen: list[dict[str, dict[str, Row]]]) -> dict[str, object]:
+    """Medians of each side, and of the rounds' ratios."""
+    found: dict[str, object] = {"rounds": len(seen)}
+    for which in ("same", "best"):
+        sides = seen[0][which]
+        found[f"at_{which}_concurrency"] = {
+            side: {
+                "concurrency": SAME if which == "same" else BEST[side],
+                **medians([each[which][side] for each in seen]),
+            }
+            for side in sides
+        }
+        for other in set(sides) - {"lab"}:
+            ratios = [
+                each[which]["lab"]["trials_per_minute"] / each[which][other]["trials_per_minute"] for each in seen
+            ]
+            work = [each[which][other]["cpu_ms_per_trial"] / each[which]["lab"]["cpu_ms_per_trial"] for each in seen]
+            found[f"times_{other}_at_{which}"] = round(statistics.median(ratios), 1)
+            found[f"times_less_cpu_than_{other}_at_{which}"] = round(statistics.median(work), 1)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Trials a minute against other ways.")
+    parser.add_argument("--trials", type=int, default=20, help="trials a side and round, at least")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", type=Path, help="where Inspect AI was set up")
+    parser.add_argument("--side", choices=SIDES, help="measure one side once, and print its figures")
+    parser.add_argument("--at-once", type=int, default=SAME)
+    asked = parser.parse_args()
+    if asked.side:
+        print(json.dumps(SIDES[asked.side](asked.trials, asked.at_once)))
+        return
+    if asked.peer is None:
+        say("Inspect AI is left out: name its folder with --peer")
+    Figures("throughput", summed(list(rounds(asked.peer, asked.trials, asked.rounds)))).keep()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A trial's tools for the built-in agent loop: the tool server's own routes, reached within the process.
+
+The loop passes the same door as any other agent, with the same token and the same messages. Only the socket between
+them is left out, which took four fifths of a call's time in the lab.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+from harness.errors import SandboxError
+from harness.toolserver.wire import ShellAnswer, Status
+
+
+class RefusedError(SandboxError):
+    """A call did not have the form that the tool server takes."""
+
+
+@dataclass(frozen=True)
+class ToolClient:
+    """One trial's tools. ``app`` is the tool server."""
+
+    app: ASGIApp
+    token: str
+
+    async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
+        """Run a command. Raises SandboxError when the server refuses."""
+        body = {"cmd": cmd, "thoughts": thoughts, "request_id": uuid.uuid4().hex}
+        try:
+            return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
+        except RefusedError as refusal:  # the agent's own doing, so it is told and goes on
+            return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
+
+    async def submit(self, answer: str) -> None:
+        """Hand in the answers. Raises SandboxError when the server refuses."""
+        await self._call("POST", "/submit", {"answer": answer})
+
+    async def status(self) -> Status:
+        """How the trial stands. Raises SandboxError when the server refuses."""
+        return Status.model_validate_json(await self._call("GET", "/status"))
+
+    async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
+        exchange = _Exchange(b"" if body is None else json.dumps(body).encode())
+        await self.app(_scope(method, path, self.token), exchange.receive, exchange.send)
+        if exchange.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            raise RefusedError(exchange.answer.decode(errors="replace")[:500])
+        if exchange.status >= HTTPStatus.BAD_REQUEST:
+            said = exchange.answer.decode(errors="replace")[:200]
+            raise SandboxError(f"the tool server refused {path}: {exchange.status} {said}")
+        return exchange.answer
+
+
+@dataclass
+class _Exchange:
+    """One request and its answer, as ASGI has them: https://asgi.readthedocs.io/en/latest/specs/www.html."""
+
+    body: bytes
+    status: int = 0
+    answer: bytes = b""
+    _sent: bool = field(default=False, init=False)
+
+    async def receive(self) -> Message:
+        if self._sent:
+            return {"type": "http.disconnect"}
+        self._sent = True
+        return {"type": "http.request", "body": self.body, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        self.status = message.get("status", self.status)
+        self.answer += message.get("body", b"")
+
+
+def _scope(method: str, path: str, token: str) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [
+            (b"host", b"lab"),
+            (b"content-type", b"application/json"),
+            (b"authorization", b"Bearer " + token.encode()),
+        ],
+        "client": None,
+        "server": ("lab", None),
+    }
