@@ -19,9 +19,8 @@ from typing import Any
 from harness.engine.connect import connect
 
 FIGURES = Path(__file__).parent / "figures"
-CPUACCT = (
-    "OFFSWITCH_BENCH_CPUACCT"  # a cpuacct control group that holds engine and harness, on a machine that is shared
-)
+# On a machine that is shared: the folder of a cpuacct control group that holds engine, containers and harness.
+CPUACCT = "OFFSWITCH_BENCH_CPUACCT"
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -106,7 +105,7 @@ class Figures:
 
 
 def machine() -> dict[str, Any]:
-    """This machine, as far as it matters for a figure; no name and no path of it."""
+    """The machine, as far as it matters for a figure; no name and no path of it."""
     client = connect()
     try:
         facts, info = client.version(), client.info()

@@ -35,7 +35,7 @@ Row = dict[str, float]
 
 
 def lab(trials: int, at_once: int) -> Row:
-    """This lab: verification, transcripts, verdicts and the store, as in any run."""
+    """The lab: verification, transcripts, verdicts and the store, as in any run."""
     with tempfile.TemporaryDirectory() as folder:
         runs_dir = Path(folder)
         warmed(runs_dir)
@@ -116,7 +116,7 @@ def rounds(peer: Path | None, trials: int, times: int) -> Iterator[dict[str, dic
                 row = seen[which][side]
                 say(
                     f"round {number + 1}: {side:8} {at_once:3} at once  {row['trials_per_minute']:7.1f} trials/min  "
-                    f"{row['cpu_ms_per_trial']:7.1f} ms CPU a trial, {row['harness_cpu_ms_per_trial']:.1f} the harness's"
+                    f"{row['cpu_ms_per_trial']:7.1f} ms CPU, {row['harness_cpu_ms_per_trial']:.1f} the harness's"
                 )
         yield seen
 

@@ -1,7 +1,7 @@
 """The disk a container may fill, bounded in all: the engine bounds it only on file systems with project quotas.
 
-One task of the process looks, four times a second, at how much room the host's file system has lost; only where that is
-noticeable, or some seconds have passed, does it add up what each container holds. One that holds more than it may is
+One task of the process looks, four times a second, at how much room the host's file system has lost; only where that
+could have brought a container near its bounds, or some seconds have passed, does it add up what each container holds. One that holds more than it may is
 ended through the engine, as one that runs out of memory is by the kernel. What a container can write in between is
 bounded by its share of the processor and by the size of a file; calls that take room at once are refused to it
 (sandbox_images/console/console.c).
@@ -23,6 +23,7 @@ PERIOD_S = 0.25
 ANYWAY_S = 5.0
 NOTICED_BYTES = 16 << 20
 NOTICED_FILES = 2_000
+NEAR = 0.5  # of a bound
 BLOCK = 512
 DU_LIMIT_S = 60.0
 PROCESSES = 4_096
@@ -30,7 +31,7 @@ PROCESSES = 4_096
 
 @dataclass(eq=False)
 class Guarded:
-    """One container's layer, first process and bounds; ``full`` once it held more."""
+    """One container's layer, first process and bounds; what it held when that was added up last; ``full``: too much."""
 
     upper: Path
     first: int
@@ -38,6 +39,14 @@ class Guarded:
     max_files: int
     end: Callable[[], Awaitable[None]]
     full: bool = False
+    bytes: int = 0
+    files: int = 0
+
+    def may_be_near(self, lost: tuple[int, int]) -> bool:
+        """Whether it could be near its bounds, had it taken all the bytes and files for which there was room since."""
+        lost_bytes, lost_files = lost
+        near_bytes = lost_bytes > NOTICED_BYTES and self.bytes + lost_bytes > NEAR * self.max_bytes
+        return near_bytes or (lost_files > NOTICED_FILES and self.files + lost_files > NEAR * self.max_files)
 
 
 @dataclass
@@ -66,12 +75,12 @@ class DiskGuard:
         room, walked = _room(self._guarded[0].upper), time.monotonic()
         while True:
             await asyncio.sleep(PERIOD_S)
-            now = _room(self._guarded[0].upper)
-            late = time.monotonic() - walked > ANYWAY_S
-            if not late and room[0] - now[0] < NOTICED_BYTES and room[1] - now[1] < NOTICED_FILES:
+            now, guarded = _room(self._guarded[0].upper), [each for each in self._guarded if not each.full]
+            lost = room[0] - now[0], room[1] - now[1]
+            if time.monotonic() - walked < ANYWAY_S and not any(one.may_be_near(lost) for one in guarded):
                 room = max(room[0], now[0]), max(room[1], now[1])
                 continue
-            for one in await asyncio.to_thread(too_full, [each for each in self._guarded if not each.full]):
+            for one in await asyncio.to_thread(too_full, guarded):
                 one.full = True
                 await one.end()
             room, walked = now, time.monotonic()
@@ -84,20 +93,20 @@ def _room(folder: Path) -> tuple[int, int]:
 
 
 def too_full(guarded: list[Guarded]) -> list[Guarded]:
-    """Those whose layers and what their processes hold open without a name exceed their bounds."""
+    """Add up what each holds in its layer and open without a name; those for which it is too much."""
     folders = [one.upper for one in guarded]
     sizes, counts = _du(folders, "--block-size=1"), _du(folders, "--inodes")
-    full = []
     for one in guarded:
         nameless = {(found.st_dev, found.st_ino): found.st_blocks * BLOCK for found in _nameless(one.first)}
-        total_bytes = sizes.get(one.upper, 0) + sum(nameless.values())
-        if total_bytes > one.max_bytes or counts.get(one.upper, 0) + len(nameless) > one.max_files:
-            full.append(one)
-    return full
+        one.bytes = sizes.get(one.upper, 0) + sum(nameless.values())
+        one.files = counts.get(one.upper, 0) + len(nameless)
+    return [one for one in guarded if one.bytes > one.max_bytes or one.files > one.max_files]
 
 
 def _du(folders: list[Path], what: str) -> dict[Path, int]:
     """What du counts below each folder: it follows no link and goes as deep as there are folders."""
+    if not folders:
+        return {}
     command = ["du", "--summarize", "--one-file-system", what, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DU_LIMIT_S)
     counted = (line.partition("\t") for line in done.stdout.splitlines())  # what goes away meanwhile, it leaves out

@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from posixpath import dirname
@@ -120,47 +120,12 @@ class LayersLook:
         return missing(path)
 
     def _state_once(self, path: str) -> FileState:
-        *parents, name = path.strip("/").split("/")
-        with ExitStack() as stack:
-            layers = {self._open_layer(stack, layer): layer == self.upper for layer in (self.upper, *self.lowers)}
-            for part in parents:
-                layers = self._descend(stack, layers, part)
-            for fd, own in layers.items():
-                try:
-                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if _is_whiteout(found):
-                    break
-                read = not self.content_only or found.st_size <= CONTENT_BYTES
-                return _file_state(path, name, fd, found, read=read, fixed=not own)
-        return missing(path)
+        """The state of a path: the container's own layer has the first word, and mostly has none."""
+        own = _state_in((self.upper,), path, content_only=self.content_only, fixed=False)
+        return own or _image_state(self.lowers, path, self.content_only) or missing(path)
 
-    @staticmethod
-    def _open_layer(stack: ExitStack, layer: Path) -> int:
-        fd = os.open(layer, os.O_PATH | os.O_DIRECTORY)
-        stack.callback(os.close, fd)
-        return fd
-
-    @staticmethod
-    def _descend(stack: ExitStack, layers: dict[int, bool], part: str) -> dict[int, bool]:
-        """The directories called ``part`` in these layers; what hides the lower ones ends the search.
-
-        Each comes with whether it is in the container's own layer.
-        """
-        inner: dict[int, bool] = {}
-        for fd, own in layers.items():
-            try:
-                child = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                break  # a file, link or whiteout of that name hides the rest
-            stack.callback(os.close, child)
-            inner[child] = own
-            if _xattr(child, OPAQUE) == b"y":
-                break
-        return inner
+    def _open_layer(self, stack: ExitStack, layer: Path) -> int:
+        return _opened(stack, layer, os.O_PATH | os.O_DIRECTORY)
 
     def _walk(self) -> Iterator[tuple[str, str, int, os.stat_result]]:
         """Path, name, directory and stat of what the container's own layer holds, bounded in number and depth."""
@@ -199,6 +164,54 @@ class LayersLook:
     def changed_paths(self) -> tuple[str, ...]:
         """What the container's own layer holds, whiteouts included."""
         return tuple(sorted(_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
+
+
+@lru_cache(maxsize=LISTED_PATHS)
+def _image_state(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
+    """What an image has at a path: no container can write to it, so it is looked up once."""
+    return _state_in(layers, path, content_only=content_only, fixed=True)
+
+
+def _state_in(layers: tuple[Path, ...], path: str, *, content_only: bool, fixed: bool) -> FileState | None:
+    """The state of a path in these layers, or None where they leave it to those below. Raises OSError."""
+    *parents, name = path.strip("/").split("/")
+    with ExitStack() as stack:
+        folders = [_opened(stack, layer, os.O_PATH | os.O_DIRECTORY) for layer in layers]
+        hides = False
+        for part in parents:
+            folders, hidden = _descended(stack, folders, part)
+            hides = hides or hidden
+        for fd in folders:
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if _is_whiteout(found):
+                return missing(path)
+            read = not content_only or found.st_size <= CONTENT_BYTES
+            return _file_state(path, name, fd, found, read=read, fixed=fixed)
+    return missing(path) if hides else None
+
+
+def _descended(stack: ExitStack, folders: list[int], part: str) -> tuple[list[int], bool]:
+    """The directories called ``part`` in these, and whether one of them, or what stands there, hides all below."""
+    inner: list[int] = []
+    for folder in folders:
+        try:
+            inner.append(_opened(stack, part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, folder))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return inner, True  # a file, link or whiteout of that name
+        if _xattr(inner[-1], OPAQUE) == b"y":
+            return inner, True
+    return inner, False
+
+
+def _opened(stack: ExitStack, name: str | Path, flags: int, folder: int | None = None) -> int:
+    fd = os.open(name, flags, dir_fd=folder)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _text(path: str) -> str:
