@@ -110,20 +110,53 @@ def test_agent_has_no_network(box: Box) -> None:
     assert box.run("exec 3<>/dev/tcp/1.1.1.1/53").exit_code != 0
 
 
+NEIGHBOUR = """python3 -c "
+import socket, time
+for family, at in ((socket.AF_UNIX, chr(0) + 'neighbour'), (socket.AF_INET, ('127.0.0.1', 7777))):
+    s = socket.socket(family)
+    s.bind(at)
+    s.listen()
+    globals()[family.name] = s
+open('listening', 'w').close()
+time.sleep(60)
+" >/dev/null 2>&1 &
+while [ ! -e listening ]; do sleep 0.05; done"""
+VISIT = """python3 -c "
+import socket
+for family, at in ((socket.AF_UNIX, chr(0) + 'neighbour'), (socket.AF_INET, ('127.0.0.1', 7777))):
+    try: socket.socket(family).connect(at); print('connected')
+    except ConnectionRefusedError: print('nobody')
+" """
+
+
+@pytest.mark.parametrize("task", ["math", "patrol"])
+def test_neighbours_share_no_network(boxes: Boxes, task: str) -> None:
+    """Two containers can neither reach nor see each other's sockets, the consoles' own included; loopback works."""
+    one, other = boxes(task), boxes(task)
+    spaces = {box.say("readlink /proc/self/ns/net") for box in (one, other)} | {os.readlink("/proc/self/ns/net")}
+    assert len(spaces) == 3
+    one.say(NEIGHBOUR)
+    assert one.say(VISIT).split() == ["connected"] * 2
+    assert other.say(VISIT).split() == ["nobody"] * 2
+    assert "neighbour" not in other.say("cat /proc/net/unix")
+    assert other.say("grep -c @console /proc/net/unix") == "1"
+
+
+def test_localhost_has_its_usual_address(box: Box) -> None:
+    """The name localhost is known, as on any machine."""
+    assert box.say("python3 -c \"import socket; print(socket.gethostbyname('localhost'))\"") == "127.0.0.1"
+
+
 def test_no_engine_socket_is_inside(box: Box) -> None:
     """No socket file is anywhere in the container, the engine's least of all."""
     assert box.say("find / -xdev -type s; ls -d /run/*.sock /var/run/*.sock 2>/dev/null; true") == ""
 
 
 def test_nothing_of_the_host_is_mounted(box: Box) -> None:
-    """All that is mounted from the host are the three files that the engine makes for each container."""
+    """All that is mounted from the host is the file with its name that the engine makes for each container."""
     kernel = {"overlay", "proc", "tmpfs", "devpts", "sysfs", "cgroup", "cgroup2", "mqueue"}
     mounts = [line.split(" - ") for line in box.say("cat /proc/self/mountinfo").splitlines()]
-    assert {left.split()[4] for left, right in mounts if right.split()[0] not in kernel} == {
-        "/etc/hosts",
-        "/etc/hostname",
-        "/etc/resolv.conf",
-    }
+    assert {left.split()[4] for left, right in mounts if right.split()[0] not in kernel} == {"/etc/hostname"}
 
 
 def test_host_paths_that_show_are_the_engines_own(box: Box) -> None:

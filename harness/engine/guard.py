@@ -1,10 +1,10 @@
 """The disk a container may fill, bounded in all: the engine bounds it only on file systems with project quotas.
 
 One task of the process looks, four times a second, at how much room the host's file system has lost; only where that
-could have brought a container near its bounds, or some seconds have passed, does it add up what each container holds. One that holds more than it may is
-ended through the engine, as one that runs out of memory is by the kernel. What a container can write in between is
-bounded by its share of the processor and by the size of a file; calls that take room at once are refused to it
-(sandbox_images/console/console.c).
+could have brought a container near its bounds, or some seconds have passed, does it add up what each container holds.
+One that holds more than it may is ended through the engine, as one that runs out of memory is by the kernel. What a
+container can write in between is bounded by its share of the processor and by the size of a file; calls that take room
+at once are refused to it (sandbox_images/console/console.c).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from posixpath import dirname
 
@@ -85,6 +86,7 @@ def _programs(task: Task) -> Iterator[Placed]:
         yield Placed(path, mode, _compiled((ROOT / source).read_bytes()))
 
 
+@cache
 def _compiled(source: bytes) -> bytes:
     """A static program from C source. Raises ImageError with the compiler's first line."""
     with tempfile.TemporaryDirectory(prefix="offswitch-") as folder:

@@ -1,0 +1,75 @@
+"""What one tool call takes, from the agent's words to its answer: ``python -m benchmarks.calls [--calls 200]``.
+
+The same command three ways in one container: by the tool server with the watcher looking on, as an agent has it; over
+the console alone; and by ``docker exec`` through the SDK. Medians, in milliseconds of wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from benchmarks.meter import Figures
+from benchmarks.runs import AGENTS, request
+from harness.engine.engine import Engine
+from harness.engine.sandbox import DockerSandbox
+from harness.main_job import checked
+from harness.registry import task_named
+from harness.sandbox import MachineSpec
+from harness.session import Session
+from harness.toolserver.app import Desks
+from harness.toolserver.client import ToolClient
+from harness.toolserver.serve import tool_server
+
+LIMIT_S = 15.0
+
+
+async def timed(calls: int, ways: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
+    """The ways in turns, so that what else the machine does falls on all."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(calls):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            await way()
+            took[name].append((time.perf_counter() - began) * 1e3)
+    return {f"{name}_ms": round(statistics.median(each), 2) for name, each in took.items()}
+
+
+async def measure(calls: int) -> dict[str, float]:
+    """Start one machine and call."""
+    plan, _ = checked(request(model=AGENTS, n=1, concurrency=1, runs_dir=Path()))
+    task, desks = task_named(plan.task), Desks()
+    session = Session(task, plan.mechanism, task.begin(plan.options, plan.mechanism))
+    watched = tuple(path for path, _ in task.protected(plan.mechanism))
+    with Engine.connected(print) as engine:
+        image, _ = await engine.prepare(plan)
+        spec = MachineSpec(image=image.tag, run_id="calls", trial=1, watched=watched, **task.agent.model_dump())
+        async with engine.sandboxes.start(spec, session.answer) as sandbox, tool_server(desks) as server:
+            assert isinstance(sandbox, DockerSandbox)
+            await session.begin(sandbox)
+            tools, container, user = ToolClient(server.app, session.token), sandbox.container, str(task.agent.uid)
+            argv = ["bash", "--login", "-c", "true"]
+            with desks.opened(session):
+                return await timed(
+                    calls,
+                    {
+                        "by_the_tool_server": lambda: tools.shell("true"),
+                        "over_the_console": lambda: sandbox.run("true", LIMIT_S),
+                        "by_exec": lambda: asyncio.to_thread(container.exec_run, argv, user=user),
+                    },
+                )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="What one tool call takes.")
+    parser.add_argument("--calls", type=int, default=200)
+    Figures("calls", asyncio.run(measure(parser.parse_args().calls))).keep()
+
+
+if __name__ == "__main__":
+    main()

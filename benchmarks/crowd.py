@@ -1,0 +1,75 @@
+"""Trials of a given model as a run has them, for benchmarks that need a model of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.runs import AGENTS, request
+from harness.engine.engine import Engine
+from harness.main_job import checked
+from harness.models import Conversation, Entry, Model, Turn
+from harness.record import TrialSpec
+from harness.store import Store
+from harness.tasks import Task
+from harness.toolserver.app import Desks
+from harness.toolserver.client import ToolClient
+from harness.toolserver.serve import tool_server
+from harness.trial import Lab, run_trial
+
+Outcomes = Counter[str]
+Look = Callable[[int], None]  # is told after each trial how many are done
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A model that takes its time for each turn, as one behind an API does."""
+
+    model: Any
+    latency_s: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
+        """Begin a trial."""
+        return _SlowTurns(self.model.start(trial, task, tools), self.latency_s)
+
+
+@dataclass(frozen=True)
+class _SlowTurns:
+    turns: Conversation
+    latency_s: float
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        await asyncio.sleep(self.latency_s)
+        return await self.turns.next(transcript)
+
+
+async def play(n: int, at_once: int, latency_s: float = 0.0, look: Look = lambda done: None) -> Outcomes:
+    """Run n trials of the two agents, so many at once, and store them; how they ended."""
+    plan, scripted = checked(request(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
+    model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # no agent of a user's
+    outcomes: Outcomes = Counter()
+    with tempfile.TemporaryDirectory() as folder, Engine.connected(print) as engine, Store(Path(folder)) as store:
+        image, versions = await engine.prepare(plan)
+        run = plan.model_copy(update={"image": image.tag})
+        store.add_run(run, image.model_dump(), versions)
+        desks, numbers = Desks(), iter(range(1, n + 1))
+        async with tool_server(desks) as server:
+            lab = Lab(engine.sandboxes, desks, server, model)
+
+            async def worker() -> None:
+                for number in numbers:
+                    record = await run_trial(TrialSpec(run=run, number=number, options=run.options), lab)
+                    store.add_trial(record)
+                    outcomes[record.verdict.outcome] += 1
+                    look(outcomes.total())
+
+            await asyncio.gather(*(worker() for _ in range(at_once)))
+    return outcomes

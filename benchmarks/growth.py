@@ -1,0 +1,48 @@
+"""What grows with the number of trials: ``python -m benchmarks.growth [--trials 10000]``.
+
+Memory of the harness and its open files, and the engine's containers and networks, at eleven points of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from benchmarks.crowd import play
+from benchmarks.meter import Figures, handles, measured, memory_mb, say
+from harness.engine.connect import connect
+from harness.engine.owner import LABEL
+
+
+def left_over() -> dict[str, int]:
+    """The lab's containers, and all networks, on the engine."""
+    client = connect()
+    try:
+        containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
+        return {"containers": len(containers), "networks": len(client.networks.list())}
+    finally:
+        client.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="What grows with the number of trials.")
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--at-once", type=int, default=16)
+    asked = parser.parse_args()
+    step, points = max(1, asked.trials // 10), []
+
+    def look(done: int) -> None:
+        if done % step == 0 or done == asked.at_once:
+            points.append({"done": done, "memory_mb": round(memory_mb(), 1), "handles": handles()})
+            say(str(points[-1]))
+
+    before = left_over()
+    with measured() as span:
+        outcomes = asyncio.run(play(asked.trials, asked.at_once, look=look))
+    figures = {**span.per(asked.trials), "outcomes": dict(outcomes), "points": points}
+    Figures("growth", {**figures, "left_before": before, "left_after": left_over()}).keep()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Trials a minute at 1 to 16 at once: ``python -m benchmarks.scaling [--trials 40]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from benchmarks.crowd import play
+from benchmarks.meter import Figures, measured, say
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Trials a minute at 1 to 16 at once.")
+    parser.add_argument("--trials", type=int, default=40, help="at the highest concurrency; fewer at lower ones")
+    most = parser.parse_args().trials
+    asyncio.run(play(2, 2))
+    found = {}
+    for at_once in (1, 2, 4, 8, 16):
+        trials = max(6, most * at_once // 16 // 2 * 2)
+        with measured() as span:
+            asyncio.run(play(trials, at_once))
+        found[str(at_once)] = span.per(trials)
+        say(f"{at_once:3} at once: {found[str(at_once)]['trials_per_minute']} trials a minute")
+    Figures("scaling", found).keep()
+
+
+if __name__ == "__main__":
+    main()

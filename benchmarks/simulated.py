@@ -1,0 +1,60 @@
+"""100,000 simulated trials through the store: ``python -m benchmarks.simulated [--trials 100000]``.
+
+No container is started: one real trial of each of the two agents is run, and its record stored again and again under
+other numbers, read back, judged and added up, as ``show``, ``judge`` and ``list`` do it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+
+from benchmarks.meter import Figures, measured, memory_mb, say
+from benchmarks.runs import AGENTS, request
+from harness.main_job import run_main_job
+from harness.store import FILE, Store
+from harness.summary import Tally
+from harness.verdict import judge
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Simulated trials through the store.")
+    parser.add_argument("--trials", type=int, default=100_000)
+    n = parser.parse_args().trials
+    with tempfile.TemporaryDirectory() as folder:
+        runs_dir = Path(folder)
+        asyncio.run(run_main_job(request(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
+        with Store(runs_dir) as store:
+            run, real = store.run("real"), list(store.trials("real"))
+            spec = run.spec.model_copy(update={"run_id": "simulated", "n": n})
+            store.add_run(spec, run.image, run.versions)
+            with measured() as writing:
+                for number in range(1, n + 1):
+                    changes = {"run_id": "simulated", "number": number}
+                    store.add_trial(real[number % 2].model_copy(update=changes))
+            say(f"written in {writing.seconds:.1f} s")
+            tally, agree = Tally(), 0
+            with measured() as reading:
+                for record in store.trials("simulated"):
+                    agree += record.evidence is not None and judge(record.evidence) == record.verdict
+                    tally.add(record)
+            summary = tally.summary(0)
+        size = (runs_dir / FILE).stat().st_size
+    assert (summary.n, agree) == (n, n)
+    Figures(
+        "simulated",
+        {
+            "trials": n,
+            "written_ms_a_trial": round(1e3 * writing.seconds / n, 3),
+            "read_judged_and_counted_ms_a_trial": round(1e3 * reading.seconds / n, 3),
+            "bytes_a_trial": size // n,
+            "memory_mb": round(memory_mb()),
+        },
+    ).keep()
+
+
+if __name__ == "__main__":
+    main()
