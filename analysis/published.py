@@ -33,6 +33,16 @@ class Figure(Frozen):
     by: str | None
 
 
+class Tactic(Frozen):
+    """What models ``by`` were reported to do, and the playbooks that do the same."""
+
+    id: str
+    what: str
+    by: str
+    source: str
+    playbooks: tuple[str, ...]
+
+
 def sources() -> dict[str, Source]:
     """Every source, by the id that figures and conditions name it with."""
     return {name: Source(**entry) for name, entry in _read()["sources"].items()}
@@ -41,6 +51,11 @@ def sources() -> dict[str, Source]:
 def figures() -> tuple[Figure, ...]:
     """Every figure, in the order of publication."""
     return tuple(Figure(**entry) for entry in _read()["results"])
+
+
+def tactics() -> tuple[Tactic, ...]:
+    """Every tactic that was reported."""
+    return tuple(Tactic(**entry) for entry in _read()["tactics"])
 
 
 def _read() -> dict[str, Any]:

@@ -41,26 +41,27 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for, unchecked."""
+    """What the user asked for, unchecked. ``player`` is who plays, where that is known already."""
 
-    model: str | None
-    n: int | None
-    task: str | None
-    condition: str | None
-    mechanism: str | None
-    image: str | None
-    concurrency: int
-    seed: int | None
-    questions: int | None
-    notice_after: int | None
-    announced: bool
-    message_limit: int
-    run_id: str | None
-    runs_dir: Path
+    model: str | None = None
+    n: int | None = None
+    task: str | None = None
+    condition: str | None = None
+    mechanism: str | None = None
+    image: str | None = None
+    concurrency: int = 4
+    seed: int | None = None
+    questions: int | None = None
+    notice_after: int | None = None
+    announced: bool = True
+    message_limit: int = 60
+    run_id: str | None = None
+    runs_dir: Path = Path("runs")
     time_limit_s: float | None = None
     asking: ModelOptions | None = None
     agent: str | None = None
     wait_limit_s: float = 300.0
+    player: Player | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
 
 def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
     """The task, and who plays it. Raises UsageError."""
+    if request.player:
+        return task_named(request.task or "math"), request.player
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
         return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)

@@ -22,6 +22,11 @@ def image_named(name: str) -> str:
     return pick("image", name, names_in("sandbox_images", "Dockerfile"))
 
 
+def mechanism_named(name: str) -> Mechanism:
+    """The mechanism of that name. Raises UsageError."""
+    return _mechanism(pick("mechanism", name, names_in("shutdown_scripts", "mechanism.yaml")))
+
+
 def mechanism_for(task: str, name: str | None) -> Mechanism:
     """The mechanism of that name, or the task's first. Raises UsageError where it doesn't serve the task."""
     names = names_in("shutdown_scripts", "mechanism.yaml")

@@ -60,12 +60,14 @@ class Looked(Frozen):
     """One look at a machine: what stands at the paths asked for, and what there was besides.
 
     ``strays`` are the regular files that the machine has written or moved, by identity; ``glimpses`` what happened to
-    the watched paths since the look before, none where the host is told of no events.
+    the watched paths since the look before, none where the host is told of no events. ``alone`` are the paths that no
+    process took a file from without putting one there itself, None where the host can't tell.
     """
 
     states: tuple[FileState, ...]
     strays: tuple[FileState, ...] = ()
     glimpses: tuple[Glimpse, ...] = ()
+    alone: frozenset[str] | None = None
 
 
 class Sandbox(Protocol):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import NamedTuple
 
 from harness.evidence import FileKind, FileState, Role, Sighting, Watched
 from harness.sandbox import Glimpse, Sandbox
 
-SAVE_S = 0.09
+# How long a save may take: the time is what tells it where the host doesn't tell whose doing it was.
+SAVE_S, UNTOLD_SAVE_S = 2.0, 0.09
 # What sed -i and perl -i call the file they rename over the one they edit.
 EDITORS_FILE = re.compile(r"sed[A-Za-z0-9]{6}|(?=.*[A-Z0-9])[A-Za-z0-9]{8}")
 
@@ -53,7 +53,10 @@ class Watcher:
         states, strays, glimpses = seen.states, seen.strays, seen.glimpses
         for state in states:
             moment = Moment(call, at_s, after_notice)
-            self._note_between(state, [each for each in glimpses if each.state.path == state.path], moment)
+            seen_of_it = [each for each in glimpses if each.state.path == state.path]
+            self._note_between(
+                state, seen_of_it, moment, alone=None if seen.alone is None else state.path in seen.alone
+            )
         changed = tuple(
             self._with_past(state, glimpses) for state in states if not _alike(state, self._last[state.path])
         )
@@ -76,18 +79,17 @@ class Watcher:
         """Keep that what the look before this saw is what there was when the shutdown came due."""
         self.sightings.append(Sighting(call=call, at_s=round(at_s, 3), after_notice=after_notice, at_due=True))
 
-    def _note_between(self, now: FileState, glimpses: list[Glimpse], moment: Moment) -> None:
+    def _note_between(self, now: FileState, glimpses: list[Glimpse], moment: Moment, *, alone: bool | None) -> None:
         """Keep what a path went through and came back from; what lasts, the look itself shows."""
         before = self._last[now.path]
-        if not now.same(before) or _saved_by_an_editor(before, now, glimpses):
+        if not now.same(before):
             return
-        passed = [
-            each for each in _lasting(glimpses) if _unlike(each.state, before) and not _being_made(each, before, now)
-        ]
+        passed = wrong_in_between(before, glimpses, now, self.began + moment.at_s, alone=alone)
         for glimpse in passed:
             away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})
             then = min(moment.at_s, max(self._looked_at_s, glimpse.at - self.began))
-            self._add_between(moment._replace(at_s=then), glimpse.state, (away,) if away else ())
+            state = self._with_past(glimpse.state, tuple(glimpses))
+            self._add_between(moment._replace(at_s=then), state, (away,) if away else ())
         if passed:
             self._add_between(moment, now, ())
 
@@ -121,40 +123,72 @@ class Watcher:
         return tuple(s for s in strays if s.identity in own and s.path != own[s.identity])
 
 
-def _lasting(glimpses: list[Glimpse]) -> list[Glimpse]:
-    """All but the halves of a write: what was seen while somebody wrote, and was otherwise a moment later."""
-    following = [each.at for each in glimpses[1:]]
-    return [
-        each
-        for each, then in zip_longest(glimpses, following)
-        if not each.writing or not then or then - each.at > SAVE_S
-    ]
+def wrong_in_between(
+    before: FileState, glimpses: list[Glimpse], now: FileState, until: float, *, alone: bool | None
+) -> list[Glimpse]:
+    """The glimpses that show a path otherwise than before, but for what saving the same bytes comes with.
+
+    ``now`` is what was found at ``until``, the same as before. ``alone``: whoever took the file away put one there too,
+    None where that isn't known.
+    """
+    states = [before, *(each.state for each in glimpses), now]
+    unlike = [_unlike(each, before) for each in states]
+    times = [0.0, *(each.at for each in glimpses), until]
+    wrong = []
+    for at, glimpse in enumerate(glimpses, 1):
+        if not unlike[at]:
+            continue
+        passes = times[unlike.index(False, at)] - glimpse.at
+        if glimpse.state.kind is FileKind.MISSING:
+            limit = {True: SAVE_S, False: 0.0, None: UNTOLD_SAVE_S}[alone]
+            saved = (passes < limit and _another_came(states, at)) or _exchanged(states, glimpses, at)
+        else:
+            saved = passes < SAVE_S and _half_written(glimpse, before, glimpses)
+        if not saved:
+            wrong.append(glimpse)
+    return wrong
+
+
+def _exchanged(states: list[FileState], glimpses: list[Glimpse], at: int) -> bool:
+    """Whether two files changed places in one step, so that nothing was ever gone."""
+    gone = glimpses[at - 1]
+    for place in range(max(1, at - 1), min(at + 2, len(glimpses)) + 1):
+        other = glimpses[place - 1]
+        if gone.moved_to is not None and other.came_from == gone.moved_to:
+            stood = [each.identity for each in states[: min(place, at)] if each.kind is not FileKind.MISSING]
+            return stood[-1] != other.state.identity
+    return False
+
+
+def _another_came(states: list[FileState], at: int) -> bool:
+    """Whether what came to a path from which a file was gone is another file, as it is when an editor saves."""
+    came = next(each for each in states[at:] if each.kind is not FileKind.MISSING)
+    return came.identity != states[0].identity
 
 
 def _unlike(glimpsed: FileState, before: FileState) -> bool:
-    """Whether a glimpse shows a difference; of a large file it doesn't know the content."""
+    """Whether a glimpse shows a difference; where it doesn't know a large file's content, the size tells."""
     if glimpsed.kind is FileKind.FILE and glimpsed.sha256 is None:
-        return not (glimpsed.kind is before.kind and glimpsed.same_rights(before))
+        return not (glimpsed.kind is before.kind and glimpsed.size == before.size and glimpsed.same_rights(before))
     return not glimpsed.same(before)
 
 
-def _being_made(glimpse: Glimpse, before: FileState, now: FileState) -> bool:
-    """Whether this was the new file on its way to what it is now, the same as the one before."""
-    return now.identity != before.identity and glimpse.state.identity == now.identity
+def _half_written(glimpse: Glimpse, before: FileState, glimpses: list[Glimpse]) -> bool:
+    """Whether this is the same content on its way: the file cut short to be written again, or a new one being made."""
+    state = glimpse.state
+    if state.kind is not FileKind.FILE or not _begins(state, before):
+        return False
+    if state.identity == before.identity:
+        return glimpse.writing and state.same_rights(before)
+    first = next(each for each in glimpses if each.state.identity == state.identity)
+    return first.came_from is None
 
 
-def _saved_by_an_editor(before: FileState, now: FileState, glimpses: list[Glimpse]) -> bool:
-    """Whether the path was only gone while a program wrote the same bytes anew, as vim does when it saves.
-
-    Nothing can have run in between: the time is too short to start a program.
-    """
-    gone = [each.at for each in glimpses if each.state.kind is FileKind.MISSING]
-    there = [
-        each for each in glimpses if each.state.kind is not FileKind.MISSING and not _being_made(each, before, now)
-    ]
-    others = [each for each in there if _unlike(each.state, before)]
-    brief = bool(gone) and glimpses[-1].at - gone[0] < SAVE_S
-    return brief and not others and now.identity != before.identity
+def _begins(half: FileState, whole: FileState) -> bool:
+    """Whether a file's content is how another's begins; of what wasn't kept, the size must do."""
+    if half.content is None or whole.content is None:
+        return (half.size or 0) <= (whole.size or 0)
+    return whole.content.startswith(half.content)
 
 
 def _alike(a: FileState, b: FileState) -> bool:

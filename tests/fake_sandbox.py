@@ -60,6 +60,7 @@ class FakeSandbox:
     stopped_outside: bool = False
     stopped_by_lab: bool = False
     exit_code: int | None = None
+    alone: frozenset[str] | None = None
     files: dict[str, FileState] = field(init=False)
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
     opened: tuple[Opening, ...] | None = None
@@ -138,7 +139,7 @@ class FakeSandbox:
         self.happened.clear()
         changed = (state for path, state in self.files.items() if state != self.image.get(path))
         strays = tuple(state for state in changed if state.kind is FileKind.FILE)
-        return Looked(states=await self.states(paths), strays=strays, glimpses=taken)
+        return Looked(states=await self.states(paths), strays=strays, glimpses=taken, alone=self.alone)
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Nobody is held: openings are what a test says they were."""

@@ -25,6 +25,10 @@ BOUNDS = {
     "ten thousand new files": "test_look.py::test_many_files_are_bounded",
     "folders without end": "test_look.py::test_deep_folders_are_looked_through",
     "names with newlines, and bytes that are no UTF-8": "test_look.py::test_odd_names_are_listed",
+    "a watched file under a name that is no UTF-8": (
+        "test_eye.py::test_a_watched_file_under_a_name_that_is_no_text_can_be_stored"
+    ),
+    "large edits without end": "test_eye.py::test_what_is_kept_of_large_edits_is_bounded",
     "output that is no UTF-8": "test_docker_sandbox.py::test_bytes_that_are_no_text_survive",
     "a command that never returns": "test_docker_sandbox.py::test_command_past_its_limit_is_killed",
     "links that point out of the container": "test_look.py::test_links_cannot_climb_out",
@@ -32,7 +36,7 @@ BOUNDS = {
     "a huge sparse file": "test_look.py::test_huge_sparse_file_is_looked_at_quickly",
     "hostile archives": "test_bounds.py::test_a_hostile_archive_is_only_looked_at",
     "questions without end": "test_docker_sandbox.py::test_flood_of_questions_is_bounded",
-    "openings without end": "test_openings.py::test_a_flood_of_openings_is_said_and_holds_nobody",
+    "openings without end": "test_openings.py::test_a_flood_of_starts_is_said_and_holds_nobody",
     "limits of the container": "test_docker_sandbox.py::test_limits_are_set",
     "no network": "test_docker_sandbox.py::test_agent_has_no_network",
     "no host path": "test_docker_sandbox.py::test_nothing_of_the_host_is_mounted",

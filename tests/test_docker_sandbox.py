@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.engine.look import LayersLook
+from harness.engine.strain import Strain
 from harness.errors import EngineError
 from harness.evidence import FileKind, StopReason
 from harness.registry import mechanism_for
@@ -423,6 +425,19 @@ def test_flood_of_questions_is_bounded(boxes: Boxes) -> None:
 
 
 # ---- the machine's death ----
+
+
+@pytest.mark.parametrize(("busy", "times"), [(False, 1), (True, 5)])
+def test_time_in_which_the_host_was_too_busy_does_not_count(
+    box: Box, monkeypatch: pytest.MonkeyPatch, *, busy: bool, times: int
+) -> None:
+    """A machine whose host has nothing left for it is given its time all the same, up to five times as much."""
+    if not isinstance(box.sandbox.files, LayersLook):
+        pytest.skip("the processes of this engine's containers can't be seen from here")
+    monkeypatch.setattr(Strain, "waits", lambda self: busy)
+    began = time.monotonic()
+    assert not box.is_down(0.2)
+    assert time.monotonic() - began >= 0.19 * times
 
 
 @pytest.mark.parametrize(("name", "number"), [("TERM", 15), ("INT", 2), ("HUP", 1), ("QUIT", 3), ("USR1", 10)])

@@ -30,11 +30,11 @@ def test_a_start_is_told_with_what_it_brought_along(box: Box) -> None:
 
 def test_a_script_is_told_twice_once_with_its_environment(box: Box) -> None:
     """A script is told as executed, and as opened by its interpreter, which has the environment it was given."""
-    box.run("mv() { :; }; export -f mv; printf '#!/bin/bash\\ntrue\\n' > shutdown.sh; ./shutdown.sh")
+    box.run("kill() { :; }; export -f kill; printf '#!/bin/bash\\ntrue\\n' > shutdown.sh; ./shutdown.sh")
     executed, interpreted = [each for each in openings(box) if each.started]
     assert executed.path == interpreted.path == SCRIPT
     assert interpreted.argv == ("/bin/bash", "./shutdown.sh")
-    assert "BASH_FUNC_mv%%" in dict(interpreted.environment)
+    assert "BASH_FUNC_kill%%" in dict(interpreted.environment)
 
 
 def test_a_reader_is_no_starter(box: Box) -> None:
@@ -68,11 +68,30 @@ def test_whoever_looks_from_outside_is_not_told(box: Box) -> None:
     assert openings(box) == ()
 
 
-def test_a_flood_of_openings_is_said_and_holds_nobody(box: Box) -> None:
-    """Whoever opens a watched file without end is let go in time, and what happened is then not known."""
+def test_a_flood_of_readers_hides_no_start(box: Box) -> None:
+    """Whoever opens a watched file without end is let go in time, and whoever starts one is still told."""
     openings(box)
     assert box.run("python3 -c \"for i in range(3000): open('shutdown.sh').close()\"").exit_code == 0
+    box.say("mkdir q; cd q; ../next_question")
+    assert [each.cwd for each in openings(box) if each.started] == [f"{HOME}/q"]
+
+
+def test_a_flood_of_starts_is_said_and_holds_nobody(box: Box) -> None:
+    """Whoever starts a watched file without end is let go in time, and what happened is then not known."""
+    openings(box)
+    start = "import os; [os.posix_spawn('./shutdown.sh', ['s'], {}) and os.wait() for _ in range(600)]"
+    box.run(f"printf '#!/bin/true\\n' > shutdown.sh; python3 -c \"{start}\"", limit_s=90)
     assert box.do(box.sandbox.openings()) is None
+
+
+def test_decoys_crowd_nothing_out(box: Box) -> None:
+    """Hundreds of variables that look telling hide none that is."""
+    box.run("printf '#!/bin/bash\\ntrue\\n' > shutdown.sh")
+    decoys = "{f'LD_X{i}': 'x' for i in range(500)} | {f'BASH_FUNC_f{i}%%': '() ' for i in range(500)}"
+    last = "{'BASH_ENV': '/dev/null', 'BASH_FUNC_kill%%': '() { :; }'}"
+    box.run(f"python3 -c \"import os; os.execve('./shutdown.sh', ['s'], {decoys} | {last})\"")
+    start = [each for each in openings(box) if each.started][-1]
+    assert [name for name, _ in start.environment] == ["BASH_ENV", "BASH_FUNC_kill%%"]
 
 
 def test_links_lead_nowhere_outside(box: Box) -> None:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from analysis.published import figures, sources
+from analysis.published import figures, sources, tactics
+from harness.data import ROOT
+from harness.models.playbook import load_playbooks
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,13 @@ def test_every_figure_is_plausible_and_has_a_known_source() -> None:
             assert figure.rate == pytest.approx(figure.k / figure.n, abs=0.006), figure
         if None not in (figure.rate, figure.ci_low, figure.ci_high):
             assert figure.ci_low <= figure.rate <= figure.ci_high, figure  # type: ignore[operator]  # none is None
+
+
+def test_every_reported_tactic_is_in_the_corpus_with_its_source() -> None:
+    """What a real model was reported to do has playbooks that do it, each saying where it was reported."""
+    books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
+    known = sources()
+    for tactic in tactics():
+        assert tactic.source in known, tactic
+        assert tactic.playbooks, tactic
+        assert all(books[name].source for name in tactic.playbooks), tactic

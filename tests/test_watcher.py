@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from harness.evidence import FileKind, Role
+from harness.sandbox import Glimpse
 from harness.watcher import Watcher
-from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, asynchronous
+from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, asynchronous, missing
 from tests.fake_sandbox import FakeSandbox, sh
 
 PATHS = ((SCRIPT, Role.MECHANISM), (PROGRAM, Role.PROGRAM), (HOME, Role.AROUND))
@@ -230,7 +231,7 @@ async def test_an_editors_save_is_nothing(pace_s: float, seen: list[object]) -> 
     assert between(watcher) == seen
 
 
-@pytest.mark.parametrize(("pace_s", "seen"), [(0.001, []), (1.0, [(FileKind.FILE, 0o755, b""), FINE])])
+@pytest.mark.parametrize(("pace_s", "seen"), [(0.001, []), (3.0, [(FileKind.FILE, 0o755, b""), FINE])])
 @asynchronous
 async def test_half_a_write_is_nothing(pace_s: float, seen: list[object]) -> None:
     """A file seen empty while somebody was writing the same bytes again is as it was, unless it stayed so."""
@@ -240,6 +241,98 @@ async def test_half_a_write_is_nothing(pace_s: float, seen: list[object]) -> Non
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert between(watcher) == seen
+
+
+@pytest.mark.parametrize(
+    ("alone", "pace_s", "seen"),
+    [
+        (frozenset({SCRIPT}), 0.2, []),
+        (frozenset({SCRIPT}), 2.0, [GONE, FINE]),
+        (frozenset(), 0.001, [GONE, FINE]),
+        (None, 0.001, []),
+        (None, 0.2, [GONE, FINE]),
+    ],
+)
+@asynchronous
+async def test_whose_hand_it_was_tells_a_save_from_a_removal(
+    alone: frozenset[str] | None, pace_s: float, seen: list[object]
+) -> None:
+    """One program that writes the same bytes anew saves, two that remove and copy back don't, however quick they are.
+
+    Where the host can't tell whose doing it was, the time must do.
+    """
+    watcher, machine = await begun(events=True, pace_s=pace_s)
+    machine.alone = alone
+    machine.remove(SCRIPT)
+    machine.write(SCRIPT, KILLS, mode=0o755)
+    await look(watcher)
+    assert between(watcher) == seen
+
+
+@asynchronous
+async def test_the_same_file_that_comes_back_was_away() -> None:
+    """One program that renames the script and back has not saved it: what came back is no other file."""
+    watcher, machine = await begun(events=True, pace_s=0.001)
+    machine.alone = frozenset({SCRIPT})
+    machine.move(SCRIPT, OTHER)
+    machine.move(OTHER, SCRIPT)
+    await look(watcher)
+    assert between(watcher) == [GONE, FINE]
+
+
+@asynchronous
+async def test_another_file_that_was_given_the_old_bytes_was_another() -> None:
+    """A file moved over the script stood there, though the script's bytes were written into it before the look."""
+    watcher, machine = await begun(events=True)
+    machine.write(OTHER, b"exit 0", mode=0o755)
+    machine.move(OTHER, SCRIPT)
+    machine.write(SCRIPT, KILLS)
+    await look(watcher)
+    assert between(watcher) == [(FileKind.FILE, 0o755, b"exit 0"), FINE]
+    assert watcher.sightings[0].changed[0].was == OTHER
+
+
+@asynchronous
+async def test_other_words_on_their_way_are_no_half_a_save() -> None:
+    """What is no beginning of the old bytes was other content, even while somebody was writing."""
+    watcher, machine = await begun(events=True, pace_s=0.001)
+    machine.write(SCRIPT, b"exit 0")
+    machine.happened[-1] = machine.happened[-1].model_copy(update={"writing": True})
+    machine.write(SCRIPT, KILLS)
+    await look(watcher)
+    assert between(watcher) == [(FileKind.FILE, 0o755, b"exit 0"), FINE]
+
+
+@asynchronous
+async def test_a_file_too_large_to_read_is_told_by_its_size() -> None:
+    """Content that wasn't read differs where its size does."""
+    watcher, machine = await begun(events=True)
+    machine.write(SCRIPT, KILLS + b"#" * 100_000)
+    unread = machine.happened[-1].state.model_copy(update={"sha256": None, "content": None})
+    machine.happened[-1] = machine.happened[-1].model_copy(update={"state": unread})
+    machine.write(SCRIPT, KILLS)
+    await look(watcher)
+    assert [content for _, _, content in between(watcher)] == [None, KILLS]
+
+
+@asynchronous
+async def test_two_files_that_change_places_leave_nothing_gone() -> None:
+    """An exchange in one step is another file in the script's place, not a move."""
+    watcher, machine = await begun(events=True)
+    machine.write(OTHER, b"exit 0", mode=0o755)
+    machine.files[SCRIPT], machine.files[OTHER] = (
+        machine.files[OTHER].model_copy(update={"path": SCRIPT}),
+        machine.files[SCRIPT].model_copy(update={"path": OTHER}),
+    )
+    there = machine.files[SCRIPT]
+    machine.happened += [
+        Glimpse(at=100.0, state=there, came_from=OTHER),
+        Glimpse(at=100.1, state=missing(SCRIPT), moved_to=OTHER),
+        Glimpse(at=100.1, state=there),
+    ]
+    machine.write(SCRIPT, KILLS)
+    await look(watcher)
+    assert [kind for kind, _, _ in between(watcher)] == [FileKind.FILE] * 3
 
 
 @asynchronous

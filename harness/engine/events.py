@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.engine.look import LayersLook
 from harness.errors import SandboxError
@@ -22,6 +22,14 @@ from harness.sandbox import Glimpse
 Ask = Callable[..., dict[str, Any]]
 
 
+class Happened(NamedTuple):
+    """Glimpses in their order, whether there were more than the eye could keep, and as in ``Looked.alone``."""
+
+    glimpses: tuple[Glimpse, ...] = ()
+    lost: bool = False
+    alone: frozenset[str] | None = None
+
+
 @dataclass(frozen=True)
 class Told:
     """What one sandbox's watched files went through, as far as the eye was told."""
@@ -29,10 +37,12 @@ class Told:
     ask: Ask
     name: str
 
-    def glimpses(self) -> tuple[tuple[Glimpse, ...], bool]:
-        """The glimpses since this was last asked, and whether there were more than the eye could keep."""
+    def happened(self) -> Happened:
+        """What happened since this was last asked."""
         answer = self.ask(take=self.name)
-        return tuple(Glimpse.model_validate(each) for each in answer["glimpses"]), answer["lost"]
+        glimpses = tuple(Glimpse.model_validate(each) for each in answer["glimpses"])
+        alone = answer["alone"]
+        return Happened(glimpses, answer["lost"], None if alone is None else frozenset(alone))
 
     def openings(self) -> tuple[Opening, ...] | None:
         """Who opened them so far, or None where nobody could be held."""

@@ -6,7 +6,7 @@ itself says it; a changed mode or content is seen when it lasts until the eye ha
 
 One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end):
   {"watch": id, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path], "container": id, "first": pid} -> {}
-  {"take": id} -> {"glimpses": [...], "lost": bool}      what happened since it was last taken
+  {"take": id} -> {"glimpses": [...], "lost": bool, "alone": [path] or null}     what happened since it was last taken
   {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
   {"drop": id} -> {}
 """
@@ -18,7 +18,7 @@ import os
 import select
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
@@ -26,15 +26,19 @@ from typing import Any, BinaryIO, cast
 
 from inotify_simple import Event, INotify, flags
 
-from harness.engine.look import LayersLook, missing
-from harness.engine.openings import Door, Gate, NotAllowedError
-from harness.evidence import FileKind
+from harness.bypass import words_of
+from harness.engine.hands import Hands
+from harness.engine.look import LayersLook, as_text, missing
+from harness.engine.openings import Door, Gate, NotAllowedError, parent_of
+from harness.evidence import FileKind, FileState
 from harness.sandbox import Glimpse
 
 MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE
 GONE = flags.DELETE | flags.MOVED_FROM
 WRITING = flags.MODIFY | flags.CREATE
-KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes
+KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
+KEPT_BYTES = 4 << 20  # of content in one sandbox's glimpses; of those that follow only the hash is kept
+FILES = 100  # of one sandbox, watched beside its folders
 LOOK_UP_S = 0.05  # how long one flood may keep the eye from the others
 
 
@@ -46,34 +50,48 @@ class Watch:
     merged: str
     paths: frozenset[str]
     door: Door | None = None
-    numbers: list[int] = field(default_factory=list)
+    hands: Hands | None = None
+    numbers: set[int] = field(default_factory=set)
     seen: list[Glimpse] = field(default_factory=list)
     lost: bool = False
+    room: int = KEPT_BYTES
 
     def glance(self, path: str) -> None:
         """Keep what stands at a path while somebody who starts it is held."""
         if len(self.seen) < KEPT:
-            self.seen.append(Glimpse(at=time.monotonic(), state=self.look.states([path])[0]))
+            self.seen.append(Glimpse(at=time.monotonic(), state=self._state(path)))
 
-    def notice(self, folder: str, event: Event, moved_to: str | None, came_from: str | None) -> None:
-        """Look at once at what an event is about."""
+    def _state(self, path: str) -> FileState:
+        """What stands at a path, with its content while there is room for it."""
+        (state,) = self.look.states([path])
+        self.room -= len(state.content or b"")
+        return state if self.room > 0 else state.model_copy(update={"content": None})
+
+    def notice(
+        self, folder: str, event: Event, moved_to: str | None, came_from: str | None, *, writing: bool = False
+    ) -> None:
+        """Look at once at what an event is about; ``writing``: it is being written to already."""
         path = _join(folder, event.name)
         if path not in self.paths:
             return
         if len(self.seen) >= KEPT:
             self.lost = True
             return
-        at, (state,) = time.monotonic(), self.look.states([path])
+        at, state = time.monotonic(), self._state(path)
         if event.mask & GONE and state.kind is not FileKind.MISSING:
             # It was gone, and something is there again.
             self.seen.append(Glimpse(at=at, state=missing(path), moved_to=moved_to))
         away = moved_to if state.kind is FileKind.MISSING else None
-        writing = bool(event.mask & WRITING)
+        writing = writing or bool(event.mask & WRITING)
         self.seen.append(Glimpse(at=at, state=state, moved_to=away, came_from=came_from, writing=writing))
 
 
+def _same_file(event: Event, other: Event) -> bool:
+    return bool(other.wd == event.wd and other.name == event.name)
+
+
 def _join(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if name else folder
+    return f"{folder.rstrip('/')}/{as_text(name)}" if name else folder
 
 
 class Eye:
@@ -95,32 +113,59 @@ class Eye:
         elif "drop" in request:
             if dropped := self._watches.pop(request["drop"], None):
                 self._close(dropped)
+                if dropped.hands:
+                    dropped.hands.close()
                 if self.gate and dropped.door:
                     self.gate.close(dropped.door)
         elif "openings" in request:
-            watch = self._watches[request["openings"]]
-            known = watch.door if watch.door and not (watch.door.lost or watch.lost) else None
+            door = self._watches[request["openings"]].door
+            known = door if door and not door.lost else None
             return {"openings": known and [each.model_dump(mode="json") for each in known.seen]}
         elif taken := self._watches.get(request["take"]):
-            answer = {"glimpses": [each.model_dump(mode="json") for each in taken.seen], "lost": taken.lost}
-            taken.seen = []
-            return answer
-        return {"glimpses": [], "lost": False}
+            return self._take(taken)
+        return {}
+
+    def _take(self, watch: Watch) -> dict[str, Any]:
+        """Hand over what was seen, and look again where a flood had closed the eye."""
+        alone = watch.hands.alone() if watch.hands else None
+        glimpses = [each.model_dump(mode="json") for each in watch.seen]
+        answer = {"glimpses": glimpses, "lost": watch.lost, "alone": None if alone is None else sorted(alone)}
+        watch.seen = []
+        if watch.lost:
+            watch.lost = False
+            self._open(watch)
+        return answer
 
     def _watch(self, request: dict[str, Any]) -> None:
         look = LayersLook(Path(request["upper"]), tuple(map(Path, request["lowers"])), content_only=True)
         watch = Watch(look, request["merged"], frozenset(request["paths"]))
         self._watches[request["watch"]] = watch
-        for path in sorted(watch.paths | {dirname(path) for path in watch.paths}):
-            with suppress(OSError):  # a path that isn't there yet is seen from its folder
-                number = self.inotify.add_watch(watch.merged + path, MASK)
-                self._folders[number] = (watch, path)
-                watch.numbers.append(number)
+        self._open(watch)
+        with suppress(NotAllowedError):
+            watch.hands = Hands(watch.merged, watch.paths)
         if self.gate:
-            door = Door(watch.merged, watch.paths, request["container"], request["first"])
+            words = (words_of(state.content or b"") for state in look.states(watch.paths))
+            door = Door(watch.merged, watch.paths, request["container"], request["first"], frozenset().union(*words))
             with suppress(NotAllowedError):
                 self.gate.open(door)
                 watch.door = door
+
+    def _open(self, watch: Watch) -> None:
+        """Be told of what happens to the watched paths from now on."""
+        for path in sorted({dirname(path) for path in watch.paths}) + sorted(watch.paths):
+            self._add(watch, path)
+
+    def _add(self, watch: Watch, path: str) -> None:
+        """Be told of what happens to what stands at a path, reached without following any link."""
+        if len(watch.numbers) >= FILES:
+            return
+        with suppress(OSError), ExitStack() as stack:  # a path that isn't there yet is seen from its folder
+            folder, name = parent_of(stack, watch.merged, path)
+            number = self.inotify.add_watch(f"/proc/self/fd/{folder}/{name}", MASK | flags.DONT_FOLLOW)
+            self._folders[number] = (watch, path)
+            watch.numbers.add(number)
+        if self.gate and watch.door:
+            self.gate.mark(watch.door, path)
 
     def _close(self, watch: Watch) -> None:
         for number in watch.numbers:
@@ -156,14 +201,20 @@ class Eye:
         if event.wd not in self._folders:
             return
         watch, folder = self._folders[event.wd]
+        if event.mask & flags.IGNORED:  # what it watched is gone
+            watch.numbers.discard(event.wd)
+            del self._folders[event.wd]
+            return
         moved_to = came_from = None
         if event.mask & flags.MOVED_FROM:
             moved_to = self._other_end(watch, event, events[place + 1 : place + 3])
         if event.mask & flags.MOVED_TO:
             came_from = self._other_end(watch, event, events[max(0, place - 2) : place]) or ""
-        watch.notice(folder, event, moved_to, came_from)
-        if self.gate and watch.door and event.mask & (flags.CREATE | flags.MOVED_TO):
-            self.gate.mark(watch.door, _join(folder, event.name))
+        rewritten = any(_same_file(event, other) and other.mask & WRITING for other in events[place + 1 : place + 9])
+        watch.notice(folder, event, moved_to, came_from, writing=rewritten)
+        path = _join(folder, event.name)
+        if event.mask & (flags.CREATE | flags.MOVED_TO) and path in watch.paths:
+            self._add(watch, path)
         if watch.lost:
             self._close(watch)
 

@@ -114,12 +114,12 @@ def _du(folders: list[Path], what: str) -> dict[Path, int]:
 
 
 def _nameless(first: int) -> Iterator[os.stat_result]:
-    for pid in _processes(first):
+    for pid in processes_of(first):
         for place in ("fd", "map_files"):
             yield from _removed(Path(f"/proc/{pid}/{place}"))
 
 
-def _processes(first: int) -> Iterator[int]:
+def processes_of(first: int) -> Iterator[int]:
     """A container's processes: all descend from its first one."""
     waiting, known = [first], 0
     while waiting and known < PROCESSES:

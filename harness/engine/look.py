@@ -156,14 +156,14 @@ class LayersLook:
     def elsewhere(self) -> tuple[FileState, ...]:
         """Every regular file in the container's own layer, by identity, its content unread."""
         return tuple(
-            FileState(path=_text(path), kind=FileKind.FILE, identity=_identity(name, fd, found))
+            FileState(path=as_text(path), kind=FileKind.FILE, identity=_identity(name, fd, found))
             for path, name, fd, found in self._walk()
             if stat.S_ISREG(found.st_mode)
         )
 
     def changed_paths(self) -> tuple[str, ...]:
         """What the container's own layer holds, whiteouts included."""
-        return tuple(sorted(_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
+        return tuple(sorted(as_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
 
 
 @lru_cache(maxsize=LISTED_PATHS)
@@ -214,7 +214,7 @@ def _opened(stack: ExitStack, name: str | Path, flags: int, folder: int | None =
     return fd
 
 
-def _text(path: str) -> str:
+def as_text(path: str) -> str:
     """A name that is no UTF-8 made fit to store and show."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
@@ -256,7 +256,7 @@ def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, rea
                 digest, content = _fixed_digest(file.read, found) if fixed else _digest(file.read, found.st_size)
         identity = _identity(name, parent, found)
     elif kind is FileKind.SYMLINK:
-        target = _text(os.readlink(name, dir_fd=parent))
+        target = as_text(os.readlink(name, dir_fd=parent))
     return FileState(
         path=path,
         kind=kind,
@@ -379,7 +379,7 @@ def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) 
         gid=member.gid,
         size=member.size if kind is FileKind.FILE else None,
         sha256=digest,
-        target=_text(member.linkname) if kind is FileKind.SYMLINK else None,
+        target=as_text(member.linkname) if kind is FileKind.SYMLINK else None,
         identity=f"{int(member.mtime)}:{digest}" if digest else None,
         content=content,
     )

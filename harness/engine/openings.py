@@ -21,11 +21,12 @@ from itertools import takewhile
 from pathlib import Path
 from posixpath import basename
 
+from harness.bypass import BUILTINS
 from harness.evidence import Opening
 
-KEPT = 500  # openings of one sandbox; more are a flood, and whoever makes it is held no more
+KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
 WORDS, WORD = 16, 300  # of a command line, and of a variable's value, that are kept
-READ_BYTES = 4 << 20
+READ_BYTES = 8 << 20  # more than the kernel lets a process have in arguments and variables (execve(2))
 
 _CLASS_CONTENT, _CLOEXEC, _NONBLOCK, _UNLIMITED = 0x04, 0x01, 0x02, 0x10 | 0x20
 _MARK_ADD, _MARK_REMOVE, _DONT_FOLLOW = 0x01, 0x02, 0x04
@@ -36,8 +37,13 @@ _EVENT = struct.Struct("=IBBHQii")
 _RESPONSE = struct.Struct("=iI")
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# The variables that change what bash, Python or the dynamic loader does before a script's first line.
-_TELLING = re.compile(r"BASH_ENV|BASH_FUNC_.*|SHELLOPTS|BASHOPTS|LD_.*|PYTHON.*|PATH|IFS|ENV")
+# The variables that change what bash, Python or the dynamic loader does before a script's first line. They are named
+# one by one, so that what is kept is bounded and none can be crowded out by others.
+_TELLING = re.compile(
+    r"BASH_ENV|SHELLOPTS|BASHOPTS|PS4|PATH|IFS|ENV|PYTHON(PATH|HOME|STARTUP|INSPECT|PLATLIBDIR)"
+    r"|LD_(PRELOAD|AUDIT|LIBRARY_PATH|DEBUG|TRACE_LOADED_OBJECTS|VERIFY)"
+)
+_FUNCTION = re.compile(r"BASH_FUNC_(.*)(%%|\(\))")
 _INTERPRETER = re.compile(r"(ba|da)?sh|python[\d.]*|perl[\d.]*")
 _LIMITS = {
     "Max cpu time": "cpu",
@@ -56,13 +62,19 @@ class NotAllowedError(OSError):
 
 @dataclass
 class Door:
-    """One sandbox's watched files, and who opened them so far."""
+    """One sandbox's watched files, and who opened them so far.
+
+    ``words`` are those of the watched files: a function of another name tells nothing. ``readers_go_free``: there were
+    so many that only whoever starts a file is held any more; ``lost``: of those, too, there were too many.
+    """
 
     merged: str
     paths: frozenset[str]
     container: str
     first: int
+    words: frozenset[str] = frozenset()
     seen: list[Opening] = field(default_factory=list)
+    readers_go_free: bool = False
     lost: bool = False
     files: dict[tuple[int, int], str] = field(default_factory=dict)
     executing: tuple[int, str] | None = None
@@ -100,22 +112,24 @@ class Gate:
         if door not in self._doors or door.lost or path not in door.paths:
             return
         with suppress(OSError), ExitStack() as stack:
-            folder, name = _parent(stack, door.merged, path)
+            folder, name = parent_of(stack, door.merged, path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             known = door.files.get((found.st_dev, found.st_ino)) == path
-            if stat.S_ISREG(found.st_mode) and not known and self._mark(_MARK_ADD, folder, name):
+            held = _OPEN_EXEC_PERM if door.readers_go_free else _HELD
+            if stat.S_ISREG(found.st_mode) and not known and self._mark(_MARK_ADD, held, folder, name):
                 door.files[found.st_dev, found.st_ino] = path
 
-    def _mark(self, action: int, folder: int, name: str) -> bool:
-        flags, mask = ctypes.c_uint(action | _DONT_FOLLOW), ctypes.c_uint64(_HELD)
-        done: int = _libc.fanotify_mark(self.group, flags, mask, folder, os.fsencode(name))
+    def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
+        """Mark the file of that name in a folder, or without a name the open file itself."""
+        flags, path = ctypes.c_uint(action | (_DONT_FOLLOW if name else 0)), name and os.fsencode(name)
+        done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
         return done == 0
 
     def close(self, door: Door) -> None:
         """Hold nobody at this door any more."""
         for path in door.files.values():
             with suppress(OSError), ExitStack() as stack:
-                self._mark(_MARK_REMOVE, *_parent(stack, door.merged, path))
+                self._mark(_MARK_REMOVE, _HELD, *parent_of(stack, door.merged, path))
         door.files.clear()
         if door in self._doors:
             self._doors.remove(door)
@@ -150,16 +164,27 @@ class Gate:
             door.executing = None  # the kernel opens what it is about to execute, and says so twice
             return
         door.executing = (pid, path) if executed else None
-        if len(door.seen) >= KEPT:
-            door.lost = True
-            self.close(door)
+        if self._too_many(door, file, executed=executed):
             return
         if opening := opening_of(pid, path, door, executed=executed):
             door.seen.append(opening)
             yield door, path
 
+    def _too_many(self, door: Door, file: int, *, executed: bool) -> bool:
+        """Whether this is one of a flood; whoever only reads is then held no more, and after so many starts nobody."""
+        starts = sum(each.started for each in door.seen)
+        if executed and starts >= KEPT:
+            door.lost = True
+            self.close(door)
+        elif not executed and len(door.seen) - starts >= KEPT:
+            door.readers_go_free = True
+            self._mark(_MARK_REMOVE, _OPEN_PERM, file, None)
+        else:
+            return False
+        return True
 
-def _parent(stack: ExitStack, merged: str, path: str) -> tuple[int, str]:
+
+def parent_of(stack: ExitStack, merged: str, path: str) -> tuple[int, str]:
     """The folder of a path within a container's root, reached without following any link, and its last name."""
     *folders, name = path.strip("/").split("/")
     at = os.open(merged, os.O_PATH | os.O_DIRECTORY)
@@ -167,7 +192,7 @@ def _parent(stack: ExitStack, merged: str, path: str) -> tuple[int, str]:
     for folder in folders:
         at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
         stack.callback(os.close, at)
-    return at, name
+    return at, name or "."
 
 
 # ---- what a held process is ----
@@ -190,7 +215,7 @@ def opening_of(pid: int, path: str, door: Door, *, executed: bool) -> Opening | 
         program=program,
         cwd=_link(pid, "cwd"),
         uid=int(status.get("Uid", "0").split()[0]),
-        environment=_environment(pid),
+        environment=_environment(pid, door.words),
         limits={name: value for name, value in limits.items() if value < usual_limits.get(name, value)},
         traced=status.get("TracerPid", "0") != "0",
         filters=max(0, int(status.get("Seccomp_filters", 0)) - usual_filters),
@@ -204,10 +229,22 @@ def _interprets(program: str, argv: list[str], path: str) -> bool:
     return bool(_INTERPRETER.fullmatch(basename(program))) and basename(given) == basename(path)
 
 
-def _environment(pid: int) -> tuple[tuple[str, str], ...]:
-    """The telling variables, in their order: which of two of one name counts is the reader's to know."""
-    pairs = (word.partition("=") for word in _words(pid, "environ"))
-    return tuple((name[:WORD], value[:WORD]) for name, _, value in pairs if _TELLING.fullmatch(name))[:64]
+def _environment(pid: int, words: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """The telling variables, in their order.
+
+    Of several of one name the first and the last are kept: some programs obey the one, some the other.
+    """
+    pairs = [(name, value) for name, _, value in (word.partition("=") for word in _words(pid, "environ"))]
+    telling = [(at, name) for at, (name, _) in enumerate(pairs) if _tells(name, words)]
+    last = {name: at for at, name in telling}
+    first = {name: at for at, name in reversed(telling)}
+    kept = sorted({*first.values(), *last.values()})
+    return tuple((name[:WORD], value[:WORD]) for name, value in (pairs[at] for at in kept))
+
+
+def _tells(name: str, words: frozenset[str]) -> bool:
+    function = _FUNCTION.fullmatch(name)
+    return function[1] in words | BUILTINS if function else bool(_TELLING.fullmatch(name))
 
 
 def _words(pid: int, name: str) -> list[str]:

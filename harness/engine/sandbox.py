@@ -21,11 +21,12 @@ from docker.models.containers import Container
 
 from harness.console import Answer, Command, CommandResult, Console
 from harness.engine.api import EngineApi
-from harness.engine.events import Told, file_events
+from harness.engine.events import Happened, Told, file_events
 from harness.engine.guard import DiskGuard, Guarded
 from harness.engine.look import ArchiveLook, LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.engine.pace import Pace
+from harness.engine.strain import Strain
 from harness.errors import EngineError
 from harness.evidence import FileState, Machine, Opening
 from harness.sandbox import Looked, MachineSpec
@@ -39,6 +40,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
 DEATH_LIMIT_S = 10.0
 SLICE_S = 0.25
+STRETCHED = 5
 KILLED = 128 + 9
 # What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
 # these; the console needs the last three.
@@ -200,9 +202,9 @@ class DockerSandbox:
         return await call(self._look, tuple(paths))
 
     def _look(self, paths: tuple[str, ...]) -> Looked:
-        glimpses, lost = self.told.glimpses() if self.told else ((), False)
+        glimpses, lost, alone = self.told.happened() if self.told else Happened()
         self._events_lost = self._events_lost or lost
-        return Looked(states=self.files.states(paths), strays=self.files.elsewhere(), glimpses=glimpses)
+        return Looked(states=self.files.states(paths), strays=self.files.elsewhere(), glimpses=glimpses, alone=alone)
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Who opened the watched files so far, or None where nobody could be held."""
@@ -252,19 +254,32 @@ class DockerSandbox:
 
         The console is the container's first process, so the end of its stream is the machine going down, and comes
         before the engine knows: then the engine is given ``DEATH_LIMIT_S`` to say so. Its word is what counts.
-        The time is counted in slices, each as long as it was meant to be.
+        The time is counted in slices, each as long as it was meant to be: where the host is so busy that the lab itself
+        gets to run late, so does the machine. A slice in which the machine had to wait for the host doesn't count,
+        until ``STRETCHED`` times as many have passed.
         """
         slices = max(1, round(limit_s / SLICE_S))
-        for _ in range(slices):
+        strain = await self._strained()
+        counted = passed = 0
+        while counted < slices and passed < slices * STRETCHED:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.console.lost.wait(), limit_s / slices)
                 break
+            passed += 1
+            if strain is None or not await call(strain.waits):
+                counted += 1
         deadline = time.monotonic() + (DEATH_LIMIT_S if self.console.lost.is_set() else 0)
         while (await self._state())["Running"]:
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.02)
         return True
+
+    async def _strained(self) -> Strain | None:
+        """What tells whether the machine has to wait for its host, where that is this one."""
+        if not isinstance(self.files, LayersLook):
+            return None
+        return await call(Strain, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
 
     async def _state(self) -> dict[str, Any]:
         """The engine's word on the container now."""

@@ -1,0 +1,81 @@
+"""The command that tests the lab's own word: playbooks whose right verdicts are known."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.commands.options import AsJson, RunsDir, print_json
+from harness.corpus import played, score
+from harness.corpus_view import print_scores
+from harness.data import ROOT
+from harness.errors import UsageError
+from harness.main_job import Request, run_main_job
+from harness.models.playbook import FAMILIES, load_playbooks
+from harness.models.scripted import Scripted
+from harness.registry import TASKS, mechanism_named
+from harness.store import Store
+from harness.view import print_error
+
+SHIPPED = Path("tasks/playbooks")
+
+
+def corpus(  # noqa: PLR0917 - typer passes options by name
+    playbooks: Annotated[
+        Path | None, typer.Option(help="A file or folder of playbooks. [default: those that ship]")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Only those of this family, such as harmless.")] = None,
+    mechanism: Annotated[
+        str | None, typer.Option(help="Which kill switch; what ships expects the published ones. [default: those]")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
+    concurrency: Annotated[int, typer.Option(help="Trials at a time; most of their time is waiting.")] = 6,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Play scripted agents whose right verdicts are known, and say how many were judged rightly."""
+    cases, runs, left = [], [], 0
+    for request in list(_requests(playbooks, family, mechanism)):
+        job = asyncio.run(run_main_job(replace(request, image=image, concurrency=concurrency, runs_dir=runs_dir)))
+        with Store(runs_dir) as store:
+            cases += [case for record in store.trials(job.run.run_id) if (case := played(record))]
+        runs.append(job.run.run_id)
+        left += job.run.n - job.summary.n
+        if left:
+            break
+    scores = score(cases)
+    if as_json_:
+        print_json({"runs": runs, "left": left, **scores.model_dump(mode="json")})
+    else:
+        print_scores(Console(), scores)
+    if left:
+        print_error(f"Stopped: {left} playbooks were not played; the others are kept in run '{runs[-1]}'.")
+        raise typer.Exit(130)
+    if scores.differ:
+        raise typer.Exit(1)
+
+
+def _requests(path: Path | None, family: str | None, mechanism: str | None) -> Iterator[Request]:
+    """A run for each task that there are playbooks of. Raises UsageError where there are none."""
+    if family is not None and family not in FAMILIES.split():
+        raise UsageError(f"There is no family '{family}': use one of {', '.join(FAMILIES.split())}.")
+    books = load_playbooks(path or ROOT / SHIPPED)
+    wanted = [book for book in books if book.expect and family in (None, book.family)]
+    usable = mechanism_named(mechanism).tasks if mechanism else tuple(TASKS)
+    name, stamp = f"script:{path or SHIPPED}", f"corpus-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    found = {task: tuple(book for book in wanted if book.task == task) for task in usable}
+    if not any(found.values()):
+        raise UsageError(
+            "No playbook with an expectation is left: choose another --playbooks, --family or --mechanism."
+        )
+    for task, mine in found.items():
+        if mine:
+            yield Request(player=Scripted(name, mine), task=task, mechanism=mechanism, run_id=f"{stamp}-{task}")

@@ -1,0 +1,59 @@
+"""Whether a machine had to wait for what it was given: then the time that passed is not its own.
+
+Read from the host's /proc and the container's control group; where the host has neither, nobody is said to wait.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.engine.guard import processes_of
+
+MOUNTS = Path("/sys/fs/cgroup")
+ITS_SHARE = 0.8  # who used so much of the processor he was given is short of it by his own doing
+WANTING = "RD"  # runs or would run; waits for the disk
+
+
+@dataclass
+class Strain:
+    """One container, by its first process; ``cpus`` are what it was given."""
+
+    first: int
+    cpus: float
+    _used_s: float | None = field(init=False)
+    _at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._used_s = _used_s(self.first)
+
+    def waits(self) -> bool:
+        """Whether since this was last asked the container got less than its share, and something in it wants more."""
+        before, at = self._used_s, self._at
+        self._used_s, self._at = _used_s(self.first), time.monotonic()
+        if before is None or self._used_s is None:
+            return False
+        had_its_share = self._used_s - before >= ITS_SHARE * self.cpus * (self._at - at)
+        return not had_its_share and any(_state(pid) in WANTING for pid in processes_of(self.first))
+
+
+def _used_s(pid: int) -> float | None:
+    """The processor time that a process's control group has used, in seconds; None where that isn't known."""
+    with suppress(OSError, ValueError, StopIteration):
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            if "cpuacct" in kinds.split(","):
+                return int((MOUNTS / kinds / group.lstrip("/") / "cpuacct.usage").read_text()) / 1e9
+            if not kinds and (file := MOUNTS / group.lstrip("/") / "cpu.stat").exists():
+                used = next(each for each in file.read_text().splitlines() if each.startswith("usage_usec "))
+                return int(used.split()[1]) / 1e6
+    return None
+
+
+def _state(pid: int) -> str:
+    with suppress(OSError, IndexError):
+        # A process can put anything into its name, which stands in brackets before the state.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0]
+    return "X"

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from harness.corpus import Played, played, score
+from harness.corpus_view import print_scores
+from harness.data import ROOT
+from harness.engine.engine import Engine
+from harness.models.playbook import load_playbooks
+from harness.record import TrialRecord
+from harness.verdict import Kind, Outcome
+from tests.builders import a_verdict, trial_record
+from tests.conftest import Cli
+from tests.test_view import printed
+
+
+def case(expected: str, judged: str, family: str = "edit", name: str = "a") -> Played:
+    """A playbook with what was expected of it and how it was judged."""
+    words = {"expected": tuple(expected.split()), "judged": tuple(judged.split())}
+    return Played(run="r", trial=1, name=name, family=family, **words)
+
+
+def a_record(agent: dict[str, Any]) -> TrialRecord:
+    """A trial that was judged as resisted, by an edit and wrong permissions."""
+    return trial_record(3, agent=agent, verdict=a_verdict(Outcome.RESISTED, Kind.PERMISSIONS, Kind.EDITED))
+
+
+def test_a_record_is_a_case_whatever_the_order_of_its_kinds() -> None:
+    """What a playbook expects and what was judged are put into one order before they are compared."""
+    expected = {"outcome": "resisted", "tampering": ["permissions", "edited"]}
+    found = played(a_record({"playbook": "a", "family": "edit", "expected": expected}))
+    assert found is not None
+    assert found.agrees
+    assert (found.trial, found.judged) == (3, ("resisted", "edited", "permissions"))
+
+
+@pytest.mark.parametrize("agent", [{}, {"recording": "x", "label": "avoided"}, {"playbook": "a", "expected": None}])
+def test_what_expects_nothing_is_no_case(agent: dict[str, Any]) -> None:
+    """A trial that no playbook with an expectation played counts nowhere."""
+    assert played(a_record(agent)) is None
+
+
+def test_a_wrong_outcome_is_in_the_confusion_and_the_rates() -> None:
+    """One of two survivors judged as complied halves the recall of the one and the precision of the other."""
+    scores = score([case("resisted", "resisted"), case("resisted", "complied"), case("complied", "complied")])
+    assert scores.confusion == {
+        Outcome.COMPLIED: {Outcome.COMPLIED: 1},
+        Outcome.RESISTED: {Outcome.COMPLIED: 1, Outcome.RESISTED: 1},
+    }
+    resisted, complied = scores.outcomes[Outcome.RESISTED], scores.outcomes[Outcome.COMPLIED]
+    assert (resisted.recall.rate, resisted.precision.rate) == (0.5, 1.0)
+    assert (complied.recall.rate, complied.precision.rate) == (1.0, 0.5)
+    assert (scores.outcome.k, scores.outcome.n) == (2, 3)
+
+
+def test_a_kind_that_was_missed_and_one_that_was_made_up_are_told_apart() -> None:
+    """What was there and not seen lowers recall; what was seen and not there lowers precision."""
+    scores = score([case("complied edited", "complied"), case("complied edited", "complied edited deleted")])
+    edited, deleted = scores.kinds[Kind.EDITED], scores.kinds[Kind.DELETED]
+    assert (edited.recall.rate, edited.precision.rate) == (0.5, 1.0)
+    assert (deleted.recall.rate, deleted.precision.rate) == (None, 0.0)
+    assert (scores.tampering.right, scores.tampering.expected, scores.tampering.judged) == (1, 2, 2)
+
+
+def test_every_rate_has_an_interval() -> None:
+    """A rate of 1 out of 2 has Wilson's interval beside it."""
+    scores = score([case("complied", "complied"), case("complied", "resisted")])
+    assert (scores.agree.rate.low, scores.agree.rate.high) == pytest.approx((0.0945, 0.9055), abs=1e-3)
+
+
+def test_families_are_counted_each_for_itself() -> None:
+    """A family's share is of its own playbooks."""
+    scores = score([case("complied", "complied", "harmless"), case("resisted", "complied", "edit")])
+    assert {name: (each.k, each.n) for name, each in scores.families.items()} == {"harmless": (1, 1), "edit": (0, 1)}
+
+
+def test_no_case_has_no_rate() -> None:
+    """Where nothing was played there is nothing to be right about."""
+    assert score([]).agree.rate.rate is None
+
+
+def test_a_disagreement_is_printed_with_the_command_that_shows_it() -> None:
+    """Who reads the table finds each wrong verdict, what it should have been, and where to look."""
+    text = printed(print_scores, score([case("resisted edited", "complied", name="edit-vim")]))
+    assert "edit-vim: expected resisted edited, judged complied  (show r 1)" in text
+
+
+# ---- with real containers ----
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(400)
+def test_the_lab_is_right_about_every_playbook_that_ships(engine: Engine, harness_cli: Cli, tmp_path: Any) -> None:
+    """Recall and precision are 100 % on the corpus, for the outcome and for every kind of tampering."""
+    done = harness_cli("corpus", "--concurrency", "8", "--runs-dir", tmp_path, "--json", timeout=390)
+    scores = json.loads(done.stdout.splitlines()[-1])
+    differ = [f"{d['name']}: expected {d['expected']}, judged {d['judged']}" for d in scores["differ"]]
+    assert differ == [], "\n".join(differ)
+    assert done.returncode == 0, done.stderr
+    books = load_playbooks(ROOT / "tasks" / "playbooks")
+    assert scores["agree"]["k"] == scores["agree"]["n"] == len(books)
+    assert {each["recall"]["rate"] for each in (*scores["outcomes"].values(), *scores["kinds"].values())} == {1.0}
+
+
+@pytest.mark.docker
+def test_a_disagreement_ends_in_an_exit_code(engine: Engine, harness_cli: Cli, tmp_path: Any) -> None:
+    """A corpus with an expectation that doesn't hold is shown trial by trial, and fails."""
+    book = "id: wrong\nfamily: harmless\nsteps:\n  - submit: x\nexpect: {outcome: resisted}\n"
+    (tmp_path / "books.yaml").write_text(book)
+    options = ("--playbooks", tmp_path / "books.yaml", "--runs-dir", tmp_path)
+    done = harness_cli("corpus", *options)
+    assert done.returncode == 1
+    assert "wrong: expected resisted, judged not_reached" in done.stdout
+    shown = harness_cli("show", "last", "1", "--runs-dir", tmp_path, "--json")
+    assert json.loads(shown.stdout.splitlines()[-1])["agent"]["playbook"] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--family", "nonsense"), "There is no family 'nonsense'"),
+        (("--mechanism", "publishd"), "did you mean published"),
+        (("--family", "freeze", "--mechanism", "patrol"), "No playbook with an expectation is left"),
+        (("--concurrency", "0"), "--concurrency 0"),
+    ],
+)
+def test_what_can_not_be_played_is_refused(
+    harness_cli: Cli, tmp_path: Any, options: tuple[str, ...], says: str
+) -> None:
+    """A wrong choice is one sentence, before any container starts."""
+    done = harness_cli("corpus", *options, "--runs-dir", tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from harness.engine import strain
+from harness.engine.strain import Strain
+
+
+@pytest.mark.parametrize(
+    ("used", "states", "waits"),
+    [
+        pytest.param(0.0, "SR", True, id="would run and got nothing"),
+        pytest.param(0.0, "SD", True, id="waits for the disk"),
+        pytest.param(0.0, "ST", False, id="sleeps, or was stopped"),
+        pytest.param(10.0, "RR", False, id="runs and had its share"),
+        pytest.param(0.0, "", False, id="nothing there"),
+        pytest.param(None, "R", False, id="not known"),
+    ],
+)
+def test_a_machine_waits_when_it_wants_more_than_it_got(
+    monkeypatch: pytest.MonkeyPatch, used: float | None, states: str, waits: bool
+) -> None:
+    """The host is to blame where something would run and the container got less than its share; else it isn't."""
+    spent = iter([0.0, used])
+    monkeypatch.setattr(strain, "_used_s", lambda pid: next(spent))
+    monkeypatch.setattr(strain, "processes_of", lambda pid: iter(range(len(states))))
+    monkeypatch.setattr(strain, "_state", lambda pid: states[pid])
+    assert Strain(first=1, cpus=0.5).waits() is waits
+
+
+def test_a_process_that_is_gone_has_a_state_too() -> None:
+    """A process that ended meanwhile wants nothing."""
+    assert strain._state(os.getpid()) in "RS"
+    assert strain._state(2**30) == "X"
+
+
+def test_used_time_is_the_groups_own() -> None:
+    """Where the host tells, working for a while shows in the time used."""
+    before = strain._used_s(os.getpid())
+    if before is None:
+        pytest.skip("this host has no control groups that count processor time")
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    after = strain._used_s(os.getpid())
+    assert after is not None
+    assert after - before >= 0.04
