@@ -17,7 +17,15 @@ from harness.evidence import Frozen
 
 ApiName = Literal["responses", "chat", "messages"]
 APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")
-NEED_NO_KEY = ("demo", "script:FILE", "replay:PATH", "vllm/NAME", "ollama/NAME", "any model with --base-url")
+NEED_NO_KEY = (
+    "demo",
+    "script:FILE",
+    "replay:PATH",
+    "gguf:FILE",
+    "vllm/NAME",
+    "ollama/NAME",
+    "any model with --base-url",
+)
 CUSTOM_KEY = "OFFSWITCH_API_KEY"
 _MAX_TOKENS = {"responses": "max_output_tokens", "chat": "max_tokens", "messages": "max_tokens"}
 _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
@@ -119,9 +127,9 @@ def _speaking(provider: Provider, api: str | None) -> Provider:
 
 
 def _nearest(name: str) -> str:
-    words = ("demo", "script:", "replay:", *(f"{each}/" for each in providers()))
+    words = ("demo", "script:", "replay:", "gguf:", *(f"{each}/" for each in providers()))
     known = (*words, *(model for each in providers().values() for model in each.models))
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    listed = ", ".join((*NEED_NO_KEY[:3], *(f"{each}/NAME" for each in providers())))
+    listed = ", ".join((*NEED_NO_KEY[:4], *(f"{each}/NAME" for each in providers())))
     return f"{hint} There are {listed}, and NAME with --base-url."
