@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import secrets
 import sys
 from asyncio.subprocess import PIPE
@@ -74,7 +73,7 @@ async def served(path: Path, name: str) -> AsyncIterator[Served]:
             *command, stdin=PIPE, stdout=PIPE, stderr=log, env=without_keys(), start_new_session=True
         )
         try:
-            told = await _told(process, {"file": os.path.abspath(path), "name": name, "key": key})
+            told = await _told(process, {"file": str(path), "name": name, "key": key})
             if told is None:
                 raise ModelError(f"{path} can't be loaded: {_last_words(log)}.")
             sha256 = await asyncio.to_thread(_sha256, path)
