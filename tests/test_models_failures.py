@@ -211,7 +211,7 @@ async def test_a_waiting_call_can_be_given_up(api: str) -> None:
 def test_waits_grow_whatever_a_provider_asks_for() -> None:
     """Without a word waits double up to a minute; a provider's own time is kept to, but nobody is flooded for ever."""
     waits = [wait_before(number, None) for number in range(12)]
-    assert waits[0] <= 0.5
+    assert 1 < waits[0] <= 2, "the SDKs have waited for half a second and for one"
     assert all(30 < wait <= 60 for wait in waits[8:])
     assert [wait_before(number, 0.001) for number in range(3)] == [0.001] * 3
     assert wait_before(20, 0.001) > 30

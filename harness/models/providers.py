@@ -108,11 +108,11 @@ def choose(name: str, base_url: str | None = None, api: str | None = None) -> Ch
 
 
 def _custom(base_url: str, api: str | None, local: Provider | None) -> Provider:
+    if set(base_url) & set("@?#"):  # not to be repeated: a key may stand there
+        raise UsageError(f"--base-url must hold no key and no question mark: put the key into {CUSTOM_KEY}.")
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"--base-url {base_url} is no http address: write http://HOST:PORT/v1.")
-    if url.username or url.password or url.query or url.fragment:
-        raise UsageError(f"--base-url must hold no key and no question mark: put the key into {CUSTOM_KEY}.")
     if local:
         return _speaking(local.model_copy(update={"base_url": base_url}), api)
     field = _MAX_TOKENS["chat"]
