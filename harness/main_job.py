@@ -206,7 +206,7 @@ async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> 
 async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
-        run = plan.model_copy(update={"image": image.tag})
+        run = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
         tally, progress, began = Tally(), Progress(run), time.monotonic()
         ending = _Ending(model.budget if isinstance(model, Live) else Budget())
 

@@ -254,7 +254,7 @@ def harness_cli(owners: list[int], tmp_path_factory: pytest.TempPathFactory) -> 
 def harness_started(owners: list[int], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the command line in a process group of its own and leaves it running."""
     with ExitStack() as stack:
-        yield lambda *args: stack.enter_context(_harness(tmp_path, owners, *args))
+        yield lambda *args, env=None: stack.enter_context(_harness(tmp_path, owners, *args, env=env))
 
 
 @contextmanager

@@ -139,6 +139,19 @@ async def test_without_a_trials_token_nobody_gets_in(header: str | None) -> None
     assert machine.commands == []
 
 
+@both_protocols
+@asynchronous
+async def test_the_official_client_gets_nowhere_with_a_wrong_token(mode: str) -> None:
+    """With a token that no trial has the client raises, and nothing is run."""
+    desks = Desks()
+    session, machine = await begun()
+    async with serve(desks, mcp=True) as url:
+        with desks.opened(session), pytest.raises(ExceptionGroup):
+            async with connected(url, "wrong", mode) as client:
+                await client.call_tool("shell", {"cmd": ASK})
+    assert machine.commands == []
+
+
 @asynchronous
 async def test_a_token_reaches_its_own_trial_only() -> None:
     """Of two trials on one server each token runs commands in its own machine."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bad_hour import bad_hour
 from tests.conftest import Cli
 from tests.provider_server import (
     APIS,
@@ -63,6 +64,19 @@ def test_a_live_model_in_a_real_container(harness_cli: Cli, tmp_path: Path) -> N
     written = b"".join(file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file())
     assert written
     assert KEY not in done.stdout + done.stderr + shown.stdout + written.decode(errors="replace")
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_a_bad_hour_in_real_containers() -> None:
+    """At a provider that fails one request in five every trial ends as it should, once, and every retry is counted.
+
+    The benchmark of this name does it with two hundred.
+    """
+    figures = bad_hour("chat", n=9, concurrency=5, seed=2)
+    assert figures["wrong"] == []
+    assert (figures["complied"], figures["resisted"], figures["declined"]) == (3, 3, 3)
+    assert figures["retries"] > 0
 
 
 @pytest.mark.docker

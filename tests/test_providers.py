@@ -229,6 +229,15 @@ def test_a_budget_counts_what_is_used() -> None:
     assert "--max-cost" in str(budget.spent())
 
 
+def test_a_cost_that_nobody_knows_ends_a_run_with_a_limit() -> None:
+    """Where an answer's cost is unknown --max-cost can't be held, and that is said; without it nothing is stopped."""
+    budget = Budget(max_cost=1.0)
+    budget.add(used(60), guess=0)
+    assert "--max-cost can't be held" in str(budget.spent())
+    budget.max_cost = None
+    assert budget.spent() is None
+
+
 def test_no_trial_begins_that_would_go_beyond_it() -> None:
     """Once a trial is finished, another begins only if what the trials so far have used leaves room for it."""
     budget = Budget(max_tokens=100)

@@ -15,7 +15,7 @@ from harness.errors import SandboxError
 from harness.session import Session
 from harness.toolserver.app import Desks, create_app
 from harness.toolserver.client import ToolClient
-from harness.toolserver.serve import serve
+from harness.toolserver.serve import KEPT_OPEN_S, serve
 from harness.toolserver.wire import ShellAnswer, shell_answer
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun
@@ -351,3 +351,10 @@ def test_head_and_tail_without_a_cut_are_one() -> None:
 def test_what_happened_besides_comes_last(other: dict[str, Any], said: str) -> None:
     """What the lab has to say stands on a line of its own after the output."""
     assert answer_to(Output(b"so far\n"), **other).output == f"so far\n{said}"
+
+
+def test_a_kept_connection_is_given_up_by_its_client_first() -> None:
+    """Else an agent's call now and then meets a connection that is just being closed, and fails."""
+    kept_s = httpx.Limits().keepalive_expiry
+    assert kept_s is not None
+    assert kept_s < KEPT_OPEN_S

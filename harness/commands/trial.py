@@ -23,7 +23,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
         str | None,
         typer.Option(
             help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs), replay:RUN (a stored run "
-            "again), a model such as o3, or PROVIDER/NAME. [default: demo]"
+            "again), gguf:FILE (weights, run here), a model such as o3, or PROVIDER/NAME. [default: demo]"
         ),
     ] = None,
     agent: Annotated[

@@ -16,6 +16,7 @@ from docker.errors import APIError, ImageNotFound
 from docker.models.images import Image
 
 from harness.engine.start import Say, alone, apt_install, apt_update, root_with_apt, run
+from harness.environment import without_keys
 from harness.errors import EngineError, ImageError
 
 BASE = "offswitch/base:bookworm"
@@ -136,7 +137,7 @@ def _write(say: Say, archive: IO[bytes]) -> None:
 
 
 def _own_source() -> Source | None:
-    targets = check_output(["apt-get", "indextargets", "--format", TARGET_FORMAT], text=True)
+    targets = check_output(["apt-get", "indextargets", "--format", TARGET_FORMAT], env=without_keys(), text=True)
     return pick_source(OS_RELEASE.read_text(), targets.splitlines())
 
 
@@ -171,7 +172,7 @@ def _lay_out(root: Path, *, bash: Path, busybox: Path) -> None:
     (root / "tmp").chmod(0o1777)
     shutil.copy2(bash, programs / "bash")
     shutil.copy2(busybox, programs / "busybox")
-    for applet in check_output([busybox, "--list"], text=True).split():
+    for applet in check_output([busybox, "--list"], env=without_keys(), text=True).split():
         if not (programs / applet).exists():
             (programs / applet).symlink_to("busybox")
     for alias, target in (("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin")):

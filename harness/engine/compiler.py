@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from harness.engine.start import Say, apt_install, root_with_apt
+from harness.environment import without_keys
 from harness.errors import EngineError, ImageError
 
 PROGRAM = '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
@@ -63,6 +64,7 @@ def _elf_machine(command: list[str]) -> int | None:
             subprocess.run(
                 [*command, "-static", "-o", str(program), str(source)],
                 capture_output=True,
+                env=without_keys(),
                 timeout=300,
                 check=False,
             )

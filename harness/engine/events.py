@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from harness.engine.look import LayersLook
+from harness.environment import without_keys
 from harness.errors import SandboxError
 from harness.evidence import Opening
 from harness.sandbox import Glimpse
@@ -58,6 +59,7 @@ class FileEvents:
             [sys.executable, "-m", "harness.engine.eye"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=without_keys(),
             start_new_session=True,  # Ctrl-C is for the lab, which still has questions
         )
         self._turn, self._ids = threading.Lock(), itertools.count(1)

@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.environment import without_keys
+
 PERIOD_S = 0.25
 ANYWAY_S = 5.0
 NOTICED_BYTES = 16 << 20
@@ -108,7 +110,7 @@ def _du(folders: list[Path], what: str) -> dict[Path, int]:
     if not folders:
         return {}
     command = ["du", "--summarize", "--one-file-system", what, *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DU_LIMIT_S)
+    done = subprocess.run(command, env=without_keys(), capture_output=True, text=True, check=False, timeout=DU_LIMIT_S)
     counted = (line.partition("\t") for line in done.stdout.splitlines())  # what goes away meanwhile, it leaves out
     return {Path(folder): int(count) for count, _, folder in counted}
 

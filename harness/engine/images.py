@@ -20,6 +20,7 @@ from docker.models.images import Image as DockerImage
 from harness.data import ROOT
 from harness.engine.compiler import find_compiler
 from harness.engine.owner import owner_labels
+from harness.environment import without_keys
 from harness.errors import ImageError
 from harness.evidence import Frozen
 from harness.tasks import Mechanism, Task
@@ -92,7 +93,7 @@ def _compiled(source: bytes) -> bytes:
     with tempfile.TemporaryDirectory(prefix="offswitch-") as folder:
         out = Path(folder, "program")
         command = [*find_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
-        done = subprocess.run(command, input=source, capture_output=True, check=False)
+        done = subprocess.run(command, input=source, env=without_keys(), capture_output=True, check=False)
         if done.returncode:
             complaint = done.stderr.decode(errors="replace").strip().splitlines()
             raise ImageError(f"A sandbox program does not compile: {complaint[0] if complaint else command[0]}")

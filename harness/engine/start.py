@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.engine.connect import OURS, EnginePaths, answers, connect
+from harness.environment import without_keys
 from harness.errors import EngineError
 
 Say = Callable[[str], None]
@@ -127,7 +128,7 @@ def root_with_apt() -> bool:
 
 def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) -> None:
     """Run an outside tool; what it prints is told only if it fails, and then its last lines."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    environment = {**without_keys(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=stdout or log, stderr=log
@@ -160,7 +161,7 @@ def _clear_remains(paths: EnginePaths) -> None:
         pidfile.unlink(missing_ok=True)
     # By this file dockerd notes that it bound its data folder to itself; containers' mounts lie in there.
     if (paths.exec_root / "unmount-on-shutdown").exists():
-        subprocess.run(["umount", "--lazy", paths.data], capture_output=True, check=False)
+        subprocess.run(["umount", "--lazy", paths.data], env=without_keys(), capture_output=True, check=False)
 
 
 def _launch(paths: EnginePaths) -> None:

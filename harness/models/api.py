@@ -27,7 +27,7 @@ from harness.models.providers import Choice
 CONNECT_LIMIT_S = 10.0
 SDK_RETRIES = 2
 LONG_WAIT_S = 60.0  # what is longer isn't left to the SDKs: one of them gives up, the other waits for days
-FIRST_WAIT_S = 0.5
+FIRST_WAIT_S = 2.0  # the SDK has waited for half a second and for one by then
 TRUSTED = 4
 BYTES_PER_TOKEN = 4
 MINUTE_S = 60.0

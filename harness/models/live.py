@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.conditions import Prompts
 from harness.errors import BudgetError, UsageError
 from harness.models import Conversation, Entry, Turn, anthropic_messages, openai_chat, openai_responses
 from harness.models.dialect import Dialect
+from harness.models.gguf import PREFIX, UNTOLD, Served, gguf_choice, served
 from harness.models.limiter import Limiter
 from harness.models.options import ModelOptions
 from harness.models.prices import Price, price_of
@@ -40,16 +42,20 @@ class Budget:
     cost: float = 0.0
     tokens: int = 0
     finished: int = 0
+    uncounted: bool = False
 
     def add(self, turn: Turn, guess: int) -> None:
         """Count one answer."""
         self.tokens += turn.usage.total if turn.usage else guess
         self.cost += turn.cost or 0.0
+        self.uncounted = self.uncounted or turn.cost is None
 
     def spent(self) -> str | None:
         """What is used up, in words, or None."""
         if self.max_cost is not None and self.cost >= self.max_cost:
             return f"the ${self.max_cost:g} that --max-cost allows are spent"
+        if self.max_cost is not None and self.uncounted:
+            return "a call's cost is unknown, so --max-cost can't be held: set --max-tokens-total instead"
         if self.max_tokens is not None and self.tokens >= self.max_tokens:
             return f"the {self.max_tokens:,} tokens that --max-tokens-total allows are used"
         return None
@@ -74,7 +80,10 @@ class Budget:
 
 @dataclass
 class Live:
-    """A real model. It must be opened before a trial begins."""
+    """A real model. It must be opened before a trial begins.
+
+    ``file`` is one that the lab serves itself while the line is open; before that, nobody knows its address.
+    """
 
     name: str
     choice: Choice
@@ -85,6 +94,8 @@ class Live:
     budget: Budget
     simulated: str | None = None
     default_n: int = 1
+    file: Path | None = None
+    _served: Served | None = None
     _line: Line | None = None
 
     @property
@@ -104,9 +115,21 @@ class Live:
         from harness.models.api import Line, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
         limiter = Limiter(self.settings.patience_s)
-        async with open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s) as sdk:
+        async with AsyncExitStack() as stack:
+            if self.file:
+                self._move_to(await stack.enter_async_context(served(self.file, self.choice.model)), say)
+            opening = open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s)
+            sdk = await stack.enter_async_context(opening)
             self._line = Line(self.choice, sdk, limiter, self.key, self.settings.patience_s, say)
             yield self._line
+
+    def _move_to(self, server: Served, say: Callable[[str], None]) -> None:
+        """Ask the model where it is served now. One whose template has no place for tools is no subject."""
+        provider = self.choice.provider.model_copy(update={"base_url": server.url})
+        self.choice, self.key, self._served = Choice(provider=provider, model=self.choice.model), server.key, server
+        if not server.tools:
+            self.simulated = UNTOLD
+            say(f"The chat template in {self.file} has no place for tools: this is {UNTOLD}.")
 
     def facts(self, trial: int) -> dict[str, Any]:
         """Which model at which provider, how it was asked, and what it was taken to cost."""
@@ -120,6 +143,7 @@ class Live:
             "sdk": f"{sdk} {version(sdk)}",
             "parameters": self.parameters,
             "price": self.price.model_dump() if self.price else None,
+            **(self._served.facts if self._served else {}),
         }
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
@@ -161,10 +185,19 @@ def _keep_private(provider: Provider) -> None:
         raise UsageError(f"Unset {variable}: what is in it would be sent to {provider.name} as well.")
 
 
+def _choice(name: str, file: Path | None, options: ModelOptions) -> Choice:
+    if file is None:
+        return choose(name, options.base_url, options.api)
+    if options.base_url or options.api:
+        raise UsageError("--base-url and --api are for servers that run: the lab serves a GGUF file itself.")
+    return gguf_choice(file)
+
+
 def live(name: str, task: Task, options: ModelOptions) -> Live:
     """The live model of that name. Raises UsageError: unknown, without a key, or asked for what it doesn't take."""
     options.must_make_sense()
-    choice = choose(name, options.base_url, options.api)
+    file = Path(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+    choice = _choice(name, file, options)
     dialect, sampling = DIALECTS[choice.provider.api], options.sampling
     if sampling.effort is not None and sampling.effort not in dialect.TAKES:
         raise UsageError(
@@ -188,4 +221,5 @@ def live(name: str, task: Task, options: ModelOptions) -> Live:
         price=price,
         parameters=dialect.parameters(choice, sampling, tools_for(task.tool)),
         budget=Budget(options.max_cost, options.max_tokens_total),
+        file=file,
     )

