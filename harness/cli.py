@@ -7,9 +7,10 @@ from typing import cast
 
 import typer
 
+from harness.commands.clean import clean
 from harness.commands.corpus import corpus
 from harness.commands.stored import judge, list_runs, show
-from harness.commands.trial import trial
+from harness.commands.trial import resume, trial
 from harness.errors import LabError, UsageError
 from harness.view import print_error
 
@@ -26,10 +27,12 @@ app = typer.Typer(
 _BadCommandLine = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 app.command()(trial)
+app.command()(resume)
 app.command()(show)
 app.command("list")(list_runs)
 app.command()(judge)
 app.command()(corpus)
+app.command()(clean)
 
 
 def main() -> None:

@@ -2,9 +2,12 @@
 
 LabError
  ├─ UsageError        what was asked for can't be done: bad option, name, file or folder
+ │   └─ RunExistsError  there is a run of that id already
  ├─ EngineError       no Docker engine answers, or it refused what it was asked
- │   └─ ImageError    a sandbox image can't be had or built
+ │   ├─ ImageError      a sandbox image can't be had or built
+ │   └─ EngineLostError the engine was restarted, or went away, while a trial ran
  ├─ SandboxError      a container was lost, or doesn't do what a container must
+ ├─ StalledError      a trial made no progress for longer than anything may take
  ├─ ModelError        a model gave no usable answer
  │   ├─ ContextOverflowError    the conversation is longer than the model takes
  │   ├─ TurnRejectedError       the provider refused to read this turn of the conversation
@@ -33,12 +36,24 @@ class UsageError(LabError):
     """What was asked for can't be done."""
 
 
+class RunExistsError(UsageError):
+    """There is a run of that id already."""
+
+
 class EngineError(LabError):
     """No engine answers, or it refused."""
 
 
 class ImageError(EngineError):
     """A sandbox image can't be had or built."""
+
+
+class EngineLostError(EngineError):
+    """The engine was restarted, or went away, while a trial ran: what became of its container says nothing."""
+
+
+class StalledError(LabError):
+    """A trial made no progress for longer than anything may take."""
 
 
 class SandboxError(LabError):

@@ -1,46 +1,90 @@
-"""A run: n trials, some at a time, each stored the moment it is finished."""
+"""A run: n trials, some at a time, each stored the moment it is finished.
+
+What the lab or its engine did wrong is begun again, a few times, and kept; what an agent did never is. An error is the
+lab's only where the agent can't have brought it about: it came before its first call, or the engine itself was away
+or was restarted. All else stays the trial's outcome, however much it looks like the engine's fault.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
+from harness.errors import LabError
 from harness.own_agent import Player
 from harness.record import RunSpec, TrialRecord, TrialSpec
 from harness.trial import Lab, run_trial
 
-Finished = Callable[[TrialRecord], None]
+TRIES = 4  # of one trial, in all its processes
+
+
+class Work(Protocol):
+    """What there is to do of a run, and who is told what came of it."""
+
+    def next(self, running: int) -> int | None:
+        """The number of the next trial, beside those that run; None where no further one is to be begun."""
+
+    def tries(self, number: int) -> int:
+        """How many tries of a trial have failed in earlier processes."""
+
+    def failed(self, record: TrialRecord) -> None:
+        """A try failed by the lab's fault and will be made again."""
+
+    def finished(self, record: TrialRecord) -> None:
+        """A trial has come to its end."""
 
 
 def trial_specs(run: RunSpec, model: Player) -> Iterable[TrialSpec]:
     """The trials of a run, in order."""
-    for number in range(1, run.n + 1):
-        yield TrialSpec(run=run, number=number, options=model.options(number, run.options))
+    return (trial_spec(run, number, model) for number in range(1, run.n + 1))
 
 
-async def run_trials(
-    run: RunSpec,
-    lab: Lab,
-    started: Callable[[int], None],
-    finished: Finished,
-    may_begin: Callable[[int], bool] = lambda running: True,
-) -> None:
-    """Run what ``run`` asks for. Cancelled, it lets the machines go and keeps what is finished.
+def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
+    """One trial of a run."""
+    return TrialSpec(run=run, number=number, options=model.options(number, run.options))
 
-    ``may_begin`` is asked before each trial, with the number of those that run; once it says no, none begins.
+
+async def run_trials(run: RunSpec, lab: Lab, work: Work) -> None:
+    """Do the work. Cancelled, it lets the machines go and keeps what is finished.
+
+    Raises LabError where no further trial can be run: the store can't be written, the engine doesn't come back.
     """
-    waiting = iter(trial_specs(run, lab.model))
     running = 0
 
     async def worker() -> None:
         nonlocal running
-        while may_begin(running) and (spec := next(waiting, None)) is not None:
-            started(spec.number)
+        while (number := work.next(running)) is not None:
             running += 1
-            record = await run_trial(spec, lab)
-            running -= 1
-            finished(record)
+            try:
+                record = await run_until_told(trial_spec(run, number, lab.model), lab, work)
+            finally:
+                running -= 1
+            work.finished(record)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(run.concurrency, run.n)):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(run.concurrency, run.n)):
+                group.create_task(worker())
+    except* LabError as failures:
+        raise first_of(failures) from failures
+
+
+async def run_until_told(spec: TrialSpec, lab: Lab, work: Work) -> TrialRecord:
+    """Run a trial, again where that was the lab's fault, until it says something or its tries are used up."""
+    tries = work.tries(spec.number)
+    while True:
+        tries += 1
+        record = (await run_trial(spec, lab)).model_copy(update={"tries": tries})
+        if not record.lab_failed or tries >= TRIES:
+            return record
+        work.failed(record)
+        await asyncio.sleep(lab.first_wait_s * 2.0 ** (tries - 1))  # twice as long each time
+        await lab.engine.recovered()
+
+
+def first_of(failures: BaseExceptionGroup[LabError]) -> LabError:
+    """The first of several failures, which are most often the same one."""
+    for failure in failures.exceptions:
+        return first_of(failure) if isinstance(failure, BaseExceptionGroup) else failure
+    raise AssertionError("a group holds at least one failure")

@@ -11,30 +11,36 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from harness.conditions import Condition, condition_for, recorded
 from harness.control import control_key, run_control
+from harness.engine.connect import OURS
 from harness.engine.engine import Engine
-from harness.errors import LastingModelError, UsageError
+from harness.engine.recovery import Recovery
+from harness.engine.start import kept_short
+from harness.errors import LabError, UsageError
 from harness.experiment import run_trials, trial_specs
 from harness.models.live import Budget, Live
 from harness.models.make import default_task, make
 from harness.models.options import ModelOptions
 from harness.models.stored import stored_replay
 from harness.own_agent import WAIT, OwnAgent, Player, own_agent
-from harness.record import RunSpec, TrialRecord, Versions
+from harness.record import RunSpec, Versions
 from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.resume import identity, lasting_name, must_be_same
 from harness.store import Store, StoredRun, is_store
-from harness.summary import Summary, Tally
+from harness.summary import Summary, summarise
 from harness.tasks import Task, TaskOptions
 from harness.toolserver.app import Desks
 from harness.toolserver.serve import tool_server
 from harness.trial import Lab
 from harness.view import Progress, print_note
+from harness.work import Ending, StoredWork, begun, charge
 
 OWN_AGENT_LIMIT_S = 900.0
-_LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
-LASTING = {kind.__name__ for kind in _LASTING}
 DEFAULT_MODEL = "demo"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -66,12 +72,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What came of it. ``stopped`` says why no further trials were begun, if so."""
+    """What came of it: the figures are of all the run's finished trials, ``seconds`` of this process.
+
+    ``stopped`` says why no further trials were begun, if so; ``elsewhere`` counts those other processes have under way.
+    """
 
     run: RunSpec
     summary: Summary
-    interrupted: bool
+    interrupted: bool = False
     stopped: str | None = None
+    elsewhere: int = 0
 
 
 def checked(request: Request) -> tuple[RunSpec, Player]:
@@ -112,6 +122,7 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
         ),
         message_limit=request.message_limit,
         time_limit_s=OWN_AGENT_LIMIT_S if starts and request.time_limit_s is None else request.time_limit_s,
+        player=identity(model),
     )
     first = next(iter(trial_specs(run, model)))
     task.begin(first.options, mechanism)  # refuses options that don't fit each other
@@ -176,10 +187,37 @@ def _positive(option: str, value: float | None) -> None:
 
 
 async def run_main_job(request: Request) -> Job:
-    """Do it all. Interrupted, it keeps the finished trials and removes the containers of the others."""
+    """Run what is missing of the run that was asked for: all of it, unless one of its id is there and is the same.
+
+    Interrupted, or stopped by an error that the next trial would meet as well, it keeps the finished trials and
+    removes the containers of the others: asked for again, it goes on from there. Raises UsageError where the run that
+    is there is another.
+    """
     plan, model = checked(request)
+    if known := _known(request.runs_dir, plan):
+        must_be_same(known, plan)
+        if not _missing(request.runs_dir, known):
+            return Job(known.spec, _summary(request.runs_dir, known.spec.run_id, 0.0))
     async with _ready(model, plan):
         return await _run(request, plan, model)
+
+
+def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
+    """The run of that id, if it is stored."""
+    if not is_store(runs_dir):
+        return None
+    with Store(runs_dir, create=False) as store:
+        return store.find(plan.run_id)
+
+
+def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
+    with Store(runs_dir, create=False) as store:
+        return store.missing(run.spec.run_id, run.spec.n)
+
+
+def _summary(runs_dir: Path, run_id: str, seconds: float) -> Summary:
+    with Store(runs_dir, create=False) as store:
+        return summarise(store.digests(run_id)).model_copy(update={"seconds": round(seconds, 1)})
 
 
 @asynccontextmanager
@@ -204,53 +242,74 @@ async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> 
 
 
 async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
+    began = time.monotonic()
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
-        run = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
-        tally, progress, began = Tally(), Progress(run), time.monotonic()
-        ending = _Ending(model.budget if isinstance(model, Live) else Budget())
-
-        def finished(record: TrialRecord) -> None:
-            store.add_trial(record)
-            tally.add(record)
-            ending.note(record)
-            progress.finished(record)
-
-        desks = Desks()
+        fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
+        progress, desks = Progress(fresh), Desks()
+        ending = Ending(model.budget if isinstance(model, Live) else Budget())
+        recovery = Recovery(engine, plan, image.tag)
         with progress.shown():
-            async with tool_server(desks, outside=isinstance(model, OwnAgent)) as server:
-                lab = Lab(engine.sandboxes, desks, server, model, progress.say)
-                await _control(run, versions, lab, store)
-                store.add_run(run, image.model_dump(), versions)
-                trials = asyncio.create_task(run_trials(run, lab, progress.started, finished, ending.may_begin))
-                interrupted = await _until_done_or_interrupted(trials)
-        summary = tally.summary(time.monotonic() - began)
-        return Job(run, summary, interrupted, ending.reason if summary.n < run.n or ending.failed else None)
+            async with kept_short(OURS.log), tool_server(desks, outside=isinstance(model, OwnAgent)) as server:
+                lab = Lab(engine.sandboxes, desks, server, model, progress.say, recovery, progress.waits)
+                await _control(fresh, versions, lab, store)
+                run = begun(store, fresh, image.model_dump(), versions, _to_keep(request, plan, model))
+                charge(ending.budget, store, run)
+                work = StoredWork(run, store, progress, ending)
+                trials = asyncio.create_task(run_trials(run, lab, work))
+                try:
+                    interrupted, failure = await _until_done_or_interrupted(trials)
+                finally:
+                    work.close()
+                    await engine.clear(run.run_id)
+        summary = _summary(request.runs_dir, run.run_id, time.monotonic() - began)
+        stopped = ending.reason if summary.n < run.n or ending.failed else None
+        left_to_others = 0 if interrupted or failure or stopped else work.elsewhere
+        return Job(run, summary, interrupted, failure or stopped, left_to_others)
 
 
-@dataclass
-class _Ending:
-    """Whether a run must end early: by an error that every further trial would meet, or by its budget."""
-
-    budget: Budget
-    reason: str | None = None
-    failed: bool = False
-
-    def note(self, record: TrialRecord) -> None:
-        """Look at a finished trial."""
-        self.budget.finished += 1
-        if record.error_kind in LASTING and not self.failed:
-            self.reason, self.failed = record.error, True
-
-    def may_begin(self, running: int) -> bool:
-        """Whether a further trial may begin beside those that run."""
-        if self.reason is None and (why := self.budget.too_little_for(running)):
-            self.reason = f"{why[0].upper()}{why[1:]}."
-        return self.reason is None
+def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any]:
+    """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment."""
+    asking = request.asking
+    if asking and asking.prices:
+        asking = asking.model_copy(update={"prices": asking.prices.absolute()})
+    kept: dict[str, Any] = _REQUESTS.dump_python(replace(request, n=plan.n, asking=asking), mode="json")
+    return {name: kept[name] for name in kept if name not in ("runs_dir", "run_id")} | lasting_name(model)
 
 
-async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> bool:
-    """Wait for the trials; SIGINT and SIGTERM cancel them. Whether that happened."""
+def stored_request(
+    runs_dir: Path,
+    run_id: str,
+    *,
+    concurrency: int | None = None,
+    max_cost: float | None = None,
+    max_tokens_total: int | None = None,
+) -> Request:
+    """The request of a stored run, to go on with it: other limits than it had are the only thing to change.
+
+    Raises UsageError where there is no such run, or not enough is kept of it.
+    """
+    with Store(runs_dir, create=False) as store:
+        stored = store.run(run_id)
+    if stored.request is None:
+        raise UsageError(
+            f"Run '{stored.spec.run_id}' was stored by a version that kept too little to resume it: give its options "
+            f"again, with trial --run-id {stored.spec.run_id}."
+        )
+    where = {"runs_dir": str(runs_dir), "run_id": stored.spec.run_id}
+    request = _REQUESTS.validate_python({**stored.request, **where})
+    limits = {"max_cost": max_cost, "max_tokens_total": max_tokens_total}
+    asking = (request.asking or ModelOptions()).model_copy(
+        update={name: value for name, value in limits.items() if value is not None}
+    )
+    return replace(request, asking=asking, concurrency=concurrency or request.concurrency)
+
+
+_REQUESTS = TypeAdapter(Request)
+
+
+async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
+    """Wait for the trials; SIGINT and SIGTERM cancel them. Whether that happened, and what the lab failed at if so."""
     loop = asyncio.get_running_loop()
     for number in ENDING:
         loop.add_signal_handler(number, trials.cancel)
@@ -260,6 +319,9 @@ async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> bool:
         for number in ENDING:
             loop.remove_signal_handler(number)
     if trials.cancelled():
-        return True
-    trials.result()
-    return False
+        return True, None
+    try:
+        trials.result()
+    except LabError as failure:
+        return False, str(failure)
+    return False, None

@@ -26,6 +26,7 @@ from harness.console import Output
 from harness.errors import LastingModelError, ModelError, UsageError
 from harness.evidence import Frozen, StopReason
 from harness.models import Entry, Model, ToolUse
+from harness.owner import temporary_prefix
 from harness.session import Listener, Session
 from harness.tasks import TaskOptions
 from harness.toolserver.serve import MCP_PATH
@@ -266,7 +267,7 @@ async def _running(
     words: tuple[str, ...], environment: dict[str, str], aside: dict[str, Any]
 ) -> AsyncIterator[_Process]:
     """A process in a folder of its own; after the block it and its group are gone, and ``aside`` tells its story."""
-    with TemporaryDirectory(prefix="offswitch-agent-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix=temporary_prefix("agent-"), ignore_cleanup_errors=True) as folder:
         try:
             transport, process = await asyncio.get_running_loop().subprocess_exec(
                 _Process,

@@ -18,7 +18,10 @@ from harness.verdict import Verdict
 
 
 class RunSpec(Frozen):
-    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from."""
+    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from.
+
+    ``player`` tells one agent from another of the same name: a hash of its playbooks, a live model's settings.
+    """
 
     run_id: str
     model: str
@@ -33,6 +36,7 @@ class RunSpec(Frozen):
     message_limit: int
     time_limit_s: float | None = None
     limits: Limits = Limits()
+    player: dict[str, Any] = Field(default_factory=dict)
 
 
 class TrialSpec(Frozen):
@@ -48,6 +52,9 @@ class TrialRecord(Frozen):
 
     ``error_kind`` is the name of that failure's class. ``usage``, ``cost`` (US dollars) and ``models`` (the names the
     answers themselves gave) are of live models; None is unknown. ``retries`` counts calls that were made again.
+
+    ``tries`` is how often the trial was begun until this came of it: only what the lab or the engine did wrong
+    (``lab_failed``), and an agent can't have brought about, is begun again. The tries that failed are kept beside it.
     """
 
     run_id: str
@@ -69,6 +76,8 @@ class TrialRecord(Frozen):
     models: tuple[str, ...] = ()
     error: str | None = None
     error_kind: str | None = None
+    tries: int = 1
+    lab_failed: bool = False
 
 
 class Versions(Frozen):

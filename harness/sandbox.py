@@ -111,6 +111,34 @@ class Sandbox(Protocol):
         """What the engine says about it now. Raises EngineError when the engine doesn't say."""
 
 
+class Lifeline(Protocol):
+    """What is known of the engine that the sandboxes are on, beside each sandbox."""
+
+    def life(self) -> int:
+        """Which of its lives the engine is in: another number after each restart."""
+
+    async def lost(self, life: int) -> bool:
+        """Whether the engine was restarted since that life, or is away now."""
+
+    async def recovered(self) -> None:
+        """Wait until trials can run again. Raises EngineError where they can't."""
+
+
+class Steady:
+    """The lifeline of machines that are on no engine."""
+
+    def life(self) -> int:
+        """The only one."""
+        return 0
+
+    async def lost(self, life: int) -> bool:
+        """Never."""
+        return False
+
+    async def recovered(self) -> None:
+        """At once."""
+
+
 class Sandboxes(Protocol):
     """Where sandboxes come from."""
 

@@ -4,36 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from harness.agent import converse
 from harness.conditions import Prompts, render
-from harness.errors import LabError, ModelError, TrialTimeError
+from harness.errors import (
+    EngineError,
+    EngineLostError,
+    LabError,
+    ModelError,
+    SandboxError,
+    StalledError,
+    TrialTimeError,
+)
 from harness.evidence import Evidence, StopReason
-from harness.models import Entry, Turn, Usage
+from harness.models import Conversation, Entry, Turn, Usage
+from harness.models.live import Live
 from harness.own_agent import Endpoint, Minutes, OwnAgent, Player
+from harness.pulse import LIMITS, Phase, Pulse
 from harness.record import TrialRecord, TrialSpec
 from harness.registry import task_named
-from harness.sandbox import MachineSpec, Sandboxes
-from harness.session import Session
+from harness.sandbox import Lifeline, MachineSpec, Sandboxes, Steady
+from harness.session import Listener, Session
 from harness.toolserver.app import Desks
 from harness.toolserver.client import ToolClient
 from harness.toolserver.serve import ToolServer
+from harness.toolserver.wire import ShellAnswer
 from harness.verdict import Outcome, Verdict, judge
+
+SLACK_S = 60.0  # beyond the time a provider is given, before its silence counts as one
+# What may be begun again, if the agent can't have brought it about. A bug of the lab isn't: it would come again.
+FAULTS = (EngineError, SandboxError, StalledError)
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What all trials of a process share: where machines come from, the tool server, and who plays."""
+    """What all trials of a process share: where machines come from, the tool server, and who plays.
+
+    ``tell`` hears what each trial waits for; ``limits`` say how long it may make no progress then. After a trial's
+    first failure by the lab's fault ``first_wait_s`` pass before it is begun again.
+    """
 
     sandboxes: Sandboxes
     desks: Desks
     server: ToolServer
     model: Player
     say: Callable[[str], None] = lambda line: None
+    engine: Lifeline = field(default_factory=Steady)
+    tell: Callable[[int, Phase], None] = lambda number, phase: None
+    limits: Mapping[Phase, float | None] = field(default_factory=lambda: LIMITS)
+    first_wait_s: float = 1.0
 
 
 @dataclass
@@ -83,24 +106,37 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     session = Session(task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism))
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
-    account = Account()
+    account, life = Account(), lab.engine.life()
+    pulse = Pulse(_limits(lab), lambda phase: lab.tell(spec.number, phase))
+    session.listener = beats = _Beats(pulse)
     evidence: Evidence | None = None
     error: str | None = None
     error_kind: str | None = None
+    lab_failed = False
     try:
-        async with lab.sandboxes.start(_machine(spec), session.answer) as sandbox:
+        async with pulse.watched(), lab.sandboxes.start(_machine(spec), session.answer) as sandbox:
+            pulse.enter(Phase.ENGINE)
             await session.begin(sandbox)
             with lab.desks.opened(session):
-                stop = await _play(spec, lab, session, prompts=prompts, transcript=transcript, account=account)
-            evidence = await session.evidence(stop)
+                stop = await _play(
+                    spec, lab, session, prompts=prompts, transcript=transcript, account=account, pulse=pulse
+                )
+            pulse.enter(Phase.ENGINE)
+            seen = await session.evidence(stop)
+            if lab.engine.life() != life:  # it took the machine down, or may have
+                raise EngineLostError("The engine was restarted while the trial ran.")
+            evidence = seen
         verdict = judge(evidence)
         if account.failure:
             error, error_kind = str(account.failure), type(account.failure).__name__
-    except LabError as failure:
+    except LabError as caught:
+        failure = beats.failure if isinstance(beats.failure, LabError) else caught  # what lies behind a refused call
         error, error_kind = str(failure), type(failure).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
-    except Exception as failure:  # a bug in the lab ends this trial, not the run, and is no word about the agent
-        error, error_kind = f"{type(failure).__name__}: {failure}", type(failure).__name__
+        ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and pulse.phase is Phase.MODEL)
+        lab_failed = ours and (not session.status().calls or await lab.engine.lost(life))
+    except Exception as bug:  # in the lab: it ends this trial, not the run, and is no word about the agent
+        error, error_kind = f"{type(bug).__name__}: {bug}", type(bug).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
     return TrialRecord(
         run_id=spec.run.run_id,
@@ -122,23 +158,32 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         models=tuple(account.models),
         error=error,
         error_kind=error_kind,
+        lab_failed=lab_failed,
     )
 
 
 async def _play(
-    spec: TrialSpec, lab: Lab, session: Session, *, prompts: Prompts, transcript: list[Entry], account: Account
+    spec: TrialSpec,
+    lab: Lab,
+    session: Session,
+    *,
+    prompts: Prompts,
+    transcript: list[Entry],
+    account: Account,
+    pulse: Pulse,
 ) -> StopReason:
     """Let model and tools take turns until one stops, the model fails or the time is up."""
     task, limit_s = session.task, spec.run.time_limit_s
     try:
         async with asyncio.timeout(limit_s) as clock:
             if isinstance(lab.model, OwnAgent):
+                pulse.enter(Phase.MODEL)
                 endpoint = Endpoint.of(spec.number, session, str(lab.server.url), prompts)
                 minutes = Minutes(session, transcript, spec.run.message_limit)
                 return await lab.model.play(endpoint, minutes, account.aside, lab.say)
             tools = ToolClient(lab.server.app, session.token)
             return await converse(
-                lab.model.start(spec.number, task, tools),
+                _Heard(lab.model.start(spec.number, task, tools), pulse),
                 tools,
                 transcript,
                 go_on=task.go_on,
@@ -153,6 +198,44 @@ async def _play(
         if isinstance(lab.model, OwnAgent) and session.status().calls:
             return StopReason.TIME_LIMIT  # a program that hangs can't be told from one that won't go on
         return account.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A conversation whose turns are progress."""
+
+    conversation: Conversation
+    pulse: Pulse
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        self.pulse.enter(Phase.MODEL)
+        turn = await self.conversation.next(transcript)
+        self.pulse.enter(Phase.ENGINE)
+        return turn
+
+
+@dataclass
+class _Beats(Listener):
+    """A desk at which each finished command is progress, and the lab's own failure is kept as it was."""
+
+    pulse: Pulse
+    failure: Exception | None = None
+
+    def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
+        self.pulse.beat()
+
+    def failed(self, failure: Exception) -> None:
+        self.failure = failure
+
+
+def _limits(lab: Lab) -> Mapping[Phase, float | None]:
+    """How long a trial may make no progress: a provider has its patience, an agent of the user's own its own limits."""
+    if isinstance(lab.model, OwnAgent):
+        return {**lab.limits, Phase.MODEL: None}
+    if isinstance(lab.model, Live):
+        asking = lab.model.settings
+        return {**lab.limits, Phase.MODEL: asking.patience_s + asking.call_limit_s + SLACK_S}
+    return lab.limits
 
 
 def _machine(spec: TrialSpec) -> MachineSpec:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from harness.evidence import Asked, Opening
 from harness.models import Entry
+from harness.pulse import Phase
 from harness.record import RunSpec, TrialRecord
 from harness.store import StoredRun
 from harness.summary import Summary
@@ -56,6 +57,11 @@ def print_note(sentence: str) -> None:
     Console(stderr=True, soft_wrap=True).print(safe(sentence), style="dim")
 
 
+def print_plain(sentence: str) -> None:
+    """One line of a command's result, on stdout."""
+    Console(soft_wrap=True).print(safe(sentence))
+
+
 def rate_text(summary: Summary) -> str:
     """The rate as it is always given: with its n and its interval."""
     rate = summary.rate
@@ -73,14 +79,20 @@ def spent_text(summary: Summary) -> str:
     return f"{tokens}, {cost}; {retries} made again after a failure"
 
 
-class Progress:
-    """The live line of a run on stderr: done, running, counts, speed and time left."""
+RATE_WINDOW_S = 120.0  # the speed is that of the last two minutes: a run may have stood still before
 
-    def __init__(self, run: RunSpec) -> None:
+
+class Progress:
+    """The live line of a run on stderr: done, what the running trials wait for, counts, speed and time left."""
+
+    def __init__(self, run: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._n = run.n
+        self._clock = clock
         self._counts: Counter[Outcome] = Counter()
-        self._running: set[int] = set()
-        self._began = time.monotonic()
+        self._found = self._failed_tries = self._retries = 0
+        self._waiting: dict[int, Phase] = {}
+        self._ends: deque[float] = deque(maxlen=1000)
+        self._began = clock()
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, transient=True)
 
@@ -93,30 +105,74 @@ class Progress:
         with self._live:
             yield
 
+    def found(self, trials: int) -> None:
+        """So many trials were finished before, or by another process."""
+        self._found += trials
+
     def started(self, number: int) -> None:
         """A trial began."""
-        self._running.add(number)
+        self._waiting[number] = Phase.STARTING
+
+    def waits(self, number: int, phase: Phase) -> None:
+        """What a running trial waits for from now on."""
+        if number in self._waiting:
+            self._waiting[number] = phase
 
     def say(self, line: str) -> None:
         """A line beside the progress that is to be read, or copied, as it is."""
         self._console.print(safe(line), soft_wrap=True)
 
+    def failed(self, record: TrialRecord) -> None:
+        """A try failed by the lab's fault and will be made again."""
+        self._failed_tries += 1
+        self.say(f"trial {record.number}: try {record.tries} failed and is made again: {record.error}")
+
     def finished(self, record: TrialRecord) -> None:
         """A trial was stored."""
-        self._running.discard(record.number)
+        self._waiting.pop(record.number, None)
+        self._ends.append(self._clock())
         self._counts[record.verdict.outcome] += 1
-        done = self._counts.total()
-        line = safe(f"{done}/{self._n}  trial {record.number}  {verdict_line(record.verdict)}  {_who(record)}")
+        self._retries += record.retries
+        line = safe(f"{self.done}/{self._n}  trial {record.number}  {verdict_line(record.verdict)}  {_who(record)}")
         line.stylize(COLOURS[record.verdict.outcome])
         self._console.print(line, soft_wrap=True)
 
+    @property
+    def done(self) -> int:
+        """How many trials of the run are finished, as far as this process knows."""
+        return self._found + self._counts.total()
+
+    @property
+    def per_minute(self) -> float:
+        """Trials that this process finished a minute, of late."""
+        now = self._clock()
+        since = max(self._began, now - RATE_WINDOW_S)
+        if len(self._ends) == self._ends.maxlen:
+            since = max(since, self._ends[0])
+        recent = sum(end >= since for end in self._ends)
+        return 60 * recent / (now - since) if now > since else 0.0
+
+    def line(self) -> str:
+        """How the run stands, in words."""
+        speed, waits = self.per_minute, Counter(self._waiting.values())
+        model, engine = waits[Phase.MODEL], waits[Phase.STARTING] + waits[Phase.ENGINE]
+        left = f"{60 * (self._n - self.done) / speed:.0f} s left" if speed else "time left unknown"
+        parts = [
+            f"{self.done}/{self._n} done",
+            f"{waits.total()} running ({model} wait for the model, {engine} for the engine)",
+            f"{speed:.0f}/min",
+            left,
+            *(f"{self._counts[outcome]} {outcome}" for outcome in Outcome if self._counts[outcome]),
+            *([f"{self._failed_tries} tries failed"] if self._failed_tries else ()),
+            *([f"{self._retries} calls retried"] if self._retries else ()),
+        ]
+        return "  ".join(parts)
+
     def _draw(self) -> RenderableType:
-        done, elapsed = self._counts.total(), time.monotonic() - self._began
-        speed = done / elapsed if elapsed else 0.0
-        left = f"{(self._n - done) / speed:.0f} s left" if speed else "first trials under way"
-        counts = "  ".join(f"[{COLOURS[o]}]{self._counts[o]} {o}[/]" for o in Outcome if self._counts[o])
-        line = f"{done}/{self._n} done  {len(self._running)} running  {speed * 60:.0f}/min  {left}  {counts}"
-        return Group(ProgressBar(total=self._n, completed=done, width=40), Text.from_markup(line))
+        text = safe(self.line())
+        for outcome in Outcome:
+            text.highlight_words([f"{self._counts[outcome]} {outcome}"], COLOURS[outcome])
+        return Group(ProgressBar(total=self._n, completed=self.done, width=40), text)
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -130,8 +186,10 @@ def _who(record: TrialRecord) -> str:
     return ": ".join(filter(None, (who, record.error)))
 
 
-def print_run(console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary) -> None:
-    """A run: a line a trial, then the figures."""
+def print_run(
+    console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary, left_out: int = 0
+) -> None:
+    """A run: a line a trial, less those ``left_out``, then the figures."""
     console.print(safe(f"Run {run.run_id}"), style="bold")
     table = Table(pad_edge=False)
     for name in ("trial", "outcome", "tampering", "first seen", "agent"):
@@ -146,6 +204,11 @@ def print_run(console: Console, run: RunSpec, records: Iterable[TrialRecord], su
             safe(_who(record)),
         )
     console.print(table)
+    if left_out:
+        console.print(
+            f"{left_out} more trials are not listed: these are the first, the last, and some that resisted or failed.",
+            soft_wrap=True,
+        )
     print_summary(console, run, summary)
 
 
@@ -168,6 +231,9 @@ def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
         )
     counts = "  ".join(f"{count} {outcome}" for outcome, count in summary.counts.items())
     console.print(f"{summary.n} trials: {counts}; {summary.attempts} attempts", soft_wrap=True)
+    if summary.failed_tries:
+        said = "1 try" if summary.failed_tries == 1 else f"{summary.failed_tries} tries"
+        console.print(f"{said} failed by the lab's or the engine's fault and made again", soft_wrap=True)
     console.print(rate_text(summary), style="bold", soft_wrap=True)
     if run.simulated is None:
         console.print(spent_text(summary), soft_wrap=True)

@@ -260,6 +260,36 @@ def trial_record(number: int = 1, **other: Any) -> TrialRecord:
     return TrialRecord(number=number, **{**usual, **other})
 
 
+@dataclass
+class InMemory:
+    """The work of a run of ``n`` trials that nothing stores: its records, and the tries that failed."""
+
+    n: int
+    done: list[TrialRecord] = field(default_factory=list)
+    may_begin: Callable[[int], bool] = lambda running: True
+    tries_failed: list[TrialRecord] = field(default_factory=list)
+    begun: int = 0
+
+    def next(self, running: int) -> int | None:
+        """The next number."""
+        if self.begun == self.n or not self.may_begin(running):
+            return None
+        self.begun += 1
+        return self.begun
+
+    def tries(self, number: int) -> int:
+        """None before."""
+        return 0
+
+    def failed(self, record: TrialRecord) -> None:
+        """Keep it."""
+        self.tries_failed.append(record)
+
+    def finished(self, record: TrialRecord) -> None:
+        """Keep it."""
+        self.done.append(record)
+
+
 # ---- what a model says, and what a command gives ----
 
 

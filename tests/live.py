@@ -12,7 +12,7 @@ from harness.models.live import Live, live
 from harness.models.options import ModelOptions
 from harness.record import TrialRecord
 from harness.registry import task_named
-from tests.builders import run_spec
+from tests.builders import InMemory, run_spec
 from tests.fake_sandbox import FakeSandboxes, a_lab
 from tests.provider_server import Provider, Script, provider
 
@@ -48,5 +48,5 @@ async def play(
     done: list[TrialRecord] = []
     spec = run_spec(**{"model": model.name, "simulated": None, **run})
     lab = a_lab(model, sandboxes)
-    await run_trials(spec, lab, lambda number: None, done.append, may_begin or (lambda running: True))
+    await run_trials(spec, lab, InMemory(spec.n, done, may_begin or (lambda running: True)))
     return sorted(done, key=lambda record: record.number)

@@ -216,11 +216,13 @@ def test_unknown_run_and_trial(harness_cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("", "trial show list judge"),
+        ("", "trial resume show list judge clean"),
         ("trial", "--model --n --task --condition --mechanism --image --concurrency --seed --runs-dir --json"),
         ("show", "RUN TRIAL --runs-dir --json"),
         ("list", "--runs-dir --json"),
         ("judge", "RUN --runs-dir --json"),
+        ("resume", "RUN --concurrency --max-cost --max-tokens-total --runs-dir --json"),
+        ("clean", "--images --all --runs-dir"),
     ],
 )
 def test_help_lists_what_there_is(harness_cli: Cli, command: str, options: str) -> None:
@@ -282,9 +284,9 @@ def test_listed_and_judged_again(harness_cli: Cli, finished: dict[str, Any]) -> 
 
 @pytest.mark.docker
 def test_run_id_is_taken_once(harness_cli: Cli, finished: dict[str, Any]) -> None:
-    """A second run of the same id is refused in one sentence, and the first stays as it was."""
+    """Another run of the same id is refused in a sentence that says where it differs, and the first stays as it was."""
     again = harness_cli("trial", "--n", "1", "--run-id", "three", "--runs-dir", finished["runs"])
-    assert "already a run 'three'" in sentence(again)
+    assert "already a run 'three' here, and another: n is 3 there and 1 here." in sentence(again)
     shown = json.loads(harness_cli("show", "three", "--runs-dir", finished["runs"], "--json").stdout)
     assert shown["n"] == 3
 
@@ -302,6 +304,16 @@ def test_what_a_container_wrote_cannot_steer_a_terminal(harness_cli: Cli, tmp_pa
     assert r"\x1b[2J" in shown.stdout
     assert "[bold]x" in shown.stdout
     assert "[red]" in shown.stdout
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("words", [["trial", "--n", "3", "--run-id", "three"], ["resume", "three"]])
+def test_a_finished_run_has_nothing_to_resume(harness_cli: Cli, finished: dict[str, Any], words: list[str]) -> None:
+    """The same run asked for again, or resumed, gives its figures at once, also without an engine."""
+    again = harness_cli(*words, "--runs-dir", finished["runs"], "--json", env=DEAD)
+    assert again.returncode == 0, again.stderr
+    before, after = json.loads(finished["done"].stdout), json.loads(again.stdout)
+    assert {**before, "seconds": 0.0} == after
 
 
 # ---- being stopped ----

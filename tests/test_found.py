@@ -20,6 +20,7 @@ from harness.verdict import Kind, Outcome, judge
 from harness.view import print_trial
 from tests.builders import (
     HOME,
+    InMemory,
     a_file,
     a_link,
     a_mechanism,
@@ -79,7 +80,7 @@ async def test_an_unforeseen_failure_is_one_trials() -> None:
 
     done: list[TrialRecord] = []
     model = Broken("script:test", (Playbook("p", "", (Submit("x"),)),))
-    await run_trials(run_spec(n=3), a_lab(model), lambda n: None, done.append)
+    await run_trials(run_spec(n=3), a_lab(model), InMemory(3, done))
     outcomes = {record.number: record.verdict.outcome for record in done}
     assert outcomes == {1: Outcome.ERROR, 2: Outcome.NOT_REACHED, 3: Outcome.NOT_REACHED}
 

@@ -22,7 +22,6 @@ from harness.errors import (
     UsageError,
 )
 from harness.evidence import StopReason
-from harness.main_job import LASTING
 from harness.models import Entry
 from harness.models.api import wait_before
 from harness.models.failures import Failure, Trouble, read_failure, redacted
@@ -30,6 +29,7 @@ from harness.models.live import live
 from harness.models.options import ModelOptions
 from harness.registry import task_named
 from harness.verdict import Outcome, judge
+from harness.work import LASTING
 from tests.builders import DUE, NOTICE, OUTLIVED, SERVED, UP, an_evidence, asynchronous
 from tests.live import OPENING, asking, next_turn, play
 from tests.provider_server import (

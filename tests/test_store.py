@@ -8,9 +8,12 @@ from threading import Barrier
 
 import pytest
 
-from harness.errors import UsageError
+from harness.digest import digest
+from harness.errors import StoreError, UsageError
 from harness.models import Entry
-from harness.store import FILE, SCHEMA, Store
+from harness.owner import this_process
+from harness.record import TrialRecord
+from harness.store import _STEPS, FILE, SCHEMA, Claimed, Store
 from harness.verdict import Kind, Outcome
 from tests.builders import a_verdict, outlived, run_spec, shell, trial_record, versions
 
@@ -127,19 +130,141 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+def as_of_schema(folder: Path, schema: int, *records: TrialRecord) -> None:
+    """A store as that schema's version left it, with a run 'one' and these trials of it."""
+    spec, made_by = run_spec("one").model_dump_json(), versions().model_dump_json()
+    with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
+        for step in range(1, schema + 1):
+            for change in _STEPS[step]:
+                change(db)
+        db.execute("INSERT INTO runs VALUES ('one', '2026-01-01', ?, '{}', ?)", (spec, made_by))
+        for record in records:
+            row = (record.number, record.verdict.outcome, 0, record.tokens, record.seconds, record.model_dump_json())
+            db.execute("INSERT INTO trials VALUES ('one', ?, ?, ?, ?, ?, ?)", row)
+        db.execute(f"PRAGMA user_version={schema}")
+
+
 def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
     """A store that knows no control trials keeps its runs, and from then on knows them."""
-    with filled(tmp_path, "one"):
-        pass
-    with closing(sqlite3.connect(tmp_path / FILE)) as db:
-        db.execute("DROP TABLE controls")
-        db.execute("PRAGMA user_version=1")
+    as_of_schema(tmp_path, 1)
     with Store(tmp_path) as store:
         assert store.run("one").spec.run_id == "one"
         assert store.control("key") is None
         store.add_control("key", trial_record())
         store.add_control("key", trial_record())
         assert store.control("key") == trial_record()
+
+
+def test_a_store_of_the_second_schema_gets_its_columns(tmp_path: Path) -> None:
+    """Trials that were stored before there were columns have the same digest as if they were stored today."""
+    agent = {"playbook": "edit", "expected": {"outcome": "resisted", "tampering": ["edited"]}}
+    records = [
+        trial_record(1, run_id="one", verdict=a_verdict(Outcome.COMPLIED, Kind.MOVED), tokens=7),
+        trial_record(2, run_id="one", agent=agent, cost=0.5, retries=3, simulated=None),
+        trial_record(3, run_id="one", evidence=None, error="no room", error_kind="EngineError"),
+    ]
+    as_of_schema(tmp_path, 2, *records)
+    with Store(tmp_path) as store:
+        assert list(store.digests("one")) == [digest(record) for record in records]
+        assert list(store.trials("one")) == records
+        assert store.run("one").request is None
+
+
+# ---- resuming ----
+
+ELSEWHERE = "another-host:1:1"
+
+
+def gone() -> str:
+    """A process of this host that no longer lives: one of this one's pid that was born at another time."""
+    host, pid, _ = this_process().rsplit(":", 2)
+    return f"{host}:{pid}:0"
+
+
+def test_what_is_missing_is_what_is_not_finished(tmp_path: Path) -> None:
+    """The numbers that are missing are all but those stored, in order, also beyond the last one stored."""
+    with filled(tmp_path, "one") as store:
+        for number in (2, 4):
+            store.add_trial(trial_record(number, run_id="one"))
+        assert store.missing("one", 6) == [1, 3, 5, 6]
+
+
+def test_a_trial_is_claimed_once(tmp_path: Path) -> None:
+    """Of several that claim a trial one gets it; once it is finished, or given up, that is what the others hear."""
+    with filled(tmp_path, "one") as store, Store(tmp_path) as other:
+        assert store.claim("one", 1, this_process()) is Claimed.OURS
+        assert other.claim("one", 1, ELSEWHERE) is Claimed.HELD
+        store.give_up("one", this_process())
+        assert other.claim("one", 1, ELSEWHERE) is Claimed.OURS
+        other.add_trial(trial_record(1, run_id="one"))
+        assert store.claim("one", 1, this_process()) is Claimed.DONE
+
+
+def test_the_claims_of_the_dead_are_anybodys(tmp_path: Path) -> None:
+    """What a process claimed that is gone can be claimed; what one of another host claimed can't, until cleared."""
+    with filled(tmp_path, "one") as store:
+        assert store.claim("one", 1, gone()) is Claimed.OURS
+        assert store.claim("one", 2, ELSEWHERE) is Claimed.OURS
+        assert store.claim("one", 1, this_process()) is Claimed.OURS
+        assert store.claim("one", 2, this_process()) is Claimed.HELD
+        store.claim("one", 3, gone())
+        assert store.clear_claims() == 1
+        assert store.clear_claims(also_elsewhere=True) == 1
+        assert store.claim("one", 2, this_process()) is Claimed.OURS
+
+
+def test_claims_are_each_got_by_one_of_many(tmp_path: Path) -> None:
+    """However many processes claim the same trials at one moment, each trial goes to one of them."""
+    with filled(tmp_path, "one"):
+        pass
+    together = Barrier(6)
+
+    def take(number: int) -> list[int]:
+        with Store(tmp_path) as store:
+            together.wait(10)
+            owner = f"host-{number}:1:1"
+            return [each for each in range(1, 31) if store.claim("one", each, owner) is Claimed.OURS]
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = [each for some in pool.map(take, range(6)) for each in some]
+    assert sorted(taken) == list(range(1, 31))
+
+
+def test_failed_tries_are_kept_and_counted(tmp_path: Path) -> None:
+    """A try that failed is no trial; it is there to be read, counts as one, and what it cost is spent."""
+    failed = trial_record(1, run_id="one", evidence=None, error="no engine", tokens=5, cost=0.25, lab_failed=True)
+    with filled(tmp_path, "one") as store:
+        store.add_failed_try(failed)
+        assert (store.tries("one", 1), store.tries("one", 2)) == (1, 0)
+        assert store.missing("one", 1) == [1]
+        store.add_trial(trial_record(1, run_id="one", tries=2, tokens=7, cost=0.5))
+        assert list(store.failed_tries("one")) == [failed]
+        assert store.spent("one") == (12, 0.75)
+        assert [each.tries for each in store.digests("one")] == [2]
+
+
+def test_a_full_disk_loses_nothing_that_was_said(tmp_path: Path) -> None:
+    """Where a trial can't be written that is one sentence, what was stored before is whole, and it can go on later."""
+    with filled(tmp_path, "one", trials=1) as store:
+        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+        store._db.execute(f"PRAGMA max_page_count={pages}")
+        huge = trial_record(2, run_id="one", transcript=(Entry(role="assistant", text="x" * 1_000_000),))
+        with pytest.raises(StoreError, match="can't be written: database or disk is full"):
+            store.add_trial(huge)
+        assert [each.number for each in store.trials("one")] == [1]
+        store._db.execute("PRAGMA max_page_count=1000000")
+        store.add_trial(huge)
+        assert store.trial("one", 2) == huge
+
+
+def test_the_trials_worth_showing_are_few(tmp_path: Path) -> None:
+    """Of a big run the first and last trials are shown, and some that resisted or ended in error."""
+    with filled(tmp_path, "one") as store:
+        for number in range(1, 41):
+            outcome = Outcome.RESISTED if number in (20, 21) else Outcome.COMPLIED
+            store.add_trial(trial_record(number, run_id="one", verdict=a_verdict(outcome)))
+        assert store.worth_showing("one", 8) == [1, 2, 20, 21, 39, 40]
+        assert [each.number for each in store.trials("one", [2, 39])] == [2, 39]
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -160,7 +285,10 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 
 # ---- several at once, and half-written ----
 
-HALF = "INSERT INTO trials VALUES ('one', 1, 'error', 0, 0, 0.0, '{')"
+HALF = (
+    "INSERT INTO trials (run_id, number, outcome, tampered, tokens, seconds, record) "
+    "VALUES ('one', 1, 'error', 0, 0, 0.0, '{')"
+)
 
 
 def write_half(store: Store) -> None:

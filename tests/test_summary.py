@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.digest import AGREE, Agreement
 from harness.record import TrialRecord
 from harness.store import StoredRun
-from harness.summary import AGREE, Agreement, Rate, as_json, compare_verdicts, run_as_json, summarise
+from harness.summary import Rate, as_json, compare_verdicts, run_as_json, summarise
 from harness.verdict import Kind, Outcome
 from tests.builders import a_verdict, an_evidence, law, missing, run_spec, sighting, trial_record, versions
 
@@ -216,7 +217,7 @@ def test_the_keys_are_those_of_the_design() -> None:
     assert printed.keys() == {
         *("run_id", "model", "simulated", "task", "condition", "mechanism", "n", "n_planned"),
         *("complied", "declined", "resisted", "not_reached", "error", "attempts"),
-        *("rate", "ci_low", "ci_high", "interval", "seconds", "tokens", "cost", "retries", "agreement"),
+        *("rate", "ci_low", "ci_high", "interval", "seconds", "tokens", "cost", "retries", "failed_tries", "agreement"),
     }
 
 
@@ -264,6 +265,7 @@ def test_a_shown_run_has_its_trials() -> None:
             "usage": None,
             "cost": None,
             "retries": 0,
+            "tries": 1,
             "models": [],
         }
     ]

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from harness.evidence import Asked, StopReason
 from harness.models import Entry
+from harness.pulse import Phase
 from harness.record import TrialRecord
 from harness.store import StoredRun
 from harness.summary import summarise
@@ -165,6 +166,27 @@ def test_progress_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert MARKUP in err
 
 
+def test_progress_tells_what_is_so() -> None:
+    """Done counts what was found too, the speed is of late, and what runs is told by what it waits for."""
+    now = [0.0]
+    progress = Progress(run_spec(n=20), clock=lambda: now[0])
+    progress.found(4)
+    assert progress.line().startswith("4/20 done  0 running (0 wait for the model, 0 for the engine)  0/min  time left")
+    for number in (5, 6, 7, 8):
+        progress.started(number)
+    progress.waits(5, Phase.MODEL)
+    progress.waits(6, Phase.ENGINE)
+    now[0] = 60.0
+    progress.finished(trial_record(7, retries=2))
+    progress.failed(trial_record(8, error="no engine"))
+    progress.waits(7, Phase.MODEL)  # it is over, whatever is heard of it
+    line = progress.line()
+    assert line.startswith("5/20 done  3 running (1 wait for the model, 2 for the engine)  1/min  900 s left")
+    assert line.endswith("1 complied  1 tries failed  2 calls retried")
+    now[0] = 600.0
+    assert "  0/min  time left unknown" in progress.line()
+
+
 # ---- what is told ----
 
 
@@ -252,6 +274,13 @@ def test_a_run_shows_its_trials_and_figures() -> None:
     assert re.search(r"2 +\S? +error .* no room", out)
     assert "2 trials: 1 complied  0 declined  0 resisted  0 not_reached  1 error; 1 attempts" in out
     assert "resisted 0 of 1: 0.0% (95 % interval 0.0% to 79.3%)" in out
+
+
+def test_a_big_run_says_what_it_leaves_out() -> None:
+    """Where not all trials are listed their number is said, and so are the tries that failed."""
+    out = printed(print_run, run_spec(n=9), [trial_record(1)], summarise([trial_record(1, tries=3)]), 8)
+    assert "8 more trials are not listed" in out
+    assert "2 tries failed by the lab's or the engine's fault" in out
 
 
 @pytest.mark.parametrize("stop", StopReason)

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.commands.options import AsJson, RunsDir, print_json
+from harness.commands.options import AsJson, RunsDir, print_json, print_stored
 from harness.store import Store
 from harness.summary import as_json, compare_verdicts, run_as_json, summarise
-from harness.view import print_note, print_run, print_runs, print_trial
+from harness.view import print_note, print_runs, print_trial
 
 
 def show(
@@ -31,18 +31,17 @@ def show(
             else:
                 print_trial(Console(), record)
             return
-        records = list(store.trials(run_id))
-        summary = summarise(records)
+        summary = summarise(store.digests(run_id))
         if as_json_:
-            print_json(run_as_json(stored, records, summary))
+            print_json(run_as_json(stored, store.trials(run_id), summary, store.failed_tries(run_id)))
         else:
-            print_run(Console(), stored.spec, records, summary)
+            print_stored(store, stored.spec, summary)
 
 
 def list_runs(runs_dir: RunsDir = Path("runs"), as_json_: AsJson = False) -> None:
     """List the runs there are."""
     with Store(runs_dir, create=False) as store:
-        runs = [(stored, summarise(store.trials(stored.spec.run_id))) for stored in store.runs()]
+        runs = [(stored, summarise(store.digests(stored.spec.run_id))) for stored in store.runs()]
     if as_json_:
         print_json([as_json(stored.spec, summary) for stored, summary in runs])
     else:
@@ -56,11 +55,13 @@ def judge(
 ) -> None:
     """Judge a run's stored evidence again with today's rules, and say what differs from its record."""
     with Store(runs_dir, create=False) as store:
-        again = [compare_verdicts(record) for record in store.trials(store.run(run).spec.run_id)]
-    moved = [item for item in again if item.before != item.after]
+        n, moved = 0, []
+        for record in store.trials(store.run(run).spec.run_id):
+            n, item = n + 1, compare_verdicts(record)
+            moved += [item] if item.before != item.after else []
     if as_json_:
-        print_json({"trials": len(again), "moved": [item.model_dump() for item in moved]})
+        print_json({"trials": n, "moved": [item.model_dump() for item in moved]})
         return
     for item in moved:
         print_note(f"trial {item.number}: {item.before} -> {item.after}")
-    Console().print(f"{len(again)} trials judged again, {len(moved)} verdicts moved")
+    Console().print(f"{n} trials judged again, {len(moved)} verdicts moved")

@@ -1,4 +1,4 @@
-"""The main job's command."""
+"""The main job's commands: a run, and going on with one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from harness.commands.options import AsJson, RunsDir, print_json
-from harness.main_job import Request, run_main_job
+from harness.commands.options import AsJson, RunsDir, print_json, print_stored
+from harness.main_job import Job, Request, run_main_job, stored_request
 from harness.models.dialect import Sampling
 from harness.models.options import ModelOptions
 from harness.store import Store
 from harness.summary import as_json
-from harness.view import print_error, print_run
+from harness.view import print_error, print_note
 
 
 def trial(  # noqa: PLR0917 - typer passes options by name
@@ -120,20 +119,46 @@ def trial(  # noqa: PLR0917 - typer passes options by name
             preflight=not no_preflight,
         ),
     )
-    job = asyncio.run(run_main_job(request))
-    with Store(runs_dir) as store:
-        records = list(store.trials(job.run.run_id))
+    tell(asyncio.run(run_main_job(request)), runs_dir, as_json_=as_json_)
+
+
+def resume(  # noqa: PLR0917 - as above
+    run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
+    concurrency: Annotated[int | None, typer.Option(help="Trials at a time. [default: as before]")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="US dollars the whole run may cost, what was spent included. [default: as before]"),
+    ] = None,
+    max_tokens_total: Annotated[
+        int | None, typer.Option(help="Tokens the whole run may use, read and written. [default: as before]")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Run the trials that a run is missing, whatever ended it."""
+    request = stored_request(
+        runs_dir, run, concurrency=concurrency, max_cost=max_cost, max_tokens_total=max_tokens_total
+    )
+    tell(asyncio.run(run_main_job(request)), runs_dir, as_json_=as_json_)
+
+
+def tell(job: Job, runs_dir: Path, *, as_json_: bool) -> None:
+    """Print what came of a run, and end with the exit code that says so."""
+    run_id = job.run.run_id
     if as_json_:
         print_json(as_json(job.run, job.summary))
     else:
-        print_run(Console(), job.run, records, job.summary)
+        with Store(runs_dir) as store:
+            print_stored(store, job.run, job.summary)
+    kept = f"{job.summary.n} of {job.run.n} trials are finished and kept in run '{run_id}'."
+    go_on = f" Go on with: resume {run_id}" if job.summary.n < job.run.n else ""
+    if job.elsewhere:
+        print_note(f"{kept} {job.elsewhere} are under way in another process.")
     if job.interrupted:
-        print_error(f"Stopped: {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'.")
+        print_error(f"Stopped: {kept}{go_on}")
         raise typer.Exit(130)
     if job.stopped:
-        print_error(
-            f"{job.stopped} {job.summary.n} of {job.run.n} trials are finished and kept in run '{job.run.run_id}'."
-        )
+        print_error(f"{job.stopped} {kept}{go_on}")
         raise typer.Exit(1)
     if job.summary.judged == 0:
         print_error("No trial could be judged: every one ended in error.")

@@ -18,6 +18,7 @@ from docker.models.images import Image
 from harness.engine.start import Say, alone, apt_install, apt_update, root_with_apt, run
 from harness.environment import without_keys
 from harness.errors import EngineError, ImageError
+from harness.owner import temporary_prefix
 
 BASE = "offswitch/base:bookworm"
 PROGRAMS = ("python3", "procps", "ed", "nano", "vim-tiny", "less")
@@ -95,7 +96,7 @@ def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
 def assemble(say: Say, archive: IO[bytes]) -> None:
     """Write a system of bash and busybox alone as a tar archive; this needs neither root nor mounts."""
     say("making a base image of bash and busybox; it has no python3, so the patrol task can't run in it")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         run("apt-get", "download", "bash-static", "busybox-static", cwd=folder)
         packages, root = Path(folder, "packages"), Path(folder, "root")
         for package in Path(folder).glob("*.deb"):

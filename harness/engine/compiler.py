@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.engine.start import Say, apt_install, root_with_apt
 from harness.environment import without_keys
 from harness.errors import EngineError, ImageError
+from harness.owner import temporary_prefix
 
 PROGRAM = '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
 # The names that machines go by in Python and Docker -> (zig's name, the number in an ELF header).
@@ -57,7 +58,7 @@ def _candidates(machine: str) -> list[list[str]]:
 
 def _elf_machine(command: list[str]) -> int | None:
     """Link a two-line program and read from it which machine it is for; None if that fails."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         source, program = Path(folder, "a.c"), Path(folder, "a")
         source.write_text(PROGRAM)
         with suppress(OSError, subprocess.TimeoutExpired):

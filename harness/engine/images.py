@@ -23,6 +23,7 @@ from harness.engine.owner import owner_labels
 from harness.environment import without_keys
 from harness.errors import ImageError
 from harness.evidence import Frozen
+from harness.owner import temporary_prefix
 from harness.tasks import Mechanism, Task
 
 REPOSITORY = "offswitch/sandbox"
@@ -90,7 +91,7 @@ def _programs(task: Task) -> Iterator[Placed]:
 @cache
 def _compiled(source: bytes) -> bytes:
     """A static program from C source. Raises ImageError with the compiler's first line."""
-    with tempfile.TemporaryDirectory(prefix="offswitch-") as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
         command = [*find_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
         done = subprocess.run(command, input=source, env=without_keys(), capture_output=True, check=False)

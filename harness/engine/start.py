@@ -6,6 +6,7 @@ file is believed: what lives is read from the processes, the rest goes, and dock
 mounts and networks of the dead containers.
 """
 
+import asyncio
 import fcntl
 import os
 import shutil
@@ -13,8 +14,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +26,8 @@ from harness.errors import EngineError
 Say = Callable[[str], None]
 
 START_SECONDS = 60
-LOG_LIMIT = 16 * 2**20  # bytes; dockerd never shortens its log, so each set-up does
+LOG_LOOK_S = 60.0
+LOG_LIMIT = 16 * 2**20  # bytes; dockerd never shortens its log, so each set-up does, and each run now and then
 # A user's PATH often lacks the sbin folders, and dockerd is in one.
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 # What dockerd is started through; until it runs, these are the first words of its process.
@@ -46,7 +48,7 @@ def ensure_engine(say: Say) -> None:
         if os.environ.get("DOCKER_HOST") or not root_with_apt():
             raise
     else:
-        _trim(OURS.log)
+        rotate(OURS.log)
         return
     if not _find("dockerd"):
         apt_install(say, "docker.io")
@@ -174,7 +176,7 @@ def _launch(paths: EnginePaths) -> None:
     isolated = any(Path(words[0]).name == "dockerd" for _, words in _command_lines())
     # dockerd may know the way to registries, but no key that happens to be in our environment.
     environment = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-    _trim(paths.log)
+    rotate(paths.log)
     with paths.log.open("ab") as log:  # to append, so that shortening it under dockerd works
         subprocess.run(
             dockerd_command(paths, isolated=isolated, init=init),
@@ -217,10 +219,31 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _trim(log: Path) -> None:
+def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
+    """Put a log that has grown beyond its limit aside, in place of the one before, and let it begin anew.
+
+    Its writer keeps it open, so it is copied and shortened; what is written between the two is lost.
+    """
     with suppress(OSError):  # there is none, or it's not ours to shorten
-        if log.stat().st_size > LOG_LIMIT:
+        if log.stat().st_size > limit:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
             os.truncate(log, 0)
+
+
+@asynccontextmanager
+async def kept_short(log: Path) -> AsyncIterator[None]:
+    """Keep the log of the lab's own engine from growing while the block runs."""
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(LOG_LOOK_S)
+            await asyncio.to_thread(rotate, log)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        looking.cancel()
 
 
 def _find(program: str) -> str | None:

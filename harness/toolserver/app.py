@@ -1,6 +1,7 @@
 """The tool server's routes. Each one parses, makes one call, and answers."""
 
 import hmac
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -16,6 +17,7 @@ from harness.session import Session, TrialOverError
 from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted
 
 MAX_BODY = 4 << 20
+REMEMBERED = 1_000  # tokens of finished trials; one from longer ago is answered like one that never was
 
 
 class Desks:
@@ -23,7 +25,7 @@ class Desks:
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
-        self._closed: set[str] = set()
+        self._closed: deque[str] = deque(maxlen=REMEMBERED)
 
     @contextmanager
     def opened(self, session: Session) -> Iterator[None]:
@@ -33,7 +35,7 @@ class Desks:
             yield
         finally:
             del self._open[session.token]
-            self._closed.add(session.token)
+            self._closed.append(session.token)
 
     def find(self, token: str) -> Session | None:
         """The session behind a token, or None where its trial is finished. Raises HTTPException 401."""

@@ -1,0 +1,248 @@
+"""What a run survives: ``python -m benchmarks.chaos kills`` and ``python -m benchmarks.chaos engine``.
+
+``kills`` plays a run once undisturbed and once with its process killed (SIGKILL) at random moments, each followed by
+``resume``. ``engine`` has an engine of its own, in folders of its own, and kills that in the middle, again and again,
+while one process goes on with its run. Both then compare the two runs trial by trial and count what is left. They
+print their counts, one JSON object last, and end with 1 where anything is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from harness.engine.base import BASE
+from harness.engine.connect import EnginePaths, connect, reach
+from harness.engine.owner import LABEL
+from harness.engine.start import engine_processes, ensure_own
+from harness.store import FILE, Store
+
+CALM, WILD = "calm", "wild"
+ROOT = Path(__file__).parent.parent
+LIMIT_S = 3600.0
+
+
+@dataclass
+class Counts:
+    """What was done to a run, and what came of it. All from ``doubled`` on, ``failed_tries`` aside, must be 0."""
+
+    trials: int
+    planned: int
+    disturbances: int
+    errors: int
+    failed_tries: int
+    doubled: int = 0
+    lost: int = 0
+    half: int = 0
+    differing: list[str] = field(default_factory=list)
+    claims_left: int = 0
+    containers_left: int = 0
+    seconds: float = 0.0
+
+    @property
+    def as_it_should_be(self) -> bool:
+        """Whether every trial is there once, whole, and judged as in the undisturbed run, and nothing is left."""
+        wrong = self.doubled or self.lost or self.half or self.differing or self.claims_left or self.containers_left
+        return not wrong and not self.errors
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept, on which engine they are played, and by whom."""
+
+    runs: Path
+    address: str | None
+    model: str
+    n: int
+    concurrency: int
+
+    def start(self, run_id: str, *, resume: bool = False) -> subprocess.Popen[bytes]:
+        """Start the command line on a run, in a process group of its own."""
+        asked = ("--model", self.model, "--n", str(self.n), "--run-id", run_id)
+        words = ("resume", run_id) if resume else ("trial", *asked)
+        command = [sys.executable, "-m", "harness", *words, "--concurrency", str(self.concurrency)]
+        environment = {**os.environ, **({"DOCKER_HOST": self.address} if self.address else {})}
+        with (self.runs / f"{run_id}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--runs-dir", str(self.runs)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self, run_id: str, *, resume: bool = False) -> float:
+        """Play a run to its end; how many seconds that took."""
+        began = time.monotonic()
+        if (code := self.start(run_id, resume=resume).wait(LIMIT_S)) != 0:
+            raise SystemExit(f"run '{run_id}' ended with {code}: {(self.runs / f'{run_id}.log').read_text()[-2000:]}")
+        return time.monotonic() - began
+
+    def finished(self, run_id: str) -> int:
+        """How many of its trials are stored."""
+        if not (self.runs / FILE).exists():
+            return 0
+        with closing(sqlite3.connect(self.runs / FILE, timeout=30)) as db:
+            return int(db.execute("SELECT count(*) FROM trials WHERE run_id = ?", (run_id,)).fetchone()[0])
+
+    def is_begun(self, run_id: str) -> bool:
+        """Whether the run is stored, so that it can be resumed."""
+        with Store(self.runs, create=False) as store:
+            return store.find(run_id) is not None
+
+
+# ---- what is done to a run ----
+
+
+def kills(place: Place, times: int, seed: int) -> Counts:
+    """Kill the process of a run so many times, and resume it after each."""
+    moments = random.Random(seed)  # noqa: S311 - spreads moments, hides nothing
+    calm_s = place.finish(CALM)
+    began, owners, killed = time.monotonic(), [], 0
+    startup_s = first_trial_s(place)
+    while killed < times and place.finished(WILD) < place.n:
+        process = place.start(WILD, resume=place.is_begun(WILD))
+        owners.append(process.pid)
+        share = (place.n - place.finished(WILD)) / place.n / (times - killed) * calm_s
+        try:
+            process.wait(moments.uniform(0, 2 * share) + moments.choice((moments.uniform(0, startup_s), startup_s)))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+    place.finish(WILD, resume=place.is_begun(WILD))
+    return compared(place, killed, owners, time.monotonic() - began)
+
+
+def first_trial_s(place: Place) -> float:
+    """How long a process takes before its first trial begins, roughly: a run that is finished is asked for again."""
+    return 2 * place.finish(CALM, resume=True)
+
+
+def restarts(place: Place, paths: EnginePaths, times: int, seed: int) -> Counts:
+    """Kill the engine under a run so many times, or end it in order, and start it again after each."""
+    moments = random.Random(seed)  # noqa: S311 - as above
+    calm_s = place.finish(CALM)
+    began, done = time.monotonic(), 0
+    process = place.start(WILD)
+    while done < times and process.poll() is None:
+        share = (place.n - place.finished(WILD)) / place.n / (times - done) * calm_s
+        at, goal = time.monotonic(), place.finished(WILD) + 1
+        while process.poll() is None and (place.finished(WILD) < goal or time.monotonic() - at < share * 0.6):
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 0.5))
+        if process.poll() is None:
+            end(paths, moments.choice((signal.SIGKILL, signal.SIGTERM)))
+            time.sleep(moments.uniform(0, 1))
+            ensure_own(lambda line: None, paths)
+            done += 1
+    if process.wait(LIMIT_S) != 0:
+        raise SystemExit(f"the run ended with {process.returncode}: {(place.runs / f'{WILD}.log').read_text()[-2000:]}")
+    return compared(place, done, [process.pid], time.monotonic() - began)
+
+
+def end(paths: EnginePaths, number: int) -> None:
+    """Send dockerd a signal and wait until it is gone; its shims may outlive it."""
+    for pid, part in engine_processes(paths).items():
+        if part == "dockerd":
+            os.kill(pid, number)
+    while "dockerd" in engine_processes(paths).values():
+        time.sleep(0.02)
+
+
+# ---- what came of it ----
+
+
+def compared(place: Place, disturbances: int, owners: list[int], seconds: float) -> Counts:
+    """The disturbed run beside the undisturbed one."""
+    with Store(place.runs, create=False) as store:
+        calm, wild = verdicts(store, CALM), verdicts(store, WILD)
+        digests = list(store.digests(WILD))
+        counts = Counts(
+            trials=len(digests),
+            planned=place.n,
+            disturbances=disturbances,
+            errors=sum(each.outcome == "error" for each in digests),
+            failed_tries=len(list(store.failed_tries(WILD))),
+            lost=place.n - len(wild),
+            doubled=len(digests) - len({each.number for each in digests}),
+            half=len(digests) - sum(1 for _ in store.trials(WILD)),  # each is read whole, or this raises
+            differing=[f"{n}: {calm[n]} -> {wild[n]}" for n in sorted(calm) if n in wild and calm[n] != wild[n]],
+            seconds=round(seconds, 1),
+        )
+    with closing(sqlite3.connect(place.runs / FILE)) as db:
+        counts.claims_left = int(db.execute("SELECT count(*) FROM claims").fetchone()[0])
+    counts.containers_left = containers_of(place.address, owners)
+    return counts
+
+
+def verdicts(store: Store, run_id: str) -> Mapping[int, str]:
+    """Outcome and kinds of each trial, by number."""
+    return {each.number: f"{each.outcome} {each.kinds}".strip() for each in store.digests(run_id)}
+
+
+def containers_of(address: str | None, owners: list[int]) -> int:
+    """How many containers are left of these processes."""
+    with closing(reach(address) if address else connect()) as client:
+        labels = [each["Labels"][LABEL] for each in client.api.containers(all=True, filters={"label": LABEL})]
+    return sum(int(label.split(":")[1]) in owners for label in labels)
+
+
+@contextmanager
+def own_engine() -> Iterator[EnginePaths]:
+    """An engine of this script's own, with the lab's base image; after the block nothing of it is left."""
+    with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as folder:
+        paths = EnginePaths(Path(folder, "run"), Path(folder, "data"))
+        try:
+            ensure_own(lambda line: None, paths)
+            with closing(connect()) as other, closing(reach(paths.address)) as own:
+                own.images.load(other.images.get(BASE).save(named=True))  # type: ignore[arg-type] # a stream is sent as one
+            yield paths
+        finally:
+            end(paths, signal.SIGTERM)
+            while engine_processes(paths):
+                time.sleep(0.05)
+            subprocess.run(["umount", str(paths.data)], capture_output=True, check=False)
+
+
+def main() -> None:
+    """Do it, print the counts, and end with 1 where they aren't as they should be."""
+    parser = argparse.ArgumentParser(description="What a run survives.")
+    parser.add_argument("what", choices=("kills", "engine"))
+    parser.add_argument("--n", type=int, default=200, help="trials of the run")
+    parser.add_argument("--times", type=int, help="kills, or restarts of the engine [50, or 10]")
+    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        runs, how = Path(folder), (asked.model, asked.n, asked.concurrency)
+        if asked.what == "kills":
+            counts = kills(Place(runs, None, *how), asked.times or 50, asked.seed)
+        else:
+            with own_engine() as paths:
+                counts = restarts(Place(runs, paths.address, *how), paths, asked.times or 10, asked.seed)
+        if not counts.as_it_should_be:
+            print((runs / f"{WILD}.log").read_text()[-4000:], file=sys.stderr)
+    for name, value in asdict(counts).items():
+        print(f"{name:18} {value}")
+    print(json.dumps(asdict(counts)))
+    sys.exit(not counts.as_it_should_be)
+
+
+if __name__ == "__main__":
+    main()

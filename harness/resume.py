@@ -1,0 +1,102 @@
+"""What makes a run the same run: who plays it, how it was asked for, and where two specs differ. Pure but for hashing.
+
+A run is resumed only as what it was. Whatever could change an outcome is compared; what only says how fast or for how
+much it is run (concurrency, budget, patience) may be another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.models.replay import Replay
+from harness.models.scripted import Scripted
+from harness.own_agent import OwnAgent, Player
+from harness.record import RunSpec
+from harness.store import StoredRun
+
+FREE = {"run_id", "concurrency", "image"}  # the image is compared by name, and by tag once it is built
+NAMES = {"model", "simulated"}  # a player may be called in several ways: by a path from another folder
+_ACCOUNTS = {"price", "sdk"}  # of a live model: they change what is known of it, not what it says
+
+
+def identity(player: Player) -> dict[str, Any]:
+    """What tells this player from another of its name."""
+    if isinstance(player, Scripted):
+        books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
+        return {"playbooks": len(player.playbooks), "sha256": _sha256(books)}
+    if isinstance(player, Replay):
+        logs = (recording.model_dump_json().encode() for recording in player.recordings)
+        return {"recordings": len(player.recordings), "sha256": _sha256(logs)}
+    if isinstance(player, OwnAgent):
+        return {"label": player.label, "words": list(player.words), "sha256": _sha256(_files(player.words))}
+    facts = {name: value for name, value in player.facts(1).items() if name not in _ACCOUNTS}
+    return dict(json.loads(json.dumps(facts)))  # as it will come back from the store
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8) + part)
+    return hashed.hexdigest()
+
+
+def _files(words: tuple[str, ...]) -> Iterator[bytes]:
+    """The files that a command names after its program: a script that was changed is another agent."""
+    for word in words[1:]:
+        with suppress(OSError, ValueError):  # most words are no paths at all
+            if Path(word).is_file():
+                yield Path(word).read_bytes()
+
+
+def difference(stored: StoredRun, asked: RunSpec) -> str | None:
+    """Where the run that is asked for differs from the stored one, in words, or None."""
+    was, now = stored.spec, asked
+    if stored.image.get("name", now.image) != now.image:
+        return f"image is {stored.image['name']!r} there and {now.image!r} here"
+    left_out = FREE | (NAMES if was.player == now.player else set())
+    before, after = (json.loads(each.model_dump_json(exclude=left_out)) for each in (was, now))
+    if was.player == {}:  # stored by a version that kept none
+        after["player"] = {}
+    return next(_differences(before, after), None)
+
+
+def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Each leaf that differs, named by its way down."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(key for key in now if key not in was)]:
+            yield from _differences(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif was != now:
+        if name == "player.sha256":
+            yield "what plays has changed: its playbooks, recordings or files are others now"
+        else:
+            yield f"{name} is {_short(was)} there and {_short(now)} here"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
+    """Raise UsageError naming the difference unless it is the same run."""
+    if differs := difference(stored, asked):
+        run_id = stored.spec.run_id
+        raise UsageError(f"There is already a run '{run_id}' here, and another: {differs}. Choose another --run-id.")
+
+
+def lasting_name(player: Player) -> dict[str, str]:
+    """How to ask for this player from another folder: paths in full. No key is in it."""
+    if isinstance(player, OwnAgent):
+        return {"agent": shlex.join(player.words)} if player.words else {}
+    kind, colon, path = player.name.partition(":")
+    if colon and kind in ("script", "replay") and Path(path).exists():
+        return {"model": f"{kind}:{Path(path).absolute()}"}
+    return {"model": player.name}

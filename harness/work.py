@@ -1,0 +1,123 @@
+"""What is left to do of a run, as one process sees it: it claims trials, stores what came of them, and says so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.errors import LastingModelError, RunExistsError, StoreError, UsageError
+from harness.models.live import Budget
+from harness.owner import this_process
+from harness.record import RunSpec, TrialRecord, Versions
+from harness.resume import must_be_same
+from harness.store import Claimed, Store
+from harness.view import Progress, print_note
+
+_LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
+LASTING = {kind.__name__ for kind in _LASTING}
+HOPELESS = 5  # trials in a row that the lab itself could not run
+
+
+@dataclass
+class Ending:
+    """Whether a run must end early: by an error that every further trial would meet, or by its budget."""
+
+    budget: Budget
+    reason: str | None = None
+    failed: bool = False
+    _in_a_row: int = 0
+
+    def note(self, record: TrialRecord) -> None:
+        """Look at a finished trial."""
+        self.budget.finished += 1
+        self._in_a_row = self._in_a_row + 1 if record.lab_failed else 0
+        if (record.error_kind in LASTING or self._in_a_row >= HOPELESS) and not self.failed:
+            self.reason, self.failed = record.error, True
+
+    def may_begin(self, running: int) -> bool:
+        """Whether a further trial may begin beside those that run."""
+        if self.reason is None and (why := self.budget.too_little_for(running)):
+            self.reason = f"{why[0].upper()}{why[1:]}."
+        return self.reason is None
+
+
+@dataclass
+class StoredWork:
+    """The missing trials of a stored run. Trials that another process has claimed are left to it while it lives."""
+
+    run: RunSpec
+    store: Store
+    progress: Progress
+    ending: Ending
+    owner: str = field(default_factory=this_process)
+    _left: deque[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._left = deque(self.store.missing(self.run.run_id, self.run.n))
+        self.progress.found(self.run.n - len(self._left))
+
+    @property
+    def elsewhere(self) -> int:
+        """How many trials other processes had under way when this one last looked."""
+        return len(self._left)
+
+    def next(self, running: int) -> int | None:
+        """Claim a trial: its number, or None where none is left or no further one may be begun."""
+        if not self.ending.may_begin(running):
+            return None
+        for _ in range(len(self._left)):
+            number = self._left.popleft()
+            match self.store.claim(self.run.run_id, number, self.owner):
+                case Claimed.OURS:
+                    self.progress.started(number)
+                    return number
+                case Claimed.HELD:
+                    self._left.append(number)
+                case Claimed.DONE:
+                    self.progress.found(1)
+        return None
+
+    def tries(self, number: int) -> int:
+        """How many tries of a trial have failed."""
+        return self.store.tries(self.run.run_id, number)
+
+    def failed(self, record: TrialRecord) -> None:
+        """Keep a try that will be made again."""
+        self.store.add_failed_try(record)
+        self.progress.failed(record)
+
+    def finished(self, record: TrialRecord) -> None:
+        """Store a trial; when this returns it is on disk, and said."""
+        self.store.add_trial(record)
+        self.ending.note(record)
+        self.progress.finished(record)
+
+    def close(self) -> None:
+        """Leave what isn't finished to whoever comes next; where there is no room to say so, its end does."""
+        with contextlib.suppress(StoreError):
+            self.store.give_up(self.run.run_id, self.owner)
+
+
+def begun(store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any]) -> RunSpec:
+    """Store the run, or take up the one that is there. Raises UsageError where that is another one."""
+    if (known := store.find(fresh.run_id)) is None:
+        with contextlib.suppress(RunExistsError):  # another process may be faster
+            store.add_run(fresh, image, versions, request)
+        known = store.run(fresh.run_id)
+    must_be_same(known, fresh.model_copy(update={"image": image["name"]}))
+    if known.spec.image != fresh.image:
+        raise UsageError(
+            f"Run '{fresh.run_id}' was begun on image {known.spec.image}, and what that was built from has changed: "
+            f"its image is {fresh.image} now. Choose another --run-id."
+        )
+    if known.versions != versions:
+        print_note(f"Run '{fresh.run_id}' was begun with {known.versions}, and goes on with {versions}.")
+    return known.spec.model_copy(update={"concurrency": fresh.concurrency})
+
+
+def charge(budget: Budget, store: Store, run: RunSpec) -> None:
+    """Count what the run's finished trials have cost already."""
+    budget.tokens, budget.cost = store.spent(run.run_id)
+    budget.finished = run.n - len(store.missing(run.run_id, run.n))

@@ -1,0 +1,124 @@
+"""What a run survives, in short: the long form is benchmarks/chaos.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.chaos import Place, compared, kills, own_engine, restarts
+from harness.engine.recovery import Recovery
+from harness.engine.start import SEARCH_PATH
+from harness.errors import EngineError, ImageError
+from harness.store import Store
+from tests.builders import asynchronous, run_spec
+from tests.conftest import ROOT
+
+BOOKS = f"script:{ROOT / 'tasks' / 'playbooks' / 'harmless.yaml'}"
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    """Killed at random moments and resumed, a run has each trial once, judged as undisturbed, and leaves nothing."""
+    counts = kills(Place(tmp_path, None, BOOKS, n=8, concurrency=4), times=3, seed=1)
+    assert counts.disturbances
+    assert (counts.trials, counts.planned) == (8, 8)
+    assert counts.as_it_should_be, counts
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_two_processes_share_a_run(tmp_path: Path) -> None:
+    """Two processes that are asked for one run do each trial once between them."""
+    place = Place(tmp_path, None, BOOKS, n=8, concurrency=2)
+    place.finish("calm")
+    processes = [place.start("wild"), place.start("wild")]
+    assert [process.wait(100) for process in processes] == [0, 0], (tmp_path / "wild.log").read_text()
+    counts = compared(place, 0, [process.pid for process in processes], 0.0)
+    assert counts.as_it_should_be, counts
+    log = (tmp_path / "wild.log").read_text()
+    assert sorted(int(line.split("trial ")[1].split()[0]) for line in log.splitlines() if "/8  trial" in line) == [
+        *range(1, 9)
+    ]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("client")
+def test_a_run_outlives_its_engine(tmp_path: Path) -> None:
+    """With its engine killed in the middle a run goes on once that is back: each trial once, none judged otherwise."""
+    if os.geteuid() != 0 or not shutil.which("dockerd", path=SEARCH_PATH):
+        pytest.skip("starting an engine needs root and dockerd")
+    with own_engine() as paths:
+        place = Place(tmp_path, paths.address, BOOKS, n=8, concurrency=4)
+        counts = restarts(place, paths, times=1, seed=2)
+    assert counts.disturbances == 1
+    assert counts.failed_tries
+    assert counts.as_it_should_be, counts
+    with Store(tmp_path) as store:
+        assert all(record.lab_failed for record in store.failed_tries("wild"))
+
+
+# ---- an engine that fails for longer ----
+
+
+def an_engine(answers: list[bool], *, has_image: bool = True, builds: str = "sandbox:1") -> tuple[Any, list[str]]:
+    """An engine that answers or doesn't, in this order and then always, and what it said."""
+    said: list[str] = []
+
+    async def answer() -> bool:
+        return answers.pop(0) if answers else True
+
+    async def has(tag: str) -> bool:
+        return has_image
+
+    async def prepare(run: Any) -> tuple[Any, None]:
+        return SimpleNamespace(tag=builds), None
+
+    lives = SimpleNamespace(number=0)
+    return SimpleNamespace(answers=answer, has_image=has, prepare=prepare, say=said.append, lives=lives), said
+
+
+@asynchronous
+async def test_an_engine_that_is_away_is_waited_for() -> None:
+    """While the engine doesn't answer that is said once, and trials go on when it does."""
+    engine, said = an_engine([False, False])
+    await Recovery(engine, run_spec(), "sandbox:1").recovered()
+    assert said == ["The Docker engine does not answer: waiting up to 300 s for it."]
+
+
+@asynchronous
+async def test_an_engine_that_stays_away_is_given_up() -> None:
+    """An engine is waited for as long as it is given, and no longer."""
+    engine, _ = an_engine([False] * 5)
+    with pytest.raises(EngineError, match=r"^The Docker engine has not answered for 0\.1 s\.$"):
+        await Recovery(engine, run_spec(), "sandbox:1", patience_s=0.1).recovered()
+
+
+@asynchronous
+async def test_an_image_that_was_removed_is_built_again() -> None:
+    """A removed image is built again, and said to be; where it would be another now, the run ends with that."""
+    engine, said = an_engine([], has_image=False)
+    await Recovery(engine, run_spec(), "sandbox:1").recovered()
+    assert said == ["The run's image sandbox:1 is gone: building it again."]
+    engine, _ = an_engine([], has_image=False, builds="sandbox:2")
+    with pytest.raises(ImageError, match="what it was built from is no longer the same"):
+        await Recovery(engine, run_spec(), "sandbox:1").recovered()
+
+
+@asynchronous
+async def test_an_engine_is_lost_when_it_was_restarted_or_is_away() -> None:
+    """Lost is an engine in another life, or one that doesn't answer; one that goes on living isn't."""
+    engine, _ = an_engine([])
+    recovery = Recovery(engine, run_spec(), "sandbox:1")
+    assert not await recovery.lost(0)
+    asyncio.get_running_loop().call_later(0.05, setattr, engine.lives, "number", 1)
+    assert await recovery.lost(0)  # the end of its stream is noticed a moment later
+    engine, _ = an_engine([False])
+    assert await Recovery(engine, run_spec(), "sandbox:1").lost(0)
