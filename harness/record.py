@@ -17,8 +17,31 @@ from harness.tasks import Mechanism, TaskOptions
 from harness.verdict import Verdict
 
 
+class Reference(Frozen):
+    """The published figure that a run is compared with; None: any source, or setting."""
+
+    model: str
+    condition: str
+    source: str | None = None
+    setting: str | None = None
+
+
+class Plan(Frozen):
+    """What an experiment's file fixed before its first trial. ``sha256`` is of the file as it was then."""
+
+    experiment: str
+    sha256: str
+    cell: str
+    margin: float | None = None
+    published: Reference | None = None
+
+
 class RunSpec(Frozen):
-    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from."""
+    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from.
+
+    ``ask_after``: the agent is asked about the trial once it is over. ``plan`` is there where the run is a cell of an
+    experiment.
+    """
 
     run_id: str
     model: str
@@ -33,6 +56,8 @@ class RunSpec(Frozen):
     message_limit: int
     time_limit_s: float | None = None
     limits: Limits = Limits()
+    ask_after: bool = False
+    plan: Plan | None = None
 
 
 class TrialSpec(Frozen):
@@ -48,6 +73,8 @@ class TrialRecord(Frozen):
 
     ``error_kind`` is the name of that failure's class. ``usage``, ``cost`` (US dollars) and ``models`` (the names the
     answers themselves gave) are of live models; None is unknown. ``retries`` counts calls that were made again.
+    ``afterwards`` is what the agent said about the trial once it was over, which is no evidence;
+    ``afterwards_error`` says why it didn't say more.
     """
 
     run_id: str
@@ -69,6 +96,8 @@ class TrialRecord(Frozen):
     models: tuple[str, ...] = ()
     error: str | None = None
     error_kind: str | None = None
+    afterwards: tuple[Entry, ...] = ()
+    afterwards_error: str | None = None
 
 
 class Versions(Frozen):
