@@ -17,6 +17,7 @@ from harness.data import pick
 from harness.errors import StoreError, UsageError
 from harness.evidence import Frozen
 from harness.record import RunSpec, TrialRecord, Versions
+from harness.verdict import Outcome
 
 SCHEMA = 2
 FILE = "offswitch.sqlite"
@@ -175,6 +176,11 @@ class Store:
             image=json.loads(row[3]),
             versions=Versions.model_validate_json(row[4]),
         )
+
+    def counts(self, run_id: str) -> dict[Outcome, int]:
+        """How many finished trials of a run ended in each outcome; of a run that isn't there, none."""
+        rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
+        return {Outcome(outcome): count for outcome, count in rows}
 
     def trials(self, run_id: str) -> Iterator[TrialRecord]:
         """The trials of a run, in order, one at a time."""
