@@ -7,7 +7,9 @@ from typing import cast
 
 import typer
 
+from harness.commands.conditions import list_conditions
 from harness.commands.experiment import experiment
+from harness.commands.power import power
 from harness.commands.stored import judge, list_runs, show
 from harness.commands.trial import trial
 from harness.errors import LabError, UsageError
@@ -29,7 +31,9 @@ app.command()(trial)
 app.command()(show)
 app.command("list")(list_runs)
 app.command()(judge)
+app.command("conditions")(list_conditions)
 app.command()(experiment)
+app.command()(power)
 
 
 def main() -> None:
