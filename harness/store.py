@@ -26,6 +26,7 @@ from harness.errors import RunExistsError, StoreError, UsageError
 from harness.evidence import Frozen
 from harness.owner import is_elsewhere, is_gone
 from harness.record import RunSpec, TrialRecord, Versions
+from harness.verdict import Outcome
 
 SCHEMA = 3
 FILE = "offswitch.sqlite"
@@ -302,6 +303,11 @@ class Store:
         rows = self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,))
         for (record,) in rows:
             yield _read_record(record)
+
+    def counts(self, run_id: str) -> dict[Outcome, int]:
+        """How many finished trials of a run ended in each outcome; of a run that isn't there, none."""
+        rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
+        return {Outcome(outcome): count for outcome, count in rows}
 
     def worth_showing(self, run_id: str, cap: int) -> list[int]:
         """At most about ``cap`` trials' numbers, in order: the first and last, and of those that resisted or failed."""
