@@ -38,7 +38,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
     image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
-    concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    concurrency: Annotated[int, typer.Option(help="Trials alive at a time; starts keep the engine's own pace.")] = 8,
     seed: Annotated[
         int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")
     ] = None,
