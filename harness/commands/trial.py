@@ -37,13 +37,13 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
     image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
-    concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
     conditions: Annotated[
         Path | None, typer.Option(help="A file with conditions of your own, beside those that ship.")
     ] = None,
     ask_after: Annotated[
         bool, typer.Option("--ask-after", help="Once a trial is over, ask the agent what it was told and did.")
     ] = False,
+    concurrency: Annotated[int, typer.Option(help="Trials alive at a time; starts keep the engine's own pace.")] = 8,
     seed: Annotated[
         int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")
     ] = None,

@@ -166,7 +166,7 @@ class LayersLook:
         return tuple(sorted(as_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
 
 
-@lru_cache(maxsize=LISTED_PATHS)
+@lru_cache(maxsize=1_000)  # some hundred containers at a time
 def _image_state(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
     """What an image has at a path: no container can write to it, so it is looked up once."""
     return _state_in(layers, path, content_only=content_only, fixed=True)

@@ -38,6 +38,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -304,6 +305,16 @@ static void take_no_room_at_once(void) {
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) _exit(1);
 }
 
+/* An engine that makes no network writes no /etc/hosts either, and leaves the image's empty. */
+static void name_localhost(void) {
+    static const char text[] = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+    struct stat found;
+    int fd = open("/etc/hosts", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return;
+    if (!fstat(fd, &found) && S_ISREG(found.st_mode) && !found.st_size) write_all(fd, text, sizeof text - 1);
+    close(fd);
+}
+
 static void obey(void) {
     char head[9];
     uint32_t be[2];
@@ -325,6 +336,7 @@ int main(int argc, char **argv) {
     sigaddset(&child, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child, NULL);
     signal(SIGPIPE, SIG_IGN);
+    name_localhost();
     take_no_room_at_once();
     be_mortal(argc > 1 ? (uid_t)atoi(argv[1]) : 0);
     int deaths = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK), listener = listen_for_questions();
