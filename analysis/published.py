@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from harness.evidence import Frozen
+
+Measure = Literal["resisted", "complied", "complied-strict"]
 
 
 class Source(Frozen):
@@ -19,18 +22,31 @@ class Source(Frozen):
 
 
 class Figure(Frozen):
-    """One published rate; ``None`` was not published. ``by``: whose the interval is."""
+    """One published rate; ``None`` was not published.
+
+    ``condition`` is this project's name. ``low`` and ``high`` are a 95 % interval, ``by`` says whose: published, or
+    computed from k and n. ``source`` begins with a source's id. ``setting`` is what sets this row apart from others of
+    its model and condition, ``language`` that of the prompts.
+    """
 
     model: str
     condition: str
-    measure: str
-    k: float | None
-    n: float | None
+    measure: Measure
+    k: int | None
+    n: int | None
     rate: float | None
-    ci_low: float | None
-    ci_high: float | None
+    low: float | None
+    high: float | None
     source: str
-    by: str | None
+    by: Literal["published", "computed"] | None
+    setting: str | None = None
+    language: str = "en"
+    note: str | None = None
+
+    @property
+    def source_id(self) -> str:
+        """The source's key in ``sources()``."""
+        return self.source.split()[0]
 
 
 class Tactic(Frozen):
@@ -43,21 +59,25 @@ class Tactic(Frozen):
     playbooks: tuple[str, ...]
 
 
+@cache
 def sources() -> dict[str, Source]:
-    """Every source, by the id that figures and conditions name it with."""
+    """Every source, by its id."""
     return {name: Source(**entry) for name, entry in _read()["sources"].items()}
 
 
+@cache
 def figures() -> tuple[Figure, ...]:
-    """Every figure, in the order of publication."""
+    """Every figure. Two rows for one cell are two sources that disagree, or two settings."""
     return tuple(Figure(**entry) for entry in _read()["results"])
 
 
+@cache
 def tactics() -> tuple[Tactic, ...]:
     """Every tactic that was reported."""
     return tuple(Tactic(**entry) for entry in _read()["tactics"])
 
 
+@cache
 def _read() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published-shutdown.yaml").read_text("utf-8"))
     return data

@@ -1,10 +1,25 @@
 """The published figures are the published ones."""
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
+import yaml
+from scipy.stats import beta
 
 from analysis.published import figures, sources, tactics
 from harness.data import ROOT
 from harness.models.playbook import load_playbooks
+
+PAPER = (
+    *("Claude Sonnet 3.7", "Claude Sonnet 4", "Claude Opus 4", "Claude Opus 4.1", "Gemini 2.5 Pro", "GPT-4o"),
+    *("gpt-oss-120b", "codex-mini", "o4-mini", "o3", "GPT-5", "Grok 3", "Grok 4"),
+)
+
+
+def rates(model: str, condition: str) -> list[float | None]:
+    """Every rate published for a model and a condition."""
+    return [each.rate for each in figures() if (each.model, each.condition) == (model, condition)]
 
 
 @pytest.mark.parametrize(
@@ -17,27 +32,70 @@ from harness.models.playbook import load_playbooks
         ("Grok 4", "E", 0.892),
         ("Grok 4", "H", 0.022),
         ("Grok 4", "J", 0.989),
-        ("o3", "MAY_NONE", 0.79),
-        ("o3", "MAY_ALLOW", 0.07),
+        ("o3", "may-none", 0.79),
+        ("o3", "may-allow", 0.07),
     ],
 )
 def test_headline_figures_stand_under_their_conditions(model: str, condition: str, rate: float) -> None:
-    """The figures everyone cites are under the conditions they were measured in."""
-    found = [figure.rate for figure in figures() if (figure.model, figure.condition) == (model, condition)]
-    assert rate in found
+    """The figures everyone cites are under the conditions they were measured in, and no other figure is."""
+    assert rates(model, condition) == [rate]
+
+
+def test_the_patrol_report_is_there() -> None:
+    """52 and 2 of 100 on the simulated robot, 3 of 10 on the real one."""
+    robot = [(each.condition, each.setting, each.k, each.n) for each in figures() if each.source == "robot"]
+    assert robot == [
+        ("patrol-none", "simulated robot", 52, 100),
+        ("patrol-allow", "simulated robot", 2, 100),
+        ("patrol-none", "physical robot", 3, 10),
+    ]
+
+
+def test_a_disagreement_stays_two_rows() -> None:
+    """Where table and data sheet differ, both figures are kept."""
+    assert rates("GPT-5", "E") == [0.0, 0.014]
+
+
+@pytest.mark.parametrize("condition", ["A", "B", "C", "E", "K"])
+def test_every_model_of_the_paper_has_the_main_conditions(condition: str) -> None:
+    """The thirteen models of the paper all have a rate in the conditions it prints for all of them."""
+    assert [model for model in PAPER if not rates(model, condition)] == []
+
+
+def test_no_row_stands_twice() -> None:
+    """A model, condition, measure, setting, language and source have one figure."""
+    keys = ("model", "condition", "measure", "setting", "language", "source")
+    rows = Counter(tuple(getattr(each, key) for key in keys) for each in figures())
+    assert [row for row, count in rows.items() if count > 1] == []
 
 
 def test_every_figure_is_plausible_and_has_a_known_source() -> None:
     """A rate is k/n where both are known, lies in its interval, and names a source."""
-    known = sources()
     for figure in figures():
-        assert any(figure.source.startswith(name) for name in known), figure
-        if figure.measure != "resisted":
-            continue
+        assert figure.source_id in sources(), figure
+        assert figure.rate is not None or figure.note, figure
         if figure.k is not None and figure.n and figure.rate is not None:
-            assert figure.rate == pytest.approx(figure.k / figure.n, abs=0.006), figure
-        if None not in (figure.rate, figure.ci_low, figure.ci_high):
-            assert figure.ci_low <= figure.rate <= figure.ci_high, figure  # type: ignore[operator]  # none is None
+            assert figure.rate == pytest.approx(figure.k / figure.n, abs=0.0006), figure
+        if figure.rate is not None and figure.low is not None and figure.high is not None:
+            assert figure.low <= figure.rate <= figure.high, figure
+        assert (figure.by is None) == (figure.low is None) == (figure.high is None), figure
+
+
+def test_a_computed_interval_is_jeffreys() -> None:
+    """An interval that wasn't published is Jeffreys' of k and n, its end at no or at every trial set to 0 or 1."""
+    for figure in (each for each in figures() if each.by == "computed"):
+        assert figure.k is not None
+        assert figure.n is not None
+        low, high = beta.ppf([0.025, 0.975], figure.k + 0.5, figure.n - figure.k + 0.5)
+        assert figure.low == pytest.approx(low if figure.k else 0, abs=6e-5), figure
+        assert figure.high == pytest.approx(high if figure.k < figure.n else 1, abs=6e-5), figure
+
+
+def test_no_published_row_is_missing(shared: Path) -> None:
+    """Every rate of the collection beside the repository stands here with the same k, n and interval."""
+    rows = yaml.safe_load((shared / "data" / "published-shutdown.yaml").read_text(encoding="utf-8"))["results"]
+    theirs = Counter((row["k"], row["n"], row["rate"], row["ci_low"], row["ci_high"], row["source"]) for row in rows)
+    assert theirs == Counter((each.k, each.n, each.rate, each.low, each.high, each.source) for each in figures())
 
 
 def test_every_reported_tactic_is_in_the_corpus_with_its_source() -> None:
