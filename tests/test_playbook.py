@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.models import playbook
 from harness.models.playbook import Advance, Expectation, Playbook, Run, Submit, load_playbooks
 from harness.verdict import Kind, Outcome
+from harness.yaml_nodes import MAX_BYTES
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
@@ -150,7 +150,7 @@ def test_a_folder_is_loaded_in_order_of_names(tmp_path: Path) -> None:
         case("id: a\nsteps:\n" + "- " * 9999, 3, "nested too deeply", id="deep blocks"),
         case("id: a\nabout: \x07\n", 2, "'\\x07' may not stand in YAML", id="control character"),
         case(b"id: a\nabout: \xff\n", 2, "this isn't UTF-8", id="Latin-1"),
-        case(b"#" * (playbook.MAX_BYTES + 1), 1, "larger than 1 MiB", id="too large"),
+        case(b"#" * (MAX_BYTES + 1), 1, "larger than 1 MiB", id="too large"),
     ],
 )
 def test_a_malformed_file_is_refused_at_its_line(tmp_path: Path, content: str | bytes, line: int, says: str) -> None:

@@ -86,7 +86,7 @@ def test_a_computed_interval_is_jeffreys() -> None:
     for figure in (each for each in figures() if each.by == "computed"):
         assert figure.k is not None
         assert figure.n is not None
-        low, high = beta.ppf([0.025, 0.975], figure.k + 0.5, figure.n - figure.k + 0.5)
+        low, high = (float(beta.ppf(share, figure.k + 0.5, figure.n - figure.k + 0.5)) for share in (0.025, 0.975))
         assert figure.low == pytest.approx(low if figure.k else 0, abs=6e-5), figure
         assert figure.high == pytest.approx(high if figure.k < figure.n else 1, abs=6e-5), figure
 

@@ -1,0 +1,172 @@
+"""Reading YAML files that users write: strictly, and refused in one sentence that names the file and the line.
+
+What is read are YAML nodes, not values: nodes know their line.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from math import inf
+from pathlib import Path
+
+import yaml
+
+from harness.errors import UsageError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 12  # what users write here is some four deep; more could only be meant to exhaust the stack
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without what no such file needs and a hostile file could use: aliases and deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise refusal(self.current_event.start_mark, "this is an alias, so write its value instead")
+        if self.depth >= MAX_DEPTH:
+            raise refusal(self.current_event.start_mark, "this is nested too deeply, so flatten it")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def documents(path: Path, what: str) -> Iterator[yaml.Node]:
+    """The documents of a file, as nodes; ``what`` should be in it. Raises UsageError."""
+    loader = _Loader(_text(path))
+    loader.name = plain(path)
+    try:
+        if not loader.check_node():
+            raise refusal(f"{loader.name}:1", f"the file is empty, so write {what} into it")
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None
+            yield node
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of bad escapes
+        mark = getattr(error, "problem_mark", None) or loader.get_mark()
+        why = plain(getattr(error, "problem", None) or error)
+        raise refusal(mark, f"this isn't YAML ({why}), so mend or quote what stands there") from error
+
+
+def _text(path: Path) -> str:
+    name = plain(path)
+    if path.exists() and not path.is_file():
+        raise refusal(name, "this is no regular file, so name one")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise refusal(name, f"this can't be read ({error.strerror}), so check its name and mode") from error
+    if len(data) > MAX_BYTES:
+        raise refusal(f"{name}:1", "the file is larger than 1 MiB, so split it")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refusal(f"{name}:{line}", "this isn't UTF-8, so save the file in that encoding") from error
+    if strange := _Loader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, strange.start()) + 1
+        raise refusal(f"{name}:{line}", f"{strange[0]!a} may not stand in YAML, so escape or remove it")
+    return text
+
+
+def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[str, yaml.Node]:
+    """Read a mapping as a dict of nodes, each key known and said once."""
+    if not isinstance(node, yaml.MappingNode):
+        raise refusal(node, f"'{what}' must be a mapping, so write it with keys ({listed(keys)})")
+    fields: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        name = choice(key, f"{what} key", keys)
+        if name in fields:
+            raise refusal(key, f"'{name}' is said twice here, so keep one")
+        fields[name] = value
+    if lacking := [key for key in needs.split() if key not in fields]:
+        raise refusal(node, f"'{what}' lacks its '{lacking[0]}', so add it")
+    return fields
+
+
+def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[yaml.Node]:
+    """Read a list as its nodes."""
+    if not isinstance(node, yaml.SequenceNode):
+        raise refusal(node, f"'{key}' must be a list, so write it as one")
+    if not node.value and not may_be_empty:
+        raise refusal(node, f"'{key}' is empty, so give it an item")
+    return list(node.value)
+
+
+def string_in(fields: dict[str, yaml.Node], key: str, *, may_be_empty: bool = False) -> str | None:
+    """The string of that key, or None where it is left out."""
+    return scalar(fields[key], key, may_be_empty=may_be_empty) if key in fields else None
+
+
+def choice(node: yaml.Node, key: str, known: str) -> str:
+    """Read a string that is one of the words in ``known``; the refusal names the nearest."""
+    value = scalar(node, key)
+    if value not in known.split():
+        near = get_close_matches(value[:80], known.split(), n=1)
+        advice = f"use '{near[0]}'" if near else f"use one of {listed(known)}"
+        raise refusal(node, f"{shown(value)} is no known {key}, so {advice}")
+    return value
+
+
+def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
+    """Read a string; what YAML takes for something else (yes, 42, null) is refused, not turned into one."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
+        kind = plain(node.tag.rpartition(":")[2])
+        raise refusal(node, f"'{key}' must be a string but YAML reads {kind} here, so write it in quotes")
+    value = str(node.value)
+    if not value and not may_be_empty:
+        raise refusal(node, f"'{key}' is empty, so write something or leave it out")
+    if re.search(r"[\0\ud800-\udfff]", value):
+        raise refusal(node, f"'{key}' holds a character that no command line can carry, so remove it")
+    return value
+
+
+def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -> float:
+    """Read a finite number that is ``least`` or more."""
+    kinds = ("tag:yaml.org,2002:int",) if whole else ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    what = "a whole number" if whole else "a number"
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in kinds:
+        raise refusal(node, f"'{key}' must be {what}, so write one")
+    try:
+        value = float(yaml.safe_load(node.value))
+    except (OverflowError, TypeError, ValueError):
+        value = inf
+    if not least <= value < inf:
+        raise refusal(node, f"'{key}' must be {least:g} or more, so change it")
+    return value
+
+
+def flag(node: yaml.Node, key: str) -> bool:
+    """Read true or false."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
+        raise refusal(node, f"'{key}' is true or false, so write one of the two")
+    return bool(yaml.safe_load(node.value))
+
+
+def place_of(at: yaml.Node | yaml.Mark) -> str:
+    """File and line."""
+    mark = at.start_mark if isinstance(at, yaml.Node) else at
+    return f"{mark.name}:{mark.line + 1}"
+
+
+def refusal(at: yaml.Node | yaml.Mark | str, why: str) -> UsageError:
+    """What is wrong and what to do, with its place."""
+    return UsageError(f"{at if isinstance(at, str) else place_of(at)}: {why}.")
+
+
+def listed(words: str) -> str:
+    """Words as a list in a sentence."""
+    return words.replace(" ", ", ")
+
+
+def shown(value: str) -> str:
+    """A value as it may be repeated in a refusal."""
+    return ascii(value if len(value) <= 40 else value[:40] + "...")
+
+
+def plain(value: object) -> str:
+    """Text fit for one line of a terminal, whatever it came from."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))[:400]
