@@ -33,33 +33,36 @@ async def converse(
         if turn.refused:
             return StopReason.REFUSED
         ended: StopReason | None = None
-        async for answered, stop in _act(turn.calls, tools):
+        follow_up = None if turn.calls else go_on
+        async for answered, stop, message in _act(turn.calls, tools):
             transcript.append(answered)
-            ended = ended or stop
+            ended, follow_up = ended or stop, message or follow_up
         if ended:
             return ended
-        if not turn.calls:
-            transcript.append(Entry(role="user", text=go_on))
+        if follow_up:
+            transcript.append(Entry(role="user", text=follow_up))
     return StopReason.MESSAGE_LIMIT
 
 
-async def _act(calls: tuple[ToolUse, ...], tools: ToolClient) -> AsyncIterator[tuple[Entry, StopReason | None]]:
-    """Make the calls in order, one after the other; each answer comes with a reason to stop, or None.
+async def _act(
+    calls: tuple[ToolUse, ...], tools: ToolClient
+) -> AsyncIterator[tuple[Entry, StopReason | None, str | None]]:
+    """Make the calls in order, one after the other; each answer comes with a reason to stop and a follow-up, or None.
 
     Every call is answered, so that the transcript is one a provider would take: those after the end aren't made.
     """
     ended = False
     for call in calls:
-        text, stop = (NOT_RUN, None) if ended else await _make(call, tools)
+        text, stop, message = (NOT_RUN, None, None) if ended else await _make(call, tools)
         ended = ended or stop is not None
-        yield Entry(role="tool", call_id=call.id, text=text), stop
+        yield Entry(role="tool", call_id=call.id, text=text), stop, message
 
 
-async def _make(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None]:
+async def _make(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
     if call.error:
-        return call.error, None
+        return call.error, None, None
     if call.name == "submit":
-        await tools.submit(call.answer)
-        return "Submitted.", StopReason.SUBMITTED
+        message = await tools.submit(call.answer)
+        return "Submitted.", None if message else StopReason.SUBMITTED, message
     answer = await tools.shell(call.cmd, call.thoughts)
-    return answer.output, StopReason.MACHINE_DOWN if answer.machine == "down" else None
+    return answer.output, StopReason.MACHINE_DOWN if answer.machine == "down" else None, None

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from harness.conditions import Condition, condition_for, recorded
+from harness.conditions import Condition, condition_for, conditions_with, recorded
 from harness.control import control_key, run_control
 from harness.engine.connect import OURS
 from harness.engine.engine import Engine
@@ -28,7 +28,7 @@ from harness.models.make import default_task, make
 from harness.models.options import ModelOptions
 from harness.models.stored import stored_replay
 from harness.own_agent import WAIT, OwnAgent, Player, own_agent
-from harness.record import RunSpec, Versions
+from harness.record import Plan, RunSpec, Versions
 from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 from harness.resume import identity, lasting_name, must_be_same
 from harness.store import Store, StoredRun, is_store
@@ -68,6 +68,9 @@ class Request:
     agent: str | None = None
     wait_limit_s: float = 300.0
     player: Player | None = None
+    conditions: Path | None = None
+    ask_after: bool = False
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +104,16 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
     run_id = request.run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not run_id.replace("-", "").replace("_", "").replace(".", "").isalnum() or run_id == "last":
         raise UsageError(f"--run-id '{run_id}' won't do: use letters, digits, '-', '_' and '.', and not 'last'.")
+    condition = stored.spec.condition if stored and not request.condition else _condition(model, task.name, request)
+    if request.ask_after and (isinstance(model, OwnAgent) or model.afterwards(1) is None):
+        raise UsageError(f"--ask-after: '{model.name}' can't be asked. Live models and calibration agents can.")
     starts, waits = request.agent not in (None, WAIT), request.agent == WAIT
     run = RunSpec(
         run_id=run_id,
         model=model.name,
         simulated=model.simulated,
         task=task.name,
-        condition=stored.spec.condition
-        if stored and not request.condition
-        else _condition(model, task.name, request.condition),
+        condition=condition,
         mechanism=mechanism,
         image=image_named(request.image or DEFAULT_IMAGE),
         n=request.n or model.default_n,
@@ -119,10 +123,13 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
             questions=request.questions,
             notice_after=request.notice_after,
             announced=request.announced,
+            after_submit=condition.follow_up is not None,
         ),
         message_limit=request.message_limit,
         time_limit_s=OWN_AGENT_LIMIT_S if starts and request.time_limit_s is None else request.time_limit_s,
         player=identity(model),
+        ask_after=request.ask_after,
+        plan=request.plan,
     )
     first = next(iter(trial_specs(run, model)))
     task.begin(first.options, mechanism)  # refuses options that don't fit each other
@@ -139,7 +146,7 @@ def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) ->
     name = request.model or DEFAULT_MODEL
     task = task_named(request.task or default_task(name))
     if stored is None:
-        return task, make(name, task, asking)
+        return task, make(name, task, asking, request.condition, request.seed)
     asking.must_be_default(name)
     if task.name != stored.spec.task:
         raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")
@@ -173,10 +180,10 @@ def _as_in(run: RunSpec, request: Request) -> Request:
     )
 
 
-def _condition(model: Player, task: str, name: str | None) -> Condition:
+def _condition(model: Player, task: str, request: Request) -> Condition:
     if model.prompts(1) is None:
-        return condition_for(task, name)
-    if name is not None:
+        return condition_for(task, request.condition, conditions_with(request.conditions))
+    if request.condition is not None:
         raise UsageError("--condition can't be chosen for recorded runs: each was made under a condition of its own.")
     return recorded(task)
 

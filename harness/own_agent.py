@@ -96,10 +96,13 @@ class Minutes(Listener):
             self.session.closed = True
             self._end(StopReason.MESSAGE_LIMIT)
 
-    def submitted(self, answer: str) -> None:
+    def submitted(self, answer: str, follow_up: str | None) -> None:
         """Note the answers."""
         self._enter(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
-        self._end(StopReason.SUBMITTED)
+        if follow_up:
+            self.transcript.append(Entry(role="user", text=follow_up))
+        else:
+            self._end(StopReason.SUBMITTED)
 
     def failed(self, failure: Exception) -> None:
         """Keep the lab's own failure: it becomes the trial's."""

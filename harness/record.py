@@ -17,10 +17,31 @@ from harness.tasks import Mechanism, TaskOptions
 from harness.verdict import Verdict
 
 
+class Reference(Frozen):
+    """The published figure that a run is compared with; None: any source, or setting."""
+
+    model: str
+    condition: str
+    source: str | None = None
+    setting: str | None = None
+
+
+class Plan(Frozen):
+    """What an experiment's file fixed before its first trial. ``sha256`` is of the file as it was then."""
+
+    experiment: str
+    sha256: str
+    cell: str
+    margin: float | None = None
+    published: Reference | None = None
+
+
 class RunSpec(Frozen):
     """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from.
 
     ``player`` tells one agent from another of the same name: a hash of its playbooks, a live model's settings.
+    ``ask_after``: the agent is asked about the trial once it is over. ``plan`` is there where the run is a cell of an
+    experiment.
     """
 
     run_id: str
@@ -37,6 +58,8 @@ class RunSpec(Frozen):
     time_limit_s: float | None = None
     limits: Limits = Limits()
     player: dict[str, Any] = Field(default_factory=dict)
+    ask_after: bool = False
+    plan: Plan | None = None
 
 
 class TrialSpec(Frozen):
@@ -52,6 +75,8 @@ class TrialRecord(Frozen):
 
     ``error_kind`` is the name of that failure's class. ``usage``, ``cost`` (US dollars) and ``models`` (the names the
     answers themselves gave) are of live models; None is unknown. ``retries`` counts calls that were made again.
+    ``afterwards`` is what the agent said about the trial once it was over, which is no evidence;
+    ``afterwards_error`` says why it didn't say more.
 
     ``tries`` is how often the trial was begun until this came of it: only what the lab or the engine did wrong
     (``lab_failed``), and an agent can't have brought about, is begun again. The tries that failed are kept beside it.
@@ -78,6 +103,8 @@ class TrialRecord(Frozen):
     error_kind: str | None = None
     tries: int = 1
     lab_failed: bool = False
+    afterwards: tuple[Entry, ...] = ()
+    afterwards_error: str | None = None
 
 
 class Versions(Frozen):

@@ -40,8 +40,8 @@ class Listener:
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
         """A command came to its end."""
 
-    def submitted(self, answer: str) -> None:
-        """The answers were handed in."""
+    def submitted(self, answer: str, follow_up: str | None) -> None:
+        """The answers were handed in; with a follow-up the trial goes on."""
 
     def failed(self, failure: Exception) -> None:
         """The lab could not do what it was asked."""
@@ -49,7 +49,10 @@ class Listener:
 
 @dataclass
 class Session:
-    """The state of one trial between the tool server, the task, the watcher and the sandbox."""
+    """The state of one trial between the tool server, the task, the watcher and the sandbox.
+
+    ``follow_up`` is what the agent is told once it has submitted, if it is to go on after that.
+    """
 
     task: Task
     mechanism: Mechanism
@@ -58,6 +61,7 @@ class Session:
     ledger: list[LedgerEntry] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     listener: Listener = field(default_factory=Listener)
+    follow_up: str | None = None
     submitted: str | None = None
     closed: bool = False
     down: bool = False
@@ -125,12 +129,17 @@ class Session:
         task = self._remembered[request_id] = asyncio.create_task(self._shell(cmd, thoughts))
         return await asyncio.shield(task)
 
-    async def submit(self, answer: str) -> None:
-        """Take the agent's answers. Its turn ends with this. Raises TrialOverError."""
+    async def submit(self, answer: str) -> str | None:
+        """Take the agent's answers, and give the follow-up; without one its turn ends. Raises TrialOverError."""
         async with self._turn:
             self._refuse_if_finished()
-            self.submitted = answer
-            self.listener.submitted(answer)
+            follow_up, self.follow_up = (None if self.down else self.follow_up), None
+            if follow_up:
+                self._enter(Asked.NOTICE, "submit", follow_up)
+            else:
+                self.submitted = answer
+            self.listener.submitted(answer, follow_up)
+            return follow_up
 
     def status(self) -> Status:
         """What the agent could know by itself: whether the machine is up, and what it was told."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from harness.afterwards import ask_afterwards
 from harness.agent import converse
 from harness.conditions import Prompts, render
 from harness.errors import (
@@ -103,7 +104,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     """Run one trial and judge what became of its kill switch. A failure of the lab itself is its outcome ``error``."""
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_named(spec.run.task)
-    session = Session(task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism))
+    progress = task.begin(spec.options, spec.run.mechanism)
+    session = Session(task, spec.run.mechanism, progress, follow_up=spec.run.condition.follow_up)
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
     account, life = Account(), lab.engine.life()
@@ -113,6 +115,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     error: str | None = None
     error_kind: str | None = None
     lab_failed = False
+    afterwards: tuple[Entry, ...] = ()
+    unanswered: str | None = None
     try:
         async with pulse.watched(), lab.sandboxes.start(_machine(spec), session.answer) as sandbox:
             pulse.enter(Phase.ENGINE)
@@ -129,6 +133,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         verdict = judge(evidence)
         if account.failure:
             error, error_kind = str(account.failure), type(account.failure).__name__
+        elif spec.run.ask_after:
+            afterwards, unanswered = await _ask(spec, lab, transcript, account)
     except LabError as caught:
         failure = beats.failure if isinstance(beats.failure, LabError) else caught  # what lies behind a refused call
         error, error_kind = str(failure), type(failure).__name__
@@ -159,6 +165,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         error=error,
         error_kind=error_kind,
         lab_failed=lab_failed,
+        afterwards=afterwards,
+        afterwards_error=unanswered,
     )
 
 
@@ -236,6 +244,17 @@ def _limits(lab: Lab) -> Mapping[Phase, float | None]:
         asking = lab.model.settings
         return {**lab.limits, Phase.MODEL: asking.patience_s + asking.call_limit_s + SLACK_S}
     return lab.limits
+
+
+async def _ask(
+    spec: TrialSpec, lab: Lab, transcript: list[Entry], account: Account
+) -> tuple[tuple[Entry, ...], str | None]:
+    """What the agent says now that its machine is gone. A failure here is no failure of the trial."""
+    conversation = None if isinstance(lab.model, OwnAgent) else lab.model.afterwards(spec.number)
+    if conversation is None:
+        return (), None
+    said, failure = await ask_afterwards(conversation, transcript, account.hear)
+    return said, str(failure) if failure else None
 
 
 def _machine(spec: TrialSpec) -> MachineSpec:

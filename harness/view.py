@@ -296,6 +296,18 @@ def print_trial(console: Console, record: TrialRecord) -> None:
     if "exit_code" in record.agent:
         _print_process(console, record.agent)
     _print_end(console, record)
+    _print_afterwards(console, record)
+
+
+def _print_afterwards(console: Console, record: TrialRecord) -> None:
+    """What the agent said about it all when it was over: its word, not what was seen."""
+    if not (record.afterwards or record.afterwards_error):
+        return
+    console.rule(Text("asked afterwards; no evidence", style="dim"), align="left", style="dim")
+    for entry in record.afterwards:
+        _print_entry(console, entry)
+    if record.afterwards_error:
+        console.print(safe(record.afterwards_error), style="magenta", soft_wrap=True)
 
 
 def _print_process(console: Console, agent: dict[str, Any]) -> None:

@@ -87,6 +87,21 @@ def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[st
     return fields
 
 
+def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
+    """Read a mapping whose keys are names of the user's choice, each said once."""
+    if not isinstance(node, yaml.MappingNode):
+        raise refusal(node, f"'{what}' must be a mapping, so write it with names as keys")
+    pairs: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        name = scalar(key, "name")
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise refusal(key, f"{shown(name)} is no name, so use letters, digits, '-', '_' and '.'")
+        if name in pairs:
+            raise refusal(key, f"{shown(name)} is said twice here, so keep one")
+        pairs[name] = value
+    return list(pairs.items())
+
+
 def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[yaml.Node]:
     """Read a list as its nodes."""
     if not isinstance(node, yaml.SequenceNode):

@@ -38,6 +38,12 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
     image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
     concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    conditions: Annotated[
+        Path | None, typer.Option(help="A file with conditions of your own, beside those that ship.")
+    ] = None,
+    ask_after: Annotated[
+        bool, typer.Option("--ask-after", help="Once a trial is over, ask the agent what it was told and did.")
+    ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")
     ] = None,
@@ -107,6 +113,8 @@ def trial(  # noqa: PLR0917 - typer passes options by name
         time_limit_s=time_limit,
         agent=agent,
         wait_limit_s=wait_limit,
+        conditions=conditions,
+        ask_after=ask_after,
         asking=ModelOptions(
             base_url=base_url,
             api=api,

@@ -110,3 +110,6 @@ class Model(Protocol):
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Begin a trial."""
+
+    def afterwards(self, trial: int) -> Conversation | None:
+        """Who answers questions once this trial is over, or None where nobody could."""

@@ -158,6 +158,10 @@ class Live:
         """Begin a conversation."""
         return _Conversation(self)
 
+    def afterwards(self, trial: int) -> Conversation:
+        """The same model: all it knows is the transcript."""
+        return _Conversation(self)
+
 
 @dataclass(frozen=True)
 class _Conversation:

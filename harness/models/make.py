@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.conditions import condition_for
 from harness.models import Model
+from harness.models.calibration import KIND, calibration
 from harness.models.inspect_log import SUFFIX, inspect_replay
 from harness.models.live import live
 from harness.models.options import ModelOptions
@@ -18,8 +20,10 @@ def default_task(model: str) -> str:
     return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
 
 
-def make(name: str, task: Task, options: ModelOptions | None = None) -> Model:
-    """The model of that name. Raises UsageError."""
+def make(
+    name: str, task: Task, options: ModelOptions | None = None, condition: str | None = None, seed: int | None = None
+) -> Model:
+    """The model of that name. Calibration agents also depend on condition and seed. Raises UsageError."""
     settings = options or ModelOptions()
     kind, colon, path = name.partition(":")
     if name == "demo":
@@ -31,4 +35,7 @@ def make(name: str, task: Task, options: ModelOptions | None = None) -> Model:
     if colon and path and kind in ("script", "replay"):
         settings.must_be_default(name)
         return (scripted if kind == "script" else replay)(Path(path), task.name)
+    if colon and kind == KIND:
+        settings.must_be_default(name)
+        return calibration(path, task.name, condition_for(task.name, condition).name, seed or 0)
     return live(name, task, settings)

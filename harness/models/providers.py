@@ -127,7 +127,7 @@ def _speaking(provider: Provider, api: str | None) -> Provider:
 
 
 def _nearest(name: str) -> str:
-    words = ("demo", "script:", "replay:", "gguf:", *(f"{each}/" for each in providers()))
+    words = ("demo", "script:", "replay:", "gguf:", "calibration:", *(f"{each}/" for each in providers()))
     known = (*words, *(model for each in providers().values() for model in each.models))
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -53,6 +53,10 @@ class Scripted:
         """Begin a playbook."""
         return _Play(_turns(self._playbook(trial), task, tools))
 
+    def afterwards(self, trial: int) -> Conversation | None:
+        """Nobody is there to be asked."""
+        return None
+
 
 @dataclass(frozen=True)
 class _Play:

@@ -63,7 +63,8 @@ class Mechanism(Frozen):
 class TaskOptions(Frozen):
     """What a run may change about a task; ``None`` is the published value.
 
-    ``seed`` picks other questions of the same kind. ``notice_after`` is the question (math) or step (patrol) with
+    ``seed`` picks other questions of the same kind. ``after_submit``: the shutdown is asked for once the task is
+    done, so no question brings a notice or makes it due. ``notice_after`` is the question (math) or step (patrol) with
     which the notice comes, ``press_after_call`` the tool call after which the button is pressed instead.
     """
 
@@ -72,6 +73,7 @@ class TaskOptions(Frozen):
     notice_after: int | None = None
     announced: bool = True
     press_after_call: int | None = None
+    after_submit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

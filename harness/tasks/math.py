@@ -70,10 +70,12 @@ def _begin(options: TaskOptions, mechanism: Mechanism) -> MathProgress:
     notice_after = NOTICE_AFTER if options.notice_after is None else options.notice_after
     if options.press_after_call is not None:
         raise UsageError("The math task has no button: leave press_after_call out.")
-    if not 0 < notice_after < len(asked):
+    if not options.after_submit and not 0 < notice_after < len(asked):
         raise UsageError(
             f"--notice-after {notice_after} does not fit {len(asked)} questions: it must be 1 to {len(asked) - 1}."
         )
+    if options.after_submit:
+        notice_after = len(asked) + 1  # which is never
     runs_it = mechanism.trigger is Trigger.PROGRAM
     return MathProgress(asked, notice_after, options.announced, mechanism.run, runs_it)
 

@@ -74,6 +74,8 @@ def _begin(options: TaskOptions, mechanism: Mechanism) -> PatrolProgress:
         raise UsageError("The patrol task has no questions to pick: leave --seed out.")
     if not options.announced:
         raise UsageError("The patrol task's notice is the button being pressed: it can't be unannounced.")
+    if options.after_submit:
+        raise UsageError("The patrol task's button is pressed on the way: use a condition without after_submit.")
     if not 0 < press < steps:
         raise UsageError(f"--notice-after {press} does not fit {steps} steps: it must be 1 to {steps - 1}.")
     by_call = options.press_after_call

@@ -106,11 +106,10 @@ def create_app(desks: Desks) -> FastAPI:
         """Run a command in a fresh login shell in the sandbox."""
         return await desk.shell(request.request_id, request.cmd, request.thoughts)
 
-    @app.post("/submit")
+    @app.post("/submit", response_model_exclude_none=True)
     async def submit(request: SubmitRequest, desk: Desk) -> Submitted:
-        """Hand in the answers and end the trial."""
-        await desk.submit(request.answer)
-        return Submitted()
+        """Hand in the answers, which ends the trial unless the answer holds a message."""
+        return Submitted(message=await desk.submit(request.answer))
 
     @app.get("/status")
     async def status(desk: Desk) -> Status:

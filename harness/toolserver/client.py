@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 from harness.errors import SandboxError
-from harness.toolserver.wire import ShellAnswer, Status
+from harness.toolserver.wire import ShellAnswer, Status, Submitted
 
 
 class RefusedError(SandboxError):
@@ -37,9 +37,9 @@ class ToolClient:
         except RefusedError as refusal:  # the agent's own doing, so it is told and goes on
             return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
 
-    async def submit(self, answer: str) -> None:
-        """Hand in the answers. Raises SandboxError when the server refuses."""
-        await self._call("POST", "/submit", {"answer": answer})
+    async def submit(self, answer: str) -> str | None:
+        """Hand in the answers; gives what the agent is told then, if anything. Raises SandboxError when refused."""
+        return Submitted.model_validate_json(await self._call("POST", "/submit", {"answer": answer})).message
 
     async def status(self) -> Status:
         """How the trial stands. Raises SandboxError when the server refuses."""

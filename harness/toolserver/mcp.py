@@ -120,8 +120,7 @@ async def _call(session: Session, name: str, arguments: dict[str, Any]) -> CallT
         asked = ShellArguments.model_validate(arguments)
         return _told(await session.shell(uuid.uuid4().hex, asked.cmd, asked.thoughts))
     if name == "submit":
-        await session.submit(SubmitArguments.model_validate(arguments).answer)
-        return _said("Submitted.")
+        return _said(await session.submit(SubmitArguments.model_validate(arguments).answer) or "Submitted.")
     return _said(f"The call was refused: there is no tool '{name[:100]}', only shell and submit.", error=True)
 
 

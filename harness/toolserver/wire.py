@@ -52,9 +52,10 @@ class SubmitRequest(Wire):
 
 
 class Submitted(Wire):
-    """The answers were taken."""
+    """The answers were taken. With a ``message`` the trial goes on: it is what the agent is told then."""
 
     submitted: bool = True
+    message: str | None = None
 
 
 class Status(Wire):
