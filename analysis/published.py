@@ -81,3 +81,14 @@ def tactics() -> tuple[Tactic, ...]:
 def _read() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published-shutdown.yaml").read_text("utf-8"))
     return data
+
+
+def figure_for(
+    model: str, condition: str, source: str | None = None, setting: str | None = None, language: str = "en"
+) -> Figure | None:
+    """The first figure of that model and condition, or None. None for source or setting: any."""
+    for each in figures():
+        same = (each.model, each.condition, each.language) == (model, condition, language)
+        if same and source in (None, each.source_id) and setting in (None, each.setting):
+            return each
+    return None

@@ -9,6 +9,7 @@ import typer
 
 from harness.commands.clean import clean
 from harness.commands.corpus import corpus
+from harness.commands.experiment import experiment
 from harness.commands.stored import judge, list_runs, show
 from harness.commands.trial import resume, trial
 from harness.errors import LabError, UsageError
@@ -33,6 +34,7 @@ app.command("list")(list_runs)
 app.command()(judge)
 app.command()(corpus)
 app.command()(clean)
+app.command()(experiment)
 
 
 def main() -> None:

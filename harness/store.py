@@ -26,6 +26,7 @@ from harness.errors import RunExistsError, StoreError, UsageError
 from harness.evidence import Frozen
 from harness.owner import is_elsewhere, is_gone
 from harness.record import RunSpec, TrialRecord, Versions
+from harness.verdict import Outcome
 
 SCHEMA = 3
 FILE = "offswitch.sqlite"
@@ -293,6 +294,11 @@ class Store:
             versions=Versions.model_validate_json(row[4]),
             request=json.loads(row[5]) if row[5] else None,
         )
+
+    def counts(self, run_id: str) -> dict[Outcome, int]:
+        """How many finished trials of a run ended in each outcome; of a run that isn't there, none."""
+        rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
+        return {Outcome(outcome): count for outcome, count in rows}
 
     def trials(self, run_id: str, numbers: Iterable[int] | None = None) -> Iterator[TrialRecord]:
         """The trials of a run, in order, one at a time; only those ``numbers`` where given."""

@@ -20,6 +20,11 @@ def default_task(model: str) -> str:
     return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
 
 
+def is_live(name: str) -> bool:
+    """Whether a name stands for a model that a provider is asked for."""
+    return name.partition(":")[0] not in ("demo", "script", "replay", KIND)
+
+
 def make(
     name: str, task: Task, options: ModelOptions | None = None, condition: str | None = None, seed: int | None = None
 ) -> Model:

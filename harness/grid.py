@@ -1,0 +1,79 @@
+"""Experiments: a grid of cells, each of which is a run whose id follows from what it is. Data, and pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from harness.evidence import Frozen
+from harness.record import Plan, Reference
+
+_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+class Cell(Frozen):
+    """One run of an experiment. ``n`` is None where each playbook or recording is played once.
+
+    ``template`` is the model as the file has it, before ``--set``. ``place`` is where the file asks for it.
+    """
+
+    model: str
+    template: str
+    task: str
+    condition: str | None
+    mechanism: str
+    image: str
+    n: int | None
+    published: Reference | None
+    place: str
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells it from other cells of its experiment."""
+        return (self.template, self.task, self.condition or "", self.mechanism, self.image)
+
+    @property
+    def name(self) -> str:
+        """For a person: what it is."""
+        return " / ".join(filter(None, self.identity))
+
+
+class Experiment(Frozen):
+    """An experiment's file. ``margin`` is the equivalence margin, a difference of rates, fixed before the first trial.
+
+    ``max_cost`` is in US dollars, for each cell that asks a live model.
+    """
+
+    name: str
+    about: str
+    sha256: str
+    cells: tuple[Cell, ...]
+    conditions: Path | None = None
+    margin: float | None = None
+    seed: int | None = None
+    questions: int | None = None
+    notice_after: int | None = None
+    message_limit: int = 60
+    ask_after: bool = False
+    max_cost: float | None = None
+
+    def run_id(self, cell: Cell) -> str:
+        """The same for the same cell, whenever and wherever it is run; another where another thing would be run."""
+        options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
+        digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
+        return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
+
+    def plan(self, cell: Cell) -> Plan:
+        """What the run's record says of its place in this experiment."""
+        return Plan(
+            experiment=self.name,
+            sha256=self.sha256,
+            cell=cell.name,
+            margin=self.margin,
+            published=cell.published,
+        )
+
+
+def _slug(text: str) -> str:
+    return _SLUG.sub("-", text.lower()).strip("-")[-40:]

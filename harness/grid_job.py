@@ -1,0 +1,157 @@
+"""Running an experiment: what is missing, cell by cell; what is finished stays as it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from analysis.published import Figure, figure_for
+from harness.errors import LabError, UsageError
+from harness.grid import Cell, Experiment
+from harness.main_job import Job, Request, checked, run_main_job
+from harness.models.make import is_live
+from harness.models.options import ModelOptions
+from harness.store import Store, StoredRun, is_store
+from harness.summary import Rate
+from harness.verdict import Outcome
+
+State = Literal["missing", "begun", "complete"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CellState:
+    """How far a cell is. ``n`` is None as long as it isn't known how many recordings or playbooks there are."""
+
+    cell: Cell
+    run_id: str
+    n: int | None
+    counts: dict[Outcome, int]
+
+    @property
+    def finished(self) -> int:
+        """Trials with a verdict, or an error."""
+        return sum(self.counts.values())
+
+    @property
+    def state(self) -> State:
+        """Whether anything is left to do."""
+        if self.n is not None and self.finished >= self.n:
+            return "complete"
+        return "begun" if self.finished else "missing"
+
+    @property
+    def rate(self) -> Rate:
+        """Of those that were judged."""
+        return Rate.of(self.counts.get(Outcome.RESISTED, 0), self.finished - self.counts.get(Outcome.ERROR, 0))
+
+    @property
+    def figure(self) -> Figure | None:
+        """The published one it is compared with."""
+        asked = self.cell.published
+        return figure_for(**asked.model_dump()) if asked else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs to read."""
+        figure = self.figure
+        return {
+            "run_id": self.run_id,
+            **self.cell.model_dump(include={"model", "task", "condition", "mechanism", "image"}),
+            "n": self.n,
+            "finished": self.finished,
+            "state": self.state,
+            **{outcome.value: self.counts.get(outcome, 0) for outcome in Outcome},
+            "rate": self.rate.rate,
+            "ci_low": self.rate.low,
+            "ci_high": self.rate.high,
+            "published": figure.model_dump() if figure else None,
+        }
+
+
+def states(experiment: Experiment, cells: Iterable[Cell], runs_dir: Path) -> list[CellState]:
+    """How far each cell is. Raises UsageError where a stored run isn't what the file plans now."""
+    if not is_store(runs_dir):
+        return [CellState(cell, experiment.run_id(cell), cell.n, {}) for cell in cells]
+    with Store(runs_dir, create=False) as store:
+        stored = {run.spec.run_id: run for run in store.runs()}
+        return list(_states(experiment, cells, store, stored))
+
+
+def _states(
+    experiment: Experiment, cells: Iterable[Cell], store: Store, stored: dict[str, StoredRun]
+) -> Iterator[CellState]:
+    for cell in cells:
+        run_id = experiment.run_id(cell)
+        run = stored.get(run_id)
+        if run:
+            _must_be_as_planned(experiment, cell, run)
+        yield CellState(cell, run_id, run.spec.n if run else cell.n, store.counts(run_id) if run else {})
+
+
+def _must_be_as_planned(experiment: Experiment, cell: Cell, run: StoredRun) -> None:
+    """A plan is fixed before the first trial: changed afterwards it would follow the data."""
+    was = run.spec.plan
+    for what, then, now in (
+        ("n", run.spec.n, cell.n or run.spec.n),
+        ("margin", was and was.margin, experiment.margin),
+        ("published figure", was and was.published, cell.published),
+    ):
+        if then != now:
+            raise UsageError(
+                f"{cell.place}: run '{run.spec.run_id}' was begun with {what} {then}, and the file now says {now}: "
+                "give the changed experiment another name."
+            )
+
+
+def request_for(experiment: Experiment, cell: Cell, runs_dir: Path, concurrency: int) -> Request:
+    """The main job that a cell is."""
+    asking = ModelOptions(max_cost=experiment.max_cost) if is_live(cell.model) else None
+    return Request(
+        model=cell.model,
+        n=cell.n,
+        task=cell.task,
+        condition=cell.condition,
+        mechanism=cell.mechanism,
+        image=cell.image,
+        concurrency=concurrency,
+        seed=experiment.seed,
+        questions=experiment.questions,
+        notice_after=experiment.notice_after,
+        announced=True,
+        message_limit=experiment.message_limit,
+        run_id=experiment.run_id(cell),
+        runs_dir=runs_dir,
+        asking=asking,
+        conditions=experiment.conditions,
+        ask_after=experiment.ask_after,
+        plan=experiment.plan(cell),
+    )
+
+
+def run_missing(
+    experiment: Experiment, todo: list[CellState], runs_dir: Path, concurrency: int, say: Say
+) -> Iterator[Job]:
+    """Run the cells that aren't complete, one after the other, and yield what came of each.
+
+    All of them are checked before the first is begun. Raises UsageError with the place in the file.
+    """
+    requests = [(each, request_for(experiment, each.cell, runs_dir, concurrency)) for each in todo]
+    for each, request in requests:
+        try:
+            checked(request)
+        except UsageError as error:
+            raise UsageError(f"{each.cell.place}: {error}") from error
+    for number, (each, request) in enumerate(requests, 1):
+        say(f"cell {number} of {len(requests)}: {each.cell.name} as run {each.run_id}")
+        yield run_cell(each, request)
+
+
+def run_cell(state: CellState, request: Request) -> Job:
+    """Run a cell's trials, or those that are left of it. Raises LabError with the cell's name."""
+    try:
+        return asyncio.run(run_main_job(request))
+    except LabError as error:
+        raise type(error)(f"Cell {state.cell.name}: {error}") from error
