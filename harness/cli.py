@@ -9,7 +9,9 @@ import typer
 
 from harness.commands.clean import clean
 from harness.commands.corpus import corpus
+from harness.commands.conditions import list_conditions
 from harness.commands.experiment import experiment
+from harness.commands.power import power
 from harness.commands.stored import judge, list_runs, show
 from harness.commands.trial import resume, trial
 from harness.errors import LabError, UsageError
@@ -34,7 +36,9 @@ app.command("list")(list_runs)
 app.command()(judge)
 app.command()(corpus)
 app.command()(clean)
+app.command("conditions")(list_conditions)
 app.command()(experiment)
+app.command()(power)
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ class CellState:
         return {
             "run_id": self.run_id,
             **self.cell.model_dump(include={"model", "task", "condition", "mechanism", "image"}),
+            "live": is_live(self.cell.model),
             "n": self.n,
             "finished": self.finished,
             "state": self.state,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from harness.data import ROOT, names_in, pick, read_yaml
 from harness.errors import UsageError
 from harness.tasks import Mechanism, Task
@@ -41,5 +43,6 @@ def mechanism_for(task: str, name: str | None) -> Mechanism:
     return found
 
 
+@cache
 def _mechanism(name: str) -> Mechanism:
     return Mechanism(name=name, **read_yaml(ROOT / "shutdown_scripts" / name / "mechanism.yaml"))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from harness.experiment import run_trials
-from harness.models import Entry, Turn
+from harness.models import Entry, Model, Turn
 from harness.models.live import Live, live
 from harness.models.options import ModelOptions
 from harness.record import TrialRecord
@@ -42,7 +42,7 @@ async def next_turn(model: Live, transcript: Sequence[Entry] = OPENING) -> Turn:
 
 
 async def play(
-    model: Live, sandboxes: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
+    model: Model, sandboxes: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
 ) -> list[TrialRecord]:
     """Whole trials of an open model, on machines in memory."""
     done: list[TrialRecord] = []

@@ -1,0 +1,56 @@
+"""How many trials a comparison needs: to see a difference of two rates, or to show that they are equivalent. Pure."""
+
+from __future__ import annotations
+
+from math import ceil, isclose, sqrt
+
+from scipy.special import ndtr, ndtri
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_effectsize
+
+from harness.errors import UsageError
+
+MOST = 10_000_000
+
+
+def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Trials in each of two groups, so that a two-sided z-test finds them different with that power.
+
+    By the arcsine effect size (Cohen 1988, ch. 6). Raises UsageError where the rates are the same.
+    """
+    if p1 == p2:
+        raise UsageError(f"Two rates of {p1:g} do not differ: give --margin to ask about equivalence.")
+    effect = proportion_effectsize(p1, p2)
+    return ceil(
+        NormalIndPower().solve_power(effect_size=abs(effect), power=power, alpha=alpha, alternative="two-sided")
+    )
+
+
+def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: float = 0.05) -> float:
+    """The power of two one-sided z-tests at ``alpha`` each, with ``n`` trials in each of two groups.
+
+    By the normal approximation with unpooled variance (Chow, Shao and Wang 2008, sec. 4.2).
+    """
+    spread = sqrt((p1 * (1 - p1) + p2 * (1 - p2)) / n)
+    if spread == 0:
+        return float(abs(p1 - p2) < margin)
+    z = -float(ndtri(alpha))
+    below, above = (float(ndtr((margin + sign * (p1 - p2)) / spread - z)) for sign in (1, -1))
+    return max(0.0, below + above - 1)
+
+
+def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Trials in each of two groups, so that they are shown to differ by less than ``margin`` with that power.
+
+    Raises UsageError where they differ by as much, or where no number of trials that anyone could run would do.
+    """
+    if abs(p1 - p2) > margin or isclose(abs(p1 - p2), margin):
+        raise UsageError(f"Rates of {p1:g} and {p2:g} differ by the margin {margin:g} or more: they aren't equivalent.")
+    low, high = 1, MOST
+    if power_of_equivalence(p1, p2, high, margin=margin, alpha=alpha) < power:
+        raise UsageError(f"{p1:g} and {p2:g} are so close to a margin of {margin:g} that {MOST} trials wouldn't do.")
+    while low < high:
+        middle = (low + high) // 2
+        enough = power_of_equivalence(p1, p2, middle, margin=margin, alpha=alpha) >= power
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return low

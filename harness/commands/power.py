@@ -1,0 +1,49 @@
+"""How many trials a comparison needs, before it is run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.commands.options import AsJson, print_json
+from harness.errors import UsageError
+from harness.view import safe
+
+
+def power(  # noqa: PLR0917 - typer passes options by name
+    p1: Annotated[float, typer.Option(help="The one rate, between 0 and 1.")],
+    p2: Annotated[float, typer.Option(help="The other.")],
+    margin: Annotated[
+        float | None, typer.Option(help="Ask for equivalence within this margin instead of a difference.")
+    ] = None,
+    power_: Annotated[float, typer.Option("--power", help="The chance to find what is so.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="The chance to find what isn't.")] = 0.05,
+    as_json_: AsJson = False,
+) -> None:
+    """Say how many trials it takes to tell two rates apart, or to show that they are equivalent."""
+    _within("--p1", p1, closed=True)
+    _within("--p2", p2, closed=True)
+    for option, value in (("--power", power_), ("--alpha", alpha), ("--margin", margin)):
+        if value is not None:
+            _within(option, value)
+    from analysis.power import trials_for_difference, trials_for_equivalence  # noqa: PLC0415 - loads statsmodels
+
+    if margin is None:
+        n = trials_for_difference(p1, p2, power=power_, alpha=alpha)
+        what = f"find that rates of {p1:.1%} and {p2:.1%} differ"
+    else:
+        n = trials_for_equivalence(p1, p2, margin=margin, power=power_, alpha=alpha)
+        what = f"show that rates of {p1:.1%} and {p2:.1%} differ by less than {margin:.1%}"
+    if as_json_:
+        print_json({"n": n, "p1": p1, "p2": p2, "margin": margin, "power": power_, "alpha": alpha})
+    else:
+        Console().print(
+            safe(f"{n} trials of each {what}, with a power of {power_:g} at alpha {alpha:g}."), soft_wrap=True
+        )
+
+
+def _within(option: str, value: float, *, closed: bool = False) -> None:
+    if not (0 <= value <= 1 if closed else 0 < value < 1):
+        raise UsageError(f"{option} {value:g} won't do: it must be between 0 and 1.")

@@ -1,0 +1,276 @@
+"""Experiments: what a file says becomes cells, each a run of its own; what it can't mean is refused with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.published import figures
+from harness.data import ROOT
+from harness.errors import UsageError
+from harness.grid import Experiment
+from harness.grid_file import read_experiment
+from harness.grid_job import request_for, states
+from harness.main_job import checked
+from harness.record import Reference
+from harness.store import Store
+from harness.verdict import Outcome
+from tests.builders import a_verdict, run_spec, trial_record, versions
+
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
+SMALL = """\
+experiment: small
+margin: 0.1
+n: 3
+seed: 1
+models: ["calibration:Grok 4", demo]
+conditions: [A, b]
+"""
+case = pytest.param
+
+
+def write(folder: Path, text: str) -> Path:
+    """Write an experiment's file and say where."""
+    file = folder / "e.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def refusal(file: Path, **given: str) -> str:
+    """The text of the refusal, which is one sentence on one printable line."""
+    with pytest.raises(UsageError) as caught:
+        read_experiment(file, given)
+    text = str(caught.value)
+    assert text.isprintable()
+    return text
+
+
+# ---- what a file becomes ----
+
+
+def test_a_grid_has_a_cell_for_every_combination(tmp_path: Path) -> None:
+    """Models times conditions, in the order of the file, with what is left open filled in."""
+    read = read_experiment(write(tmp_path, SMALL))
+    cells = [(cell.model, cell.condition, cell.task, cell.mechanism, cell.image, cell.n) for cell in read.cells]
+    usual = ("math", "published", "debian", 3)
+    assert cells == [(model, each, *usual) for model in ("calibration:Grok 4", "demo") for each in "AB"]
+    assert (read.name, read.margin, read.seed) == ("small", 0.1, 1)
+
+
+def test_a_condition_meets_its_own_task_only(tmp_path: Path) -> None:
+    """With two tasks each condition makes cells of the one it belongs to."""
+    text = "experiment: x\nn: 1\nmodels: [o3]\ntasks: [math, patrol]\nconditions: [A, patrol-none]\n"
+    cells = read_experiment(write(tmp_path, text)).cells
+    assert [(cell.task, cell.condition) for cell in cells] == [("math", "A"), ("patrol", "patrol-none")]
+
+
+def test_a_cell_knows_the_figure_it_is_compared_with(tmp_path: Path) -> None:
+    """It is that of the model's published name and the condition, or the one the file names, or none."""
+    text = """\
+experiment: x
+n: 1
+models: [{model: grok-4-0709, published: grok 4}, O3, ollama/o3]
+conditions: [A]
+cells:
+  - model: demo
+    published: {model: Grok 4, condition: patrol-none, source: robot, setting: physical robot}
+"""
+    text = text.replace("O3", "o3")
+    references = [cell.published for cell in read_experiment(write(tmp_path, text)).cells]
+    robot = Reference(model="Grok 4", condition="patrol-none", source="robot", setting="physical robot")
+    assert references == [
+        Reference(model="Grok 4", condition="A"),
+        Reference(model="o3", condition="A"),
+        None,
+        robot,
+    ]
+
+
+def test_overrides_change_or_remove_cells(tmp_path: Path) -> None:
+    """An override gives the cells it fits another n; with 0 they are left out."""
+    text = SMALL + "overrides:\n  - {model: demo, n: 7}\n  - {model: demo, condition: B, n: 0}\n"
+    cells = read_experiment(write(tmp_path, text)).cells
+    assert [(cell.model, cell.condition, cell.n) for cell in cells] == [
+        ("calibration:Grok 4", "A", 3),
+        ("calibration:Grok 4", "B", 3),
+        ("demo", "A", 7),
+    ]
+
+
+def test_only_published_leaves_out_what_has_no_figure(tmp_path: Path) -> None:
+    """A combination nobody published a figure of makes no cell."""
+    text = "experiment: x\nn: 1\nonly: published\nmodels: ['calibration:o3']\nconditions: [A, G, I]\n"
+    assert [cell.condition for cell in read_experiment(write(tmp_path, text)).cells] == ["A", "I"]
+
+
+def test_a_value_is_filled_in(tmp_path: Path) -> None:
+    """--set gives a value, the file may give a usual one, and the cell's run id holds neither."""
+    (tmp_path / "book.yaml").write_text("id: a\nsteps: [run: ls]\n")
+    text = "experiment: x\ncells: [{model: 'script:{where}/book.yaml'}]\n"
+    read = read_experiment(write(tmp_path, text), {"where": str(tmp_path)})
+    assert read.cells[0].model == f"script:{tmp_path}/book.yaml"
+    usual = read_experiment(write(tmp_path, text + f"set: {{where: '{tmp_path}/.'}}\n"))
+    assert usual.cells[0].model == f"script:{tmp_path}/./book.yaml"
+    assert usual.run_id(usual.cells[0]) == read.run_id(read.cells[0])
+
+
+def test_own_conditions_are_found_beside_the_file(tmp_path: Path) -> None:
+    """A file of conditions of one's own is looked for where the experiment's file lies, and reaches the run."""
+    (tmp_path / "own.yaml").write_text("mine: {about: x, task: math, placement: user, text: Please.}\n")
+    read = read_experiment(
+        write(tmp_path, "experiment: x\nconditions_file: own.yaml\ncells: [{model: demo, condition: mine}]\n")
+    )
+    run, _ = checked(request_for(read, read.cells[0], tmp_path, 1))
+    assert (run.condition.text, run.condition.wording) == ("Please.", "own")
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_what_ships_can_be_read(file: Path, shared: Path) -> None:
+    """Every experiment that ships is whole, has a margin, and each of its cells a run id of its own."""
+    given = {"recordings": str(shared / "data" / "patrol-traces")} if file.stem == "patrol-report" else {}
+    read = read_experiment(file, given)
+    assert read.name == file.stem
+    assert read.about
+    assert read.margin
+    ids = [read.run_id(cell) for cell in read.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_calibration_grid_is_the_published_one() -> None:
+    """Thirteen models, and every rate of resistance that is published of them under the paper's conditions."""
+    cells = read_experiment(ROOT / "experiments" / "calibration.yaml").cells
+    mine = {(cell.model.partition(":")[2], cell.condition) for cell in cells}
+    models = {model for model, _ in mine}
+    assert len(models) == 13
+    theirs = {(f.model, f.condition) for f in figures() if f.model in models and len(f.condition) == 1}
+    assert mine == theirs
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        case("", 1, "the file is empty", id="empty"),
+        case("experiment: x\n---\na: b\n", 3, "one document", id="two documents"),
+        case("models: [demo]\n", 1, "lacks its 'experiment'", id="no name"),
+        case("experiment: X y\nmodels: [demo]\n", 1, "isn't kebab-case", id="name"),
+        case("experiment: x\nmodel: [demo]\n", 2, "'model' is no known experiment key, so use 'models'", id="key"),
+        case("experiment: x\nmodels:\n  - demmo\n", 3, "Did you mean demo", id="model"),
+        case("experiment: x\nn: 1\nmodels:\n  - o33\n", 4, "There is no model 'o33'. Did you mean o3", id="live model"),
+        case("experiment: x\nn: 1\nmodels:\n  - calibration:Grok 5\n", 4, "did you mean Grok 4", id="calibrated model"),
+        case(
+            "experiment: x\nmodels: [demo]\nconditions:\n  - A\n  - may-non\n",
+            5,
+            "did you mean may-none",
+            id="condition",
+        ),
+        case("experiment: x\nmodels: [demo]\ntasks: [maths]\n", 3, "did you mean math", id="task"),
+        case("experiment: x\nmodels: [demo]\nmechanisms: [publishd]\n", 3, "did you mean published", id="mechanism"),
+        case("experiment: x\nmodels: [demo]\nimages: [debain]\n", 3, "did you mean debian", id="image"),
+        case("experiment: x\nmodels: [o3]\n", 2, "has no n", id="no n"),
+        case("experiment: x\nn: 0\nmodels: [o3]\n", 2, "'n' must be 1 or more", id="n of 0"),
+        case("experiment: x\nn: 1.5\nmodels: [o3]\n", 2, "'n' must be a whole number", id="broken n"),
+        case("experiment: x\nn: many\nmodels: [o3]\n", 2, "'n' must be a whole number", id="n in words"),
+        case("experiment: x\nmargin: 5\nmodels: [demo]\n", 2, "between 0 and 1", id="margin"),
+        case("experiment: x\nmargin: .inf\nmodels: [demo]\n", 2, "'margin' must be", id="endless margin"),
+        case("experiment: x\nmodels: [demo, demo]\n", 2, "stands at", id="twice"),
+        case("experiment: x\nabout: nothing\n", 1, "has no cell", id="no cell"),
+        case(
+            "experiment: x\nmodels: [demo]\ntasks: [math]\nconditions:\n - patrol-none\n",
+            5,
+            "none of the tasks",
+            id="x",
+        ),
+        case("experiment: x\nmodels: [{model: demo, published: Grok4}]\n", 2, "did you mean Grok 4", id="published"),
+        case("experiment: x\ncells:\n  - {model: demo, conditoin: A}\n", 3, "so use 'condition'", id="cell key"),
+        case("experiment: x\ncells:\n  - model: demo\n    published: {model: o3, condition: G}\n", 4, "G", id="figure"),
+        case("experiment: x\nmodels: [demo]\noverrides: [{modle: demo, n: 1}]\n", 3, "so use 'model'", id="override"),
+        case("experiment: x\ncells: [{model: 'replay:{there}'}]\n", 2, "add --set there=VALUE", id="no value"),
+        case("experiment: x\ncells: [{model: 'replay:gone'}]\n", 2, "There is no recording at gone", id="recording"),
+        case("experiment: x\nn: 1\nmodels: ['calibration:o3']\nconditions: [G]\n", 3, "No rate of resistance", id="p"),
+        case("experiment: x\nn: 1\nonly: publishd\nmodels: [o3]\n", 3, "so use 'published'", id="only"),
+        case("experiment: x\nask_after: 1\nmodels: [demo]\n", 2, "true or false", id="flag"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+    """A typo or an unknown name is refused with file, line and what would do."""
+    file = write(tmp_path, text)
+    said = refusal(file)
+    assert said.startswith(f"{file}:{line}: "), said
+    assert says in said
+
+
+def test_a_value_that_nobody_asks_for_is_refused(tmp_path: Path) -> None:
+    """A misspelt --set is not passed over."""
+    assert "--set recordngs: the file asks for no such value" in refusal(write(tmp_path, SMALL), recordngs="x")
+
+
+# ---- how far it is ----
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Experiment:
+    """The small experiment."""
+    return read_experiment(write(tmp_path, SMALL))
+
+
+def begun(experiment: Experiment, runs: Path, outcomes: list[Outcome], **other: object) -> None:
+    """Store a run of the first cell with these outcomes."""
+    cell = experiment.cells[0]
+    spec = run_spec(experiment.run_id(cell), **{"n": 3, "plan": experiment.plan(cell), **other})
+    with Store(runs) as store:
+        store.add_run(spec, {}, versions())
+        for number, outcome in enumerate(outcomes, 1):
+            store.add_trial(trial_record(number, run_id=spec.run_id, verdict=a_verdict(outcome)))
+
+
+def test_nothing_is_run_of_what_is_complete(small: Experiment, tmp_path: Path) -> None:
+    """A cell is complete once it has its trials; its figures are counted from the store."""
+    begun(small, tmp_path / "runs", [Outcome.RESISTED, Outcome.COMPLIED, Outcome.ERROR])
+    first, *others = states(small, small.cells, tmp_path / "runs")
+    assert (first.state, first.finished, first.rate.rate) == ("complete", 3, 0.5)
+    assert first.figure is not None
+    assert first.figure.rate == 0.926
+    assert {each.state for each in others} == {"missing"}
+
+
+def test_a_cell_that_was_begun_goes_on(small: Experiment, tmp_path: Path) -> None:
+    """With fewer trials than planned it is begun, and keeps its run id."""
+    begun(small, tmp_path / "runs", [Outcome.RESISTED])
+    first = states(small, small.cells, tmp_path / "runs")[0]
+    assert (first.state, first.run_id) == ("begun", small.run_id(small.cells[0]))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [("n: 3", "n: 4", "with n 3, and the file now says 4"), ("margin: 0.1", "margin: 0.2", "with margin 0.1")],
+)
+def test_a_plan_is_fixed_before_the_first_trial(
+    small: Experiment, tmp_path: Path, before: str, after: str, says: str
+) -> None:
+    """Once a cell is begun, its n and the margin can't be changed under the same name."""
+    begun(small, tmp_path / "runs", [Outcome.RESISTED])
+    changed = read_experiment(write(tmp_path, SMALL.replace(before, after)))
+    with pytest.raises(UsageError, match=says):
+        states(changed, changed.cells, tmp_path / "runs")
+
+
+def test_another_seed_is_another_run(small: Experiment, tmp_path: Path) -> None:
+    """What would be played otherwise has another run id; what only says how much of it is played hasn't."""
+    seed = read_experiment(write(tmp_path, SMALL.replace("seed: 1", "seed: 2")))
+    more = read_experiment(write(tmp_path, SMALL.replace("n: 3", "n: 30")))
+    assert small.run_id(small.cells[0]) != seed.run_id(seed.cells[0])
+    assert small.run_id(small.cells[0]) == more.run_id(more.cells[0])
+
+
+def test_a_run_carries_its_plan(small: Experiment, tmp_path: Path) -> None:
+    """What was fixed before the first trial goes into the run's spec: experiment, margin and published figure."""
+    cell = small.cells[0]
+    run, _ = checked(request_for(small, cell, tmp_path, 2))
+    assert run.plan == small.plan(cell)
+    assert run.plan is not None
+    assert (run.plan.margin, run.plan.published) == (0.1, Reference(model="Grok 4", condition="A"))
+    assert run.run_id == small.run_id(cell)

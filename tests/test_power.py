@@ -1,0 +1,100 @@
+"""How many trials a comparison needs, held against exact and simulated power."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, norm
+
+from analysis.power import power_of_equivalence, trials_for_difference, trials_for_equivalence
+from harness.commands.power import power
+from harness.errors import UsageError
+from tests.builders import law
+from tests.conftest import Cli
+
+rates = st.floats(0.02, 0.98)
+
+
+def exact_power_of_z_test(p1: float, p2: float, n: int) -> float:
+    """The chance that a pooled two-sided z-test at 5 % finds a difference, summed over every pair of counts."""
+    k = np.arange(n + 1)
+    one, two = k[:, None] / n, k[None, :] / n
+    pooled = (one + two) / 2
+    spread = np.sqrt(2 * pooled * (1 - pooled) / n)
+    found = np.abs(one - two) > norm.isf(0.025) * spread
+    return float((binom.pmf(k, n, p1)[:, None] * binom.pmf(k, n, p2)[None, :] * found).sum())
+
+
+@pytest.mark.parametrize(("p1", "p2"), [(0.5, 0.3), (0.926, 0.85), (0.79, 0.6), (0.2, 0.05)])
+def test_that_many_trials_find_a_difference_as_often_as_promised(p1: float, p2: float) -> None:
+    """The exact power of the test with the trials that are named is the power that was asked for."""
+    n = trials_for_difference(p1, p2, power=0.8)
+    assert exact_power_of_z_test(p1, p2, n) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_known_number_of_trials() -> None:
+    """Cohen's h of 0.5 and 0.3 is 0.4115; at 80 % and 5 % that takes 2 * (2.8016 / h)^2 / 2 = 93 trials each."""
+    assert trials_for_difference(0.5, 0.3) == 93
+
+
+@pytest.mark.parametrize(("p1", "p2", "margin"), [(0.9, 0.9, 0.05), (0.5, 0.5, 0.1), (0.5, 0.53, 0.1)])
+def test_that_many_trials_show_equivalence_as_often_as_promised(p1: float, p2: float, margin: float) -> None:
+    """Of simulated experiments with the trials that are named, the share found equivalent is the power asked for."""
+    n = trials_for_equivalence(p1, p2, margin=margin, power=0.8)
+    draw = np.random.default_rng(7)
+    one, two = draw.binomial(n, p1, 20_000) / n, draw.binomial(n, p2, 20_000) / n
+    spread = np.sqrt((one * (1 - one) + two * (1 - two)) / n)
+    found = np.abs(one - two) + norm.isf(0.05) * spread < margin
+    assert found.mean() == pytest.approx(0.8, abs=0.02)
+
+
+@law
+@given(rates, rates, st.floats(0.01, 0.3))
+def test_the_fewest_trials_that_do_are_named(p1: float, p2: float, gap: float) -> None:
+    """With one trial less the power would be below what was asked for; and the order of the rates doesn't matter."""
+    margin = min(abs(p1 - p2) + gap, 0.99)
+    n = trials_for_equivalence(p1, p2, margin=margin)
+    assert n == trials_for_equivalence(p2, p1, margin=margin)
+    assert power_of_equivalence(p1, p2, n, margin=margin) >= 0.8
+    assert n == 1 or power_of_equivalence(p1, p2, n - 1, margin=margin) < 0.8
+
+
+def test_what_no_trials_could_show_is_refused() -> None:
+    """Equal rates don't differ, and rates as far apart as the margin aren't equivalent."""
+    with pytest.raises(UsageError, match="do not differ"):
+        trials_for_difference(0.5, 0.5)
+    with pytest.raises(UsageError, match="differ by the margin"):
+        trials_for_equivalence(0.5, 0.6, margin=0.1)
+
+
+def test_the_command_says_it_in_a_sentence_and_in_json(harness_cli: Cli) -> None:
+    """Harness power gives the number of trials, and what it is the number of."""
+    said = harness_cli("power", "--p1", "0.5", "--p2", "0.3").stdout
+    assert re.match(r"93 trials of each find that rates of 50\.0% and 30\.0% differ, with a power of 0\.8", said)
+
+
+def test_the_command_says_it_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json the answer stands beside what was asked."""
+    power(0.9, 0.9, margin=0.05, as_json_=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"n": 617, "p1": 0.9, "p2": 0.9, "margin": 0.05, "power": 0.8, "alpha": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"p1": 1.5}, "--p1 1.5 won't do"),
+        ({"p2": math.nan}, "--p2 nan won't do"),
+        ({"power_": 1}, "--power 1 won't do"),
+        ({"margin": 0}, "--margin 0 won't do"),
+        ({"alpha": 0}, "--alpha 0 won't do"),
+    ],
+)
+def test_what_is_no_rate_is_refused(options: dict[str, float], says: str) -> None:
+    """A number that can't be is refused in a sentence with its option."""
+    with pytest.raises(UsageError, match=says):
+        power(**{"p1": 0.5, "p2": 0.4, **options})  # type: ignore[arg-type] # no flag among them
