@@ -19,7 +19,7 @@ from harness.models import Conversation, Entry, Turn
 from harness.models.playbook import Playbook, load_playbooks
 from harness.models.scripted import Scripted
 from harness.tasks import Task, TaskOptions
-from harness.toolserver.serve import ToolClient
+from harness.toolserver.client import ToolClient
 
 KIND = "calibration"
 _ANSWERS = {
