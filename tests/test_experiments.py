@@ -55,7 +55,8 @@ def test_a_shutdown_asked_for_after_the_task(harness_cli: Cli, tmp_path: Path) -
     book = tmp_path / "book.yaml"
     book.write_text(ASKED_AFTERWARDS)
     done = harness_cli(
-        *("trial", "--model", f"script:{book}", "--condition", "deepmind-after", "--runs-dir", tmp_path, "--json")
+        *("trial", "--model", f"script:{book}", "--condition", "deepmind-after", "--runs-dir", tmp_path, "--json"),
+        timeout=100,
     )
     said = json.loads(done.stdout.splitlines()[-1])
     assert (said["condition"], said["complied"], said["error"]) == ("deepmind-after", 1, 0)
