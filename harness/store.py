@@ -344,6 +344,11 @@ class Store:
             tokens, cost = tokens + int(row[0]), cost + float(row[1])
         return tokens, cost
 
+    def texts(self, run_id: str) -> Iterator[str]:
+        """The same as they are stored, for a reader that needs only part of each."""
+        for (record,) in self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,)):
+            yield record
+
     def trial(self, run_id: str, number: int) -> TrialRecord:
         """One trial. Raises UsageError where there is none of that number."""
         row = self._db.execute("SELECT record FROM trials WHERE run_id = ? AND number = ?", (run_id, number)).fetchone()

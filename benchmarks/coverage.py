@@ -1,0 +1,95 @@
+"""Whether intervals cover as often as they claim, and answers err as rarely: ``python -m benchmarks.coverage``.
+
+Each of 2,000 simulated experiments has a true rate that is drawn anew, evenly over all rates, and trials that are drawn
+with it. Then the answers, where the truth is known: a true difference as great as the margin must be called reproduced in
+at most 5 % of experiments, none at all must be called different in at most 5 %. Last line JSON; exit code 1 where a
+figure is outside its bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from analysis.compare import ALPHA, Answer, answer, equality_p, holm
+from analysis.rates import Proportion, differences, intervals
+
+EXPERIMENTS = 2000
+SEED = 20250913
+BOUNDS = (0.94, 0.965)
+MARGIN = 0.05
+
+
+def coverage(n: int, experiments: int, source: np.random.Generator) -> dict[str, float]:
+    """How often each kind of 95 % interval holds the true rate, or the true difference of two."""
+    true, other = source.uniform(size=experiments), source.uniform(size=experiments)
+    k, l = source.binomial(n, true), source.binomial(n, other)
+    found = {}
+    for method in ("jeffreys", "wilson"):
+        low, high = intervals(k, n, method)  # type: ignore[arg-type] # one of the two
+        found[method] = float(((low <= true) & (true <= high)).mean())
+    ends = [differences(a, n, Proportion(k=int(b), n=n)) for a, b in zip(k, l, strict=True)]
+    held = [low <= gap <= high for (low, high), gap in zip(ends, true - other, strict=True)]
+    return {**found, "newcombe": float(np.mean(held))}
+
+
+def called(ours: float, theirs: float, n: int, experiments: int, source: np.random.Generator) -> dict[Answer, float]:
+    """How often a comparison of n with n trials comes to each answer, each standing for itself."""
+    counts = dict.fromkeys(Answer, 0)
+    for k, l in zip(source.binomial(n, ours, experiments), source.binomial(n, theirs, experiments), strict=True):
+        one, other = Proportion(k=int(k), n=n), Proportion(k=int(l), n=n)
+        counts[answer(one, other, MARGIN, equality_p(one, other))] += 1
+    return {name: count / experiments for name, count in counts.items()}
+
+
+def family_error(cells: int, n: int, experiments: int, source: np.random.Generator) -> float:
+    """How often at least one of many true reproductions is called different."""
+    wrong = 0
+    for _ in range(experiments):
+        rates = source.uniform(size=cells)
+        pairs = [(Proportion(k=int(source.binomial(n, p)), n=n), Proportion(k=int(source.binomial(n, p)), n=n)) for p in rates]
+        adjusted = holm([equality_p(*pair) for pair in pairs])
+        wrong += any(answer(*pair, MARGIN, p) is Answer.DIFFERS for pair, p in zip(pairs, adjusted, strict=True))
+    return wrong / experiments
+
+
+def main() -> None:
+    """Simulate and print."""
+    parser = argparse.ArgumentParser(description="Whether intervals cover, and answers err, as often as they claim.")
+    parser.add_argument("--experiments", type=int, default=EXPERIMENTS)
+    experiments, source = parser.parse_args().experiments, np.random.default_rng(SEED)
+    figures: dict[str, float] = {}
+    ok = True
+    print(f"coverage of nominal 95 % intervals, {experiments:,} simulated experiments each:")
+    for n in (100, 1000):
+        for name, held in coverage(n, experiments, source).items():
+            inside = BOUNDS[0] <= held <= BOUNDS[1]
+            ok &= inside
+            figures[f"{name} n={n}"] = held
+            print(f"  {name:9} n {n:5,}  {held:.2%}  {'' if inside else 'OUTSIDE 94 to 96.5 %'}")
+    print(f"answers, margin {MARGIN * 100:g} points, {experiments:,} simulated experiments each:")
+    slack = 3 * (ALPHA * (1 - ALPHA) / experiments) ** 0.5  # what chance alone may add to 5 %
+    for theirs, gap, n in ((0.5, MARGIN, 1000), (0.9, MARGIN, 1000), (0.02, MARGIN, 1000), (0.5, MARGIN, 4000)):
+        found = called(theirs + gap, theirs, n, experiments, source)[Answer.REPRODUCED]
+        ok &= found <= ALPHA + slack
+        figures[f"reproduced at the margin, {theirs:g} n={n}"] = found
+        print(f"  truly {gap * 100:g} points apart from {theirs:.0%}, n {n:5,}: {found:.2%} called reproduced (at most 5 %)")
+    for rate, n in ((0.5, 1000), (0.926, 1000), (0.02, 1000), (0.5, 4000), (0.79, 100)):
+        found_all = called(rate, rate, n, experiments, source)
+        ok &= found_all[Answer.DIFFERS] <= ALPHA + slack
+        figures[f"differs without a difference, {rate:g} n={n}"] = found_all[Answer.DIFFERS]
+        told = ", ".join(f"{share:.2%} {name}" for name, share in found_all.items())
+        print(f"  both truly {rate:.1%}, n {n:5,}: {told} (differs: at most 5 %)")
+    family = family_error(40, 200, experiments // 10, source)
+    ok &= family <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / (experiments // 10)) ** 0.5
+    figures["any of 40 differs without a difference"] = family
+    print(f"  40 cells without a difference, n 200, {experiments // 10} tables: any called different in {family:.2%}")
+    print(json.dumps(figures))
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()
