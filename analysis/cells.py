@@ -106,8 +106,16 @@ class Cell:
         kept = self.notable if stands_out else self.others
         if len(kept) < LISTED:
             name = str(trial.agent.get("playbook") or trial.agent.get("recording") or "")
-            line = {"run_id": trial.run_id, "number": trial.number, "outcome": trial.verdict.outcome, "name": name}
-            kept.append(TrialLine(**line, kinds=measures.kinds, error=trial.error))
+            kept.append(
+                TrialLine(
+                    run_id=trial.run_id,
+                    number=trial.number,
+                    outcome=trial.verdict.outcome,
+                    kinds=measures.kinds,
+                    name=name,
+                    error=trial.error,
+                )
+            )
 
     @property
     def n(self) -> int:
@@ -183,8 +191,8 @@ def _variant(run: RunSpec) -> str:
     """How a run differs from the published course of its task."""
     options = run.options
     parts = (
-        options.questions and f"{options.questions} questions",
-        options.notice_after and f"notice after {options.notice_after}",
+        f"{options.questions} questions" if options.questions else None,
+        f"notice after {options.notice_after}" if options.notice_after else None,
         None if options.announced else "unannounced",
     )
     return ", ".join(filter(None, parts))

@@ -27,7 +27,7 @@ from harness.evidence import Frozen
 MARGIN = 0.05
 ALPHA = 0.05
 POWER = 0.8
-MOST_TRIALS = 1_000_000
+MOST_TRIALS = 100_000
 
 
 class Answer(StrEnum):
@@ -67,8 +67,11 @@ def equivalent(ours: Proportion, theirs: Proportion, margin: float, alpha: float
 
 def equality_p(ours: Proportion, theirs: Proportion) -> float:
     """How likely so great a difference is where there is none: Fisher's exact test, two-sided."""
-    table = [[ours.k, ours.n - ours.k], [theirs.k, theirs.n - theirs.k]]
-    return float(fisher_exact(table).pvalue)
+    return float(fisher_exact(_corners(ours, theirs)).pvalue)
+
+
+def _corners(ours: Proportion, theirs: Proportion) -> list[list[int]]:
+    return [[ours.k, ours.n - ours.k], [theirs.k, theirs.n - theirs.k]]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -107,13 +110,13 @@ def compare_cells(cells: Iterable[Cell], margin: float = MARGIN) -> list[Compari
     ]
     values = [equality_p(ours, theirs) for _, _, ours, theirs in pairs]
     return [
-        _comparison(cell, published, ours, theirs, margin, p, adjusted)
+        _comparison(cell, published, ours=ours, theirs=theirs, margin=margin, p=p, adjusted=adjusted)
         for (cell, published, ours, theirs), p, adjusted in zip(pairs, values, holm(values), strict=True)
     ]
 
 
 def _comparison(
-    cell: Cell, published: Published, ours: Proportion, theirs: Proportion, margin: float, p: float, adjusted: float
+    cell: Cell, published: Published, *, ours: Proportion, theirs: Proportion, margin: float, p: float, adjusted: float
 ) -> Comparison:
     return Comparison(
         key=cell.key,
@@ -167,7 +170,9 @@ def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
 
 
 def _stratified(model: str, played: str, group: dict[str, Comparison]) -> Stratified:
-    tables = [np.asarray([[c.ours.k, c.ours.n - c.ours.k], [c.theirs.k, c.theirs.n - c.theirs.k]]) for c in group.values()]
+    tables = [
+        np.asarray([[c.ours.k, c.ours.n - c.ours.k], [c.theirs.k, c.theirs.n - c.theirs.k]]) for c in group.values()
+    ]
     # Half a trial in each corner where one is empty, so that every condition has odds (Haldane and Anscombe).
     table = StratifiedTable([each + 0.5 * (each == 0).any() for each in tables])
     low, high = table.oddsratio_pooled_confint()

@@ -1,4 +1,4 @@
-"""What a trial shows beside its outcome. Pure: each measure is a function of the record alone, and no part of a verdict.
+"""What a trial shows beside its outcome. Pure: each measure is a function of the record, and no part of a verdict.
 
 Published studies and their critics disagree about which of these is the finding, so all of them are counted.
 """
@@ -13,8 +13,8 @@ from analysis.glance import Glance, Seen
 # What joins commands in a shell, or hides one in another.
 _JOINED = re.compile(r"[;&|<>`\n]|\$\(")
 _PARTICULARS = (
-    (re.compile(r"=\S*"), "=…"),
-    (re.compile(r"\bin /\S*"), "in …"),
+    (re.compile(r"=[^\s,]*"), "=…"),
+    (re.compile(r"\bin /[^\s,]*"), "in …"),
     (re.compile(r"\bat most \d+"), "at most …"),
 )
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import quantiles
+from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from markupsafe import Markup
 
 from analysis.rates import Interval
 
@@ -25,7 +26,7 @@ INK = "#010203"  # stands for the page's own text colour, which is another in th
 OURS, THEIRS = "#2f81d6", "#d0762b"  # both stand out on white and on black
 WIDTH_IN = 4.6
 ROW_IN = 0.42
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign in a name is one
     "font.size": 11,
@@ -82,7 +83,9 @@ def _said(row: ForestRow) -> str:
 def _mark(axes: Axes, mark: Mark, y: float, colour: str, marker: str) -> None:
     if mark.interval:
         axes.plot(list(mark.interval), [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-    (dot,) = axes.plot([mark.rate], [y], marker, color=colour, markersize=6, markerfacecolor=colour if marker == "o" else "none")
+    (dot,) = axes.plot(
+        [mark.rate], [y], marker, color=colour, markersize=6, markerfacecolor=colour if marker == "o" else "none"
+    )
     if mark.url:
         dot.set_url(mark.url)
 

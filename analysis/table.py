@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from analysis import words
+from analysis.cells import Cell
 from analysis.page import prompts_of, ways_of
 from analysis.report import PLAYED, Report, Row, middle
 
@@ -15,8 +16,9 @@ from analysis.report import PLAYED, Report, Row, middle
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-RATES = ("model", "played", "condition", "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "published", "source")
-BESIDE = ("model", "played", "condition", "resisted", "complied", "declined", "not reached", "attempts")
+NAMES = ("model", "played", "condition")
+RATES = (*NAMES, "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "published", "source")
+BESIDE = (*NAMES, "resisted", "complied", "declined", "not reached", "attempts")
 MORE = ("tampered before the notice", "strictly complied", "inspected only", "calls to tampering", "seconds")
 
 
@@ -43,13 +45,13 @@ def _markdown(report: Report) -> Iterator[str]:
         yield "\n## Competence ratio A / K\n"
         yield from _table(("model", "played", "A", "K", "ratio", "95 % interval"), _competence(report))
     yield "\n## Tactics\n"
-    kinds = ((cell.key.model, cell.key.played, words.condition_of(cell.key), kind, n) for cell in report.cells for kind, n in cell.kinds.most_common())
-    yield from _table(("model", "played", "condition", "tampering", "trials"), kinds)
+    kinds = ((*_names(cell), *each) for cell in report.cells for each in cell.kinds.most_common())
+    yield from _table((*NAMES, "tampering", "trials"), kinds)
     yield ""
     yield from _table(("bypass", "trials"), ways_of(report))
     yield "\n## Errors\n"
-    errors = ((cell.key.model, words.condition_of(cell.key), kind, n) for cell in report.cells for kind, n in cell.error_kinds.items())
-    yield from _table(("model", "condition", "error", "trials"), errors)
+    errors = ((*_names(cell), *each) for cell in report.cells for each in cell.error_kinds.items())
+    yield from _table((*NAMES, "error", "trials"), errors)
     yield "\n## Exact prompts\n"
     for prompt in prompts_of(report):
         yield f"### {plain('; '.join(prompt.names))}\n"
@@ -57,7 +59,8 @@ def _markdown(report: Report) -> Iterator[str]:
         yield ""
     yield "## Methods\n"
     yield from (f"- **{name}**: {plain(text)}" for name, text in report.methods())
-    yield from (f"- {plain(name)}: {plain(f'{each.title}, {each.date}: {each.url}')}" for name, each in report.sources.items())
+    for name, each in report.sources.items():
+        yield f"- {plain(name)}: {plain(f'{each.title}, {each.date}: {each.url}')}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
@@ -75,37 +78,45 @@ def plain(text: str) -> str:
     return _MARKS.sub(r"\\\1", _CONTROLS.sub(" ", text))
 
 
+def _names(cell: Cell) -> tuple[str, str, str]:
+    return cell.key.model, cell.key.played, words.condition_of(cell.key)
+
+
 def _rates(row: Row) -> tuple[object, ...]:
     cell, found, compared = row.cell, row.cell.resisted, row.comparison
-    rate = (words.percent(found.rate), words.between(found.jeffreys), words.between(found.wilson)) if found else ("–",) * 3
-    published = (words.rate_of(row.published), row.published.figure.source) if row.published else ("none", "")
-    ending = ("", f"shown, not compared: {row.published.basis}" if row.published else "")
+    rate = (words.NONE,) * 3
+    if found:
+        rate = words.percent(found.rate), words.between(found.jeffreys), words.between(found.wilson)
+    published, ending = ("none", ""), ("", "")
+    if row.published:
+        published = f"{words.rate_of(row.published)}, {words.n_of(row.published)}", row.published.figure.source
+        ending = "", f"shown, not compared: {row.published.basis}"
     if compared:
         apart = f"{words.points(compared.difference)} ({words.points_between(compared.interval)})"
-        ending = (apart, words.answer_of(compared))
-    names = (cell.key.model, cell.key.played, words.condition_of(cell.key))
-    return (*names, f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}", *rate, *published, *ending)
+        ending = apart, words.answer_of(compared)
+    return (*_names(cell), f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}", *rate, *published, *ending)
 
 
 def _stratified(report: Report) -> Iterator[tuple[object, ...]]:
     for item in report.stratified:
-        ends = f"{words.number(item.interval.low)} to {words.number(item.interval.high)}"
+        ends = words.ends(item.interval)
         says = words.stratified_of(item)
         yield item.model, item.played, ", ".join(item.conditions), words.number(item.odds_ratio), ends, says
 
 
 def _beside(report: Report) -> Iterator[tuple[object, ...]]:
     for cell in report.cells:
-        names = (cell.key.model, cell.key.played, words.condition_of(cell.key))
         outcomes = (cell.outcomes[each] for each in ("resisted", "complied", "declined", "not_reached"))
         shares = (words.share(cell.strict), words.share(cell.inspected))
         times = (words.number(middle(cell.calls_to)), words.number(middle(cell.seconds_to)))
-        yield (*names, *outcomes, cell.attempts, cell.early, *shares, *times)
+        yield (*_names(cell), *outcomes, cell.attempts, cell.early, *shares, *times)
 
 
 def _competence(report: Report) -> Iterator[tuple[object, ...]]:
     for item in report.competence:
-        ends = f"{words.number(item.interval.low)} to {words.number(item.interval.high)}" if item.interval else "–"
+        ends = (
+            f"{words.number(item.interval.low)} to {words.number(item.interval.high)}" if item.interval else words.NONE
+        )
         yield item.model, item.played, words.of(item.plain), words.of(item.asked), words.number(item.ratio), ends
 
 

@@ -30,19 +30,27 @@ def points_between(interval: Interval) -> str:
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
+NONE = "-"
+
+
 def of(proportion: Proportion | None) -> str:
     """Counts: "19 of 34"; a dash where there are none."""
-    return f"{proportion.k:,} of {proportion.n:,}" if proportion else "–"
+    return f"{proportion.k:,} of {proportion.n:,}" if proportion else NONE
 
 
 def share(counter: Counter[bool]) -> str:
     """How many of those of which it can be said: "9 of 33"."""
-    return f"{counter[True]:,} of {counter.total():,}" if counter else "–"
+    return f"{counter[True]:,} of {counter.total():,}" if counter else NONE
 
 
 def number(value: float | None) -> str:
     """A count or time: "3", "2.05"; a dash where there is none."""
-    return "–" if value is None else f"{value:.3g}"
+    return NONE if value is None else f"{value:.3g}"
+
+
+def ends(interval: Interval | None) -> str:
+    """An interval of ratios: "0.91 to 1.1"; a dash where there is none."""
+    return f"{number(interval.low)} to {number(interval.high)}" if interval else NONE
 
 
 def condition_of(key: CellKey) -> str:
@@ -52,19 +60,20 @@ def condition_of(key: CellKey) -> str:
 
 
 def rate_of(published: Published) -> str:
-    """A published rate, its interval and n, as far as they were published: "92.6 % [90.9, 94.1], n 1,000"."""
+    """A published rate and its interval as far as they were published: "92.6 % [90.9 to 94.1 %]"."""
     figure = published.figure
     rate = "no rate" if figure.rate is None else percent(figure.rate)
     ends = "" if figure.low is None or figure.high is None else f" [{between(Interval(figure.low, figure.high))}]"
     kind = "" if figure.measure == "resisted" else f"{figure.measure} "
-    return f"{kind}{rate}{ends}{_n_of(published)}"
+    return f"{kind}{rate}{ends}"
 
 
-def _n_of(published: Published) -> str:
+def n_of(published: Published) -> str:
+    """The published n, and whether it was only implied: "n 1,000"."""
     if published.counts is None:
-        return ", n not published"
+        return "n not published"
     implied = " implied by the interval" if published.basis == "n implied by the interval" else ""
-    return f", n {published.counts.n:,}{implied}"
+    return f"n {published.counts.n:,}{implied}"
 
 
 def answer_of(comparison: Comparison) -> str:

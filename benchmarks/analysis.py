@@ -1,4 +1,4 @@
-"""How long it takes to add up and to report many stored trials: ``python -m benchmarks.analysis [--trials N] [--keep DIR]``.
+"""How long adding up and reporting many stored trials takes: ``python -m benchmarks.analysis [--trials N]``.
 
 The trials are simulated: records of the size of real ones, with outcomes drawn at the published rates, written through
 the store. ``compare`` and ``report`` then run as a user runs them, each in a process of its own; figures are seconds of

@@ -26,6 +26,7 @@ Margin = Annotated[
 
 def report(
     runs: Runs = None,
+    *,
     out: Annotated[Path | None, typer.Option(help="A folder for all three. [default: report]")] = None,
     html: Annotated[Path | None, typer.Option(help="A file for the page alone.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="A file for the Markdown alone.")] = None,
@@ -35,7 +36,8 @@ def report(
 ) -> None:
     """Write runs up beside the published figures: one HTML page, and the same in Markdown and CSV."""
     from analysis.page import page  # noqa: PLC0415 - seconds that only this command pays
-    from analysis.table import as_csv, markdown as as_markdown  # noqa: PLC0415 - as above
+    from analysis.table import as_csv  # noqa: PLC0415 - as above
+    from analysis.table import markdown as as_markdown  # noqa: PLC0415 - as above
 
     found = _report(runs, runs_dir, margin)
     folder = out or (None if html or markdown or csv else Path("report"))
@@ -127,7 +129,7 @@ def _print(console: Console, found: Report) -> None:
         ours = cell.proportion(compared.measure if compared else "resisted")
         rate = f"{words.percent(ours.rate)} ({words.of(ours)})" if ours else "nothing judged"
         cells = (cell.key.model, cell.key.played, words.condition_of(cell.key), rate)
-        published = words.rate_of(row.published) if row.published else "none"
+        published = f"{words.rate_of(row.published)}, {words.n_of(row.published)}" if row.published else "none"
         apart, says = "", f"not compared: {row.published.basis}" if row.published else ""
         if compared:
             apart = f"{words.points(compared.difference)} ({words.points_between(compared.interval)})"
