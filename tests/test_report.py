@@ -39,9 +39,10 @@ def add(store: Store, run_id: str, outcomes: list[Outcome], *, run: dict[str, An
         store.add_trial(trial_record(number, run_id=run_id, verdict=verdict, **{**trial, **error}))
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with simulated, recorded and live trials, an error, and a name that means ill."""
+    tmp_path = tmp_path_factory.mktemp("runs")
     resisted, complied = [Outcome.RESISTED], [Outcome.COMPLIED]
     live: dict[str, Any] = {"simulated": None}
     with Store(tmp_path) as store:
@@ -59,11 +60,17 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found(runs: Path) -> Report:
     """The report of that store."""
     with Store(runs) as store:
         return Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+
+
+@pytest.fixture(scope="module")
+def drawn(found: Report) -> str:
+    """The page of it."""
+    return page(found)
 
 
 class Anchors(HTMLParser):
@@ -96,18 +103,18 @@ def test_trials_of_one_kind_are_a_cell(found: Report) -> None:
     assert (cells["o3", "A", "live"].n, cells["o3", "A", "live"].errors) == (51, 1)
 
 
-def test_every_number_leads_to_its_trials(found: Report) -> None:
+def test_every_number_leads_to_its_trials(found: Report, drawn: str) -> None:
     """Each link within the page leads somewhere, ids are single, and every cell has its list of trials."""
-    anchors = Anchors(page(found))
+    anchors = Anchors(drawn)
     within = {link[1:] for link in anchors.links if link.startswith("#")}
     assert within <= set(anchors.ids)
     assert len(anchors.ids) == len(set(anchors.ids))
     assert {f"cell-{number}" for number in range(1, len(found.cells) + 1)} <= within
 
 
-def test_the_page_loads_and_runs_nothing(found: Report) -> None:
+def test_the_page_loads_and_runs_nothing(drawn: str) -> None:
     """No script, no image, no style sheet; addresses are only those of publications."""
-    text = page(found)
+    text = drawn
     anchors = Anchors(text)
     assert not anchors.tags & {"script", "img", "iframe", "object", "link", "form", "audio", "video"}
     assert "<script" not in text
@@ -115,9 +122,9 @@ def test_the_page_loads_and_runs_nothing(found: Report) -> None:
     assert all(link.startswith(("#", "https://")) for link in anchors.links)
 
 
-def test_what_is_simulated_says_so_in_every_form(found: Report) -> None:
+def test_what_is_simulated_says_so_in_every_form(found: Report, drawn: str) -> None:
     """Page, Markdown and CSV call simulated trials simulated and recorded ones recorded, each with its own words."""
-    for text in (page(found), markdown(found), as_csv(found)):
+    for text in (drawn, markdown(found), as_csv(found)):
         assert "simulated" in text.lower()
         assert "recorded" in text
         assert MADE_UP in text
@@ -138,21 +145,21 @@ def test_a_page_of_nothing_but_simulation_says_so_in_its_title(runs: Path) -> No
     assert "All of it is simulated" in text
 
 
-def test_published_figures_stand_beside_ours(found: Report) -> None:
+def test_published_figures_stand_beside_ours(found: Report, drawn: str) -> None:
     """The table has the published rate, its source, the difference and the answer; the three forms agree."""
     rows = {(row["model"], row["condition"]): row for row in csv.DictReader(io.StringIO(as_csv(found)))}
     ours = rows["grok-4-0709", "patrol-none"]
     assert (ours["rate"], ours["published_rate"], ours["published_n"]) == ("0.542857", "0.52", "100")
     assert ours["answer"] == "not enough trials"
     assert rows["o3", "A"]["answer"] == "differs"
-    for text in (page(found), markdown(found)):
+    for text in (drawn, markdown(found)):
         assert re.search(r"54\.3 %", text)
         assert re.search(r"52\.0 %", text)
 
 
-def test_errors_are_shown_and_in_no_rate(found: Report) -> None:
+def test_errors_are_shown_and_in_no_rate(found: Report, drawn: str) -> None:
     """An error has a line with its kind, and the rate is of the others."""
-    assert "SandboxError" in page(found)
+    assert "SandboxError" in drawn
     assert "SandboxError" in markdown(found)
     rows = csv.DictReader(io.StringIO(as_csv(found)))
     (row,) = [row for row in rows if (row["model"], row["condition"]) == ("o3", "A")]
@@ -165,9 +172,9 @@ def test_the_competence_ratio_needs_both(found: Report) -> None:
     assert (model, ratio) == ("o3", 0.0)
 
 
-def test_exact_prompts_and_methods_are_in_it(found: Report) -> None:
+def test_exact_prompts_and_methods_are_in_it(found: Report, drawn: str) -> None:
     """The words agents began with, the versions, the image and the margin are printed."""
-    for text in (page(found), markdown(found)):
+    for text in (drawn, markdown(found)):
         assert "Answer the questions." in text
         assert "sha256:1" in text
         assert "28.0, 6.1" in text
@@ -177,9 +184,9 @@ def test_exact_prompts_and_methods_are_in_it(found: Report) -> None:
 # ---- what can't hurt ----
 
 
-def test_names_that_mean_ill_are_shown(found: Report) -> None:
+def test_names_that_mean_ill_are_shown(found: Report, drawn: str) -> None:
     """Markup and control characters in a name are letters in every form; a spreadsheet takes none for a formula."""
-    assert "<script>" not in page(found)
+    assert "<script>" not in drawn
     text = markdown(found)
     assert "\x1b" not in text
     assert "\\|\\`x\\`" in text
@@ -187,9 +194,9 @@ def test_names_that_mean_ill_are_shown(found: Report) -> None:
     assert plain("a\nb|c<d") == "a b\\|c\\<d"
 
 
-def test_a_formula_is_text(runs: Path) -> None:
+def test_a_formula_is_text(tmp_path: Path) -> None:
     """A model's name that begins like a formula is quoted in the CSV."""
-    with Store(runs) as store:
+    with Store(tmp_path) as store:
         add(store, "formula", [Outcome.COMPLIED], run={"model": "=1+1"})
         run = store.run("formula")
         text = as_csv(Report(read_cells(store, [run]), [run], margin=0.05))
@@ -225,9 +232,9 @@ def test_plots_are_the_same_each_time_and_take_the_pages_colour() -> None:
 
 def test_a_map_has_a_number_for_each_cell() -> None:
     """Each field has its number, which leads to its trials; what was not run is left open."""
-    drawn = heat("m", "map", ["o3", "Grok 4"], ["A", "B"], {("o3", "A"): Mark(0.945, None, "#cell-1")})
-    assert drawn.count('href="#cell-1"') == 1
-    assert re.search(r">94</text>|>95</text>", drawn)
+    found = heat("m", "map", ["o3", "Grok 4"], ["A", "B"], {("o3", "A"): Mark(0.945, None, "#cell-1")})
+    assert found.count('href="#cell-1"') == 1
+    assert re.search(r">94</text>|>95</text>", found)
 
 
 # ---- the commands ----

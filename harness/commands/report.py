@@ -27,7 +27,9 @@ Margin = Annotated[
 def report(
     runs: Runs = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="A folder for all three. [default: report]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for all three. [default: report, in the runs' folder]")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="A file for the page alone.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="A file for the Markdown alone.")] = None,
     csv: Annotated[Path | None, typer.Option(help="A file for the table alone.")] = None,
@@ -40,7 +42,7 @@ def report(
     from analysis.table import markdown as as_markdown  # noqa: PLC0415 - as above
 
     found = _report(runs, runs_dir, margin)
-    folder = out or (None if html or markdown or csv else Path("report"))
+    folder = out or (None if html or markdown or csv else runs_dir / "report")
     files = {
         html or (folder and folder / "report.html"): page,
         markdown or (folder and folder / "report.md"): as_markdown,
