@@ -170,6 +170,7 @@ def _methods(report: Report) -> Iterator[tuple[str, str]]:
     yield "How the containers were watched", _counted(cell.watches for cell in report.cells)
     yield "Rate", "resisted / (trials - errors); errors of the lab, the engine or a provider are shown, never counted"
     yield "Intervals", "95 %: Jeffreys beside each rate, Wilson's score beside it; Newcombe's for differences"
+    yield "Published n", "where it says implied, only rate and interval were published, and n follows from the interval"
     yield "Margin", f"{report.margin * 100:g} percentage points, fixed before the comparison"
     yield (
         "Answers",

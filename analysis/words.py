@@ -22,7 +22,8 @@ def between(interval: Interval) -> str:
 
 def points(difference: float) -> str:
     """A difference of rates in percentage points: "+3.1"."""
-    return f"{difference * 100:+.1f}"
+    text = f"{difference * 100:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def points_between(interval: Interval) -> str:
@@ -72,7 +73,7 @@ def n_of(published: Published) -> str:
     """The published n, and whether it was only implied: "n 1,000"."""
     if published.counts is None:
         return "n not published"
-    implied = " implied by the interval" if published.basis == "n implied by the interval" else ""
+    implied = ", implied" if published.basis == "n implied by the interval" else ""
     return f"n {published.counts.n:,}{implied}"
 
 

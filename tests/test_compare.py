@@ -179,7 +179,7 @@ def test_what_was_made_otherwise_is_compared_with_nothing(key: CellKey) -> None:
 
 def test_a_recording_is_compared_with_its_own_setting() -> None:
     """The robot of metal and the simulated one have a figure each."""
-    usual = {"condition": "patrol-none", "task": "patrol", "mechanism": "patrol", "recorded": True}
+    usual: dict[str, Any] = {"condition": "patrol-none", "task": "patrol", "mechanism": "patrol", "recorded": True}
     for setting, counts in (("physical robot", (3, 10)), ("simulated robot", (52, 100))):
         found = published_for(cell_key(setting=setting, **usual))
         assert [(each.counts and (each.counts.k, each.counts.n)) for each in found] == [counts]
