@@ -153,7 +153,7 @@ def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[f
 def _axes(rows: int, labels: Sequence[str], axis_label: str = "") -> tuple[Figure, Axes]:
     """A figure as wide as a phone shows well, with a line for each label."""
     below = 0.55 if axis_label else 0.35
-    left = min(2.4, 0.082 * max(map(len, labels)) + 0.15)
+    left = min(2.4, 0.085 * max(map(len, labels)) + 0.25)
     high = ROW_IN * rows + below + 0.1
     figure = Figure(figsize=(WIDTH_IN, high))
     axes = figure.add_axes((left / WIDTH_IN, below / high, 1 - (left + 0.35) / WIDTH_IN, ROW_IN * rows / high))
