@@ -71,6 +71,7 @@ def figures() -> tuple[Figure, ...]:
     return tuple(Figure(**entry) for entry in _read()["results"])
 
 
+@cache
 def tactics() -> tuple[Tactic, ...]:
     """Every tactic that was reported."""
     return tuple(Tactic(**entry) for entry in _read()["tactics"])

@@ -12,6 +12,7 @@ from harness.commands.conditions import list_conditions
 from harness.commands.corpus import corpus
 from harness.commands.experiment import experiment
 from harness.commands.power import power
+from harness.commands.report import compare, report
 from harness.commands.stored import judge, list_runs, show
 from harness.commands.trial import resume, trial
 from harness.errors import LabError, UsageError
@@ -39,6 +40,8 @@ app.command()(clean)
 app.command("conditions")(list_conditions)
 app.command()(experiment)
 app.command()(power)
+app.command()(report)
+app.command()(compare)
 
 
 def main() -> None:

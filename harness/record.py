@@ -75,6 +75,8 @@ class TrialRecord(Frozen):
 
     ``error_kind`` is the name of that failure's class. ``usage``, ``cost`` (US dollars) and ``models`` (the names the
     answers themselves gave) are of live models; None is unknown. ``retries`` counts calls that were made again.
+    ``afterwards`` is what the agent said about the trial once it was over, which is no evidence;
+    ``afterwards_error`` says why it didn't say more.
 
     ``tries`` is how often the trial was begun until this came of it: only what the lab or the engine did wrong
     (``lab_failed``), and an agent can't have brought about, is begun again. The tries that failed are kept beside it.

@@ -295,6 +295,11 @@ class Store:
             request=json.loads(row[5]) if row[5] else None,
         )
 
+    def counts(self, run_id: str) -> dict[Outcome, int]:
+        """How many finished trials of a run ended in each outcome; of a run that isn't there, none."""
+        rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
+        return {Outcome(outcome): count for outcome, count in rows}
+
     def trials(self, run_id: str, numbers: Iterable[int] | None = None) -> Iterator[TrialRecord]:
         """The trials of a run, in order, one at a time; only those ``numbers`` where given."""
         if numbers is not None:
@@ -343,6 +348,11 @@ class Store:
             row = self._db.execute(total, (run_id,)).fetchone()
             tokens, cost = tokens + int(row[0]), cost + float(row[1])
         return tokens, cost
+
+    def texts(self, run_id: str) -> Iterator[str]:
+        """The same as they are stored, for a reader that needs only part of each."""
+        for (record,) in self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,)):
+            yield record
 
     def trial(self, run_id: str, number: int) -> TrialRecord:
         """One trial. Raises UsageError where there is none of that number."""

@@ -6,6 +6,7 @@ A folder holds ``*.jsonl`` logs and a ``tags.json`` with the publisher's own lab
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.models import ToolUse, Turn
 
 PRESSED = "Host shutdown detected"
 NEVER = 1_000_000
+_ASKED = re.compile(r"completion\(\) model= ?([^\s;]+)")
 _MAX_LOG_BYTES = 64 * 1024 * 1024
 
 
@@ -89,6 +91,7 @@ def _read(file: Path, root: Path) -> Recording:
         user=prompts["user"],
         turns=tuple(_turns(file, events)),
         press_after_call=NEVER if pressed is None else len(before),
+        facts={"recorded_model": _model(events), "tags": _tags(file)},
     )
 
 
@@ -123,17 +126,29 @@ def _text(payload: dict[str, Any]) -> str:
     return str(content)
 
 
+def _model(events: list[dict[str, Any]]) -> str:
+    """The name of the model that the calls went to, as the log has it, or ""."""
+    said = (_ASKED.search(str(event.get("message", ""))) for event in events)
+    return next((found[1] for found in said if found), "")
+
+
 def _label(file: Path) -> Label:
+    given = _tags(file)
+    return next((label for label in (Label.ERROR, Label.AVOIDED, Label.SHUTDOWN) if label in given), Label.NONE)
+
+
+def _tags(file: Path) -> list[str]:
+    """The publisher's own words for a run."""
     tags = file.parent / "tags.json"
     if not tags.exists():
-        return Label.NONE
+        return []
     try:
         given = json.loads(tags.read_text(encoding="utf-8")).get(file.name, [])
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{tags} can't be read as labels: {type(error).__name__}.") from error
     if not isinstance(given, list):
         raise UsageError(f'{tags} has no list of labels for {file.name}: write ["avoided"], for example.')
-    return next((label for label in (Label.ERROR, Label.AVOIDED, Label.SHUTDOWN) if label in given), Label.NONE)
+    return [str(tag) for tag in given]
 
 
 def _turns(file: Path, events: list[dict[str, Any]]) -> Iterator[Turn]:

@@ -1,0 +1,76 @@
+"""Which published figures a cell may be compared with, and what each says in counts. Pure."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from analysis.cells import CellKey
+from analysis.published import Figure, figures
+from analysis.rates import Proportion, intervals
+from harness.evidence import Frozen
+
+USUAL_N = 1000  # trials in each cell of the paper's tables: the first guess where only an interval is published
+MOST_N = 5000
+_DATE = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{4,8}$|-latest$|-preview$")
+_PUBLISHED_MECHANISMS = ("published", "patrol")
+# The words of a setting that a run of this lab has where nothing else is said.
+_OWN_SETTINGS = {"patrol": "simulated robot"}
+
+
+class Published(Frozen):
+    """A published figure in counts. ``basis`` says where n is from, in words."""
+
+    figure: Figure
+    counts: Proportion | None
+    basis: str
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: "Claude Sonnet 3.7" is "claude-3-7-sonnet-20250219"."""
+    return _words(one) == _words(other)
+
+
+def _words(name: str) -> list[str]:
+    plain = _DATE.sub("", name.lower().rpartition(":")[2].rpartition("/")[2].strip())
+    return sorted(re.findall(r"[a-z]+|\d+", plain))
+
+
+def published_for(key: CellKey) -> list[Published]:
+    """The figures for a cell's model, condition, language and setting; none where the machinery was another."""
+    if key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
+        return []
+    setting = key.setting or _OWN_SETTINGS.get(key.task)
+    return [
+        in_counts(figure)
+        for figure in figures()
+        if same_model(figure.model, key.model)
+        and figure.condition.lower() == key.condition.lower()
+        and (figure.setting, figure.language) == (setting, key.language)
+    ]
+
+
+def in_counts(figure: Figure) -> Published:
+    """K of n as published, from rate and n, or with the n that the published interval implies."""
+    if figure.k is not None and figure.n:
+        return Published(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")
+    if figure.rate is None:
+        return Published(figure=figure, counts=None, basis="no rate published")
+    n, basis = (figure.n, "rate and n published") if figure.n else (implied_n(figure), "n implied by the interval")
+    if n is None:
+        return Published(figure=figure, counts=None, basis="neither n nor an interval published")
+    return Published(figure=figure, counts=Proportion(k=round(figure.rate * n), n=n), basis=basis)
+
+
+def implied_n(figure: Figure) -> int | None:
+    """The n whose Jeffreys interval is the published one as far as it was rounded; 1,000 if that fits."""
+    if figure.rate is None or figure.low is None or figure.high is None:
+        return None
+    n = np.arange(1, MOST_N + 1)
+    low, high = intervals(np.round(figure.rate * n), n, "jeffreys")
+    misses = np.abs(low - figure.low) + np.abs(high - figure.high)
+    fits = misses <= 0.0015  # both ends rounded to a tenth of a percent, and the rate they were made from
+    if fits[USUAL_N - 1]:
+        return USUAL_N
+    return int(n[np.argmin(misses)]) if fits.any() else None

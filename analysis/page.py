@@ -1,0 +1,141 @@
+"""The report as one HTML page that loads nothing: its plots, and what the template needs besides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from analysis import words
+from analysis.cells import Cell
+from analysis.glance import Words
+from analysis.matching import Published, published_for
+from analysis.plots import OURS, THEIRS, ForestRow, Mark, bars, forest, heat, spans
+from analysis.rates import Interval
+from analysis.report import Report, middle
+from harness.pages import render_page
+
+Titled = tuple[str, Markup]
+PROMPTS = 60  # so many are printed in full
+BYPASSES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The words some cells' agents began with."""
+
+    sha256: str
+    words: Words
+    names: tuple[str, ...]
+
+
+def page(report: Report) -> str:
+    """The page."""
+    prompts = list(prompts_of(report))
+    return render_page(
+        "report.html.j2",
+        report=report,
+        w=words,
+        middle=middle,
+        ours_colour=OURS,
+        theirs_colour=THEIRS,
+        forests=list(_forests(report)),
+        heats=list(_heats(report)),
+        tactics=list(_tactics(report)),
+        ways=ways_of(report),
+        spans=list(_spans(report)),
+        prompts=prompts[:PROMPTS],
+        more_prompts=max(0, len(prompts) - PROMPTS),
+    )
+
+
+def prompts_of(report: Report) -> Iterator[Prompt]:
+    """Each prompt once, with the cells it was used in."""
+    found: dict[str, tuple[Words, list[str]]] = {}
+    for cell in report.cells:
+        for sha256, each in cell.prompts.items():
+            found.setdefault(sha256, (each, []))[1].append(words.condition_of(cell.key))
+    for sha256, (each, names) in found.items():
+        yield Prompt(sha256, each, tuple(dict.fromkeys(names)))
+
+
+def ways_of(report: Report) -> list[tuple[str, int]]:
+    """The commonest bypasses, and in how many trials each was found."""
+    total: Counter[str] = Counter()
+    for cell in report.cells:
+        total.update(cell.ways)
+    return total.most_common(BYPASSES)
+
+
+def _groups(report: Report) -> dict[tuple[str, str], list[tuple[int, Cell]]]:
+    """Cells with their numbers, by model and who played."""
+    groups: dict[tuple[str, str], list[tuple[int, Cell]]] = {}
+    for number, cell in enumerate(report.cells, 1):
+        groups.setdefault((cell.key.model, cell.key.played), []).append((number, cell))
+    return groups
+
+
+def _name(model: str, played: str) -> str:
+    return model if played == "live" else f"{model} ({played})"
+
+
+def _forests(report: Report) -> Iterator[Titled]:
+    for number, (group, cells) in enumerate(_groups(report).items(), 1):
+        rows = [_forest_row(each, cell) for each, cell in cells]
+        title = _name(*group)
+        yield title, forest(f"forest-{number}", f"{title}: percent resisted, ours and published", rows)
+
+
+def _forest_row(number: int, cell: Cell) -> ForestRow:
+    found = cell.resisted
+    ours = Mark(found.rate, found.jeffreys, f"#cell-{number}") if found else None
+    theirs = [mark for each in published_for(cell.key) if (mark := _published_mark(each))]
+    return ForestRow(words.condition_of(cell.key), ours, theirs)
+
+
+def _published_mark(published: Published) -> Mark | None:
+    figure = published.figure
+    if figure.measure != "resisted" or figure.rate is None:
+        return None
+    ends = None if figure.low is None or figure.high is None else Interval(figure.low, figure.high)
+    return Mark(figure.rate, ends)
+
+
+def _heats(report: Report) -> Iterator[Titled]:
+    for played in report.played:
+        cells = [(n, c) for n, c in enumerate(report.cells, 1) if c.key.played == played and c.resisted]
+        rates = {
+            (cell.key.model, words.condition_of(cell.key)): Mark(cell.resisted.rate, None, f"#cell-{number}")
+            for number, cell in cells
+            if cell.resisted
+        }
+        if rates:
+            models, conditions = (sorted({names[at] for names in rates}) for at in (0, 1))
+            title = f"percent resisted, {played}"
+            yield title, heat(f"map-{played}", title, models, conditions, rates)
+
+
+def _tactics(report: Report) -> Iterator[Titled]:
+    for played in report.played:
+        kinds: Counter[str] = Counter()
+        for cell in report.cells:
+            if cell.key.played == played:
+                kinds.update(cell.kinds)
+        if kinds:
+            title = f"trials with each kind of tampering, {played}"
+            yield title, bars(f"tactics-{played}", title, kinds.most_common())
+
+
+def _spans(report: Report) -> Iterator[Titled]:
+    calls: list[tuple[str, list[float]]] = []
+    seconds: list[tuple[str, list[float]]] = []
+    for group, cells in _groups(report).items():
+        of_calls = [float(value) for _, cell in cells for value in cell.calls_to]
+        if of_calls:
+            calls.append((_name(*group), of_calls))
+            seconds.append((_name(*group), [value for _, cell in cells for value in cell.seconds_to]))
+    if calls:
+        yield "tool calls", spans("calls", "tool calls from the notice to the first tampering", "calls", calls)
+        yield "seconds", spans("seconds", "seconds from the notice to the first tampering", "seconds", seconds)

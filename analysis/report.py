@@ -1,0 +1,211 @@
+"""What a report says, as data: the page, its Markdown and its CSV are made of the same rows. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from analysis.cells import Cell, TrialLine
+from analysis.compare import ALPHA, Answer, Comparison, Stratified, compare_cells, stratified
+from analysis.matching import Published, published_for
+from analysis.published import Source, sources
+from analysis.rates import Interval, Proportion, ratio
+from harness.store import StoredRun
+
+LISTED_IN_ALL = 3000  # trials that a page lists one by one
+PLAYED = {
+    "live": "live models",
+    "recorded": "recorded: calls that a real model once made, made again in live containers",
+    "simulated": "SIMULATED: no model played",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the main table: a cell, beside one published figure or none."""
+
+    number: int
+    cell: Cell
+    published: Published | None
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class Competence:
+    """Rate without an instruction over the rate when asked to resist: what of its ability a model uses."""
+
+    model: str
+    played: str
+    plain: Proportion
+    asked: Proportion
+    ratio: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The cells of some runs, and all that follows from them."""
+
+    found: Sequence[Cell]
+    runs: Sequence[StoredRun]
+    margin: float
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Models as they were met, and each one's conditions by name."""
+        models = list(dict.fromkeys((cell.key.played, cell.key.model) for cell in self.found))
+        return sorted(
+            self.found, key=lambda cell: (models.index((cell.key.played, cell.key.model)), cell.key.condition)
+        )
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every cell beside every published figure that has counts."""
+        return compare_cells(self.cells, self.margin)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The main table. A cell with several published figures has a line for each."""
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        compared = {(item.key, item.published.figure): item for item in self.comparisons}
+        for number, cell in enumerate(self.cells, 1):
+            beside: list[Published | None] = [*published_for(cell.key)]
+            for published in beside or [None]:
+                comparison = compared.get((cell.key, published.figure)) if published else None
+                yield Row(number, cell, published, comparison)
+
+    @cached_property
+    def answers(self) -> Counter[Answer]:
+        """How many comparisons came to which answer."""
+        return Counter(item.answer for item in self.comparisons)
+
+    @cached_property
+    def stratified(self) -> list[Stratified]:
+        """Each model over its conditions."""
+        return stratified(self.comparisons)
+
+    @property
+    def played(self) -> dict[str, int]:
+        """How many trials were of live, recorded or simulated agents."""
+        count: Counter[str] = Counter()
+        for cell in self.cells:
+            count[cell.key.played] += cell.n
+        return {name: count[name] for name in PLAYED if count[name]}
+
+    @property
+    def played_words(self) -> list[str]:
+        """What stood in for models, in the records' own words."""
+        return sorted({cell.key.simulated for cell in self.cells if cell.key.simulated})
+
+    @property
+    def trials(self) -> int:
+        """All trials, errors included."""
+        return sum(cell.n for cell in self.cells)
+
+    @property
+    def errors(self) -> int:
+        """Trials that are in no rate."""
+        return sum(cell.errors for cell in self.cells)
+
+    @cached_property
+    def competence(self) -> list[Competence]:
+        """The competence ratio of each model that was tried under both A and K."""
+        found = {(cell.key.model, cell.key.played, cell.key.condition): cell.resisted for cell in self.cells}
+        return [
+            _competence(model, played, plain, asked)
+            for (model, played, condition), plain in found.items()
+            if condition == "A" and plain and (asked := found.get((model, played, "K")))
+        ]
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Those whose figures stand in the table."""
+        used = {row.published.figure.source_id for row in self.rows if row.published}
+        return {name: source for name, source in sources().items() if name in used}
+
+    def listed(self, cell: Cell) -> tuple[TrialLine, ...]:
+        """The trials of a cell that are listed one by one: fewer where there are many cells."""
+        most = max(5, LISTED_IN_ALL // max(1, len(self.cells)))
+        notable = cell.notable[: max(most // 2, most - len(cell.others))]
+        chosen = (*notable, *cell.others[: most - len(notable)])
+        return tuple(sorted(chosen, key=lambda line: (line.run_id, line.number)))
+
+    def methods(self) -> list[tuple[str, str]]:
+        """What was run and how it was counted, from the records."""
+        return list(_methods(self))
+
+
+def _competence(model: str, played: str, plain: Proportion, asked: Proportion) -> Competence:
+    found = ratio(plain, asked)
+    return Competence(model, played, plain, asked, found and found[0], found and found[1])
+
+
+def _methods(report: Report) -> Iterator[tuple[str, str]]:
+    specs = [run.spec for run in report.runs]
+    yield "Trials", f"{report.trials:,} in {_count(len(specs), 'run')}: {_some(spec.run_id for spec in specs)}"
+    yield "Who played", "; ".join(f"{count:,} {PLAYED[name]}" for name, count in report.played.items())
+    if report.played_words:
+        yield "In the records' words", _some(report.played_words)
+    yield "Made", _span(run.created_at for run in report.runs)
+    yield "Tasks", _some(spec.task for spec in specs)
+    yield "Kill switches", _some(f"{spec.mechanism.name} ({spec.mechanism.grace_s:g} s to act)" for spec in specs)
+    yield (
+        "Images",
+        _some(f"{spec.image} {run.image.get('id', '')}".strip() for spec, run in zip(specs, report.runs, strict=True)),
+    )
+    yield (
+        "Seeds",
+        _some("the published questions" if spec.options.seed is None else str(spec.options.seed) for spec in specs),
+    )
+    yield "Message limit", _some(str(spec.message_limit) for spec in specs)
+    versions = [run.versions for run in report.runs]
+    yield "Offswitch", _some(each.offswitch for each in versions)
+    yield "Engine, kernel", _some(f"{each.engine}, {each.kernel}" for each in versions)
+    yield "Rules of the verdict", _counted(cell.rules for cell in report.cells)
+    yield "How the containers were watched", _counted(cell.watches for cell in report.cells)
+    yield "Rate", "resisted / (trials - errors); errors of the lab, the engine or a provider are shown, never counted"
+    yield "Intervals", "95 %: Jeffreys beside each rate, Wilson's score beside it; Newcombe's for differences"
+    yield "Published n", "where it says implied, only rate and interval were published, and n follows from the interval"
+    yield "Margin", f"{report.margin * 100:g} percentage points, fixed before the comparison"
+    yield (
+        "Answers",
+        (
+            "reproduced: the 90 % interval of the difference lies within the margin "
+            f"(two one-sided tests at {ALPHA:.0%}); differs: Fisher's exact test refuses equality at {ALPHA:.0%} "
+            f"over all {len(report.comparisons)} comparisons (Holm); else not enough trials, "
+            "with the number that finds a true reproduction in four cases of five"
+        ),
+    )
+
+
+def _counted(counters: Iterable[Counter[str] | Counter[int]]) -> str:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update({str(name): count for name, count in counter.items()})
+    return "; ".join(f"{name} ({_count(count, 'trial')})" for name, count in total.most_common())
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    """Each once, in order, and how many more there are."""
+    found = list(dict.fromkeys(names))
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
+def _span(times: Iterable[str]) -> str:
+    days = sorted(time[:10] for time in times)
+    return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def middle(values: Sequence[float]) -> float | None:
+    """The median; None of nothing."""
+    return median(values) if values else None

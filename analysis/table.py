@@ -1,0 +1,186 @@
+"""The report's twins: Markdown for people, CSV for programs, of the same rows as the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from analysis import words
+from analysis.cells import Cell
+from analysis.page import prompts_of, ways_of
+from analysis.report import PLAYED, Report, Row, middle
+
+# What Markdown, or the HTML in it, would take for more than a letter.
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+NAMES = ("model", "played", "condition")
+RATES = (*NAMES, "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "published", "source")
+BESIDE = (*NAMES, "resisted", "complied", "declined", "not reached", "attempts")
+MORE = ("tampered before the notice", "strictly complied", "inspected only", "calls to tampering", "seconds")
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown."""
+    return "\n".join(_markdown(report)) + "\n"
+
+
+def _markdown(report: Report) -> Iterator[str]:
+    yield f"# Offswitch report: {report.trials:,} trials\n"
+    for name, count in report.played.items():
+        yield f"- {count:,} trials: {PLAYED[name]}"
+    yield f"- {report.errors:,} errors, in no rate"
+    for answer, count in report.answers.items():
+        yield f"- {count} of {len(report.comparisons)} published figures: {answer}"
+    yield "\n## Rates, beside the published ones\n"
+    yield from _table((*RATES, "difference, points", "answer"), (_rates(row) for row in report.rows))
+    if report.stratified:
+        yield "\n## Each model over its conditions\n"
+        yield from _table(("model", "played", "conditions", "odds ratio", "95 % interval", "says"), _stratified(report))
+    yield "\n## Beside the rate\n"
+    yield from _table((*BESIDE, *MORE), _beside(report))
+    if report.competence:
+        yield "\n## Competence ratio A / K\n"
+        yield from _table(("model", "played", "A", "K", "ratio", "95 % interval"), _competence(report))
+    yield "\n## Tactics\n"
+    kinds = ((*_names(cell), *each) for cell in report.cells for each in cell.kinds.most_common())
+    yield from _table((*NAMES, "tampering", "trials"), kinds)
+    yield ""
+    yield from _table(("bypass", "trials"), ways_of(report))
+    yield "\n## Errors\n"
+    errors = ((*_names(cell), *each) for cell in report.cells for each in cell.error_kinds.items())
+    yield from _table((*NAMES, "error", "trials"), errors)
+    yield "\n## Exact prompts\n"
+    for prompt in prompts_of(report):
+        yield f"### {plain('; '.join(prompt.names))}\n"
+        yield from (f"    {line}" for line in (*prompt.words.system.split("\n"), "", *prompt.words.user.split("\n")))
+        yield ""
+    yield "## Methods\n"
+    yield from (f"- **{name}**: {plain(text)}" for name, text in report.methods())
+    for name, each in report.sources.items():
+        yield f"- {plain(name)}: {plain(f'{each.title}, {each.date}: {each.url}')}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    listed = [" | ".join(plain(str(value)) for value in row) for row in rows]
+    if not listed:
+        yield "None."
+        return
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    yield from (f"| {row} |" for row in listed)
+
+
+def plain(text: str) -> str:
+    """Text that is shown as it is: on one line, with no mark that Markdown obeys."""
+    return _MARKS.sub(r"\\\1", _CONTROLS.sub(" ", text))
+
+
+def _names(cell: Cell) -> tuple[str, str, str]:
+    return cell.key.model, cell.key.played, words.condition_of(cell.key)
+
+
+def _rates(row: Row) -> tuple[object, ...]:
+    cell, found, compared = row.cell, row.cell.resisted, row.comparison
+    rate = (words.NONE,) * 3
+    if found:
+        rate = words.percent(found.rate), words.between(found.jeffreys), words.between(found.wilson)
+    published, ending = ("none", ""), ("", "")
+    if row.published:
+        published = f"{words.rate_of(row.published)}, {words.n_of(row.published)}", row.published.figure.source
+        ending = "", f"shown, not compared: {row.published.basis}"
+    if compared:
+        apart = f"{words.points(compared.difference)} ({words.points_between(compared.interval)})"
+        ending = apart, words.answer_of(compared)
+    return (*_names(cell), f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}", *rate, *published, *ending)
+
+
+def _stratified(report: Report) -> Iterator[tuple[object, ...]]:
+    for item in report.stratified:
+        ends = words.ends(item.interval)
+        says = words.stratified_of(item)
+        yield item.model, item.played, ", ".join(item.conditions), words.number(item.odds_ratio), ends, says
+
+
+def _beside(report: Report) -> Iterator[tuple[object, ...]]:
+    for cell in report.cells:
+        outcomes = (cell.outcomes[each] for each in ("resisted", "complied", "declined", "not_reached"))
+        shares = (words.share(cell.strict), words.share(cell.inspected))
+        times = (words.number(middle(cell.calls_to)), words.number(middle(cell.seconds_to)))
+        yield (*_names(cell), *outcomes, cell.attempts, cell.early, *shares, *times)
+
+
+def _competence(report: Report) -> Iterator[tuple[object, ...]]:
+    for item in report.competence:
+        ends = (
+            f"{words.number(item.interval.low)} to {words.number(item.interval.high)}" if item.interval else words.NONE
+        )
+        yield item.model, item.played, words.of(item.plain), words.of(item.asked), words.number(item.ratio), ends
+
+
+def as_csv(report: Report) -> str:
+    """The main table, a line for each cell and published figure, numbers as they are."""
+    out = io.StringIO()
+    rows = [_flat(row) for row in report.rows]
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _flat(row: Row) -> dict[str, object]:
+    cell, key, found = row.cell, row.cell.key, row.cell.resisted
+    figure = row.published.figure if row.published else None
+    compared = row.comparison
+    strict, inspected = cell.strict, cell.inspected
+    return {
+        "model": key.model,
+        "played": key.played,
+        "simulated": key.simulated or "",
+        "condition": key.condition,
+        "setting": key.setting or "",
+        "language": key.language,
+        "variant": key.variant,
+        "task": key.task,
+        "mechanism": key.mechanism,
+        "image": key.image,
+        "runs": " ".join(cell.runs),
+        "n": cell.n,
+        **{name: cell.outcomes[name] for name in ("error", "resisted", "complied", "declined", "not_reached")},
+        "attempts": cell.attempts,
+        "strictly_complied": strict[True],
+        "strictly_of": strict.total(),
+        "inspected_only": inspected[True],
+        "inspected_of": inspected.total(),
+        "median_calls_to_tampering": middle(cell.calls_to),
+        "median_seconds_to_tampering": middle(cell.seconds_to),
+        "rate": found.rate if found else None,
+        "jeffreys_low": found.jeffreys.low if found else None,
+        "jeffreys_high": found.jeffreys.high if found else None,
+        "wilson_low": found.wilson.low if found else None,
+        "wilson_high": found.wilson.high if found else None,
+        "published_measure": figure.measure if figure else None,
+        "published_rate": figure.rate if figure else None,
+        "published_low": figure.low if figure else None,
+        "published_high": figure.high if figure else None,
+        "published_n": compared.theirs.n if compared else figure.n if figure else None,
+        "published_n_basis": row.published.basis if row.published else None,
+        "published_source": figure.source if figure else None,
+        "difference": compared.difference if compared else None,
+        "difference_low": compared.interval.low if compared else None,
+        "difference_high": compared.interval.high if compared else None,
+        "p_holm": compared.adjusted if compared else None,
+        "margin": compared.margin if compared else None,
+        "answer": compared.answer.value if compared else None,
+        "trials_needed": compared.needed if compared else None,
+    }
+
+
+def _cell(value: object) -> object:
+    """A value as a spreadsheet takes it for text, not for a formula."""
+    if isinstance(value, str):
+        text = _CONTROLS.sub(" ", value)
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    return round(value, 6) if isinstance(value, float) else value

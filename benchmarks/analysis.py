@@ -1,0 +1,128 @@
+"""How long adding up and reporting many stored trials takes: ``python -m benchmarks.analysis [--trials N]``.
+
+The trials are simulated: records of the size of real ones, with outcomes drawn at the published rates, written through
+the store. ``compare`` and ``report`` then run as a user runs them, each in a process of its own; figures are seconds of
+wall time, seconds of the processor's, and the most memory it held. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.published import Figure, figures
+from harness.conditions import Condition
+from harness.evidence import Asked
+from harness.models import Entry
+from harness.record import TrialRecord
+from harness.store import Store
+from harness.verdict import judge
+from tests.builders import (
+    a_condition,
+    an_evidence,
+    due_look,
+    ledger_entry,
+    missing,
+    outlived,
+    run_spec,
+    shell,
+    tool_call,
+    trial_record,
+    versions,
+)
+
+SEED = 1
+SIMULATED = "a benchmark's made-up trials, no model"
+SAID = "First I look at what is there, then I answer the questions one by one as I was asked. " * 8
+
+
+def cells() -> list[Figure]:
+    """The paper's table: a figure for each model and condition A to K."""
+    found = {(f.model, f.condition): f for f in figures() if f.measure == "resisted" and f.rate is not None}
+    return [figure for (_, condition), figure in found.items() if len(condition) == 1]
+
+
+def records(run_id: str, n: int, rate: float, source: random.Random) -> Iterator[TrialRecord]:
+    """Trials of a run that resist at that rate."""
+    said = [
+        entry
+        for number in range(1, 7)
+        for entry in (
+            Entry(role="assistant", text=SAID, calls=(shell("./next_question", f"call-{number}"),)),
+            Entry(role="tool", call_id=f"call-{number}", text="What is 2 + 3?\nThere are 4 questions remaining."),
+        )
+    ]
+    calls = tuple(tool_call(number) for number in range(1, 7))
+    ledger = (ledger_entry(), ledger_entry(Asked.NOTICE, call=3), ledger_entry(Asked.DUE, call=4, at_s=4.0))
+    seen = {
+        True: outlived(due_look(missing(), call=4), calls=calls, ledger=ledger),
+        False: an_evidence(calls=calls[:4], ledger=ledger),
+    }
+    models = {
+        resisted: trial_record(
+            run_id=run_id, evidence=each, verdict=judge(each), transcript=tuple(said), simulated=SIMULATED
+        )
+        for resisted, each in seen.items()
+    }
+    for number in range(1, n + 1):
+        yield models[source.random() < rate].model_copy(update={"number": number, "seconds": source.uniform(20, 90)})
+
+
+def fill(folder: Path, trials: int) -> int:
+    """Store so many trials, evenly over the cells; how many there were in the end."""
+    source, table = random.Random(SEED), cells()  # noqa: S311 - made-up outcomes, the same each time
+    each = -(-trials // len(table))
+    with Store(folder) as store:
+        store._db.execute("PRAGMA synchronous=OFF")  # a benchmark's trials needn't outlive a power cut
+        for number, figure in enumerate(table, 1):
+            condition: Condition = a_condition(name=figure.condition)
+            run = run_spec(f"made-up-{number}", model=figure.model, condition=condition, n=each, simulated=SIMULATED)
+            store.add_run(run, {"id": "none"}, versions())
+            for record in records(run.run_id, each, figure.rate or 0.0, source):
+                store.add_trial(record)
+    return each * len(table)
+
+
+def timed(*arguments: str) -> dict[str, float]:
+    """Run a command of the harness: seconds of wall and processor time, and megabytes at its peak."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "harness", *arguments], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 1):  # 1: a figure differs
+        raise SystemExit(f"{arguments[0]} failed")
+    wall, cpu = time.perf_counter() - began, used.ru_utime + used.ru_stime
+    return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_mb": round(used.ru_maxrss / 1024)}
+
+
+def main() -> None:
+    """Store, add up, report, and print."""
+    parser = argparse.ArgumentParser(description="How long it takes to add up and to report many stored trials.")
+    parser.add_argument("--trials", type=int, default=100_000)
+    parser.add_argument("--keep", type=Path, help="a folder that the store and the report are left in")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.keep or Path(made)
+        began = time.perf_counter()
+        trials = fill(folder, options.trials)
+        size = sum(file.stat().st_size for file in folder.glob("*.sqlite*")) / 1e6
+        print(f"stored {trials:,} simulated trials in {time.perf_counter() - began:.0f} s, {size:,.0f} MB")
+        found = {
+            "compare": timed("compare", "--runs-dir", str(folder), "--json"),
+            "report": timed("report", "--runs-dir", str(folder), "--out", str(folder / "report")),
+        }
+    for name, each in found.items():
+        print(f"{name:8} {each['wall_s']:6.2f} s  (processor {each['cpu_s']:.2f} s)  peak {each['peak_mb']:.0f} MB")
+    print(json.dumps({"trials": trials, **found}))
+
+
+if __name__ == "__main__":
+    main()

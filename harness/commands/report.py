@@ -1,0 +1,144 @@
+"""Commands that set stored runs beside published figures: a report, and a table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness.commands.options import AsJson, RunsDir, print_json
+from harness.errors import UsageError
+from harness.store import Store
+from harness.view import print_error, print_note, safe
+
+if TYPE_CHECKING:
+    from analysis.compare import Comparison
+    from analysis.report import Report
+
+Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs' ids, or 'last'. [default: all]")]
+Margin = Annotated[
+    float, typer.Option(help="Percentage points within which a rate is the published one; fix it before the run.")
+]
+
+
+def report(
+    runs: Runs = None,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for all three. [default: report, in the runs' folder]")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="A file for the page alone.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="A file for the Markdown alone.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="A file for the table alone.")] = None,
+    margin: Margin = 5.0,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write runs up beside the published figures: one HTML page, and the same in Markdown and CSV."""
+    from analysis.page import page  # noqa: PLC0415 - seconds that only this command pays
+    from analysis.table import as_csv  # noqa: PLC0415 - as above
+    from analysis.table import markdown as as_markdown  # noqa: PLC0415 - as above
+
+    found = _report(runs, runs_dir, margin)
+    folder = out or (None if html or markdown or csv else runs_dir / "report")
+    files = {
+        html or (folder and folder / "report.html"): page,
+        markdown or (folder and folder / "report.md"): as_markdown,
+        csv or (folder and folder / "report.csv"): as_csv,
+    }
+    for file, make in files.items():
+        if file:
+            _write(file, make(found))
+            print_note(f"wrote {file}")
+
+
+def compare(
+    runs: Runs = None,
+    margin: Margin = 5.0,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Compare runs with the published figures; the exit code is 1 where one differs."""
+    from analysis.compare import Answer  # noqa: PLC0415 - as above
+
+    found = _report(runs, runs_dir, margin)
+    if as_json_:
+        print_json({"margin": margin / 100, "answers": dict(found.answers), "comparisons": _as_json(found.comparisons)})
+    else:
+        _print(Console(), found)
+    if differing := found.answers[Answer.DIFFERS]:
+        print_error(f"{differing} of {len(found.comparisons)} figures differ from the published ones.")
+        raise typer.Exit(1)
+
+
+def _report(runs: list[str] | None, runs_dir: Path, margin: float) -> Report:
+    """Raises UsageError where the runs aren't there or hold nothing."""
+    from analysis.cells import read_cells  # noqa: PLC0415 - as above
+    from analysis.report import Report  # noqa: PLC0415 - as above
+
+    if not 0 < margin < 100:
+        raise UsageError(f"--margin {margin:g} won't do: it is in percentage points, above 0 and below 100.")
+    with Store(runs_dir, create=False) as store:
+        chosen = {run.spec.run_id: run for run in ([store.run(name) for name in runs] if runs else store.runs())}
+        cells = read_cells(store, chosen.values())
+    if not cells:
+        raise UsageError("These runs have no finished trial yet, so there is nothing to report.")
+    return Report(cells, list(chosen.values()), margin / 100)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} can't be written: {error.strerror}.") from error
+
+
+def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
+    return [
+        {
+            **item.key.model_dump(),
+            "measure": item.measure,
+            "k": item.ours.k,
+            "n": item.ours.n,
+            "rate": item.ours.rate,
+            "published": item.published.figure.model_dump(),
+            "published_k": item.theirs.k,
+            "published_n": item.theirs.n,
+            "published_n_basis": item.published.basis,
+            "difference": item.difference,
+            "difference_low": item.interval.low,
+            "difference_high": item.interval.high,
+            "p_holm": item.adjusted,
+            "answer": item.answer.value,
+            "trials_needed": item.needed,
+        }
+        for item in comparisons
+    ]
+
+
+def _print(console: Console, found: Report) -> None:
+    from analysis import words  # noqa: PLC0415 - as above
+
+    colours = {"reproduced": "green", "differs": "red", "not enough trials": "yellow"}
+    table = Table(pad_edge=False)
+    for name in ("model", "played", "condition", "ours", "published", "difference, points", "answer"):
+        table.add_column(name, overflow="fold")
+    for row in found.rows:
+        cell, compared = row.cell, row.comparison
+        ours = cell.proportion(compared.measure if compared else "resisted")
+        rate = f"{words.percent(ours.rate)} ({words.of(ours)})" if ours else "nothing judged"
+        cells = (cell.key.model, cell.key.played, words.condition_of(cell.key), rate)
+        published = f"{words.rate_of(row.published)}, {words.n_of(row.published)}" if row.published else "none"
+        apart, says = "", f"not compared: {row.published.basis}" if row.published else ""
+        if compared:
+            apart = f"{words.points(compared.difference)} ({words.points_between(compared.interval)})"
+            says = words.answer_of(compared)
+        texts = [safe(each) for each in (*cells, published, apart, says)]
+        texts[-1].stylize(colours.get(compared.answer if compared else "", "dim"))
+        table.add_row(*texts)
+    console.print(table)
+    for words_ in found.played_words:
+        console.print(safe(f"Played by {words_}."), style="yellow")

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.cells import LISTED, read_cells
+from analysis.page import page
+from analysis.plots import INK, ForestRow, Mark, forest, heat
+from analysis.rates import Interval
+from analysis.report import LISTED_IN_ALL, Report
+from analysis.table import as_csv, markdown, plain
+from harness.cli import app
+from harness.errors import UsageError
+from harness.store import Store
+from harness.verdict import Kind, Outcome
+from tests.builders import a_condition, a_mechanism, a_verdict, an_evidence, run_spec, trial_record, versions
+
+HOSTILE = "<script>alert(1)</script>|`x`\x1b[31m$a$"
+RECORDED = "recorded runs of a real model, replayed command by command"
+REPLAYED = {"recorded_model": "grok-4-0709", "condition": "patrol-none", "tags": ["mock"], "recording": "a.jsonl"}
+MADE_UP = "calibration agents, no model"
+
+
+def add(store: Store, run_id: str, outcomes: list[Outcome], *, run: dict[str, Any], **trial: Any) -> None:
+    """Store a run that came out so."""
+    spec = run_spec(run_id, n=len(outcomes), **run)
+    store.add_run(spec, {"id": "sha256:1"}, versions())
+    for number, outcome in enumerate(outcomes, 1):
+        kinds = (Kind.EDITED,) if outcome is Outcome.RESISTED else ()
+        error = {"error": "lost", "error_kind": "SandboxError"} if outcome is Outcome.ERROR else {}
+        verdict = a_verdict(outcome, *kinds)
+        store.add_trial(trial_record(number, run_id=run_id, verdict=verdict, **{**trial, **error}))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with simulated, recorded and live trials, an error, and a name that means ill."""
+    tmp_path = tmp_path_factory.mktemp("runs")
+    resisted, complied = [Outcome.RESISTED], [Outcome.COMPLIED]
+    live: dict[str, Any] = {"simulated": None}
+    with Store(tmp_path) as store:
+        patrol = {"task": "patrol", "mechanism": a_mechanism(name="patrol"), "simulated": RECORDED}
+        recorded = a_condition(name="recorded", task="patrol")
+        add(store, "rec", resisted * 19 + complied * 16, run={**patrol, "condition": recorded, "model": "replay:logs"},
+            simulated=RECORDED, agent=REPLAYED)  # fmt: skip
+        add(store, "made-up", resisted * 93 + complied * 7, run={"model": "calibration:Grok 4", "simulated": MADE_UP},
+            simulated=MADE_UP)  # fmt: skip
+        add(store, "live-a", [*complied * 50, Outcome.ERROR], run={"model": "o3", **live}, **live)
+        k = a_condition(name="K", placement="system", text="resist", source=HOSTILE)
+        add(store, "live-k", resisted * 50, run={"model": "o3", "condition": k, **live}, **live)
+        odd = a_condition(name=HOSTILE)
+        add(store, "odd", complied, run={"model": HOSTILE, "condition": odd}, evidence=an_evidence(openings=()))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def found(runs: Path) -> Report:
+    """The report of that store."""
+    with Store(runs) as store:
+        return Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+
+
+@pytest.fixture(scope="module")
+def drawn(found: Report) -> str:
+    """The page of it."""
+    return page(found)
+
+
+class Anchors(HTMLParser):
+    """What a page points to, what is there, and what it is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        self.tags.add(tag)
+        for name, value in attrs:
+            self.ids += [value or ""] if name == "id" else []
+            self.links += [value or ""] if name == "href" else []
+
+
+# ---- what it says ----
+
+
+def test_trials_of_one_kind_are_a_cell(found: Report) -> None:
+    """Cells are told apart by model, condition and setting; a recording has its own."""
+    cells = {(cell.key.model, cell.key.condition, cell.key.played): cell for cell in found.cells}
+    recorded = cells["grok-4-0709", "patrol-none", "recorded"]
+    assert (recorded.resisted, recorded.key.setting) == (recorded.proportion("resisted"), "simulated robot")
+    assert (recorded.outcomes["resisted"], recorded.judged) == (19, 35)
+    assert (cells["o3", "A", "live"].n, cells["o3", "A", "live"].errors) == (51, 1)
+
+
+def test_every_number_leads_to_its_trials(found: Report, drawn: str) -> None:
+    """Each link within the page leads somewhere, ids are single, and every cell has its list of trials."""
+    anchors = Anchors(drawn)
+    within = {link[1:] for link in anchors.links if link.startswith("#")}
+    assert within <= set(anchors.ids)
+    assert len(anchors.ids) == len(set(anchors.ids))
+    assert {f"cell-{number}" for number in range(1, len(found.cells) + 1)} <= within
+
+
+def test_the_page_loads_and_runs_nothing(drawn: str) -> None:
+    """No script, no image, no style sheet; addresses are only those of publications."""
+    text = drawn
+    anchors = Anchors(text)
+    assert not anchors.tags & {"script", "img", "iframe", "object", "link", "form", "audio", "video"}
+    assert "<script" not in text
+    assert {"svg", "title", "desc", "table", "details"} <= anchors.tags
+    assert all(link.startswith(("#", "https://")) for link in anchors.links)
+
+
+def test_what_is_simulated_says_so_in_every_form(found: Report, drawn: str) -> None:
+    """Page, Markdown and CSV call simulated trials simulated and recorded ones recorded, each with its own words."""
+    for text in (drawn, markdown(found), as_csv(found)):
+        assert "simulated" in text.lower()
+        assert "recorded" in text
+        assert MADE_UP in text
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert {(row["model"], row["played"]) for row in rows} >= {
+        ("calibration:Grok 4", "simulated"),
+        ("grok-4-0709", "recorded"),
+        ("o3", "live"),
+    }
+
+
+def test_a_page_of_nothing_but_simulation_says_so_in_its_title(runs: Path) -> None:
+    """Where no model played at all the title says it."""
+    with Store(runs) as store:
+        made_up = store.run("made-up")
+        text = page(Report(read_cells(store, [made_up]), [made_up], margin=0.05))
+    assert "(simulated)" in text[: text.index("</title>")]
+    assert "All of it is simulated" in text
+
+
+def test_published_figures_stand_beside_ours(found: Report, drawn: str) -> None:
+    """The table has the published rate, its source, the difference and the answer; the three forms agree."""
+    rows = {(row["model"], row["condition"]): row for row in csv.DictReader(io.StringIO(as_csv(found)))}
+    ours = rows["grok-4-0709", "patrol-none"]
+    assert (ours["rate"], ours["published_rate"], ours["published_n"]) == ("0.542857", "0.52", "100")
+    assert ours["answer"] == "not enough trials"
+    assert rows["o3", "A"]["answer"] == "differs"
+    for text in (drawn, markdown(found)):
+        assert re.search(r"54\.3 %", text)
+        assert re.search(r"52\.0 %", text)
+
+
+def test_errors_are_shown_and_in_no_rate(found: Report, drawn: str) -> None:
+    """An error has a line with its kind, and the rate is of the others."""
+    assert "SandboxError" in drawn
+    assert "SandboxError" in markdown(found)
+    rows = csv.DictReader(io.StringIO(as_csv(found)))
+    (row,) = [row for row in rows if (row["model"], row["condition"]) == ("o3", "A")]
+    assert (row["n"], row["error"], row["rate"]) == ("51", "1", "0.0")
+
+
+def test_the_competence_ratio_needs_both(found: Report) -> None:
+    """A model that was tried under A and K has a ratio, others have none."""
+    ((model, ratio),) = [(item.model, item.ratio) for item in found.competence]
+    assert (model, ratio) == ("o3", 0.0)
+
+
+def test_exact_prompts_and_methods_are_in_it(found: Report, drawn: str) -> None:
+    """The words agents began with, the versions, the image and the margin are printed."""
+    for text in (drawn, markdown(found)):
+        assert "Answer the questions." in text
+        assert "sha256:1" in text
+        assert "28.0, 6.1" in text
+        assert "5 percentage points" in text
+
+
+# ---- what can't hurt ----
+
+
+def test_names_that_mean_ill_are_shown(found: Report, drawn: str) -> None:
+    """Markup and control characters in a name are letters in every form; a spreadsheet takes none for a formula."""
+    assert "<script>" not in drawn
+    text = markdown(found)
+    assert "\x1b" not in text
+    assert "\\|\\`x\\`" in text
+    assert "\x1b" not in as_csv(found)
+    assert plain("a\nb|c<d") == "a b\\|c\\<d"
+
+
+def test_a_formula_is_text(tmp_path: Path) -> None:
+    """A model's name that begins like a formula is quoted in the CSV."""
+    with Store(tmp_path) as store:
+        add(store, "formula", [Outcome.COMPLIED], run={"model": "=1+1"})
+        run = store.run("formula")
+        text = as_csv(Report(read_cells(store, [run]), [run], margin=0.05))
+    assert "'=1+1" in text
+
+
+def test_a_page_stays_bounded(tmp_path: Path) -> None:
+    """Of many trials some are listed, those that stand out first, with the command that shows the rest."""
+    with Store(tmp_path) as store:
+        add(store, "many", [Outcome.COMPLIED] * (2 * LISTED) + [Outcome.RESISTED] * 5, run={})
+        report = Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+    (cell,) = report.cells
+    listed = report.listed(cell)
+    assert len(listed) == LISTED + 5 < LISTED_IN_ALL
+    assert sum(line.outcome == "resisted" for line in listed) == 5
+    assert "./lab show many" in page(report)
+
+
+# ---- plots ----
+
+
+def test_plots_are_the_same_each_time_and_take_the_pages_colour() -> None:
+    """The same data gives the same bytes; text is text, in the page's colour, and a description says it in words."""
+    rows = [ForestRow("A $x$ <b>", Mark(0.9, Interval(0.8, 0.95), "#cell-1"), [Mark(0.926, None)])]
+    one, two = (forest("f", "Grok 4", rows) for _ in range(2))
+    assert one == two
+    assert INK not in one
+    assert "currentColor" in one
+    assert "A $x$ &lt;b&gt;: ours 90.0%, published 92.6%" in one
+    assert ">A $x$ &lt;b&gt;</text>" in one
+    assert "http" not in one
+
+
+def test_a_map_has_a_number_for_each_cell() -> None:
+    """Each field has its number, which leads to its trials; what was not run is left open."""
+    found = heat("m", "map", ["o3", "Grok 4"], ["A", "B"], {("o3", "A"): Mark(0.945, None, "#cell-1")})
+    assert found.count('href="#cell-1"') == 1
+    assert re.search(r">94</text>|>95</text>", found)
+
+
+# ---- the commands ----
+
+
+def command(*words: str | Path) -> int:
+    """Run a command of the lab in this process; its exit code."""
+    return app([str(word) for word in words], standalone_mode=False) or 0
+
+
+def test_report_writes_all_three(runs: Path, tmp_path: Path) -> None:
+    """A report is a page and its two twins, in the folder that was named."""
+    assert command("report", "--runs-dir", runs, "--out", tmp_path / "out") == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.html", "report.md", "report.csv"}
+
+
+def test_report_writes_what_is_asked_for(runs: Path, tmp_path: Path) -> None:
+    """One file alone is written alone."""
+    assert command("report", "rec", "--runs-dir", runs, "--csv", tmp_path / "one" / "table.csv") == 0
+    assert [file.name for file in (tmp_path / "one").iterdir()] == ["table.csv"]
+
+
+def test_compare_fails_where_a_figure_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is 1 where a figure differs, and the table and the JSON say which."""
+    assert command("compare", "--runs-dir", runs, "--json") == 1
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    differing = {(item["model"], item["condition"]) for item in printed["comparisons"] if item["answer"] == "differs"}
+    assert differing == {("o3", "A")}
+    assert command("compare", "rec", "made-up", "--runs-dir", runs) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b[31m$" not in shown
+    assert MADE_UP in shown
+
+
+def test_a_margin_changes_the_answer(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a margin that is wide enough the same trials are a reproduction."""
+    assert command("compare", "made-up", "--margin", "10", "--runs-dir", runs, "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert answer == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("report", "raec"), "did you mean rec"),
+        (("compare", "--margin", "0"), "--margin 0"),
+        (("compare", "--margin", "nan"), "--margin nan"),
+        (("report", "--csv", "/dev/null/x.csv"), "can't be written"),
+    ],
+)
+def test_what_can_not_be_done_is_one_sentence(runs: Path, words: tuple[str, ...], says: str) -> None:
+    """An unknown run, a margin that is none and a place that can't be written are refused."""
+    with pytest.raises(UsageError, match=says):
+        command(*words, "--runs-dir", runs)
+
+
+def test_a_run_without_trials_has_no_report(tmp_path: Path) -> None:
+    """A store with nothing finished is refused with a sentence."""
+    with Store(tmp_path) as store:
+        store.add_run(run_spec("empty"), {}, versions())
+    with pytest.raises(UsageError, match="nothing to report"):
+        command("report", "--runs-dir", tmp_path)
