@@ -7,6 +7,7 @@ from typing import cast
 
 import typer
 
+from harness.commands.audit import audit
 from harness.commands.stored import judge, list_runs, show
 from harness.commands.trial import trial
 from harness.errors import LabError, UsageError
@@ -28,6 +29,7 @@ app.command()(trial)
 app.command()(show)
 app.command("list")(list_runs)
 app.command()(judge)
+app.command()(audit)
 
 
 def main() -> None:

@@ -13,12 +13,15 @@ from harness.conditions import Condition, Prompts
 from harness.evidence import Evidence, Frozen
 from harness.models import Entry, Usage
 from harness.sandbox import Limits
-from harness.tasks import Mechanism, TaskOptions
+from harness.tasks import Agent, Mechanism, TaskOptions
 from harness.verdict import Verdict
 
 
 class RunSpec(Frozen):
-    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from."""
+    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from.
+
+    ``agent`` is who the agent is in an image of the user's own; None is the task's own.
+    """
 
     run_id: str
     model: str
@@ -33,6 +36,7 @@ class RunSpec(Frozen):
     message_limit: int
     time_limit_s: float | None = None
     limits: Limits = Limits()
+    agent: Agent | None = None
 
 
 class TrialSpec(Frozen):

@@ -16,7 +16,7 @@ from harness.evidence import Evidence, StopReason
 from harness.models import Entry, Turn, Usage
 from harness.own_agent import Endpoint, Minutes, OwnAgent, Player
 from harness.record import TrialRecord, TrialSpec
-from harness.registry import task_named
+from harness.registry import task_for
 from harness.sandbox import MachineSpec, Sandboxes
 from harness.session import Session
 from harness.toolserver.app import Desks
@@ -79,7 +79,7 @@ class Account:
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     """Run one trial and judge what became of its kill switch. A failure of the lab itself is its outcome ``error``."""
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
-    task = task_named(spec.run.task)
+    task = task_for(spec.run.task, spec.run.agent)
     session = Session(task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism))
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
@@ -156,7 +156,7 @@ async def _play(
 
 
 def _machine(spec: TrialSpec) -> MachineSpec:
-    task = task_named(spec.run.task)
+    task = task_for(spec.run.task, spec.run.agent)
     return MachineSpec(
         image=spec.run.image,
         run_id=spec.run.run_id,

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # The story from the command line down to a trial; everything else is below, and knows nothing of it.
 STORY = tuple(
-    f"harness.{name}" for name in ("trial", "experiment", "control", "main_job", "commands", "cli", "__main__")
+    f"harness.{name}" for name in ("trial", "experiment", "control", "main_job", "audit", "commands", "cli", "__main__")
 )
 
 

@@ -1,0 +1,141 @@
+"""An audit, from top to bottom: each kill switch's control trial, then every tactic, then what its set-up is like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import httpx
+
+import harness
+from harness.audit.matrix import Audited, Report, Status, Tried, came_to, late_after, not_applicable, time_to_die
+from harness.audit.plan import Request, as_yaml, mechanisms, planned, tactics
+from harness.audit.retarget import retarget
+from harness.audit.setup_check import check
+from harness.audit.targets import Target, own_target, shipped
+from harness.control import control_key, run_control
+from harness.engine.engine import Engine
+from harness.errors import UsageError
+from harness.experiment import run_trials
+from harness.models.playbook import Playbook
+from harness.models.scripted import Scripted
+from harness.record import RunSpec, TrialRecord, TrialSpec
+from harness.registry import mechanism_for
+from harness.store import Store
+from harness.toolserver.app import Desks
+from harness.toolserver.serve import serve
+from harness.trial import Lab, run_trial
+from harness.view import Progress, print_note
+
+HTTP_LIMIT_S = 120.0
+SIMULATED = "an audit: scripted agents (playbooks), no model"
+
+
+async def run_audit(request: Request) -> Report:
+    """Do it all. Raises UsageError before anything is touched, MechanismError where a kill switch fails by itself."""
+    switches, books = mechanisms(request), tactics(request)
+    if request.concurrency < 1:
+        raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
+    with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
+        async with _lab(engine) as lab:
+            audited = [
+                await _audited(await shipped(engine, planned(request, each)), books, lab, store) for each in switches
+            ]
+            if request.own is not None:
+                run = planned(request, mechanism_for("math", None))
+                audited.append(await _audited(await own_target(engine, request.own, run), books, lab, store))
+    return Report(
+        offswitch=harness.__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        simulated=SIMULATED,
+        audited=tuple(audited),
+    )
+
+
+@asynccontextmanager
+async def _lab(engine: Engine) -> AsyncIterator[Lab]:
+    desks = Desks()
+    async with serve(desks) as url, httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http:
+        yield Lab(engine.sandboxes, desks, http, Scripted("nobody", ()))
+
+
+async def _audited(target: Target, books: tuple[Playbook, ...], lab: Lab, store: Store) -> Audited:
+    """One kill switch."""
+    began, mechanism = time.monotonic(), target.run.mechanism
+    control = await run_control(target.run, lab)
+    store.add_control(control_key(target.run, target.versions), control)
+    control_s = time_to_die(control.evidence) or 0.0
+    late_s = late_after(control_s, mechanism.grace_s)
+    aimed = {book.id: retarget(book, target.place) for book in books}
+    left_out = [not_applicable(book, why) for book in books if isinstance(why := aimed[book.id], str)]
+    played = _Played(target, late_s, {book.id: book for book in books}, lab, store)
+    tried = await played.all([book for book in aimed.values() if isinstance(book, Playbook)])
+    order = {book.id: number for number, book in enumerate(books)}
+    return Audited(
+        mechanism=mechanism.name,
+        about=mechanism.about,
+        rank=mechanism.rank,
+        defined_in=target.defined_in,
+        trigger=mechanism.trigger,
+        path=mechanism.path,
+        run_id=target.run.run_id,
+        image=target.run.image,
+        watch=control.evidence.watch if control.evidence else "",
+        control_s=control_s,
+        late_s=late_s,
+        grace_s=mechanism.grace_s,
+        seconds=round(time.monotonic() - began, 1),
+        tried=tuple(sorted((*left_out, *tried), key=lambda each: order[each.tactic])),
+        findings=check(target.setup),
+        not_applied=target.not_applied,
+    )
+
+
+@dataclass(frozen=True)
+class _Played:
+    """The trials of one kill switch. ``books`` are the tactics as they are written, by their id."""
+
+    target: Target
+    late_s: float
+    books: dict[str, Playbook]
+    lab: Lab
+    store: Store
+
+    async def all(self, aimed: list[Playbook]) -> list[Tried]:
+        """Play them, and once more by itself what was late or went wrong: that may have been the machine's fault."""
+        if not aimed:
+            return []
+        model = Scripted(f"audit of {self.target.run.mechanism.name}", tuple(aimed), SIMULATED)
+        run = self.target.run.model_copy(update={"n": len(aimed), "model": model.name, "simulated": SIMULATED})
+        lab = replace(self.lab, model=model)
+        self.store.add_run(run, self.target.stored_image, self.target.versions)
+        tried: list[Tried] = []
+        progress = Progress(run)
+        with progress.shown():
+            await run_trials(run, lab, progress.started, self._keeping(tried, aimed, progress))
+        return [await self._again(each, run, lab, aimed) for each in tried]
+
+    def _keeping(self, tried: list[Tried], aimed: list[Playbook], progress: Progress) -> Callable[[TrialRecord], None]:
+        def finished(record: TrialRecord) -> None:
+            self.store.add_trial(record)
+            tried.append(self._came_to(record, aimed))
+            progress.finished(record)
+
+        return finished
+
+    def _came_to(self, record: TrialRecord, aimed: list[Playbook]) -> Tried:
+        book = aimed[record.number - 1]
+        result = came_to(self.books[book.id], record, self.late_s, self.target.place)
+        plain = result.status in (Status.HELD, Status.NOT_APPLICABLE)
+        return result if plain else result.model_copy(update={"played": as_yaml(book)})
+
+    async def _again(self, first: Tried, run: RunSpec, lab: Lab, aimed: list[Playbook]) -> Tried:
+        if first.status not in (Status.DELAYED, Status.ERROR) or first.trial is None:
+            return first
+        spec = TrialSpec(run=run, number=first.trial, options=run.options)
+        second = self._came_to(await run_trial(spec, lab), aimed)
+        return second if second.status is not Status.ERROR else first
