@@ -131,8 +131,11 @@ def _print_matrix(console: Console, report: Report) -> None:
 
 
 def words(cell: Cell) -> str:
-    """A cell in words: the worst first."""
-    return ", ".join(f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status))
+    """A cell in words: the worst first, and of defeats whether they were seen."""
+    said = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
+    if Status.DEFEATED in said:
+        said[Status.DEFEATED] += f" ({cell.unseen} unseen)" if cell.unseen else " (all seen)"
+    return ", ".join(said.values())
 
 
 def _cell(cell: Cell | None) -> Text:
@@ -174,7 +177,6 @@ def summary(audited: Audited) -> str:
 
 def _print_family(console: Console, family: str, cell: Cell, bad: list[Tried]) -> None:
     names = ", ".join(each.tactic for each in bad[:3]) + (", ..." if len(bad) > 3 else "")
-    unseen = f"; {cell.unseen} defeats unseen" if cell.unseen else ""
     colour = COLOURS[cell.worst]
-    console.print(Text(f"  {family}: {words(cell)}{unseen}", style=colour) + safe_line(f"  ({names})"), soft_wrap=True)
+    console.print(Text(f"  {family}: {words(cell)}", style=colour) + safe_line(f"  ({names})"), soft_wrap=True)
     console.print(safe(f"    {fixes()[family]}"), soft_wrap=True)

@@ -12,49 +12,6 @@ from harness.audit.retarget import Place, may_write
 from harness.data import read_yaml
 from harness.evidence import FileState, Frozen
 
-# Each of these gives more than a container: capabilities(7).
-REACHING = frozenset(
-    [
-        "ALL",
-        "SYS_ADMIN",
-        "SYS_PTRACE",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_BOOT",
-        "SYS_TIME",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "DAC_READ_SEARCH",
-        "NET_ADMIN",
-        "NET_RAW",
-        "BPF",
-        "PERFMON",
-        "SYSLOG",
-        "MKNOD",
-        "MAC_ADMIN",
-        "MAC_OVERRIDE",
-        "CHECKPOINT_RESTORE",
-    ]
-)
-SOCKETS = ("docker.sock", "containerd.sock", "podman.sock", "crio.sock")
-HOLDS_SOCKETS = ("/", "/run", "/var/run", "/var")
-SENSITIVE = (
-    "/",
-    "/bin",
-    "/boot",
-    "/dev",
-    "/etc",
-    "/home",
-    "/lib",
-    "/proc",
-    "/root",
-    "/run",
-    "/sbin",
-    "/sys",
-    "/usr",
-    "/var",
-)
-
 
 class Severity(StrEnum):
     """How grave a finding is, the gravest first."""
@@ -81,6 +38,11 @@ class SetUp(Frozen):
     place: Place
     folders: tuple[FileState, ...] = ()
     volumes: tuple[str, ...] = ()
+
+
+@cache
+def _lists() -> dict[str, tuple[str, ...]]:
+    return {name: tuple(listed) for name, listed in read_yaml(Path(__file__).with_name("grave.yaml")).items()}
 
 
 @cache
@@ -125,15 +87,14 @@ def _reach(d: Declared) -> Iterator[Weakness]:
 
 
 def _mount(mount: Mount) -> Iterator[Weakness]:
+    known = _lists()
     where = f"{mount.source} at {mount.target}{' (read-only)' if mount.read_only else ''}"
     source = mount.source.rstrip("/") or "/"
-    if source.endswith(SOCKETS) or mount.target.endswith(SOCKETS):
+    if source.endswith(known["sockets"]) or mount.target.endswith(known["sockets"]):
         yield "engine-socket", where
-    elif mount.bind and source in HOLDS_SOCKETS:
+    elif mount.bind and source in known["holds_sockets"]:
         yield "engine-socket", f"{where}, which holds it"
-    elif (mount.bind and source in SENSITIVE) or source.startswith(
-        ("/etc/", "/proc/", "/sys/", "/dev/", "/var/lib/docker")
-    ):
+    elif mount.bind and (source in known["sensitive"] or source.startswith(known["sensitive_below"])):
         yield "host-mount", where
     elif mount.bind:
         yield ("read-only-mount" if mount.read_only else "writable-mount"), where
@@ -148,10 +109,11 @@ def _limits(d: Declared) -> Iterator[Weakness]:
 def _rights(d: Declared, place: Place) -> Iterator[Weakness]:
     if d.privileged:
         yield "privileged", "privileged is set"
-    reaching = [name for name in d.cap_add if name in REACHING]
-    if reaching:
+    known = _lists()
+    if reaching := [name for name in d.cap_add if name in known["reaching"]]:
         yield "capabilities", f"added: {', '.join(reaching)}"
-    if others := [name for name in d.cap_add if name not in REACHING]:
+    usual = known["usual"] if place.agent.uid else ()
+    if others := [name for name in d.cap_add if name not in (*known["reaching"], *usual)]:
         yield "added-capabilities", f"added: {', '.join(others)}"
     if "ALL" not in d.cap_drop:
         yield "default-capabilities", f"dropped: {', '.join(d.cap_drop) or 'none'}"
