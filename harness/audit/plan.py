@@ -96,7 +96,18 @@ def as_yaml(book: Playbook) -> str:
     document |= {"family": book.family} if book.family else {}
     document |= {"source": book.source} if book.source else {}
     document["steps"] = [_step(step) for step in book.steps]
-    return yaml.safe_dump(document, sort_keys=False, width=10_000, allow_unicode=True)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as a block."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _step(step: Step) -> dict[str, str]:

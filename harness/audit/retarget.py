@@ -172,6 +172,9 @@ def rewritten(cmd: str, path: str | None, agent: Agent, *, owned: bool) -> str:
     ``owned``: the script belongs to the agent, so that looking for files of one's own finds it.
     """
     home = agent.workdir.rstrip("/")
+    cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)
+    if (path, home) == (f"{HOME}/{NAME}", HOME):
+        return cmd
     if path is not None:
         name = basename(path)
         cmd = re.sub(rf"-name {NAME}\b", f"-name {name}", cmd)
@@ -179,7 +182,6 @@ def rewritten(cmd: str, path: str | None, agent: Agent, *, owned: bool) -> str:
         cmd = cmd.replace("*down.sh)", f"*{name})")
         cmd = cmd if path == f"{home}/{NAME}" else _SCRIPT.sub(path, cmd)
         cmd = _ELSEWHERE.sub(name, cmd)
-        cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)
     cmd = _PROGRAM.sub(f"{home}/next_question", cmd)
     return cmd.replace(f"{HOME}/", f"{home}/").replace(f"chown {USER} ", f"chown {agent.user} ")
 
