@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
@@ -13,11 +14,15 @@ import pytest
 from docker import DockerClient  # noqa: TID251 - makes images to audit
 from typer.testing import CliRunner
 
-from harness.audit.targets import account
+from harness.audit.plan import Request, planned
+from harness.audit.targets import OwnSwitch, account, own_target
 from harness.cli import app
 from harness.engine.base import ensure_base
+from harness.engine.engine import Engine
 from harness.errors import UsageError
 from harness.models.playbook import load_playbooks
+from harness.registry import mechanism_for
+from harness.tasks import Trigger
 from tests.conftest import ROOT, Cli
 
 EXAMPLE = ROOT / "docs" / "example_switch"
@@ -27,7 +32,7 @@ docker = pytest.mark.docker
 
 def audited(cli: Cli, runs: Path, *args: str | Path, code: int = 0) -> dict[str, Any]:
     """The audit's JSON; it must end with that code."""
-    done = cli("audit", *args, "--runs-dir", runs, "--json", timeout=100)
+    done = cli("audit", *args, "--runs-dir", runs, "--json", timeout=110)
     assert done.returncode == code, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -146,39 +151,30 @@ def test_a_kill_switch_that_fails_by_itself_is_one_sentence(harness_cli: Cli, bu
     assert done.stdout == ""
 
 
-@docker
-@pytest.mark.parametrize(
-    ("told", "sentence"),
-    [
-        (("--kill-switch", "/usr/local/sbin/gone"), "has no file /usr/local/sbin/gone"),
-        (("--kill-switch", "/sbin/stop-agent"), "/sbin is a link to usr/sbin"),
-        (("--kill-switch", "/usr/local/sbin/stop-agent", "--user", "nobodyatall"), "has no user 'nobodyatall'"),
-    ],
-)
-def test_what_an_image_lacks_is_one_sentence(
-    told: tuple[str, ...], sentence: str, harness_cli: Cli, tmp_path: Path
-) -> None:
-    """A path or user that isn't there is named, before any container runs."""
-    done = harness_cli("audit", "--dockerfile", EXAMPLE / "Dockerfile", *told, "--runs-dir", tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert sentence in " ".join(done.stderr.split())
+def refused(engine: Engine, run: str, image: str | None = None, user: str | None = None) -> str:
+    """Why a kill switch in an image can't be audited: in the example's where none is named."""
+    file = None if image else EXAMPLE / "Dockerfile"
+    own = OwnSwitch(image, file, run, Trigger.PROGRAM, user, None, 5, None)
+    plan = planned(Request(own=own), mechanism_for("math", None))
+    with pytest.raises(UsageError) as refusal:
+        asyncio.run(own_target(engine, own, plan))
+    return str(refusal.value)
 
 
 @docker
-def test_an_image_without_bash_is_one_sentence(client: DockerClient, harness_cli: Cli, tmp_path: Path) -> None:
-    """The agent's commands need it, and an audit can't do without them."""
+def test_what_an_image_lacks_is_one_sentence(engine: Engine, client: DockerClient) -> None:
+    """A path or user that isn't there, a link in the path and a shell that is missing are named, before any trial."""
+    assert "has no file /usr/local/sbin/gone" in refused(engine, "/usr/local/sbin/gone")
+    assert "/sbin is a link to usr/sbin" in refused(engine, "/sbin/stop-agent")
+    assert "has no user 'eve'" in refused(engine, "/usr/local/sbin/stop-agent", user="eve")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("stop"))
     client.api.import_image_from_data(packed.getvalue(), repository="offswitch/audited", tag="without-bash")
     try:
-        done = harness_cli(
-            "audit", "--image", "offswitch/audited:without-bash", "--kill-switch", "/stop", "--runs-dir", tmp_path
-        )
+        assert "has no /bin/bash" in refused(engine, "/stop", image="offswitch/audited:without-bash")
     finally:
         client.images.remove("offswitch/audited:without-bash", force=True)
-    assert done.returncode == 2
-    assert "has no /bin/bash" in done.stderr
 
 
 # ---- what is refused before anything is touched ----

@@ -71,10 +71,12 @@ class Cell(Frozen):
 class Audited(Frozen):
     """One kill switch, audited. ``control_s`` is how long it took untouched, ``late_s`` what counts as late.
 
-    ``not_applied`` says which of the container's options its trials did without.
+    ``not_applied`` says which of the container's options its trials did without, ``again`` is the command to which
+    ``--tactic`` and a name are added to play one of them again.
     """
 
     mechanism: str
+    again: str
     about: str
     rank: int
     defined_in: str

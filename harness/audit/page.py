@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from harness.audit.matrix import TACTICS, Report, Status
-from harness.audit.plan import reproduced_by
 from harness.audit.report import fixes, summary, words
 from harness.pages import render_page
 
 _CLASSES = {Status.DEFEATED: "bad", Status.DELAYED: "warn", Status.ERROR: "warn", Status.HELD: "good"}
 
 
-def as_page(report: Report, *, own: bool) -> str:
-    """The page. ``own``: the kill switch is the user's, and is audited again by the same command."""
+def as_page(report: Report) -> str:
+    """The page."""
     cells = {each.mechanism: each.cells() for each in report.audited}
     families = [family for family in TACTICS if any(family in each for each in cells.values())]
     return render_page(
@@ -25,5 +24,4 @@ def as_page(report: Report, *, own: bool) -> str:
         bad=(Status.DEFEATED, Status.DELAYED),
         status=Status,
         classes=_CLASSES,
-        reproduced_by=lambda mechanism, tactic: reproduced_by(report.command, mechanism, tactic, own=own),
     )

@@ -26,7 +26,10 @@ CORPUS = ROOT / "tasks" / "playbooks"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for. ``mechanisms``, ``families`` and ``tactics`` are names; none means all."""
+    """What the user asked for. ``mechanisms``, ``families`` and ``tactics`` are names; none means all.
+
+    ``command`` is what was typed, ``naming`` the words of it that name a kill switch of the user's own.
+    """
 
     mechanisms: tuple[str, ...] = ()
     own: OwnSwitch | None = None
@@ -36,6 +39,7 @@ class Request:
     concurrency: int = 4
     runs_dir: Path = Path("runs")
     command: str = "./lab audit"
+    naming: tuple[str, ...] = ()
 
 
 def mechanisms(request: Request) -> tuple[Mechanism, ...]:
@@ -67,8 +71,9 @@ def tactics(request: Request) -> tuple[Playbook, ...]:
 
 
 def planned(request: Request, mechanism: Mechanism) -> RunSpec:
-    """The run of a mechanism's tactics, yet without their number."""
-    run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{mechanism.name}-{secrets.token_hex(2)}"
+    """The run of a mechanism's tactics, yet without their number. One of the user's own takes the mechanism's place."""
+    name = request.own.name if request.own else mechanism.name
+    run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
     return RunSpec(
         run_id="".join(char if char.isalnum() or char in "-_." else "-" for char in run_id),
         model="audit",
@@ -84,10 +89,10 @@ def planned(request: Request, mechanism: Mechanism) -> RunSpec:
     )
 
 
-def reproduced_by(command: str, mechanism: str, tactic: str, *, own: bool) -> str:
-    """The command that plays one tactic again."""
-    what = command if own else f"./lab audit --mechanism {shlex.quote(mechanism)}"
-    return f"{what} --tactic {tactic}"
+def again(request: Request, mechanism: str) -> str:
+    """The command that audits this kill switch again, to which a tactic's name can be added."""
+    words = request.naming if request.own else ("--mechanism", mechanism)
+    return shlex.join(["./lab", "audit", *words])
 
 
 def as_yaml(book: Playbook) -> str:

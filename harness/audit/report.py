@@ -151,7 +151,7 @@ def _print_audited(console: Console, audited: Audited) -> None:
             each for each in audited.tried if each.family == family and each.status in (Status.DEFEATED, Status.DELAYED)
         ]
         if bad:
-            _print_family(console, family, cell, bad)
+            _print_family(console, audited.again, cell, bad)
     for each in audited.of(Status.ERROR):
         console.print(
             safe_line(f"  could not be judged: {each.tactic}: {each.because}"), style="magenta", soft_wrap=True
@@ -172,11 +172,13 @@ def summary(audited: Audited) -> str:
     counts = {status: len(audited.of(status)) for status in Status}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     untouched = f"untouched it takes {audited.control_s:.2f} s, late is after {audited.late_s:.2f} s"
-    return f"{len(audited.tried)} tactics: {said or 'none'}; {untouched}; {len(audited.findings)} findings"
+    return f"{len(audited.tried)} tactics: {said or 'none'}; {untouched}; findings: {len(audited.findings)}"
 
 
-def _print_family(console: Console, family: str, cell: Cell, bad: list[Tried]) -> None:
+def _print_family(console: Console, again: str, cell: Cell, bad: list[Tried]) -> None:
+    family = bad[0].family
     names = ", ".join(each.tactic for each in bad[:3]) + (", ..." if len(bad) > 3 else "")
     colour = COLOURS[cell.worst]
     console.print(Text(f"  {family}: {words(cell)}", style=colour) + safe_line(f"  ({names})"), soft_wrap=True)
     console.print(safe(f"    {fixes()[family]}"), soft_wrap=True)
+    console.print(safe_line(f"    {again} --tactic {bad[0].tactic}"), style="dim", soft_wrap=True)

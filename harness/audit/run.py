@@ -12,10 +12,10 @@ import httpx
 
 import harness
 from harness.audit.matrix import Audited, Report, Status, Tried, came_to, late_after, not_applicable, time_to_die
-from harness.audit.plan import Request, as_yaml, mechanisms, planned, tactics
+from harness.audit.plan import Request, again, as_yaml, mechanisms, planned, tactics
 from harness.audit.retarget import retarget
 from harness.audit.setup_check import check
-from harness.audit.targets import Target, own_target, shipped
+from harness.audit.targets import TASK, Target, own_target, shipped
 from harness.control import control_key, run_control
 from harness.engine.engine import Engine
 from harness.errors import UsageError
@@ -41,12 +41,13 @@ async def run_audit(request: Request) -> Report:
         raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         async with _lab(engine) as lab:
-            audited = [
-                await _audited(await shipped(engine, planned(request, each)), books, lab, store) for each in switches
-            ]
+            audited = []
             if request.own is not None:
-                run = planned(request, mechanism_for("math", None))
-                audited.append(await _audited(await own_target(engine, request.own, run), books, lab, store))
+                target = await own_target(engine, request.own, planned(request, mechanism_for(TASK, None)))
+                audited.append(await _audited(target, again(request, ""), books, lab, store))
+            for each in switches:
+                target = await shipped(engine, planned(request, each))
+                audited.append(await _audited(target, again(request, each.name), books, lab, store))
     return Report(
         offswitch=harness.__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -63,7 +64,7 @@ async def _lab(engine: Engine) -> AsyncIterator[Lab]:
         yield Lab(engine.sandboxes, desks, http, Scripted("nobody", ()))
 
 
-async def _audited(target: Target, books: tuple[Playbook, ...], lab: Lab, store: Store) -> Audited:
+async def _audited(target: Target, command: str, books: tuple[Playbook, ...], lab: Lab, store: Store) -> Audited:
     """One kill switch."""
     began, mechanism = time.monotonic(), target.run.mechanism
     control = await run_control(target.run, lab)
@@ -77,6 +78,7 @@ async def _audited(target: Target, books: tuple[Playbook, ...], lab: Lab, store:
     order = {book.id: number for number, book in enumerate(books)}
     return Audited(
         mechanism=mechanism.name,
+        again=command,
         about=mechanism.about,
         rank=mechanism.rank,
         defined_in=target.defined_in,
@@ -106,7 +108,10 @@ class _Played:
     store: Store
 
     async def all(self, aimed: list[Playbook]) -> list[Tried]:
-        """Play them, and once more by itself what was late or went wrong: that may have been the machine's fault."""
+        """Play them, and once more what was late or went wrong: that may have been the machine's fault.
+
+        Late is then measured by a control trial of the same minute.
+        """
         if not aimed:
             return []
         model = Scripted(f"audit of {self.target.run.mechanism.name}", tuple(aimed), SIMULATED)
@@ -117,7 +122,12 @@ class _Played:
         progress = Progress(run)
         with progress.shown():
             await run_trials(run, lab, progress.started, self._keeping(tried, aimed, progress))
-        return [await self._again(each, run, lab, aimed) for each in tried]
+        late_s = self.late_s
+        if any(each.status is Status.DELAYED for each in tried):
+            control_s = time_to_die((await run_control(self.target.run, lab)).evidence) or 0.0
+            late_s = max(late_s, late_after(control_s, run.mechanism.grace_s))
+        again = replace(self, late_s=late_s)
+        return [await again._again(each, run, lab, aimed) for each in tried]
 
     def _keeping(self, tried: list[Tried], aimed: list[Playbook], progress: Progress) -> Callable[[TrialRecord], None]:
         def finished(record: TrialRecord) -> None:

@@ -73,7 +73,8 @@ def _results(audited: Audited) -> Iterator[dict[str, Any]]:
     name = audited.mechanism
     for each in _bad(audited):
         text = f"{name} was {each.status} by '{each.tactic}' ({each.about or each.tactic}): {each.because}."
-        more = {"mechanism": name, "seen": list(each.seen), "playbook": each.played or ""}
+        again = f"{audited.again} --tactic {each.tactic}"
+        more = {"mechanism": name, "again": again, "seen": list(each.seen), "playbook": each.played or ""}
         yield {**_result(audited, _tactic_rule(each), _of(each), text, each.tactic), "properties": more}
     for finding in audited.findings:
         text, key = f"{finding.title}: {finding.evidence}. {finding.fix}", f"{finding.id} {finding.evidence}"

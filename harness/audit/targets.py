@@ -236,7 +236,7 @@ def not_applied(declared: Declared, limits: Limits) -> tuple[str, ...]:
         (f"devices {' '.join(d.devices)}", d.devices),
         (f"security_opt {profiles} (trials have the engine's default profiles)", profiles),
         ("read_only (the tactics need a folder to write to)", d.read_only),
-        (f"{len(d.environment)} variables of the environment", d.environment),
+        (f"the environment: {' '.join(each.name for each in d.environment)}", d.environment),
         (f"memory {_mb(d.memory)} (trials have {limits.memory_mb} MB)", _mb(d.memory) != f"{limits.memory_mb} MB"),
         (f"processes {d.processes or 'unlimited'} (trials have {limits.processes})", d.processes != limits.processes),
         (f"cpus {d.cpus or 'unlimited'} (trials have {limits.cpus:g})", d.cpus != limits.cpus),

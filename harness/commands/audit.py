@@ -72,10 +72,11 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     from harness.audit.run import run_audit  # noqa: PLC0415
     from harness.audit.targets import OwnSwitch  # noqa: PLC0415
 
-    own = None
+    own: OwnSwitch | None = None
     if image is not None or dockerfile is not None:
-        declared = _declared(options, compose, inspect)
-        own = OwnSwitch(image, dockerfile, kill_switch, trigger, user, workdir, grace, declared)
+        own = OwnSwitch(
+            image, dockerfile, kill_switch, trigger, user, workdir, grace, _declared(options, compose, inspect)
+        )
     elif any((kill_switch, user, workdir, options, compose, inspect)) or trigger is not Trigger.PROGRAM:
         raise UsageError("These options are of an image of your own: name it with --image or --dockerfile.")
     fail = gates(tuple(fail_on or ()))
@@ -90,10 +91,22 @@ def audit(  # noqa: PLR0917 - typer passes options by name
         playbooks=playbooks,
         concurrency=concurrency,
         runs_dir=runs_dir,
+        naming=_words(
+            image=image,
+            dockerfile=dockerfile,
+            kill_switch=kill_switch,
+            trigger=trigger.value,
+            user=user,
+            workdir=workdir,
+            grace=f"{grace:g}",
+            options=options,
+            compose=compose,
+            inspect=inspect,
+        ),
         command=f"./lab audit {shlex.join(sys.argv[2:])}".strip(),
     )
     report = asyncio.run(run_audit(request))
-    _write(report, files, own=own is not None)
+    _write(report, files)
     if as_json_:
         print_json(as_json(report))
     else:
@@ -104,6 +117,12 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     if not any(each.status.judged for audited in report.audited for each in audited.tried):
         print_error("No tactic could be judged.")
         raise typer.Exit(1)
+
+
+def _words(**told: object) -> tuple[str, ...]:
+    """Options as they are typed, less those that weren't."""
+    given = {f"--{name.replace('_', '-')}": str(value) for name, value in told.items() if value is not None}
+    return tuple(word for option in given.items() for word in option)
 
 
 def _declared(options: Path | None, compose: str | None, inspect: Path | None) -> Declared | None:
@@ -136,7 +155,7 @@ def _must_be_writable(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{path} can't be written: name a file in a folder that is there.")
 
 
-def _write(report: Report, files: dict[str, Path | None], *, own: bool) -> None:
+def _write(report: Report, files: dict[str, Path | None]) -> None:
     from harness.audit.junit import as_junit  # noqa: PLC0415
     from harness.audit.page import as_page  # noqa: PLC0415
     from harness.audit.plan import as_documents  # noqa: PLC0415
@@ -148,7 +167,7 @@ def _write(report: Report, files: dict[str, Path | None], *, own: bool) -> None:
         "json": lambda: json.dumps(as_json(report), indent=1),
         "sarif": lambda: json.dumps(as_sarif(report), indent=1),
         "junit": lambda: as_junit(report).decode(),
-        "html": lambda: as_page(report, own=own),
+        "html": lambda: as_page(report),
         "defeats": lambda: as_documents(dict.fromkeys(played)),
     }
     for name, path in files.items():
