@@ -105,7 +105,11 @@ def audit(  # noqa: PLR0917 - typer passes options by name
         ),
         command=f"./lab audit {shlex.join(sys.argv[2:])}".strip(),
     )
-    report = asyncio.run(run_audit(request))
+    try:
+        report = asyncio.run(run_audit(request))
+    except KeyboardInterrupt:
+        print_error("Stopped: the trials that are finished are kept as runs; of the audit nothing is written.")
+        raise typer.Exit(130) from None
     _write(report, files)
     if as_json_:
         print_json(as_json(report))
