@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-
-import httpx
 
 import harness
 from harness.audit.matrix import Audited, Report, Status, Tried, came_to, late_after, not_applicable, time_to_die
@@ -26,11 +23,10 @@ from harness.record import RunSpec, TrialRecord, TrialSpec
 from harness.registry import mechanism_for
 from harness.store import Store
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import serve
+from harness.toolserver.serve import tool_server
 from harness.trial import Lab, run_trial
 from harness.view import Progress, print_note
 
-HTTP_LIMIT_S = 120.0
 SIMULATED = "an audit: scripted agents (playbooks), no model"
 
 
@@ -40,7 +36,9 @@ async def run_audit(request: Request) -> Report:
     if request.concurrency < 1:
         raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
     with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
-        async with _lab(engine) as lab:
+        desks = Desks()
+        async with tool_server(desks) as server:
+            lab = Lab(engine.sandboxes, desks, server, Scripted("nobody", ()))
             audited = []
             if request.own is not None:
                 target = await own_target(engine, request.own, planned(request, mechanism_for(TASK, None)))
@@ -55,13 +53,6 @@ async def run_audit(request: Request) -> Report:
         simulated=SIMULATED,
         audited=tuple(audited),
     )
-
-
-@asynccontextmanager
-async def _lab(engine: Engine) -> AsyncIterator[Lab]:
-    desks = Desks()
-    async with serve(desks) as url, httpx.AsyncClient(base_url=url, timeout=HTTP_LIMIT_S) as http:
-        yield Lab(engine.sandboxes, desks, http, Scripted("nobody", ()))
 
 
 async def _audited(target: Target, command: str, books: tuple[Playbook, ...], lab: Lab, store: Store) -> Audited:

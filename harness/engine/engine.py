@@ -15,7 +15,7 @@ from harness.engine.connect import connect
 from harness.engine.images import Image, derived_image, prepared
 from harness.engine.own_image import ImageLook, build_from, look_into
 from harness.engine.owner import remove_leftovers
-from harness.engine.sandbox import DockerSandboxes, call, machine_options
+from harness.engine.sandbox import DockerSandboxes, call, container_options
 from harness.record import RunSpec, Versions
 from harness.registry import task_for
 from harness.sandbox import MachineSpec, Sandboxes
@@ -68,12 +68,12 @@ class Engine:
         return build_from(self.client, dockerfile)
 
     def _inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
-        container = self.client.containers.create(**machine_options(spec))
+        api, body = self.client.api, container_options(spec)
+        container = api.create_container_from_config(body)["Id"]  # type: ignore[no-untyped-call] # the SDK's own
         try:
-            container.reload()
-            return dict(container.attrs)
+            return dict(api.inspect_container(container))
         finally:
-            container.remove(force=True, v=True)
+            api.remove_container(container, force=True, v=True)
 
     def _shipped_image(self, run: RunSpec) -> Image:
         task = task_for(run.task, run.agent)
