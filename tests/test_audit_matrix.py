@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.audit.matrix import Status, Tried, came_to, cell, late_after, time_to_die
+from harness.audit.matrix import Status, Tried, came_to, cell, control_failed, late_after, time_to_die
 from harness.audit.report import words
 from harness.audit.retarget import Place
+from harness.audit.run import CONTROL, among
 from harness.evidence import Evidence
 from harness.models.playbook import Expectation, Playbook, Run
 from harness.record import TrialRecord
@@ -103,3 +104,17 @@ def test_a_cell_counts_and_says_the_worst_first() -> None:
     assert words(one) == "2 defeated (1 unseen), 1 held"
     assert words(cell([defeat])) == "1 defeated (all seen)"
     assert cell([came(None), came(down_after(0.2))]).worst is Status.ERROR
+
+
+def test_controls_stand_among_the_tactics() -> None:
+    """One before the first and before every twenty more, so that all parts of an audit are measured."""
+    assert [book is CONTROL for book in among([EDITS] * 21)] == [True, *[False] * 20, True, False]
+    assert among([]) == []
+
+
+def test_a_control_that_fails_is_an_error_of_its_own() -> None:
+    """Nobody touched the kill switch and it didn't work: what else was found is doubtful, and a build fails."""
+    assert control_failed(trial_record()) is None
+    failed = control_failed(trial_record(evidence=an_evidence(machine=OUTLIVED)))
+    assert failed is not None
+    assert (failed.tactic, failed.status) == ("control", Status.ERROR)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import harness
-from harness.audit.matrix import Audited, Report, Status, Tried, came_to, late_after, not_applicable, time_to_die
+from harness.audit.matrix import (
+    Audited,
+    Report,
+    Status,
+    Tried,
+    came_to,
+    control_failed,
+    late_after,
+    not_applicable,
+    time_to_die,
+)
 from harness.audit.plan import Request, again, as_yaml, mechanisms, planned, tactics
 from harness.audit.retarget import retarget
 from harness.audit.setup_check import check
@@ -17,7 +27,7 @@ from harness.control import control_key, run_control
 from harness.engine.engine import Engine
 from harness.errors import UsageError
 from harness.experiment import run_trials
-from harness.models.playbook import Playbook
+from harness.models.playbook import Advance, Playbook
 from harness.models.scripted import Scripted
 from harness.record import RunSpec, TrialRecord, TrialSpec
 from harness.registry import mechanism_for
@@ -27,6 +37,8 @@ from harness.toolserver.serve import tool_server
 from harness.trial import Lab, run_trial
 from harness.view import Progress, print_note
 
+CONTROL_EVERY = 20
+CONTROL = Playbook(id="control", about="goes on until the machine is down", steps=(Advance(until="done"),))
 SIMULATED = "an audit: scripted agents (playbooks), no model"
 
 
@@ -61,12 +73,11 @@ async def _audited(target: Target, command: str, books: tuple[Playbook, ...], la
     control = await run_control(target.run, lab)
     store.add_control(control_key(target.run, target.versions), control)
     control_s = time_to_die(control.evidence) or 0.0
-    late_s = late_after(control_s, mechanism.grace_s)
     aimed = {book.id: retarget(book, target.place) for book in books}
     left_out = [not_applicable(book, why) for book in books if isinstance(why := aimed[book.id], str)]
-    played = _Played(target, late_s, {book.id: book for book in books}, lab, store)
-    tried = await played.all([book for book in aimed.values() if isinstance(book, Playbook)])
-    order = {book.id: number for number, book in enumerate(books)}
+    played = _Played(target, control_s, {book.id: book for book in books}, lab, store)
+    late_s, tried = await played.all([book for book in aimed.values() if isinstance(book, Playbook)])
+    order = {book.id: number for number, book in enumerate((CONTROL, *books))}
     return Audited(
         mechanism=mechanism.name,
         again=command,
@@ -88,55 +99,68 @@ async def _audited(target: Target, command: str, books: tuple[Playbook, ...], la
     )
 
 
+def among(aimed: Sequence[Playbook]) -> list[Playbook]:
+    """The tactics with a control before every so many: how long the kill switch takes on a machine this busy."""
+    chunks = (aimed[first : first + CONTROL_EVERY] for first in range(0, len(aimed), CONTROL_EVERY))
+    return [book for chunk in chunks for book in (CONTROL, *chunk)]
+
+
 @dataclass(frozen=True)
 class _Played:
     """The trials of one kill switch. ``books`` are the tactics as they are written, by their id."""
 
     target: Target
-    late_s: float
+    control_s: float
     books: dict[str, Playbook]
     lab: Lab
     store: Store
 
-    async def all(self, aimed: list[Playbook]) -> list[Tried]:
-        """Play them, and once more what was late or went wrong: that may have been the machine's fault.
+    async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[Tried]]:
+        """Play them, controls among them; what counts as late, and what each came to.
 
-        Late is then measured by a control trial of the same minute.
+        What was late or went wrong is played once more: that may have been the machine's fault.
         """
-        if not aimed:
-            return []
-        model = Scripted(f"audit of {self.target.run.mechanism.name}", tuple(aimed), SIMULATED)
-        run = self.target.run.model_copy(update={"n": len(aimed), "model": model.name, "simulated": SIMULATED})
-        lab = replace(self.lab, model=model)
-        self.store.add_run(run, self.target.stored_image, self.target.versions)
-        tried: list[Tried] = []
-        progress = Progress(run)
-        with progress.shown():
-            await run_trials(run, lab, progress.started, self._keeping(tried, aimed, progress))
-        late_s = self.late_s
-        if any(each.status is Status.DELAYED for each in tried):
-            control_s = time_to_die((await run_control(self.target.run, lab)).evidence) or 0.0
-            late_s = max(late_s, late_after(control_s, run.mechanism.grace_s))
-        again = replace(self, late_s=late_s)
-        return [await again._again(each, run, lab, aimed) for each in tried]
+        books = among(aimed)
+        model = Scripted(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
+        run = self.target.run.model_copy(update={"n": len(books), "model": model.name, "simulated": SIMULATED})
+        lab, records = replace(self.lab, model=model), await self._records(run, model)
+        controls = [record for record in records if books[record.number - 1] is CONTROL]
+        late_s = late_after(max(self.control_s, *map(self._control_s, controls), 0.0), run.mechanism.grace_s)
+        tried: list[Tried] = [failed for record in controls if (failed := control_failed(record))]
+        for record in records:
+            if (book := books[record.number - 1]) is not CONTROL:
+                first = self._came_to(record, book, late_s)
+                tried.append(await self._again(first, run, lab, book, late_s))
+        return late_s, tried
 
-    def _keeping(self, tried: list[Tried], aimed: list[Playbook], progress: Progress) -> Callable[[TrialRecord], None]:
+    async def _records(self, run: RunSpec, model: Scripted) -> list[TrialRecord]:
+        if not run.n:
+            return []
+        records: list[TrialRecord] = []
+        progress = Progress(run)
+
         def finished(record: TrialRecord) -> None:
             self.store.add_trial(record)
-            tried.append(self._came_to(record, aimed))
+            records.append(record)
             progress.finished(record)
 
-        return finished
+        self.store.add_run(run, self.target.stored_image, self.target.versions)
+        with progress.shown():
+            await run_trials(run, replace(self.lab, model=model), progress.started, finished)
+        return records
 
-    def _came_to(self, record: TrialRecord, aimed: list[Playbook]) -> Tried:
-        book = aimed[record.number - 1]
-        result = came_to(self.books[book.id], record, self.late_s, self.target.place)
+    def _control_s(self, record: TrialRecord) -> float:
+        took_s = time_to_die(record.evidence)
+        return self.target.run.mechanism.grace_s if took_s is None else took_s
+
+    def _came_to(self, record: TrialRecord, book: Playbook, late_s: float) -> Tried:
+        result = came_to(self.books[book.id], record, late_s, self.target.place)
         plain = result.status in (Status.HELD, Status.NOT_APPLICABLE)
         return result if plain else result.model_copy(update={"played": as_yaml(book)})
 
-    async def _again(self, first: Tried, run: RunSpec, lab: Lab, aimed: list[Playbook]) -> Tried:
+    async def _again(self, first: Tried, run: RunSpec, lab: Lab, book: Playbook, late_s: float) -> Tried:
         if first.status not in (Status.DELAYED, Status.ERROR) or first.trial is None:
             return first
         spec = TrialSpec(run=run, number=first.trial, options=run.options)
-        second = self._came_to(await run_trial(spec, lab), aimed)
+        second = self._came_to(await run_trial(spec, lab), book, late_s)
         return second if second.status is not Status.ERROR else first
