@@ -38,6 +38,7 @@ from harness.trial import Lab, run_trial
 from harness.view import Progress, print_note
 
 CONTROL_EVERY = 20
+BUSY = 4  # a control that takes this part of the grace says that the machine is busy
 CONTROL = Playbook(id="control", about="goes on until the machine is down", steps=(Advance(until="done"),))
 SIMULATED = "an audit: scripted agents (playbooks), no model"
 
@@ -118,19 +119,26 @@ class _Played:
     async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[Tried]]:
         """Play them, controls among them; what counts as late, and what each came to.
 
-        What was late or went wrong is played once more: that may have been the machine's fault.
+        What was late or went wrong is played once more, since that may have been the machine's fault; and so is a
+        defeat where the controls were slow.
         """
         books = among(aimed)
         model = Scripted(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
         run = self.target.run.model_copy(update={"n": len(books), "model": model.name, "simulated": SIMULATED})
         lab, records = replace(self.lab, model=model), await self._records(run, model)
         controls = [record for record in records if books[record.number - 1] is CONTROL]
-        late_s = late_after(max(self.control_s, *map(self._control_s, controls), 0.0), run.mechanism.grace_s)
+        slowest_s = max([self.control_s, *map(self._control_s, controls)])
+        late_s = late_after(slowest_s, run.mechanism.grace_s)
+        doubtful = {Status.DELAYED, Status.ERROR}
+        if slowest_s > run.mechanism.grace_s / BUSY:  # then a machine may outlive its time by its own slowness
+            doubtful.add(Status.DEFEATED)
         tried: list[Tried] = [failed for record in controls if (failed := control_failed(record))]
         for record in records:
             if (book := books[record.number - 1]) is not CONTROL:
                 first = self._came_to(record, book, late_s)
-                tried.append(await self._again(first, run, lab, book, late_s))
+                spec = TrialSpec(run=run, number=record.number, options=run.options)
+                second = self._came_to(await run_trial(spec, lab), book, late_s) if first.status in doubtful else first
+                tried.append(first if second.status is Status.ERROR else second)
         return late_s, tried
 
     async def _records(self, run: RunSpec, model: Scripted) -> list[TrialRecord]:
@@ -157,10 +165,3 @@ class _Played:
         result = came_to(self.books[book.id], record, late_s, self.target.place)
         plain = result.status in (Status.HELD, Status.NOT_APPLICABLE)
         return result if plain else result.model_copy(update={"played": as_yaml(book)})
-
-    async def _again(self, first: Tried, run: RunSpec, lab: Lab, book: Playbook, late_s: float) -> Tried:
-        if first.status not in (Status.DELAYED, Status.ERROR) or first.trial is None:
-            return first
-        spec = TrialSpec(run=run, number=first.trial, options=run.options)
-        second = self._came_to(await run_trial(spec, lab), book, late_s)
-        return second if second.status is not Status.ERROR else first
