@@ -67,7 +67,7 @@ def equivalent(ours: Proportion, theirs: Proportion, margin: float, alpha: float
 
 def equality_p(ours: Proportion, theirs: Proportion) -> float:
     """How likely so great a difference is where there is none: Fisher's exact test, two-sided."""
-    return float(fisher_exact(_corners(ours, theirs)).pvalue)
+    return float(fisher_exact(np.array(_corners(ours, theirs))).pvalue)
 
 
 def _corners(ours: Proportion, theirs: Proportion) -> list[list[int]]:

@@ -21,9 +21,10 @@ def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: fl
     if p1 == p2:
         raise UsageError(f"Two rates of {p1:g} do not differ: give --margin to ask about equivalence.")
     effect = proportion_effectsize(p1, p2)
-    return ceil(
+    trials: int = ceil(
         NormalIndPower().solve_power(effect_size=abs(effect), power=power, alpha=alpha, alternative="two-sided")
     )
+    return trials
 
 
 def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: float = 0.05) -> float:

@@ -7,6 +7,7 @@ from typing import cast
 
 import typer
 
+from harness.commands.audit import audit
 from harness.commands.clean import clean
 from harness.commands.conditions import list_conditions
 from harness.commands.corpus import corpus
@@ -42,6 +43,7 @@ app.command()(experiment)
 app.command()(power)
 app.command()(report)
 app.command()(compare)
+app.command()(audit)
 
 
 def main() -> None:

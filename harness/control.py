@@ -24,7 +24,8 @@ LIMIT_S = 300.0
 
 def control_key(run: RunSpec, versions: Versions) -> str:
     """What a control trial is good for: this image, mechanism and machine, on this engine, by today's rules."""
-    parts = (run.task, run.image, run.mechanism.model_dump_json(), run.limits.model_dump_json())
+    agent = run.agent.model_dump_json() if run.agent else ""
+    parts = (run.task, run.image, agent, run.mechanism.model_dump_json(), run.limits.model_dump_json())
     return hashlib.sha256("\0".join((*parts, versions.engine, versions.kernel, str(RULES))).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from harness.conditions import Condition, Prompts
 from harness.evidence import Evidence, Frozen
 from harness.models import Entry, Usage
 from harness.sandbox import Limits
-from harness.tasks import Mechanism, TaskOptions
+from harness.tasks import Agent, Mechanism, TaskOptions
 from harness.verdict import Verdict
 
 
@@ -41,7 +41,7 @@ class RunSpec(Frozen):
 
     ``player`` tells one agent from another of the same name: a hash of its playbooks, a live model's settings.
     ``ask_after``: the agent is asked about the trial once it is over. ``plan`` is there where the run is a cell of an
-    experiment.
+    experiment. ``agent`` is who the agent is in an image of the user's own; None is the task's own.
     """
 
     run_id: str
@@ -60,6 +60,7 @@ class RunSpec(Frozen):
     player: dict[str, Any] = Field(default_factory=dict)
     ask_after: bool = False
     plan: Plan | None = None
+    agent: Agent | None = None
 
 
 class TrialSpec(Frozen):

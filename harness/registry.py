@@ -6,7 +6,7 @@ from functools import cache
 
 from harness.data import ROOT, names_in, pick, read_yaml
 from harness.errors import UsageError
-from harness.tasks import Mechanism, Task
+from harness.tasks import Agent, Mechanism, Task
 from harness.tasks.math import MATH
 from harness.tasks.patrol import PATROL
 
@@ -19,6 +19,12 @@ def task_named(name: str) -> Task:
     return TASKS[pick("task", name, TASKS)]
 
 
+def task_for(name: str, agent: Agent | None) -> Task:
+    """The task of that name as ``agent`` plays it; its own agent where that is None. Raises UsageError."""
+    task = task_named(name)
+    return task if agent is None else task.played_by(agent)
+
+
 def image_named(name: str) -> str:
     """The image's folder in sandbox_images/. Raises UsageError."""
     return pick("image", name, names_in("sandbox_images", "Dockerfile"))
@@ -27,6 +33,12 @@ def image_named(name: str) -> str:
 def mechanism_named(name: str) -> Mechanism:
     """The mechanism of that name. Raises UsageError."""
     return _mechanism(pick("mechanism", name, names_in("shutdown_scripts", "mechanism.yaml")))
+
+
+def mechanisms_for(task: str) -> tuple[Mechanism, ...]:
+    """The mechanisms that serve a task, from weak to strong."""
+    found = (_mechanism(name) for name in names_in("shutdown_scripts", "mechanism.yaml"))
+    return tuple(sorted((each for each in found if task in each.tasks), key=lambda each: each.rank))
 
 
 def mechanism_for(task: str, name: str | None) -> Mechanism:

@@ -229,8 +229,9 @@ class Session:
             self._enter(what, request, answer[1:].decode())
         if Asked.DUE in events:
             self.watcher.mark_due(self._number, self._now(), after_notice=self._noticed)
-            self._settling = asyncio.create_task(self._settle())
-            await self._set_off()
+            setting_off = asyncio.ensure_future(self._set_off())
+            self._settling = asyncio.create_task(self._settle(setting_off))
+            await setting_off
 
     async def _set_off(self) -> None:
         """Set a mechanism off that isn't the task program's to run. One that fails has had its time all the same."""
@@ -244,8 +245,9 @@ class Session:
                 await self.sandbox.put(mechanism.flag, b"")
             await self._look(by_lab=True)
 
-    async def _settle(self) -> None:
-        """Give the mechanism its time; then the machine is down by it, or has outlived it."""
+    async def _settle(self, setting_off: asyncio.Future[None]) -> None:
+        """Give the mechanism its time, once it is set off; then the machine is down by it, or has outlived it."""
+        await asyncio.wait([setting_off])  # on a busy engine the lab's own part of it takes longer than the mechanism
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
         self.outlived_due = self.progress.outlived = not down
         self.outlived_at_s = None if down else self._now()

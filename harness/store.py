@@ -295,11 +295,6 @@ class Store:
             request=json.loads(row[5]) if row[5] else None,
         )
 
-    def counts(self, run_id: str) -> dict[Outcome, int]:
-        """How many finished trials of a run ended in each outcome; of a run that isn't there, none."""
-        rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
-        return {Outcome(outcome): count for outcome, count in rows}
-
     def trials(self, run_id: str, numbers: Iterable[int] | None = None) -> Iterator[TrialRecord]:
         """The trials of a run, in order, one at a time; only those ``numbers`` where given."""
         if numbers is not None:

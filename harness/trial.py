@@ -27,7 +27,7 @@ from harness.models.live import Live
 from harness.own_agent import Endpoint, Minutes, OwnAgent, Player
 from harness.pulse import LIMITS, Phase, Pulse
 from harness.record import TrialRecord, TrialSpec
-from harness.registry import task_named
+from harness.registry import task_for
 from harness.sandbox import Lifeline, MachineSpec, Sandboxes, Steady
 from harness.session import Listener, Session
 from harness.toolserver.app import Desks
@@ -103,7 +103,7 @@ class Account:
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     """Run one trial and judge what became of its kill switch. A failure of the lab itself is its outcome ``error``."""
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
-    task = task_named(spec.run.task)
+    task = task_for(spec.run.task, spec.run.agent)
     progress = task.begin(spec.options, spec.run.mechanism)
     session = Session(task, spec.run.mechanism, progress, follow_up=spec.run.condition.follow_up)
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
@@ -258,7 +258,7 @@ async def _ask(
 
 
 def _machine(spec: TrialSpec) -> MachineSpec:
-    task = task_named(spec.run.task)
+    task = task_for(spec.run.task, spec.run.agent)
     return MachineSpec(
         image=spec.run.image,
         run_id=spec.run.run_id,

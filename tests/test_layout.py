@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.parent
 # The story from the command line down to a trial; everything else is below, and knows nothing of it.
 STORY = tuple(
     f"harness.{name}"
-    for name in ("trial", "experiment", "control", "main_job", "grid_job", "grid_view", "commands", "cli", "__main__")
+    for name in (
+        *("trial", "experiment", "control", "main_job", "grid_job", "grid_view"),
+        *("audit", "commands", "cli", "__main__"),
+    )
 )
 
 

@@ -38,9 +38,9 @@ def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
     try:
         if chosen := os.environ.get("OFFSWITCH_BASE"):
             _fetch(client, say, chosen).tag(tag)
-        elif not _present(client, tag):
+        elif not present(client, tag):
             with alone(say) if os.geteuid() == 0 else nullcontext():
-                if not _present(client, tag):
+                if not present(client, tag):
                     _make(client, say, tag)
     except APIError as error:
         raise ImageError(f"The engine refused the base image {tag}: {error.explanation or error}.") from error
@@ -145,11 +145,12 @@ def _own_source() -> Source | None:
 def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:
     name, _, version = tag.rpartition(":")
     client.api.import_image(src=archive, repository=name, tag=version, changes=["LABEL offswitch=base"])
-    if not _present(client, tag):  # the engine reports a bad archive inside a reply that says 200
+    if not present(client, tag):  # the engine reports a bad archive inside a reply that says 200
         raise ImageError(f"The engine took the base image in but doesn't show it as {tag}.")
 
 
-def _present(client: docker.DockerClient, tag: str) -> bool:
+def present(client: docker.DockerClient, tag: str) -> bool:
+    """Whether the engine has an image of that tag."""
     try:
         client.images.get(tag)
     except ImageNotFound:

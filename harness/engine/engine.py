@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import docker
 import docker.errors
 
 from harness.engine.base import ensure_base
 from harness.engine.connect import connect
-from harness.engine.images import Image, prepared
+from harness.engine.images import Image, derived_image, prepared
 from harness.engine.lives import Lives
+from harness.engine.own_image import ImageLook, build_from, look_into
 from harness.engine.owner import remove_leftovers, remove_own
-from harness.engine.sandbox import DockerSandboxes, call
+from harness.engine.sandbox import DockerSandboxes, call, container_options
 from harness.errors import EngineError
 from harness.record import RunSpec, Versions
-from harness.registry import task_named
-from harness.sandbox import Sandboxes
+from harness.registry import task_for
+from harness.sandbox import MachineSpec, Sandboxes
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Engine:
 
     async def prepare(self, run: RunSpec) -> tuple[Image, Versions]:
         """Clear what killed runs left behind, and make sure of the run's image. Raises EngineError."""
-        return await call(self._prepare, run)
+        return await call(self._prepare, run, self._shipped_image)
 
     async def has_image(self, tag: str) -> bool:
         """Whether the engine has an image of that tag. Raises EngineError where it doesn't answer."""
@@ -72,10 +75,44 @@ class Engine:
             return False
         return True
 
-    def _prepare(self, run: RunSpec) -> tuple[Image, Versions]:
+    async def prepare_own(self, run: RunSpec) -> tuple[Image, Versions]:
+        """The same for a run in an image of the user's own, which it names. Raises EngineError."""
+        return await call(self._prepare, run, self._derived_image)
+
+    async def build_own(self, dockerfile: Path) -> str:
+        """Build the user's Dockerfile; the image's tag. Raises ImageError."""
+        return await call(self._build_own, dockerfile)
+
+    async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageLook:
+        """What a local image says of itself, and what of these paths and programs is in it. Raises ImageError."""
+        return await call(look_into, self.client, image, tuple(paths), tuple(programs))
+
+    async def inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
+        """What the engine says about a trial's container; one is created for it and never started."""
+        return await call(self._inspect_machine, spec)
+
+    def _build_own(self, dockerfile: Path) -> str:
+        ensure_base(self.client, self.say)  # what an example of ours starts from
+        return build_from(self.client, dockerfile)
+
+    def _inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
+        api, body = self.client.api, container_options(spec)
+        container = api.create_container_from_config(body)["Id"]  # type: ignore[no-untyped-call] # the SDK's own
+        try:
+            return dict(api.inspect_container(container))
+        finally:
+            api.remove_container(container, force=True, v=True)
+
+    def _shipped_image(self, run: RunSpec) -> Image:
+        task = task_for(run.task, run.agent)
+        return prepared(self.client, run.image, task, run.mechanism, lambda: ensure_base(self.client, self.say))
+
+    def _derived_image(self, run: RunSpec) -> Image:
+        return derived_image(self.client, run.image, task_for(run.task, run.agent))
+
+    def _prepare(self, run: RunSpec, image_for: Callable[[RunSpec], Image]) -> tuple[Image, Versions]:
         if leftovers := remove_leftovers(self.client):
             self.say(f"Removed {leftovers} containers that a killed run left behind.")
-        task = task_named(run.task)
-        image = prepared(self.client, run.image, task, run.mechanism, lambda: ensure_base(self.client, self.say))
+        image = image_for(run)
         facts = self.client.version()
         return image, Versions(engine=facts["Version"], kernel=facts.get("KernelVersion", ""))

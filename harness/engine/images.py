@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import subprocess
 import tarfile
 import tempfile
@@ -15,9 +16,9 @@ from posixpath import dirname
 
 import docker
 import docker.errors
-from docker.models.images import Image as DockerImage
 
 from harness.data import ROOT
+from harness.engine.base import present
 from harness.engine.compiler import find_compiler
 from harness.engine.owner import owner_labels
 from harness.environment import without_keys
@@ -63,11 +64,28 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
     dockerfile = (ROOT / "sandbox_images" / name / "Dockerfile").read_bytes()
     arguments = _arguments(task, base)
     tag = f"{REPOSITORY}:{_digest(base_id, dockerfile, arguments, root, own)}"
-    try:
-        image = client.images.get(tag)
-    except docker.errors.ImageNotFound:
-        image = _build(client, tag, _context(dockerfile, root, own, task), arguments)
-    return Image(name=name, tag=tag, id=str(image.id), base=base_id, packages=_packages(client, tag))
+    if not present(client, tag):
+        _build(client, tag, _context(dockerfile, root, own, task), arguments)
+    return _image(client, name, tag, base_id)
+
+
+def derived_image(client: docker.DockerClient, base: str, task: Task) -> Image:
+    """An image of the user's own with the lab's console and the task's programs in it. Raises ImageError.
+
+    They are put in file by file, so that no folder that is there gets another owner or mode.
+    """
+    base_id = str(client.images.get(base).id)
+    parts = list(_programs(task))
+    copies = (f"COPY {json.dumps([f'root{file.path}', file.path])}" for file in parts)
+    dockerfile = "\n".join(["ARG BASE", "FROM ${BASE}", *copies, "ENTRYPOINT []", ""]).encode()
+    tag = f"{REPOSITORY}:{_digest(base_id, dockerfile, {}, parts, [])}"
+    if not present(client, tag):
+        _build(client, tag, _context(dockerfile, parts, [], task), {"BASE": base})
+    return _image(client, base, tag, base_id)
+
+
+def _image(client: docker.DockerClient, name: str, tag: str, base: str) -> Image:
+    return Image(name=name, tag=tag, id=str(client.images.get(tag).id), base=base, packages=_packages(client, tag))
 
 
 def _arguments(task: Task, base: str) -> dict[str, str]:
@@ -133,20 +151,20 @@ def _add(archive: tarfile.TarFile, name: str, mode: int, content: bytes) -> None
     archive.addfile(member, io.BytesIO(content))
 
 
-def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dict[str, str]) -> DockerImage:
+def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dict[str, str]) -> None:
     try:
-        image, _ = client.images.build(
+        client.images.build(
             fileobj=io.BytesIO(context),
             custom_context=True,
             tag=tag,
             buildargs=arguments,
             labels={"offswitch": "sandbox"},
+            network_mode="none",  # an image of the user's own may have more to run than is copied into it
             rm=True,
             forcerm=True,
         )
     except docker.errors.BuildError as error:
         raise ImageError(f"The sandbox image does not build: {error.msg}") from error
-    return image
 
 
 def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:

@@ -326,7 +326,7 @@ class ArchiveLook:
         except docker.errors.NotFound:
             return missing(path)
         except docker.errors.APIError as error:  # the engine gives up on a link to itself, here or on the way here
-            looped = "too many links" in str(error.explanation) and self._stands(dirname(path))
+            looped = "too many links" in str(error.explanation) and self.stands(dirname(path))
             return FileState(path=path, kind=FileKind.SYMLINK) if looped else missing(path)
         try:
             with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
@@ -337,7 +337,7 @@ class ArchiveLook:
         except tarfile.TarError:
             return missing(path)
 
-    def _stands(self, path: str) -> bool:
+    def stands(self, path: str) -> bool:
         """Whether anything stands at a path that the engine can follow."""
         assert self.container.client is not None
         api = self.container.client.api

@@ -7,7 +7,7 @@ is a request by a hostile process; what it gets is a reply and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from posixpath import dirname
 from typing import Literal, Protocol
@@ -138,16 +138,25 @@ class Task:
     rootfs: str | None
     begin: Callable[[TaskOptions, Mechanism], Progress]
 
+    def played_by(self, agent: Agent) -> Task:
+        """The same task for another agent, with its programs in that one's folder. Of tasks that have programs."""
+        there = agent.workdir.rstrip("/")
+        mine = self.agent.workdir
+        programs = tuple((there + path.removeprefix(mine), mode, source) for path, mode, source in self.programs)
+        around = dict.fromkeys(folder for path, _, _ in programs for folder in folders_of(path))
+        watched = [(path, Role.PROGRAM) for path, _, _ in programs] + [(folder, Role.AROUND) for folder in around]
+        return replace(self, agent=agent, programs=programs, watched=tuple(watched))
+
     def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
         """What the watcher looks at when this task ends by ``mechanism``: paths and why."""
         mine = [(mechanism.path, Role.MECHANISM)] if mechanism.path else []
         mine += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
         known = {path for path, _ in self.watched}
-        around = {folder for path, _ in mine for folder in _folders(path)} - known
+        around = {folder for path, _ in mine for folder in folders_of(path)} - known
         return (*mine, *self.watched, *((folder, Role.AROUND) for folder in sorted(around)))
 
 
-def _folders(path: str) -> Iterator[str]:
+def folders_of(path: str) -> Iterator[str]:
     """The folders a path is reached through, the root aside."""
     while (path := dirname(path)) not in ("", "/"):
         yield path

@@ -1,0 +1,61 @@
+"""An audit as JUnit XML: a suite for each kill switch, a case for each tactic and each part of its set-up."""
+
+from __future__ import annotations
+
+import re
+
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from harness.audit.matrix import Audited, Report, Status, Tried
+from harness.audit.report import fixes
+from harness.audit.setup_check import Finding
+
+# What XML 1.0 can't hold, whatever it is escaped as.
+_UNSPEAKABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def as_junit(report: Report) -> bytes:
+    """The file's bytes. A tactic that defeats or delays a kill switch is a failure, as is each finding."""
+    document = JUnitXml("offswitch audit")
+    for audited in report.audited:
+        document.add_testsuite(_suite(audited))
+    return bytes(document.tostring())  # type: ignore[no-untyped-call] # the library leaves this one untyped
+
+
+def _suite(audited: Audited) -> TestSuite:
+    suite = TestSuite(audited.mechanism)
+    for each in audited.tried:
+        suite.add_testcase(_case(audited, each))
+    for finding in audited.findings:
+        suite.add_testcase(_finding(audited, finding))
+    return suite
+
+
+def _case(audited: Audited, tried: Tried) -> TestCase:
+    case = TestCase(tried.tactic, f"{audited.mechanism}.{tried.family}", tried.took_s or 0)
+    match tried.status:
+        case Status.DEFEATED | Status.DELAYED:
+            case.result = [_failure(tried)]
+        case Status.ERROR:
+            case.result = [Error(_plain(tried.because), "error")]
+        case Status.NOT_APPLICABLE:
+            case.result = [Skipped(_plain(tried.because))]
+    return case
+
+
+def _failure(tried: Tried) -> Failure:
+    failure = Failure(_plain(tried.because), str(tried.status))
+    failure.text = _plain(f"{fixes()[tried.family]}\n\n{tried.played or ''}")
+    return failure
+
+
+def _finding(audited: Audited, finding: Finding) -> TestCase:
+    case = TestCase(finding.id, f"{audited.mechanism}.setup", 0)
+    failure = Failure(_plain(f"{finding.title}: {finding.evidence}"), str(finding.severity))
+    failure.text = _plain(finding.fix)
+    case.result = [failure]
+    return case
+
+
+def _plain(text: str) -> str:
+    return _UNSPEAKABLE.sub("?", text)

@@ -1,0 +1,131 @@
+"""What an audit is asked to do, checked before anything is touched: which kill switches, and which tactics."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from harness.audit.matrix import TACTICS, UNNAMED
+from harness.audit.targets import TASK, OwnSwitch, checked
+from harness.conditions import condition_for
+from harness.data import ROOT, pick
+from harness.errors import UsageError
+from harness.models.playbook import Advance, Playbook, Run, Step, Submit, load_playbooks
+from harness.record import RunSpec
+from harness.registry import DEFAULT_IMAGE, mechanism_for, mechanisms_for
+from harness.tasks import Mechanism, TaskOptions
+
+CORPUS = ROOT / "tasks" / "playbooks"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for. ``mechanisms``, ``families`` and ``tactics`` are names; none means all.
+
+    ``command`` is what was typed, ``naming`` the words of it that name a kill switch of the user's own.
+    """
+
+    mechanisms: tuple[str, ...] = ()
+    own: OwnSwitch | None = None
+    families: tuple[str, ...] = ()
+    tactics: tuple[str, ...] = ()
+    playbooks: Path | None = None
+    concurrency: int = 4
+    runs_dir: Path = Path("runs")
+    command: str = "./lab audit"
+    naming: tuple[str, ...] = ()
+
+
+def mechanisms(request: Request) -> tuple[Mechanism, ...]:
+    """The shipped mechanisms to audit, from weak to strong; none where it is the user's own. Raises UsageError."""
+    if request.own is not None:
+        if request.mechanisms:
+            raise UsageError("--mechanism audits what ships, --image and --dockerfile your own: use one of them.")
+        checked(request.own)
+        return ()
+    if not request.mechanisms:
+        return mechanisms_for(TASK)
+    return tuple(mechanism_for(TASK, name) for name in dict.fromkeys(request.mechanisms))
+
+
+def tactics(request: Request) -> tuple[Playbook, ...]:
+    """The playbooks that attack, as far as they were asked for. Raises UsageError."""
+    books = [book for book in load_playbooks(request.playbooks or CORPUS) if book.task == TASK]
+    attacks = {book.id: book for book in books if (book.family or UNNAMED) in TACTICS}
+    families = {pick("family of tactics", name, TACTICS) for name in request.families}
+    names = {pick("tactic", name, attacks) for name in request.tactics}
+    chosen = [
+        book
+        for book in attacks.values()
+        if (not families or (book.family or UNNAMED) in families) and (not names or book.id in names)
+    ]
+    if not chosen:
+        raise UsageError("There is no tactic to play: no playbook of these families and names attacks a kill switch.")
+    return tuple(chosen)
+
+
+def planned(request: Request, mechanism: Mechanism) -> RunSpec:
+    """The run of a mechanism's tactics, yet without their number. One of the user's own takes the mechanism's place."""
+    name = request.own.name if request.own else mechanism.name
+    run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
+    return RunSpec(
+        run_id="".join(char if char.isalnum() or char in "-_." else "-" for char in run_id),
+        model="audit",
+        simulated=None,
+        task=TASK,
+        condition=condition_for(TASK, None),
+        mechanism=mechanism,
+        image=DEFAULT_IMAGE,
+        n=0,
+        concurrency=request.concurrency,
+        options=TaskOptions(),
+        message_limit=60,
+    )
+
+
+def again(request: Request, mechanism: str) -> str:
+    """The command that audits this kill switch again, to which a tactic's name can be added."""
+    words = request.naming if request.own else ("--mechanism", mechanism)
+    return shlex.join(["./lab", "audit", *words])
+
+
+def as_yaml(book: Playbook) -> str:
+    """A playbook as a document that can be played."""
+    document: dict[str, object] = {"id": book.id, "about": book.about or book.id}
+    document |= {"family": book.family} if book.family else {}
+    document |= {"source": book.source} if book.source else {}
+    document["steps"] = [_step(step) for step in book.steps]
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as a block."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _step(step: Step) -> dict[str, str]:
+    words = {"say": step.say, "think": step.think}
+    said = {key: value for key, value in words.items() if value is not None}
+    if isinstance(step, Run):
+        return {"run": step.cmd, **said}
+    if isinstance(step, Submit):
+        return {"submit": step.answer, **said}
+    assert isinstance(step, Advance)
+    return {"advance": step.until, **({"with": step.command} if step.command else {}), **said}
+
+
+def as_documents(books: Iterable[str]) -> str:
+    """Playbooks in one file."""
+    return "---\n".join(books)

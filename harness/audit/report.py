@@ -1,0 +1,184 @@
+"""What an audit says: as one JSON object, as tables in a terminal, and whether a build must fail. The gate is pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.audit.matrix import TACTICS, Audited, Cell, Report, Status, Tried
+from harness.audit.setup_check import Severity
+from harness.data import pick, read_yaml
+from harness.errors import UsageError
+from harness.view import safe, safe_line
+
+COLOURS = {
+    Status.DEFEATED: "red",
+    Status.DELAYED: "yellow",
+    Status.ERROR: "magenta",
+    Status.HELD: "green",
+    Status.NOT_APPLICABLE: "dim",
+}
+SEVERITIES = {Severity.HIGH: "red", Severity.MEDIUM: "yellow", Severity.LOW: "dim"}
+UNSEEN = "unseen"
+GATES = (Status.DEFEATED.value, Status.DELAYED.value, UNSEEN, *Severity)
+
+
+@cache
+def fixes() -> dict[str, str]:
+    """One sentence on the fix for each family of tactics."""
+    return {str(family): str(fix) for family, fix in read_yaml(Path(__file__).with_name("fixes.yaml")).items()}
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The whole audit, with its matrix; ``as_report`` reads it back."""
+    matrix = {
+        each.mechanism: {
+            family: {
+                "worst": cell.worst.value,
+                **{status.value: cell.counts.get(status, 0) for status in Status},
+                "seen": cell.seen,
+                "defeats_unseen": cell.unseen,
+                "fix": fixes()[family],
+            }
+            for family, cell in each.cells().items()
+        }
+        for each in report.audited
+    }
+    return {**report.model_dump(mode="json"), "matrix": matrix}
+
+
+def as_report(text: str) -> Report:
+    """An audit that was kept as JSON. Raises UsageError."""
+    try:
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise TypeError("it is no object")
+        document.pop("matrix", None)
+        return Report.model_validate_json(json.dumps(document))
+    except (ValueError, TypeError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"The baseline is no audit's JSON ({first}): make one with --json-file.") from error
+
+
+# ---- the gate ----
+
+
+def gates(named: tuple[str, ...]) -> tuple[str, ...]:
+    """What was asked to fail on, spelled rightly. Raises UsageError."""
+    words = [word.strip() for name in named for word in name.split(",") if word.strip()]
+    return tuple(pick("reason to fail", word, GATES) for word in words)
+
+
+def failures(report: Report, fail_on: tuple[str, ...], baseline: Report | None = None) -> list[str]:
+    """Why the build must fail, a line each; with a baseline only what is worse than there.
+
+    What could not be judged fails whatever was asked for: it isn't passed.
+    """
+    if not fail_on:
+        return []
+    known = set(_reasons(baseline, fail_on)) if baseline else set()
+    return [line for line in _reasons(report, fail_on) if line not in known]
+
+
+def _reasons(report: Report, fail_on: tuple[str, ...]) -> Iterator[str]:
+    for audited in report.audited:
+        for each in audited.tried:
+            if each.status is Status.ERROR:
+                yield f"{audited.mechanism}: {each.tactic} could not be judged"
+            elif each.status in fail_on:
+                yield f"{audited.mechanism}: {each.tactic} {each.status}"
+            if UNSEEN in fail_on and each.status is Status.DEFEATED and not each.seen:
+                yield f"{audited.mechanism}: {each.tactic} unseen"
+        for finding in audited.findings:
+            if any(_as_grave(finding.severity, gate) for gate in fail_on):
+                yield f"{audited.mechanism}: {finding.id} ({finding.severity})"
+
+
+def _as_grave(severity: Severity, gate: str) -> bool:
+    order = [each.value for each in Severity]
+    return gate in order and order.index(severity.value) <= order.index(gate)
+
+
+# ---- the terminal ----
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The matrix, then each kill switch: what defeats it, with fixes, and what its set-up lacks."""
+    console.print(safe(report.simulated), style="yellow", soft_wrap=True)
+    _print_matrix(console, report)
+    for audited in report.audited:
+        _print_audited(console, audited)
+
+
+def _print_matrix(console: Console, report: Report) -> None:
+    table = Table(pad_edge=False)
+    table.add_column("family")
+    for audited in report.audited:
+        table.add_column(safe_line(audited.mechanism), overflow="fold")
+    cells = [audited.cells() for audited in report.audited]
+    for family in TACTICS:
+        if any(family in each for each in cells):
+            table.add_row(family, *(_cell(each.get(family)) for each in cells))
+    console.print(table)
+
+
+def words(cell: Cell) -> str:
+    """A cell in words: the worst first, and of defeats whether they were seen."""
+    said = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
+    if Status.DEFEATED in said:
+        said[Status.DEFEATED] += f" ({cell.unseen} unseen)" if cell.unseen else " (all seen)"
+    return ", ".join(said.values())
+
+
+def _cell(cell: Cell | None) -> Text:
+    return Text(words(cell), style=COLOURS[cell.worst]) if cell else Text("")
+
+
+def _print_audited(console: Console, audited: Audited) -> None:
+    console.rule(safe_line(audited.mechanism), align="left")
+    console.print(safe(audited.about), soft_wrap=True)
+    console.print(summary(audited), style="bold", soft_wrap=True)
+    for family, cell in audited.cells().items():
+        bad = [
+            each for each in audited.tried if each.family == family and each.status in (Status.DEFEATED, Status.DELAYED)
+        ]
+        if bad:
+            _print_family(console, audited.again, cell, bad)
+    for each in audited.of(Status.ERROR):
+        console.print(
+            safe_line(f"  could not be judged: {each.tactic}: {each.because}"), style="magenta", soft_wrap=True
+        )
+    for finding in audited.findings:
+        line = Text(f"  {finding.severity:6} ", style=SEVERITIES[finding.severity])
+        console.print(
+            line + safe_line(f"{finding.id}: {finding.title} ({finding.evidence}). {finding.fix}"), soft_wrap=True
+        )
+    if audited.not_applied:
+        console.print("  Options of yours that the trials did without:", soft_wrap=True)
+        for option in audited.not_applied:
+            console.print(safe_line(f"    {option}"), style="dim", soft_wrap=True)
+
+
+def summary(audited: Audited) -> str:
+    """One line of figures."""
+    counts = {status: len(audited.of(status)) for status in Status}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    untouched = f"untouched it takes {audited.control_s:.2f} s, late is after {audited.late_s:.2f} s"
+    return f"{len(audited.tried)} tactics: {said or 'none'}; {untouched}; findings: {len(audited.findings)}"
+
+
+def _print_family(console: Console, again: str, cell: Cell, bad: list[Tried]) -> None:
+    family = bad[0].family
+    names = ", ".join(each.tactic for each in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    colour = COLOURS[cell.worst]
+    console.print(Text(f"  {family}: {words(cell)}", style=colour) + safe_line(f"  ({names})"), soft_wrap=True)
+    console.print(safe(f"    {fixes()[family]}"), soft_wrap=True)
+    console.print(safe_line(f"    {again} --tactic {bad[0].tactic}"), style="dim", soft_wrap=True)

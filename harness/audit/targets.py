@@ -1,0 +1,249 @@
+"""What is audited: a mechanism that ships, or a kill switch in an image of the user's own, and where each stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from posixpath import basename, dirname
+
+from harness.audit.declared import Declared, inspected, variable
+from harness.audit.retarget import PROGRAMS, Place, may_write
+from harness.audit.setup_check import SetUp
+from harness.engine.engine import Engine
+from harness.engine.own_image import ImageLook
+from harness.errors import UsageError
+from harness.evidence import FileKind, FileState
+from harness.record import RunSpec, Versions
+from harness.registry import task_for
+from harness.sandbox import Limits, MachineSpec
+from harness.tasks import Agent, Mechanism, Trigger, folders_of
+
+TASK = "math"
+SHELL = "/bin/bash"
+PLAIN_PATH = re.compile(r"/[\w.+-]+(/[\w.+-]+)*")
+LEAST_MEMORY_MB, LEAST_PROCESSES = 64, 32
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSwitch:
+    """A kill switch in an image of the user's own, as it was asked for. ``run`` is its path, with arguments if any."""
+
+    image: str | None
+    dockerfile: Path | None
+    run: str | None
+    trigger: Trigger
+    user: str | None
+    workdir: str | None
+    grace_s: float
+    declared: Declared | None
+
+    @property
+    def path(self) -> str | None:
+        """Where it stands."""
+        return self.run.split()[0] if self.run else None
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return basename(self.path) if self.path else "own"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One kill switch, ready to be attacked. ``stored_image`` and ``versions`` go into the run's record."""
+
+    run: RunSpec
+    place: Place
+    setup: SetUp
+    defined_in: str
+    stored_image: dict[str, object]
+    versions: Versions
+    not_applied: tuple[str, ...] = ()
+
+
+def checked(own: OwnSwitch) -> OwnSwitch:
+    """The same, if it makes sense. Raises UsageError."""
+    if (own.image is None) is (own.dockerfile is None):
+        raise UsageError("Name what is audited by one of --image and --dockerfile.")
+    if own.trigger is Trigger.FILE:
+        raise UsageError("--trigger is program, root or engine.")
+    if own.trigger is Trigger.ENGINE:
+        if own.run is not None:
+            raise UsageError("With --trigger engine nothing inside is run: leave --kill-switch out.")
+        return own
+    if own.path is None or not PLAIN_PATH.fullmatch(own.path) or ".." in own.path.split("/"):
+        raise UsageError("--kill-switch must be the full path of a script or program in the image, in plain letters.")
+    if own.trigger is Trigger.PROGRAM and own.run != own.path:
+        raise UsageError("With --trigger program the kill switch is run without arguments: name its path alone.")
+    return own
+
+
+# ---- mechanisms that ship ----
+
+
+async def shipped(engine: Engine, run: RunSpec) -> Target:
+    """A mechanism of ours, in our image. Raises EngineError."""
+    image, versions = await engine.prepare(run)
+    ready = run.model_copy(update={"image": image.tag})
+    task, mechanism = task_for(run.task, None), run.mechanism
+    watched = tuple(path for path, _ in task.protected(mechanism))
+    machine = MachineSpec(
+        image=image.tag, run_id="audit", trial=0, watched=watched, limits=run.limits, **task.agent.model_dump()
+    )
+    declared = inspected(await engine.inspect_machine(machine))
+    look = await engine.look_into(image.tag, _paths(mechanism.path))
+    place = _place(task.agent, mechanism.path, look)
+    return Target(
+        run=ready,
+        place=place,
+        setup=SetUp(declared=declared, place=place, folders=_folders(mechanism.path, look)),
+        defined_in=f"shutdown_scripts/{mechanism.name}/mechanism.yaml",
+        stored_image=image.model_dump(),
+        versions=versions,
+    )
+
+
+def _paths(path: str | None) -> tuple[str, ...]:
+    return (path, *folders_of(path)) if path else ()
+
+
+def _folders(path: str | None, look: ImageLook) -> tuple[FileState, ...]:
+    return tuple(look.at(folder) for folder in folders_of(path)) if path else ()
+
+
+def _place(agent: Agent, path: str | None, look: ImageLook, lacks: Iterable[str] = ()) -> Place:
+    if path is None:
+        return Place(agent=agent, lacks=frozenset(lacks))
+    return Place(agent=agent, path=path, script=look.at(path), folder=look.at(dirname(path)), lacks=frozenset(lacks))
+
+
+# ---- images of the user's own ----
+
+
+async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
+    """The user's own. Raises UsageError where the image lacks what an audit needs, EngineError."""
+    name = await engine.build_own(own.dockerfile) if own.dockerfile else str(own.image)
+    declared = own.declared or Declared(source="docker run's defaults, since nothing is declared")
+    first = await engine.look_into(name, ("/etc/passwd", "/etc/group", SHELL), PROGRAMS)
+    if first.at(SHELL).kind is FileKind.MISSING:
+        raise UsageError(f"Image '{name}' has no {SHELL}, which the agent's commands are run with: add it.")
+    user = own.user or declared.user or first.user
+    told = account(user, first.at("/etc/passwd").content or b"", first.at("/etc/group").content or b"")
+    places = tuple(dict.fromkeys((own.workdir or told.home, told.workdir, first.workdir, "/tmp")))  # noqa: S108 - inside
+    look = await engine.look_into(name, {*_paths(own.path), *places})
+    _must_stand(own.path, look, name)
+    agent = _working(told, places, look, name)
+    place = _place(agent, own.path, look, set(PROGRAMS) - first.programs)
+    mechanism = _mechanism(own, name, place)
+    limits = bounded(declared, run.limits)
+    ready = run.model_copy(update={"image": name, "agent": agent, "mechanism": mechanism, "limits": limits})
+    image, versions = await engine.prepare_own(ready)
+    declared = declared.model_copy(
+        update={"environment": tuple(dict.fromkeys((*declared.environment, *map(variable, first.environment))))}
+    )
+    setup = SetUp(declared=declared, place=place, folders=_folders(own.path, look), volumes=first.volumes)
+    return Target(
+        run=ready.model_copy(update={"image": image.tag}),
+        place=place,
+        setup=setup,
+        defined_in=str(own.dockerfile or "Dockerfile"),
+        stored_image=image.model_dump(),
+        versions=versions,
+        not_applied=not_applied(declared, limits),
+    )
+
+
+def account(user: str, passwd: bytes, group: bytes) -> Agent:
+    """Who ``NAME|UID[:GROUP|GID]`` is by an image's own files; root where it is empty. Raises UsageError."""
+    name, _, of_group = user.partition(":")
+    users = [line.split(":") for line in passwd.decode(errors="replace").splitlines() if line.count(":") >= 6]
+    groups = [line.split(":") for line in group.decode(errors="replace").splitlines() if line.count(":") >= 3]
+    known = next((each for each in users if (name or "0") in (each[0], each[2])), None)
+    if known is None and not name.isdecimal():
+        raise UsageError(f"The image has no user '{name}': name one of its own, or a number, with --user.")
+    uid, gid, home = (int(known[2]), int(known[3]), known[5]) if known else (int(name), 0, "/")
+    if of_group:
+        found = next((each[2] for each in groups if of_group in (each[0], each[2])), of_group)
+        if not found.isdecimal():
+            raise UsageError(f"The image has no group '{of_group}': name one of its own, or a number, with --user.")
+        gid = int(found)
+    return Agent(user=known[0] if known else name, uid=uid, gid=gid, home=home or "/", workdir=home or "/")
+
+
+def _working(told: Agent, places: Iterable[str], look: ImageLook, image: str) -> Agent:
+    """The agent in the first folder that it can write to, which is its home as well: tactics need one."""
+    for path in places:
+        state = look.at(path)
+        if state.kind is FileKind.DIRECTORY and (may_write(state, told) or (state.mode or 0) & 0o1002 == 0o1002):
+            return told.model_copy(update={"home": path, "workdir": path})
+    raise UsageError(f"User '{told.user}' of image '{image}' can write to no folder: name one with --workdir.")
+
+
+def _must_stand(path: str | None, look: ImageLook, image: str) -> None:
+    if path is None:
+        return
+    for folder in reversed(list(folders_of(path))):
+        if (state := look.at(folder)).kind is FileKind.SYMLINK:
+            raise UsageError(f"{folder} is a link to {state.target} in image '{image}': name the kill switch by that.")
+    state = look.at(path)
+    if state.kind is FileKind.SYMLINK:
+        raise UsageError(f"{path} is a link to {state.target} in image '{image}': name that with --kill-switch.")
+    if state.kind is not FileKind.FILE:
+        raise UsageError(f"Image '{image}' has no file {path}: name the kill switch's path in the image.")
+
+
+def _mechanism(own: OwnSwitch, image: str, place: Place) -> Mechanism:
+    where = f"{own.path} in image {image}" if own.path else f"the engine, for image {image}"
+    return Mechanism(
+        name=own.name,
+        about=f"The user's own: {where}.",
+        tasks=(TASK,),
+        script=own.name if own.path else None,
+        path=own.path,
+        run=own.run or "a supervisor outside",
+        grace_s=own.grace_s,
+        source="the user",
+        trigger=own.trigger,
+        owner="agent" if place.owned else "root",
+    )
+
+
+def bounded(declared: Declared, limits: Limits) -> Limits:
+    """The lab's limits, or the declared ones where those are tighter and a trial can still run in them."""
+    memory = (declared.memory or limits.memory_mb << 20) >> 20
+    processes = declared.processes or limits.processes
+    return limits.model_copy(
+        update={
+            "memory_mb": max(LEAST_MEMORY_MB, min(memory, limits.memory_mb)),
+            "processes": max(LEAST_PROCESSES, min(processes, limits.processes)),
+        }
+    )
+
+
+def not_applied(declared: Declared, limits: Limits) -> tuple[str, ...]:
+    """Which of the declared options the trials do without, and what they have in their place."""
+    d = declared
+    spaces = {"pid": d.pid, "ipc": d.ipc, "uts": d.uts, "userns": d.userns}
+    profiles = " ".join(each for each in d.security if not each.startswith("no-new-privileges"))
+    said = [
+        ("privileged", d.privileged),
+        (f"cap_add {' '.join(d.cap_add)}", d.cap_add),
+        *((f"{name} {mode}", mode) for name, mode in spaces.items()),
+        (f"network {d.network} (trials have none)", d.network != "none"),
+        *((f"mount {each.source or 'volume'} at {each.target}", True) for each in d.mounts),
+        (f"devices {' '.join(d.devices)}", d.devices),
+        (f"security_opt {profiles} (trials have the engine's default profiles)", profiles),
+        ("read_only (the tactics need a folder to write to)", d.read_only),
+        (f"the environment: {' '.join(each.name for each in d.environment)}", d.environment),
+        (f"memory {_mb(d.memory)} (trials have {limits.memory_mb} MB)", _mb(d.memory) != f"{limits.memory_mb} MB"),
+        (f"processes {d.processes or 'unlimited'} (trials have {limits.processes})", d.processes != limits.processes),
+        (f"cpus {d.cpus or 'unlimited'} (trials have {limits.cpus:g})", d.cpus != limits.cpus),
+        *((f"{each} (not understood)", True) for each in d.unread),
+    ]
+    return tuple(words for words, applies in said if applies)
+
+
+def _mb(size: int | None) -> str:
+    return f"{size >> 20} MB" if size else "unlimited"

@@ -1,0 +1,182 @@
+"""The audit's command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from harness.commands.options import AsJson, RunsDir, print_json
+from harness.errors import UsageError
+from harness.tasks import Trigger
+from harness.view import print_error
+
+if TYPE_CHECKING:
+    from harness.audit.declared import Declared
+    from harness.audit.matrix import Report
+
+FAILED = 3  # what --fail-on asks for; 1 is a failure of the audit itself
+
+
+def audit(  # noqa: PLR0917 - typer passes options by name
+    mechanism: Annotated[
+        list[str] | None, typer.Option(help="A kill switch that ships; may be given again. [default: all of them]")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="A local image of your own instead.")] = None,
+    dockerfile: Annotated[Path | None, typer.Option(help="Or a Dockerfile to build it from.")] = None,
+    kill_switch: Annotated[
+        str | None, typer.Option(help="Full path of its kill switch; arguments may follow with --trigger root.")
+    ] = None,
+    trigger: Annotated[
+        Trigger, typer.Option(help="What sets it off: the task program as the agent, the lab as root, or the engine.")
+    ] = Trigger.PROGRAM,
+    user: Annotated[
+        str | None, typer.Option(help="Whom the agent runs as: NAME or UID, with :GROUP. [default: the image's]")
+    ] = None,
+    workdir: Annotated[
+        str | None, typer.Option(help="The agent's folder. [default: its home, or one that it can write to]")
+    ] = None,
+    grace: Annotated[float, typer.Option(help="Seconds your kill switch may take.")] = 5.0,
+    options: Annotated[Path | None, typer.Option(help="A file of docker run's options for your container.")] = None,
+    compose: Annotated[str | None, typer.Option(help="Or a compose file: FILE or FILE:SERVICE.")] = None,
+    inspect: Annotated[Path | None, typer.Option(help="Or what docker inspect says of your container.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Only tactics of this family; may be given again.")] = None,
+    tactic: Annotated[list[str] | None, typer.Option(help="Only this tactic; may be given again.")] = None,
+    playbooks: Annotated[Path | None, typer.Option(help="Tactics of your own: a file or folder of playbooks.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with 3 on: defeated, delayed, unseen (a defeat that was not seen), or a finding that is high, "
+            "medium, low or graver. May be given again, or with commas."
+        ),
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier --json-file: fail on what is new only.")] = None,
+    json_file: Annotated[Path | None, typer.Option(help="Write the audit as JSON.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write it as SARIF 2.1.0.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write it as JUnit XML.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as an HTML page.")] = None,
+    defeats: Annotated[Path | None, typer.Option(help="Write the playbooks that defeat it, as played.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json_: AsJson = False,
+) -> None:
+    """Say whether a kill switch would have held: play every tactic against it."""
+    from harness.audit.plan import Request  # noqa: PLC0415 - most commands need none of this
+    from harness.audit.report import as_json, as_report, failures, gates, print_report  # noqa: PLC0415
+    from harness.audit.run import run_audit  # noqa: PLC0415
+    from harness.audit.targets import OwnSwitch  # noqa: PLC0415
+
+    own: OwnSwitch | None = None
+    if image is not None or dockerfile is not None:
+        own = OwnSwitch(
+            image, dockerfile, kill_switch, trigger, user, workdir, grace, _declared(options, compose, inspect)
+        )
+    elif any((kill_switch, user, workdir, options, compose, inspect)) or trigger is not Trigger.PROGRAM:
+        raise UsageError("These options are of an image of your own: name it with --image or --dockerfile.")
+    fail = gates(tuple(fail_on or ()))
+    before = as_report(_text(baseline)) if baseline else None
+    files = {"json": json_file, "sarif": sarif, "junit": junit, "html": html, "defeats": defeats}
+    _must_be_writable(files)
+    request = Request(
+        mechanisms=tuple(mechanism or ()),
+        own=own,
+        families=tuple(family or ()),
+        tactics=tuple(tactic or ()),
+        playbooks=playbooks,
+        concurrency=concurrency,
+        runs_dir=runs_dir,
+        naming=_words(
+            image=image,
+            dockerfile=dockerfile,
+            kill_switch=kill_switch,
+            trigger=trigger.value,
+            user=user,
+            workdir=workdir,
+            grace=f"{grace:g}",
+            options=options,
+            compose=compose,
+            inspect=inspect,
+        ),
+        command=f"./lab audit {shlex.join(sys.argv[2:])}".strip(),
+    )
+    try:
+        report = asyncio.run(run_audit(request))
+    except KeyboardInterrupt:
+        print_error("Stopped: the trials that are finished are kept as runs; of the audit nothing is written.")
+        raise typer.Exit(130) from None
+    _write(report, files)
+    if as_json_:
+        print_json(as_json(report))
+    else:
+        print_report(Console(), report)
+    if why := failures(report, fail, before):
+        print_error(f"Failed on {len(why)}: {'; '.join(why[:10])}{'; ...' if len(why) > 10 else ''}.")
+        raise typer.Exit(FAILED)
+    if not any(each.status.judged for audited in report.audited for each in audited.tried):
+        print_error("No tactic could be judged.")
+        raise typer.Exit(1)
+
+
+def _words(**told: object) -> tuple[str, ...]:
+    """Options as they are typed, less those that weren't."""
+    given = {f"--{name.replace('_', '-')}": str(value) for name, value in told.items() if value is not None}
+    return tuple(word for option in given.items() for word in option)
+
+
+def _declared(options: Path | None, compose: str | None, inspect: Path | None) -> Declared | None:
+    """The container's declaration, from whichever file it stands in. Raises UsageError."""
+    from harness.audit.declared import from_compose, from_inspect, from_options  # noqa: PLC0415
+
+    if sum(each is not None for each in (options, compose, inspect)) > 1:
+        raise UsageError("Declare the container once: by --options, --compose or --inspect.")
+    if options:
+        return from_options(_text(options))
+    if inspect:
+        return from_inspect(_text(inspect))
+    if compose:
+        file, _, service = (compose, "", "") if Path(compose).is_file() else compose.rpartition(":")
+        return from_compose(_text(Path(file or compose)), service or None)
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read ({error}): name a text file.") from error
+
+
+def _must_be_writable(files: dict[str, Path | None]) -> None:
+    """Refuse a report that could not be written before anything is played."""
+    for path in filter(None, files.values()):
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(f"{path} can't be written: name a file in a folder that is there.")
+
+
+def _write(report: Report, files: dict[str, Path | None]) -> None:
+    from harness.audit.junit import as_junit  # noqa: PLC0415
+    from harness.audit.page import as_page  # noqa: PLC0415
+    from harness.audit.plan import as_documents  # noqa: PLC0415
+    from harness.audit.report import as_json  # noqa: PLC0415
+    from harness.audit.sarif import as_sarif  # noqa: PLC0415
+
+    played = (each.played for audited in report.audited for each in audited.tried if each.played)
+    makers = {
+        "json": lambda: json.dumps(as_json(report), indent=1),
+        "sarif": lambda: json.dumps(as_sarif(report), indent=1),
+        "junit": lambda: as_junit(report).decode(),
+        "html": lambda: as_page(report),
+        "defeats": lambda: as_documents(dict.fromkeys(played)),
+    }
+    for name, path in files.items():
+        if path is not None:
+            try:
+                path.write_text(makers[name](), encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"{path} can't be written: {error.strerror}.") from error

@@ -1,0 +1,79 @@
+"""Images of the user's own: built from a Dockerfile where asked, and looked into without running anything of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+
+from harness.engine.look import ArchiveLook
+from harness.engine.owner import owner_labels
+from harness.errors import ImageError
+from harness.evidence import FileState, Frozen
+
+NAME = "offswitch/audited"
+BINARIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
+
+
+class ImageLook(Frozen):
+    """What an image says of itself, and what stands at some of its paths."""
+
+    id: str
+    user: str
+    workdir: str
+    environment: tuple[str, ...]
+    volumes: tuple[str, ...]
+    states: tuple[FileState, ...] = ()
+    programs: frozenset[str] = frozenset()
+
+    def at(self, path: str) -> FileState:
+        """What was seen at one of the paths asked for."""
+        return next(state for state in self.states if state.path == path)
+
+
+def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
+    """Build the user's Dockerfile with its folder as context; the image's tag. Raises ImageError."""
+    if not dockerfile.is_file():
+        raise ImageError(f"There is no Dockerfile {dockerfile}: name the file itself with --dockerfile.")
+    try:
+        image, _ = client.images.build(
+            path=str(dockerfile.parent),
+            dockerfile=dockerfile.name,
+            rm=True,
+            forcerm=True,
+            labels={"offswitch": "audited"},
+        )
+    except (docker.errors.BuildError, docker.errors.APIError, TypeError) as error:
+        said = " ".join(str(getattr(error, "msg", error)).split())
+        raise ImageError(f"{dockerfile} does not build: {said}") from error
+    tag = f"{NAME}:{str(image.id).removeprefix('sha256:')[:16]}"
+    image.tag(tag)
+    return tag
+
+
+def look_into(client: docker.DockerClient, name: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageLook:
+    """Look into a local image: what stands at some paths, and which of some programs it has. Raises ImageError."""
+    try:
+        image = client.images.get(name)
+    except docker.errors.ImageNotFound as error:
+        raise ImageError(f"The engine has no image '{name}': build or pull it first, or use --dockerfile.") from error
+    config: dict[str, Any] = image.attrs.get("Config") or {}
+    container = client.containers.create(name, "never started", network_mode="none", labels=owner_labels())
+    try:
+        look = ArchiveLook(container)
+        states = look.states(paths)
+        has = frozenset(name for name in programs if any(look.stands(f"{folder}/{name}") for folder in BINARIES))
+    finally:
+        container.remove(force=True, v=True)
+    return ImageLook(
+        id=str(image.id),
+        user=config.get("User") or "",
+        workdir=config.get("WorkingDir") or "/",
+        environment=tuple(config.get("Env") or ()),
+        volumes=tuple(config.get("Volumes") or ()),
+        states=states,
+        programs=has,
+    )
