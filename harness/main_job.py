@@ -8,12 +8,10 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from harness.conditions import Condition, condition_for, conditions_with, recorded
 from harness.control import control_key, run_control
@@ -275,13 +273,18 @@ async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
         return Job(run, summary, interrupted, failure or stopped, left_to_others)
 
 
-def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any]:
-    """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment."""
-    asking = request.asking
-    if asking and asking.prices:
+def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any] | None:
+    """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment.
+
+    None where who plays was made by the program itself: only the command that did so can ask for it again.
+    """
+    if request.player is not None:
+        return None
+    asking = request.asking or ModelOptions()
+    if asking.prices:
         asking = asking.model_copy(update={"prices": asking.prices.absolute()})
-    kept: dict[str, Any] = _REQUESTS.dump_python(replace(request, n=plan.n, asking=asking), mode="json")
-    return {name: kept[name] for name in kept if name not in ("runs_dir", "run_id")} | lasting_name(model)
+    kept = {name: getattr(request, name) for name in _KEPT}
+    return {**kept, "n": plan.n, "asking": asking.model_dump(mode="json"), **lasting_name(model)}
 
 
 def stored_request(
@@ -300,19 +303,19 @@ def stored_request(
         stored = store.run(run_id)
     if stored.request is None:
         raise UsageError(
-            f"Run '{stored.spec.run_id}' was stored by a version that kept too little to resume it: give its options "
-            f"again, with trial --run-id {stored.spec.run_id}."
+            f"Too little is kept of run '{stored.spec.run_id}' to resume it by its name alone: give its options again, "
+            f"with trial --run-id {stored.spec.run_id}."
         )
-    where = {"runs_dir": str(runs_dir), "run_id": stored.spec.run_id}
-    request = _REQUESTS.validate_python({**stored.request, **where})
     limits = {"max_cost": max_cost, "max_tokens_total": max_tokens_total}
-    asking = (request.asking or ModelOptions()).model_copy(
+    asking = ModelOptions.model_validate(stored.request["asking"]).model_copy(
         update={name: value for name, value in limits.items() if value is not None}
     )
-    return replace(request, asking=asking, concurrency=concurrency or request.concurrency)
+    kept = {name: value for name, value in stored.request.items() if name in _KEPT}
+    kept |= {"asking": asking, "concurrency": concurrency or kept["concurrency"]}
+    return Request(runs_dir=runs_dir, run_id=stored.spec.run_id, **kept)
 
 
-_REQUESTS = TypeAdapter(Request)
+_KEPT = [field.name for field in fields(Request) if field.name not in ("runs_dir", "run_id", "player")]
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:

@@ -100,7 +100,9 @@ class StoredWork:
             self.store.give_up(self.run.run_id, self.owner)
 
 
-def begun(store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any]) -> RunSpec:
+def begun(
+    store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
+) -> RunSpec:
     """Store the run, or take up the one that is there. Raises UsageError where that is another one."""
     if (known := store.find(fresh.run_id)) is None:
         with contextlib.suppress(RunExistsError):  # another process may be faster

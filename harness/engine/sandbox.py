@@ -188,7 +188,6 @@ class DockerSandbox:
     disk: Guarded | None = None
     _events_lost: bool = field(default=False, init=False)
     _stopped_by_lab: bool = field(default=False, init=False)
-    _started: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def watch(self) -> str:
@@ -312,8 +311,10 @@ class DockerSandbox:
         return state["ExitCode"] == KILLED and not state["OOMKilled"] and self.spec.uid != 0
 
     async def _stopped_outside(self) -> bool:
-        """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event."""
-        since = int(time.time() - (time.monotonic() - self._started)) - 2
+        """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event.
+
+        All that the engine remembers of the container is asked for: a clock may have jumped since it was started.
+        """
         filters = {"container": [str(self.container.id)], "event": ["kill", "stop", "pause"]}
         until = f"{time.time():.3f}"  # a later one would block
-        return bool(await self.api.lines("/events", since=str(since), until=until, filters=json.dumps(filters)))
+        return bool(await self.api.lines("/events", since="1", until=until, filters=json.dumps(filters)))
