@@ -6,8 +6,15 @@ import os
 import re
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|HEADERS", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 def without_keys() -> dict[str, str]:
-    """The process's environment without variables that are named like a secret: no tool of the lab's needs one."""
-    return {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    """All variables but those named like a secret, or with a password in an address: no tool of the lab's needs one."""
+    pairs = os.environ.items()
+    return {name: value for name, value in pairs if not (_SECRET.search(name) or _PASSWORD.search(value))}
+
+
+def proxies() -> dict[str, str]:
+    """The way out to package archives and registries, for what must go there: a password may be in it."""
+    return {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

@@ -120,10 +120,10 @@ def test_a_planted_key_is_found_nowhere(
     assert not {name: plants.findall(content) for name, content in everywhere if plants.search(content)}
 
 
-@pytest.mark.parametrize("name", [*VARIABLES, "OPENAI_CUSTOM_HEADERS", "anthropic_api_key"])
+@pytest.mark.parametrize("name", [*VARIABLES, "OPENAI_CUSTOM_HEADERS", "anthropic_api_key", "HTTPS_PROXY"])
 def test_no_tool_of_the_labs_is_given_a_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is named like a secret isn't in the environment of the lab's tools; all else is."""
-    monkeypatch.setenv(name, PLANT)
+    monkeypatch.setenv(name, f"http://me:{PLANT}@h")
     given = without_keys()
     assert name not in given
     assert given["PATH"] == os.environ["PATH"]

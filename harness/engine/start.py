@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.engine.connect import OURS, EnginePaths, answers, connect
-from harness.environment import without_keys
+from harness.environment import proxies, without_keys
 from harness.errors import EngineError
 
 Say = Callable[[str], None]
@@ -130,7 +130,7 @@ def root_with_apt() -> bool:
 
 def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) -> None:
     """Run an outside tool; what it prints is told only if it fails, and then its last lines."""
-    environment = {**without_keys(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    environment = {**without_keys(), **proxies(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=stdout or log, stderr=log
@@ -174,14 +174,12 @@ def _launch(paths: EnginePaths) -> None:
         raise EngineError("Sandboxes need docker-init, which is missing: apt-get install tini.")
     # An engine without a bridge deletes the docker0 it sees, so it must not see another engine's.
     isolated = any(Path(words[0]).name == "dockerd" for _, words in _command_lines())
-    # dockerd may know the way to registries, but no key that happens to be in our environment.
-    environment = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     rotate(paths.log)
     with paths.log.open("ab") as log:  # to append, so that shortening it under dockerd works
         subprocess.run(
             dockerd_command(paths, isolated=isolated, init=init),
             cwd="/",
-            env={**environment, "PATH": SEARCH_PATH},
+            env={**proxies(), "PATH": SEARCH_PATH},  # it may know the way to registries, but no key of ours
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
