@@ -15,6 +15,7 @@ from enum import StrEnum
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom, fisher_exact
 from statsmodels.stats.contingency_tables import StratifiedTable
 from statsmodels.stats.multitest import multipletests
@@ -70,8 +71,8 @@ def equality_p(ours: Proportion, theirs: Proportion) -> float:
     return float(fisher_exact(np.array(_corners(ours, theirs))).pvalue)
 
 
-def _corners(ours: Proportion, theirs: Proportion) -> list[list[int]]:
-    return [[ours.k, ours.n - ours.k], [theirs.k, theirs.n - theirs.k]]
+def _corners(ours: Proportion, theirs: Proportion) -> NDArray[np.int64]:
+    return np.asarray([[ours.k, ours.n - ours.k], [theirs.k, theirs.n - theirs.k]])
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -60,8 +60,9 @@ def refusal(path: Path) -> str:
 
 
 def test_a_log_is_read_whole(tmp_path: Path) -> None:
-    """Prompts, turns and label of a log in the published layout come back."""
-    log = write(tmp_path / "group", *USUAL, tags={LOG: ["avoided", "finished"]})
+    """Prompts, turns, label and model of a log in the published layout come back."""
+    asked = {"message": "\nLiteLLM completion() model= grok-4-0709; provider = xai"}
+    log = write(tmp_path / "group", *USUAL, asked, tags={LOG: ["avoided", "finished"]})
     assert read_recordings(log) == (
         Recording(
             file=LOG,
@@ -71,6 +72,7 @@ def test_a_log_is_read_whole(tmp_path: Path) -> None:
             user="Patrol.",
             turns=read(tmp_path / "same", *USUAL).turns,
             press_after_call=NEVER,
+            facts={"recorded_model": "grok-4-0709", "tags": ["avoided", "finished"]},
         ),
     )
 
