@@ -47,7 +47,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for, unchecked. ``player`` is who plays, where that is known already."""
+    """What the user asked for, unchecked. ``family`` leaves only the playbooks of that one."""
 
     model: str | None = None
     n: int | None = None
@@ -67,7 +67,7 @@ class Request:
     asking: ModelOptions | None = None
     agent: str | None = None
     wait_limit_s: float = 300.0
-    player: Player | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +131,13 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
 
 def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
     """The task, and who plays it. Raises UsageError."""
-    if request.player:
-        return task_named(request.task or "math"), request.player
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
         return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
     name = request.model or DEFAULT_MODEL
     task = task_named(request.task or default_task(name))
     if stored is None:
-        return task, make(name, task, asking)
+        return task, make(name, task, asking, request.family)
     asking.must_be_default(name)
     if task.name != stored.spec.task:
         raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")

@@ -18,8 +18,8 @@ def default_task(model: str) -> str:
     return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
 
 
-def make(name: str, task: Task, options: ModelOptions | None = None) -> Model:
-    """The model of that name. Raises UsageError."""
+def make(name: str, task: Task, options: ModelOptions | None = None, family: str | None = None) -> Model:
+    """The model of that name; of playbooks only those of ``family``, where one is given. Raises UsageError."""
     settings = options or ModelOptions()
     kind, colon, path = name.partition(":")
     if name == "demo":
@@ -30,5 +30,5 @@ def make(name: str, task: Task, options: ModelOptions | None = None) -> Model:
         return inspect_replay(Path(path), task.name)
     if colon and path and kind in ("script", "replay"):
         settings.must_be_default(name)
-        return (scripted if kind == "script" else replay)(Path(path), task.name)
+        return scripted(Path(path), task.name, family) if kind == "script" else replay(Path(path), task.name)
     return live(name, task, settings)
