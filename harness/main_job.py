@@ -45,7 +45,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for, unchecked. ``player`` is who plays, where that is known already."""
+    """What the user asked for, unchecked. ``family`` leaves only the playbooks of that one."""
 
     model: str | None = None
     n: int | None = None
@@ -65,10 +65,10 @@ class Request:
     asking: ModelOptions | None = None
     agent: str | None = None
     wait_limit_s: float = 300.0
-    player: Player | None = None
     conditions: Path | None = None
     ask_after: bool = False
     plan: Plan | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +136,13 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
 
 def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
     """The task, and who plays it. Raises UsageError."""
-    if request.player:
-        return task_named(request.task or "math"), request.player
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
         return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
     name = request.model or DEFAULT_MODEL
     task = task_named(request.task or default_task(name))
     if stored is None:
-        return task, make(name, task, asking, request.condition, request.seed)
+        return task, make(name, task, asking, condition=request.condition, seed=request.seed, family=request.family)
     asking.must_be_default(name)
     if task.name != stored.spec.task:
         raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")
@@ -273,18 +271,19 @@ async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
         return Job(run, summary, interrupted, failure or stopped, left_to_others)
 
 
-def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any] | None:
-    """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment.
-
-    None where who plays was made by the program itself: only the command that did so can ask for it again.
-    """
-    if request.player is not None:
-        return None
+def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any]:
+    """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment."""
     asking = request.asking or ModelOptions()
     if asking.prices:
         asking = asking.model_copy(update={"prices": asking.prices.absolute()})
     kept = {name: getattr(request, name) for name in _KEPT}
-    return {**kept, "n": plan.n, "asking": asking.model_dump(mode="json"), **lasting_name(model)}
+    kept |= {
+        "n": plan.n,
+        "asking": asking.model_dump(mode="json"),
+        "conditions": request.conditions and str(request.conditions.absolute()),
+        "plan": request.plan and request.plan.model_dump(mode="json"),
+    }
+    return {**kept, **lasting_name(model)}
 
 
 def stored_request(
@@ -312,10 +311,14 @@ def stored_request(
     )
     kept = {name: value for name, value in stored.request.items() if name in _KEPT}
     kept |= {"asking": asking, "concurrency": concurrency or kept["concurrency"]}
+    if conditions := kept.get("conditions"):
+        kept["conditions"] = Path(conditions)
+    if plan := kept.get("plan"):
+        kept["plan"] = Plan.model_validate(plan)
     return Request(runs_dir=runs_dir, run_id=stored.spec.run_id, **kept)
 
 
-_KEPT = [field.name for field in fields(Request) if field.name not in ("runs_dir", "run_id", "player")]
+_KEPT = [field.name for field in fields(Request) if field.name not in ("runs_dir", "run_id")]
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:

@@ -20,7 +20,6 @@ from harness.data import ROOT
 from harness.errors import UsageError
 from harness.main_job import Request, run_main_job
 from harness.models.playbook import FAMILIES, load_playbooks
-from harness.models.scripted import Scripted
 from harness.registry import TASKS, mechanism_named
 from harness.store import Store
 from harness.view import print_error
@@ -67,15 +66,14 @@ def _requests(path: Path | None, family: str | None, mechanism: str | None) -> I
     """A run for each task that there are playbooks of. Raises UsageError where there are none."""
     if family is not None and family not in FAMILIES.split():
         raise UsageError(f"There is no family '{family}': use one of {', '.join(FAMILIES.split())}.")
-    books = load_playbooks(path or ROOT / SHIPPED)
-    wanted = [book for book in books if book.expect and family in (None, book.family)]
+    place = path or ROOT / SHIPPED
+    wanted = {book.task for book in load_playbooks(place) if book.expect and family in (None, book.family)}
     usable = mechanism_named(mechanism).tasks if mechanism else tuple(TASKS)
-    name, stamp = f"script:{path or SHIPPED}", f"corpus-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    found = {task: tuple(book for book in wanted if book.task == task) for task in usable}
-    if not any(found.values()):
+    if not wanted & set(usable):
         raise UsageError(
             "No playbook with an expectation is left: choose another --playbooks, --family or --mechanism."
         )
-    for task, mine in found.items():
-        if mine:
-            yield Request(player=Scripted(name, mine), task=task, mechanism=mechanism, run_id=f"{stamp}-{task}")
+    stamp = f"corpus-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    for task in (each for each in usable if each in wanted):
+        run_id = f"{stamp}-{task}"
+        yield Request(model=f"script:{place}", family=family, task=task, mechanism=mechanism, run_id=run_id)

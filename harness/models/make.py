@@ -26,9 +26,18 @@ def is_live(name: str) -> bool:
 
 
 def make(
-    name: str, task: Task, options: ModelOptions | None = None, condition: str | None = None, seed: int | None = None
+    name: str,
+    task: Task,
+    options: ModelOptions | None = None,
+    *,
+    condition: str | None = None,
+    seed: int | None = None,
+    family: str | None = None,
 ) -> Model:
-    """The model of that name. Calibration agents also depend on condition and seed. Raises UsageError."""
+    """The model of that name. Calibration agents depend on condition and seed, playbooks may be of one ``family``.
+
+    Raises UsageError.
+    """
     settings = options or ModelOptions()
     kind, colon, path = name.partition(":")
     if name == "demo":
@@ -39,7 +48,7 @@ def make(
         return inspect_replay(Path(path), task.name)
     if colon and path and kind in ("script", "replay"):
         settings.must_be_default(name)
-        return (scripted if kind == "script" else replay)(Path(path), task.name)
+        return scripted(Path(path), task.name, family) if kind == "script" else replay(Path(path), task.name)
     if colon and kind == KIND:
         settings.must_be_default(name)
         return calibration(path, task.name, condition_for(task.name, condition).name, seed or 0)

@@ -86,9 +86,9 @@ def _turn(step: Advance | Run | Submit, call: ToolUse) -> Turn:
     return Turn(text=step.say or "", thinking=step.think or "", calls=(call,))
 
 
-def scripted(path: Path, task: str) -> Scripted:
-    """The playbooks of a file or folder that are for this task. Raises UsageError."""
-    found = tuple(book for book in load_playbooks(path) if book.task == task)
+def scripted(path: Path, task: str, family: str | None = None) -> Scripted:
+    """The playbooks of a file or folder that are for this task, and of this family. Raises UsageError."""
+    found = tuple(book for book in load_playbooks(path) if book.task == task and family in (None, book.family))
     if not found:
         raise UsageError(f"{path} holds no playbook for task '{task}': name another with --task.")
     return Scripted(f"script:{path}", found)
