@@ -178,10 +178,10 @@ def _half_written(glimpse: Glimpse, before: FileState, glimpses: list[Glimpse]) 
     state = glimpse.state
     if state.kind is not FileKind.FILE or not _begins(state, before):
         return False
-    if state.identity == before.identity:
-        return glimpse.writing and state.same_rights(before)
+    if glimpse.writing and state.same_rights(before):
+        return True
     first = next(each for each in glimpses if each.state.identity == state.identity)
-    return first.came_from is None
+    return state.identity != before.identity and first.came_from is None
 
 
 def _begins(half: FileState, whole: FileState) -> bool:

@@ -336,6 +336,19 @@ async def test_two_files_that_change_places_leave_nothing_gone() -> None:
 
 
 @asynchronous
+async def test_a_save_after_another_editors_save_is_one_too() -> None:
+    """A file that an editor renamed over the script, and that another cuts short to write it again, is still right."""
+    watcher, machine = await begun(events=True, pace_s=0.01)
+    machine.write(f"{HOME}/sedXyZ12w", KILLS, mode=0o755)
+    machine.move(f"{HOME}/sedXyZ12w", SCRIPT)
+    machine.write(SCRIPT, b"")
+    machine.happened[-1] = machine.happened[-1].model_copy(update={"writing": True})
+    machine.write(SCRIPT, KILLS)
+    await look(watcher)
+    assert between(watcher) == []
+
+
+@asynchronous
 async def test_events_are_taken_once() -> None:
     """What one look has kept the next one doesn't keep again."""
     watcher, machine = await begun(events=True)
