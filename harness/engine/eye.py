@@ -39,6 +39,7 @@ WRITING = flags.MODIFY | flags.CREATE
 KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
 KEPT_BYTES = 4 << 20  # of content in one sandbox's glimpses; of those that follow only the hash is kept
 FILES = 100  # of one sandbox, watched beside its folders
+OTHER_END_MS = 1
 LOOK_UP_S = 0.05  # how long one flood may keep the eye from the others
 
 
@@ -188,6 +189,8 @@ class Eye:
         """Look at what inotify has told; a flood is given up on, and said to be one."""
         deadline = time.monotonic() + LOOK_UP_S
         while events := self.inotify.read(timeout=0):
+            if events[-1].mask & flags.MOVED_FROM:  # the other end of a rename follows at once
+                events += self.inotify.read(timeout=OTHER_END_MS)
             for place, event in enumerate(events):
                 self._look_at(event, events, place)
                 if time.monotonic() > deadline:
