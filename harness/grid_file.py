@@ -18,6 +18,7 @@ from harness.data import pick
 from harness.errors import UsageError
 from harness.grid import Cell, Experiment
 from harness.models.calibration import KIND
+from harness.models.gguf import PREFIX
 from harness.models.make import default_task, is_live, make
 from harness.models.providers import choose
 from harness.record import Reference
@@ -283,7 +284,7 @@ def _filled(model: _Word, values: Mapping[str, str]) -> str:
 
 def _checked_model(name: str, task: str, condition: str | None) -> str:
     """A live model's name is checked without its key: that is asked for when it is run."""
-    if is_live(name):
+    if is_live(name) and not name.startswith(PREFIX):
         choose(name)
     else:
         make(name, task_named(task), condition=condition)

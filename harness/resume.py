@@ -22,7 +22,9 @@ from harness.own_agent import OwnAgent, Player
 from harness.record import RunSpec
 from harness.store import StoredRun
 
-FREE = {"run_id", "concurrency", "image"}  # the image is compared by name, and by tag once it is built
+# The image is compared by name, and by tag once it is built; a plan by the experiment that made it, whose file may have
+# got further cells meanwhile.
+FREE = {"run_id", "concurrency", "image", "plan"}
 NAMES = {"model", "simulated"}  # a player may be called in several ways: by a path from another folder
 _ACCOUNTS = {"price", "sdk"}  # of a live model: they change what is known of it, not what it says
 

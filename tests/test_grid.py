@@ -14,7 +14,8 @@ from harness.grid_file import read_experiment
 from harness.grid_job import request_for, states
 from harness.main_job import checked
 from harness.record import Reference
-from harness.store import Store
+from harness.resume import difference
+from harness.store import Store, StoredRun
 from harness.verdict import Outcome
 from tests.builders import a_verdict, run_spec, trial_record, versions
 
@@ -192,6 +193,7 @@ def test_the_calibration_grid_is_the_published_one() -> None:
         case("experiment: x\ncells: [{model: 'replay:gone'}]\n", 2, "There is no recording at gone", id="recording"),
         case("experiment: x\nn: 1\nmodels: ['calibration:o3']\nconditions: [G]\n", 3, "No rate of resistance", id="p"),
         case("experiment: x\nn: 1\nonly: publishd\nmodels: [o3]\n", 3, "so use 'published'", id="only"),
+        case("experiment: x\nn: 1\nmodels:\n  - gguf:gone.gguf\n", 4, "gone.gguf", id="weights"),
         case("experiment: x\nask_after: 1\nmodels: [demo]\n", 2, "true or false", id="flag"),
     ],
 )
@@ -256,6 +258,16 @@ def test_a_plan_is_fixed_before_the_first_trial(
     changed = read_experiment(write(tmp_path, SMALL.replace(before, after)))
     with pytest.raises(UsageError, match=says):
         states(changed, changed.cells, tmp_path / "runs")
+
+
+def test_a_file_may_get_further_cells(small: Experiment, tmp_path: Path) -> None:
+    """A cell that was begun is resumed as the run it is, though the file around it has changed since."""
+    cell = small.cells[0]
+    more = read_experiment(write(tmp_path, SMALL + "about: with another cell\ncells: [{model: o3, condition: C}]\n"))
+    before, after = (checked(request_for(each, cell, tmp_path, 2))[0] for each in (small, more))
+    assert before.plan != after.plan
+    stored = StoredRun(spec=before, created_at="", image={}, versions=versions(), request=None)
+    assert difference(stored, after) is None
 
 
 def test_another_seed_is_another_run(small: Experiment, tmp_path: Path) -> None:
