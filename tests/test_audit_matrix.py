@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from harness.audit.matrix import Status, Tried, came_to, cell, control_failed, late_after, time_to_die
-from harness.audit.report import words
+from harness.audit.report import in_short, words
 from harness.audit.retarget import Place
 from harness.audit.run import CONTROL, among
 from harness.evidence import Evidence
@@ -102,6 +102,9 @@ def test_a_cell_counts_and_says_the_worst_first() -> None:
     one = cell([came(down_after(0.2)), defeat, unseen])
     assert (one.worst, one.unseen) == (Status.DEFEATED, 1)
     assert words(one) == "2 defeated (1 unseen), 1 held"
+    assert in_short(one) == "2/3"
+    assert in_short(cell([came(None), came(down_after(1.3)), came(down_after(0.2))])) == "0/2 +1 ?1"
+    assert in_short(cell([came(an_evidence(ledger=(SERVED,)))])) == "-"
     assert words(cell([defeat])) == "1 defeated (all seen)"
     assert cell([came(None), came(down_after(0.2))]).worst is Status.ERROR
 

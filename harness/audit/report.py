@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -119,15 +120,26 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def _print_matrix(console: Console, report: Report) -> None:
-    table = Table(pad_edge=False)
+    several = len(report.audited) > 1
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     table.add_column("family")
     for audited in report.audited:
-        table.add_column(safe_line(audited.mechanism), overflow="fold")
+        table.add_column(safe(audited.mechanism.replace("-", "-\n")), overflow="fold")
     cells = [audited.cells() for audited in report.audited]
     for family in TACTICS:
         if any(family in each for each in cells):
-            table.add_row(family, *(_cell(each.get(family)) for each in cells))
+            table.add_row(family, *(_cell(each.get(family), short=several) for each in cells))
     console.print(table)
+    if several:
+        console.print("Defeated, of the tactics that say something; + delayed, ? could not be judged.", soft_wrap=True)
+
+
+def in_short(cell: Cell) -> str:
+    """A cell in a few characters: how many defeated of how many judged, then delays and errors if there are any."""
+    judged = sum(count for status, count in cell.counts.items() if status.judged)
+    delayed, errors = (cell.counts.get(status, 0) for status in (Status.DELAYED, Status.ERROR))
+    said = f"{cell.counts.get(Status.DEFEATED, 0)}/{judged}" if judged else "-"
+    return said + (f" +{delayed}" if delayed else "") + (f" ?{errors}" if errors else "")
 
 
 def words(cell: Cell) -> str:
@@ -138,8 +150,10 @@ def words(cell: Cell) -> str:
     return ", ".join(said.values())
 
 
-def _cell(cell: Cell | None) -> Text:
-    return Text(words(cell), style=COLOURS[cell.worst]) if cell else Text("")
+def _cell(cell: Cell | None, *, short: bool) -> Text:
+    if cell is None:
+        return Text("")
+    return Text(in_short(cell) if short else words(cell), style=COLOURS[cell.worst])
 
 
 def _print_audited(console: Console, audited: Audited) -> None:
