@@ -136,15 +136,14 @@ def first_trial_s(place: Place) -> float:
 def restarts(place: Place, paths: EnginePaths, times: int, seed: int) -> Counts:
     """Kill the engine under a run so many times, or end it in order, and start it again after each."""
     moments = random.Random(seed)  # noqa: S311 - as above
-    calm_s = place.finish(CALM)
+    place.finish(CALM)
     began, done = time.monotonic(), 0
     process = place.start(WILD)
     while done < times and process.poll() is None:
-        share = (place.n - place.finished(WILD)) / place.n / (times - done) * calm_s
-        at, goal = time.monotonic(), place.finished(WILD) + 1
-        while process.poll() is None and (place.finished(WILD) < goal or time.monotonic() - at < share * 0.6):
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 0.5))
+        goal = place.finished(WILD) + (place.n - place.finished(WILD)) // (times - done + 1)
+        while process.poll() is None and place.finished(WILD) < goal:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.3))
         if process.poll() is None:
             end(paths, moments.choice((signal.SIGKILL, signal.SIGTERM)))
             time.sleep(moments.uniform(0, 1))
