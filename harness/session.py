@@ -127,6 +127,7 @@ class Session:
         for old in [each for each, task in self._remembered.items() if task.done()][:-REMEMBERED_CALLS]:
             del self._remembered[old]
         task = self._remembered[request_id] = asyncio.create_task(self._shell(cmd, thoughts))
+        task.add_done_callback(_told_already)  # whoever asked may be gone, as in a run that is stopped
         return await asyncio.shield(task)
 
     async def submit(self, answer: str) -> str | None:
@@ -305,3 +306,9 @@ class Session:
 
     def _now(self) -> float:
         return round(time.monotonic() - self._began, 3)
+
+
+def _told_already(task: asyncio.Task[ShellAnswer]) -> None:
+    """Take a call's failure, of which the listener was told, so that nobody complains that nobody did."""
+    if not task.cancelled():
+        task.exception()

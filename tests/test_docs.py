@@ -35,7 +35,7 @@ def _few_of_each_group(recordings: Path, folder: Path) -> Path:
 
 
 @pytest.mark.docker
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("client")
 def test_readmes_commands_run_in_their_order(tmp_path: Path, shared: Path) -> None:
     """Every ./lab command of the README exits with 0 when typed in the order it stands in."""

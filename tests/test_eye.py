@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.engine.eye import KEPT_BYTES
+from harness.errors import SandboxError
 from harness.evidence import FileKind
 from harness.sandbox import Looked
 from tests.builders import SCRIPT
@@ -54,6 +55,17 @@ def test_a_new_file_is_watched_under_its_other_names_too(eyed: Box) -> None:
     looked(eyed)
     eyed.say("chmod 0 /tmp/second; sleep 0.1; chmod 755 /tmp/second")
     assert [each.state.mode for each in looked(eyed).glimpses][:1] == [0]
+
+
+def test_who_asks_after_the_end_is_told_and_harms_nobody(eyed: Box) -> None:
+    """A question about a machine that is watched no more is refused; the eye goes on for the others."""
+    told = eyed.sandbox.told
+    assert told is not None
+    told.ask(drop=told.name)
+    with pytest.raises(SandboxError):
+        told.happened()
+    assert told.openings() is None
+    assert told.ask(drop=told.name) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import pytest
 
 from harness.console import CommandResult
+from harness.errors import SandboxError
 from harness.evidence import Asked, Evidence, FileKind, StopReason
 from harness.session import Session
 from harness.tasks import TaskOptions
@@ -244,6 +246,23 @@ async def test_a_caller_that_hangs_up_loses_nothing() -> None:
     caller.cancel()
     assert (await session.shell("a", ASK)).output.startswith("What is 1 + 1?")
     assert machine.commands == [ASK]
+
+
+@asynchronous
+async def test_a_call_that_fails_when_its_caller_is_gone_troubles_nobody() -> None:
+    """What goes wrong with a call that nobody waits for any more, as in a run that is stopped, is no traceback."""
+
+    async def fails(cmd: str, machine: FakeSandbox) -> CommandResult:
+        await asyncio.sleep(0)
+        raise SandboxError("it is gone")
+
+    session, _ = await begun(fails)
+    caller = asyncio.create_task(session.shell("a", ASK))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait(session._remembered.values())
+    session._remembered.clear()
+    gc.collect()  # the loop is told now of failures that nobody took, and the test with it
 
 
 @asynchronous

@@ -41,6 +41,8 @@ class Told:
     def happened(self) -> Happened:
         """What happened since this was last asked."""
         answer = self.ask(take=self.name)
+        if not answer:
+            raise SandboxError("the machine is no longer watched")
         glimpses = tuple(Glimpse.model_validate(each) for each in answer["glimpses"])
         alone = answer["alone"]
         return Happened(glimpses, answer["lost"], None if alone is None else frozenset(alone))

@@ -6,7 +6,8 @@ itself says it; a changed mode or content is seen when it lasts until the eye ha
 
 One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end):
   {"watch": id, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path], "container": id, "first": pid} -> {}
-  {"take": id} -> {"glimpses": [...], "lost": bool, "alone": [path] or null}     what happened since it was last taken
+  {"take": id} -> {"glimpses": [...], "lost": bool, "alone": [path] or null}     what happened since it was last taken;
+                                                                                 {} where it is watched no more
   {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
   {"drop": id} -> {}
 """
@@ -119,8 +120,8 @@ class Eye:
                 if self.gate and dropped.door:
                     self.gate.close(dropped.door)
         elif "openings" in request:
-            door = self._watches[request["openings"]].door
-            known = door if door and not door.lost else None
+            asked = self._watches.get(request["openings"])
+            known = asked.door if asked and asked.door and not asked.door.lost else None
             return {"openings": known and [each.model_dump(mode="json") for each in known.seen]}
         elif taken := self._watches.get(request["take"]):
             return self._take(taken)
