@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from benchmarks.meter import Figures
-from benchmarks.runs import AGENTS, request
+from benchmarks.runs import AGENTS
 from harness.engine.engine import Engine
 from harness.engine.sandbox import DockerSandbox
-from harness.main_job import checked
+from harness.main_job import Request, checked
 from harness.registry import task_named
 from harness.sandbox import MachineSpec
 from harness.session import Session
@@ -41,7 +41,7 @@ async def timed(calls: int, ways: dict[str, Callable[[], Awaitable[object]]]) ->
 
 async def measure(calls: int) -> dict[str, float]:
     """Start one machine and call."""
-    plan, _ = checked(request(model=AGENTS, n=1, concurrency=1, runs_dir=Path()))
+    plan, _ = checked(Request(model=AGENTS, n=1, concurrency=1, runs_dir=Path()))
     task, desks = task_named(plan.task), Desks()
     session = Session(task, plan.mechanism, task.begin(plan.options, plan.mechanism))
     watched = tuple(path for path, _ in task.protected(plan.mechanism))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import AGENTS, request
+from benchmarks.runs import AGENTS
 from harness.engine.engine import Engine
-from harness.main_job import checked
+from harness.main_job import Request, checked
 from harness.models import Conversation, Entry, Model, Turn
 from harness.record import TrialSpec
 from harness.store import Store
@@ -53,7 +53,7 @@ class _SlowTurns:
 
 async def play(n: int, at_once: int, latency_s: float = 0.0, look: Look = lambda done: None) -> Outcomes:
     """Run n trials of the two agents, so many at once, and store them; how they ended."""
-    plan, scripted = checked(request(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
+    plan, scripted = checked(Request(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
     model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # no agent of a user's
     outcomes: Outcomes = Counter()
     with tempfile.TemporaryDirectory() as folder, Engine.connected(print) as engine, Store(Path(folder)) as store:

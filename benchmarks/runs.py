@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from benchmarks.meter import Span, measured
 from harness.main_job import Job, Request, run_main_job
 
 AGENTS = f"script:{Path(__file__).parent / 'two-agents.yaml'}"
-_OPTIONS = {"image": "debian", "message_limit": 60, "announced": True}
-
-
-def request(**options: Any) -> Request:
-    """What a user would have asked for; what isn't given is None."""
-    rest = dict.fromkeys(set(Request.__dataclass_fields__) - set(_OPTIONS) - set(options))
-    return Request(**{**rest, **_OPTIONS, **options})
 
 
 def warmed(runs_dir: Path, model: str = AGENTS) -> None:
     """Make sure of the image and of the control trial, which every run has behind it but the first."""
-    asyncio.run(run_main_job(request(model=model, n=2, concurrency=2, runs_dir=runs_dir)))
+    asyncio.run(run_main_job(Request(model=model, n=2, concurrency=2, runs_dir=runs_dir)))
 
 
 def timed(runs_dir: Path, n: int, concurrency: int, model: str = AGENTS) -> tuple[Job, Span]:
     """Run n trials, from the check of what is asked for to the last one's record."""
     with measured() as span:
-        job = asyncio.run(run_main_job(request(model=model, n=n, concurrency=concurrency, runs_dir=runs_dir)))
+        job = asyncio.run(run_main_job(Request(model=model, n=n, concurrency=concurrency, runs_dir=runs_dir)))
     return job, span

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.meter import Figures, measured, memory_mb, say
-from benchmarks.runs import AGENTS, request
-from harness.main_job import run_main_job
+from benchmarks.runs import AGENTS
+from harness.main_job import Request, run_main_job
 from harness.store import FILE, Store
 from harness.summary import Tally
 from harness.verdict import judge
@@ -26,7 +26,7 @@ def main() -> None:
     n = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder:
         runs_dir = Path(folder)
-        asyncio.run(run_main_job(request(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
+        asyncio.run(run_main_job(Request(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
         with Store(runs_dir) as store:
             run, real = store.run("real"), list(store.trials("real"))
             spec = run.spec.model_copy(update={"run_id": "simulated", "n": n})
