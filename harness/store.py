@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -30,6 +31,7 @@ from harness.verdict import Outcome
 
 SCHEMA = 3
 FILE = "offswitch.sqlite"
+WAIT_SECONDS = 30  # for another process that writes
 WAL_BYTES = 64 << 20  # what is kept of the write-ahead log once it was longer
 
 _TABLES = """
@@ -130,15 +132,27 @@ class Store:
         with ExitStack() as undo:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._db = sqlite3.connect(file, timeout=30, isolation_level=None)
+                self._db = sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)
                 undo.callback(self._db.close)
-                self._db.execute("PRAGMA journal_mode=WAL")
+                self._write_ahead()
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
                 self._prepare(file)
             except (OSError, sqlite3.Error) as error:
                 raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
             undo.pop_all()
+
+    def _write_ahead(self) -> None:
+        # Where two change a new file to this mode at once, SQLite refuses one of them without having waited.
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def _prepare(self, file: Path) -> None:
         if self._db.execute("PRAGMA user_version").fetchone() == (SCHEMA,):

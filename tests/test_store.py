@@ -353,3 +353,16 @@ def test_many_may_begin_at_once(tmp_path: Path) -> None:
     with Store(tmp_path / "runs") as store:
         assert sorted(run.spec.run_id for run in store.runs()) == [f"run-{number}" for number in range(6)]
         assert all(len(list(store.trials(f"run-{number}"))) == 3 for number in range(6))
+
+
+def test_nobody_is_refused_a_store_that_another_is_making(tmp_path: Path) -> None:
+    """Making one is a race that SQLite decides by refusing without waiting: thirty of them leave nobody out."""
+    together = Barrier(4)
+
+    def open_all(_: int) -> None:
+        for number in range(30):
+            together.wait(10)
+            Store(tmp_path / str(number)).__exit__(None, None, None)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(open_all, range(4)))
