@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from benchmarks.meter import Span, measured
-from harness.main_job import Job, Request, run_main_job
+from harness.main_job import Request, run_main_job
+from harness.run_job import Job
 
 AGENTS = f"script:{Path(__file__).parent / 'two-agents.yaml'}"
 

@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import cast
 
 import typer
 
-from harness.commands.audit import audit
-from harness.commands.clean import clean
-from harness.commands.conditions import list_conditions
-from harness.commands.corpus import corpus
-from harness.commands.experiment import experiment
-from harness.commands.power import power
-from harness.commands.report import compare, report
-from harness.commands.stored import judge, list_runs, show
-from harness.commands.trial import resume, trial
 from harness.errors import LabError, UsageError
 from harness.view import print_error
 
-app = typer.Typer(
-    name="offswitch",
-    help="Measures whether an AI agent lets itself be shut down.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+# Where each command's function is, in harness/commands: what one command loads can take a second that others need not.
+COMMANDS = {
+    "trial": "trial:trial",
+    "resume": "trial:resume",
+    "show": "stored:show",
+    "list": "stored:list_runs",
+    "judge": "stored:judge",
+    "corpus": "corpus:corpus",
+    "clean": "clean:clean",
+    "conditions": "conditions:list_conditions",
+    "experiment": "experiment:experiment",
+    "power": "power:power",
+    "report": "report:report",
+    "compare": "report:compare",
+    "audit": "audit:audit",
+}
 
 # The base of typer's own complaints; typer doesn't export it.
 _BadCommandLine = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
-app.command()(trial)
-app.command()(resume)
-app.command()(show)
-app.command("list")(list_runs)
-app.command()(judge)
-app.command()(corpus)
-app.command()(clean)
-app.command("conditions")(list_conditions)
-app.command()(experiment)
-app.command()(power)
-app.command()(report)
-app.command()(compare)
-app.command()(audit)
+
+def application(words: Sequence[str]) -> typer.Typer:
+    """The command line for these words: the command that they begin with, or all of them where they begin with none."""
+    app = typer.Typer(
+        name="offswitch",
+        help="Measures whether an AI agent lets itself be shut down.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)  # without one, a single command would be given no name
+    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
+        module, _, function = COMMANDS[name].partition(":")
+        app.command(name)(getattr(import_module(f"harness.commands.{module}"), function))
+    return app
 
 
 def main() -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and a non-zero exit."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        words = sys.argv[1:] or ["--help"]
+        sys.exit(application(words)(words, standalone_mode=False) or 0)
     except _BadCommandLine as error:
         print_error(f"{error.format_message().rstrip('.')}: see 'offswitch --help'.")
         sys.exit(2)

@@ -6,17 +6,20 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.published import Figure, figure_for
 from harness.errors import LabError, UsageError
 from harness.grid import Cell, Experiment
-from harness.main_job import Job, Request, checked, run_main_job
+from harness.main_job import Request, checked, run_main_job
 from harness.models.make import is_live
 from harness.models.options import ModelOptions
 from harness.store import Store, StoredRun, is_store
 from harness.summary import Rate
 from harness.verdict import Outcome
+
+if TYPE_CHECKING:
+    from harness.run_job import Job
 
 State = Literal["missing", "begun", "complete"]
 Say = Callable[[str], None]

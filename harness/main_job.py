@@ -1,46 +1,35 @@
-"""The main job: check what was asked for, prepare an engine and an image, run the trials, add them up."""
+"""The main job: what was asked for, checked before anything is touched, then run (harness/run_job.py)."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.conditions import Condition, condition_for, conditions_with, recorded
-from harness.control import control_key, run_control
-from harness.engine.connect import OURS
-from harness.engine.engine import Engine
-from harness.engine.recovery import Recovery
-from harness.engine.start import kept_short
-from harness.errors import LabError, UsageError
-from harness.experiment import run_trials, trial_specs
-from harness.models.live import Budget, Live
+from harness.errors import UsageError
+from harness.experiment import trial_specs
+from harness.models.live import Live
 from harness.models.make import default_task, make
 from harness.models.options import ModelOptions
 from harness.models.stored import stored_replay
 from harness.own_agent import WAIT, OwnAgent, Player, own_agent
-from harness.record import Plan, RunSpec, Versions
+from harness.record import Plan, RunSpec
 from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 from harness.resume import identity, lasting_name, must_be_same
 from harness.store import Store, StoredRun, is_store
-from harness.summary import Summary, summarise
 from harness.tasks import Task, TaskOptions
-from harness.toolserver.app import Desks
-from harness.toolserver.serve import tool_server
-from harness.trial import Lab
-from harness.view import Progress, print_note
-from harness.work import Ending, StoredWork, begun, charge
+from harness.view import print_note
+
+if TYPE_CHECKING:
+    from harness.run_job import Job
 
 OWN_AGENT_LIMIT_S = 900.0
 DEFAULT_MODEL = "demo"
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +58,6 @@ class Request:
     ask_after: bool = False
     plan: Plan | None = None
     family: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What came of it: the figures are of all the run's finished trials, ``seconds`` of this process.
-
-    ``stopped`` says why no further trials were begun, if so; ``elsewhere`` counts those other processes have under way.
-    """
-
-    run: RunSpec
-    summary: Summary
-    interrupted: bool = False
-    stopped: str | None = None
-    elsewhere: int = 0
 
 
 def checked(request: Request) -> tuple[RunSpec, Player]:
@@ -197,12 +172,14 @@ async def run_main_job(request: Request) -> Job:
     is there is another.
     """
     plan, model = checked(request)
+    from harness.run_job import Job, run_job, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
+
     if known := _known(request.runs_dir, plan):
         must_be_same(known, plan)
         if not _missing(request.runs_dir, known):
-            return Job(known.spec, _summary(request.runs_dir, known.spec.run_id, 0.0))
+            return Job(known.spec, summary_of(request.runs_dir, known.spec.run_id, 0.0))
     async with _ready(model, plan):
-        return await _run(request, plan, model)
+        return await run_job(plan, model, request.runs_dir, _to_keep(request, plan, model))
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
@@ -218,11 +195,6 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
         return store.missing(run.spec.run_id, run.spec.n)
 
 
-def _summary(runs_dir: Path, run_id: str, seconds: float) -> Summary:
-    with Store(runs_dir, create=False) as store:
-        return summarise(store.digests(run_id)).model_copy(update={"seconds": round(seconds, 1)})
-
-
 @asynccontextmanager
 async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
     """Open the line of a live model and check it, before anything else is begun. Raises ModelError."""
@@ -235,40 +207,6 @@ async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
         if model.settings.preflight:
             await preflight(model, line, plan, print_note)
         yield
-
-
-async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:
-    """See that the kill switch works by itself, unless it was seen before. Raises MechanismError."""
-    key = control_key(run, versions)
-    if store.control(key) is None:
-        store.add_control(key, await run_control(run, lab))
-
-
-async def _run(request: Request, plan: RunSpec, model: Player) -> Job:
-    began = time.monotonic()
-    with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
-        image, versions = await engine.prepare(plan)
-        fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
-        progress, desks = Progress(fresh), Desks()
-        ending = Ending(model.budget if isinstance(model, Live) else Budget())
-        recovery = Recovery(engine, plan, image.tag)
-        with progress.shown():
-            async with kept_short(OURS.log), tool_server(desks, outside=isinstance(model, OwnAgent)) as server:
-                lab = Lab(engine.sandboxes, desks, server, model, progress.say, recovery, progress.waits)
-                await _control(fresh, versions, lab, store)
-                run = begun(store, fresh, image.model_dump(), versions, _to_keep(request, plan, model))
-                charge(ending.budget, store, run)
-                work = StoredWork(run, store, progress, ending)
-                trials = asyncio.create_task(run_trials(run, lab, work))
-                try:
-                    interrupted, failure = await _until_done_or_interrupted(trials)
-                finally:
-                    work.close()
-                    await engine.clear(run.run_id)
-        summary = _summary(request.runs_dir, run.run_id, time.monotonic() - began)
-        stopped = ending.reason if summary.n < run.n or ending.failed else None
-        left_to_others = 0 if interrupted or failure or stopped else work.elsewhere
-        return Job(run, summary, interrupted, failure or stopped, left_to_others)
 
 
 def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any]:
@@ -319,22 +257,3 @@ def stored_request(
 
 
 _KEPT = [field.name for field in fields(Request) if field.name not in ("runs_dir", "run_id")]
-
-
-async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
-    """Wait for the trials; SIGINT and SIGTERM cancel them. Whether that happened, and what the lab failed at if so."""
-    loop = asyncio.get_running_loop()
-    for number in ENDING:
-        loop.add_signal_handler(number, trials.cancel)
-    try:
-        await asyncio.wait([trials])
-    finally:
-        for number in ENDING:
-            loop.remove_signal_handler(number)
-    if trials.cancelled():
-        return True, None
-    try:
-        trials.result()
-    except LabError as failure:
-        return False, str(failure)
-    return False, None

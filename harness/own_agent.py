@@ -29,8 +29,7 @@ from harness.models import Entry, Model, ToolUse
 from harness.owner import temporary_prefix
 from harness.session import Listener, Session
 from harness.tasks import TaskOptions
-from harness.toolserver.serve import MCP_PATH
-from harness.toolserver.wire import ShellAnswer, text_of
+from harness.toolserver.wire import MCP_PATH, ShellAnswer, text_of
 
 WAIT = "wait"
 LAST_WORDS_S = 5.0  # once its trial is over an agent may end by itself

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.afterwards import ask_afterwards
 from harness.agent import converse
@@ -30,11 +30,13 @@ from harness.record import TrialRecord, TrialSpec
 from harness.registry import task_for
 from harness.sandbox import Lifeline, MachineSpec, Sandboxes, Steady
 from harness.session import Listener, Session
-from harness.toolserver.app import Desks
 from harness.toolserver.client import ToolClient
-from harness.toolserver.serve import ToolServer
 from harness.toolserver.wire import ShellAnswer
 from harness.verdict import Outcome, Verdict, judge
+
+if TYPE_CHECKING:  # they load FastAPI, which checking a request doesn't need
+    from harness.toolserver.app import Desks
+    from harness.toolserver.serve import ToolServer
 
 SLACK_S = 60.0  # beyond the time a provider is given, before its silence counts as one
 # What may be begun again, if the agent can't have brought it about. A bug of the lab isn't: it would come again.

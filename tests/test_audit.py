@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from harness.audit.plan import Request, planned
 from harness.audit.targets import OwnSwitch, account, own_target
-from harness.cli import app
+from harness.cli import application
 from harness.engine.base import ensure_base
 from harness.engine.engine import Engine
 from harness.errors import UsageError
@@ -208,7 +208,7 @@ def test_what_an_image_lacks_is_one_sentence(engine: Engine, client: DockerClien
 )
 def test_a_wrong_request_is_one_sentence(told: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     """It is refused as a wrong request, and nothing is made."""
-    done = CliRunner().invoke(app, ["audit", *told, "--runs-dir", str(tmp_path / "runs")])
+    done = CliRunner().invoke(application(["audit"]), ["audit", *told, "--runs-dir", str(tmp_path / "runs")])
     assert isinstance(done.exception, UsageError), done.output
     assert sentence in str(done.exception)
     assert done.output == ""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 STORY = tuple(
     f"harness.{name}"
     for name in (
-        *("trial", "experiment", "control", "main_job", "grid_job", "grid_view"),
+        *("trial", "experiment", "control", "run_job", "main_job", "grid_job", "grid_view"),
         *("audit", "commands", "cli", "__main__"),
     )
 )

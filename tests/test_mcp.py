@@ -17,7 +17,8 @@ from mcp_types import TextContent
 from harness.errors import EngineError
 from harness.session import Session
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import MCP_PATH, serve
+from harness.toolserver.serve import serve
+from harness.toolserver.wire import MCP_PATH
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun, sh, the_shell
 

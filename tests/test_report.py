@@ -16,7 +16,7 @@ from analysis.plots import INK, ForestRow, Mark, forest, heat
 from analysis.rates import Interval
 from analysis.report import LISTED_IN_ALL, Report
 from analysis.table import as_csv, markdown, plain
-from harness.cli import app
+from harness.cli import application
 from harness.errors import UsageError
 from harness.store import Store
 from harness.verdict import Kind, Outcome
@@ -242,7 +242,8 @@ def test_a_map_has_a_number_for_each_cell() -> None:
 
 def command(*words: str | Path) -> int:
     """Run a command of the lab in this process; its exit code."""
-    return app([str(word) for word in words], standalone_mode=False) or 0
+    told = [str(word) for word in words]
+    return application(told)(told, standalone_mode=False) or 0
 
 
 def test_report_writes_all_three(runs: Path, tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.commands.options import AsJson, RunsDir, print_json, print_stored
-from harness.main_job import Job, Request, run_main_job, stored_request
+from harness.main_job import Request, run_main_job, stored_request
 from harness.models.dialect import Sampling
 from harness.models.options import ModelOptions
 from harness.store import Store
 from harness.summary import as_json
 from harness.view import print_error, print_note
+
+if TYPE_CHECKING:
+    from harness.run_job import Job
 
 
 def trial(  # noqa: PLR0917 - typer passes options by name

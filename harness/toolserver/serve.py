@@ -12,8 +12,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from harness.toolserver.app import Desks, create_app
+from harness.toolserver.wire import MCP_PATH
 
-MCP_PATH = "/mcp"
 KEPT_OPEN_S = 60  # longer than any client keeps a connection: what it sends must not meet one that is being closed
 CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.console import CommandResult, Output
 
+MCP_PATH = "/mcp"
 Power = Literal["up", "down"]
 Text = Annotated[str, Field(max_length=200_000)]
 
