@@ -117,4 +117,5 @@ class Versions(Frozen):
     python: str = Field(default_factory=platform.python_version)
     docker_sdk: str = Field(default_factory=lambda: version("docker"))
     engine: str = ""
+    runtime: str = ""
     kernel: str = ""

@@ -19,6 +19,7 @@ from docker.errors import ImageNotFound  # noqa: TID251 - what the engine's clie
 from harness.engine.base import BASE, Source, ensure_base, pick_source
 from harness.engine.compiler import find_compiler
 from harness.engine.connect import DEFAULT_ADDRESS, OURS, EnginePaths, addresses, answers, connect, reach
+from harness.engine.runtime import runtime_flags, split_off
 from harness.engine.start import (
     SEARCH_PATH,
     alone,
@@ -85,6 +86,34 @@ def test_an_engine_beside_another_has_its_own_network() -> None:
     assert isolated[:5] == ["setsid", "--fork", "unshare", "--net", "dockerd"]
     places = [word for word in shared if "/" in word and word != "/sbin/tini"]
     assert places == ["unix:///run/lab/docker.sock", "/var/lib/lab", "/run/lab/exec", "/run/lab/docker.pid"]
+
+
+V1 = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
+V2 = "cgroup2 {} cgroup2 rw 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "controllers", "left"),
+    [
+        (V1 + V2, "", ()),
+        (V1 + V2, "hugetlb\n", ("hugetlb",)),
+        (V1 + V2, "hugetlb rdma\n", ("hugetlb", "rdma")),
+        (V2, "cpu memory\n", ()),
+        (V1, "cpu\n", ()),
+    ],
+)
+def test_a_runtime_is_chosen_that_can_work_here(
+    mounts: str, controllers: str, left: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The faster runtime refuses hosts with controllers of both kinds, and the engine keeps its own there."""
+    (tmp_path / "cgroup.controllers").write_text(controllers)
+    assert split_off(mounts.format(tmp_path)) == left
+    file = tmp_path / "mounts"
+    file.write_text(mounts.format(tmp_path))
+    assert runtime_flags(lambda name: None, file) == ()
+    if not left:
+        chosen = runtime_flags(lambda name: f"/usr/bin/{name}", file)
+        assert chosen == ("--add-runtime=crun=/usr/bin/crun", "--default-runtime=crun")
 
 
 DEBIAN = 'ID=debian\nVERSION_CODENAME=bookworm\nNAME="Debian GNU/Linux"\n'

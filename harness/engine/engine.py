@@ -115,4 +115,5 @@ class Engine:
             self.say(f"Removed {leftovers} containers that a killed run left behind.")
         image = image_for(run)
         facts = self.client.version()
-        return image, Versions(engine=facts["Version"], kernel=facts.get("KernelVersion", ""))
+        runtime = self.client.info()["DefaultRuntime"]
+        return image, Versions(engine=facts["Version"], runtime=runtime, kernel=facts.get("KernelVersion", ""))

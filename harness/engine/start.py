@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from harness.engine.connect import OURS, EnginePaths, answers, connect
+from harness.engine.runtime import NAME as RUNTIME
+from harness.engine.runtime import runtime_flags
 from harness.environment import proxies, without_keys
 from harness.errors import EngineError
 
@@ -52,6 +54,8 @@ def ensure_engine(say: Say) -> None:
         return
     if not _find("dockerd"):
         apt_install(say, "docker.io")
+        with suppress(EngineError):  # not every distribution has it
+            apt_install(say, RUNTIME)
     if Path("/run/systemd/system").exists():
         say("starting Docker")
         run("systemctl", "start", "docker")  # comes back when the engine is ready
@@ -102,11 +106,11 @@ def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
     return next((p for p in ("dockerd", "containerd-shim", "containerd") if program.startswith(p)), None)
 
 
-def dockerd_command(paths: EnginePaths, *, isolated: bool, init: str) -> list[str]:
+def dockerd_command(paths: EnginePaths, *, isolated: bool, init: str, runtime: Sequence[str] = ()) -> list[str]:
     """Compose the command that starts the engine detached; an isolated one gets a network of its own."""
     places = ("--host", paths.address, "--data-root", str(paths.data), "--exec-root", str(paths.exec_root))
     files = ("--pidfile", str(paths.pidfile), "--init-path", init)
-    return [*DETACHED, *(ISOLATED if isolated else ()), "dockerd", *places, *files, *FLAGS]
+    return [*DETACHED, *(ISOLATED if isolated else ()), "dockerd", *places, *files, *FLAGS, *runtime]
 
 
 def apt_install(say: Say, *packages: str) -> None:
@@ -177,7 +181,7 @@ def _launch(paths: EnginePaths) -> None:
     rotate(paths.log)
     with paths.log.open("ab") as log:  # to append, so that shortening it under dockerd works
         subprocess.run(
-            dockerd_command(paths, isolated=isolated, init=init),
+            dockerd_command(paths, isolated=isolated, init=init, runtime=runtime_flags(_find)),
             cwd="/",
             env={**proxies(), "PATH": SEARCH_PATH},  # it may know the way to registries, but no key of ours
             stdin=subprocess.DEVNULL,
