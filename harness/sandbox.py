@@ -117,8 +117,11 @@ class Lifeline(Protocol):
     def life(self) -> int:
         """Which of its lives the engine is in: another number after each restart."""
 
-    async def lost(self, life: int) -> bool:
-        """Whether the engine was restarted since that life, or is away now."""
+    async def lost(self, life: int, *, stopping: bool = False) -> bool:
+        """Whether the engine was restarted since that life, or is away now.
+
+        ``stopping``: it stopped a machine, as it does before it ends in order: then it is given the time for that.
+        """
 
     async def recovered(self) -> None:
         """Wait until trials can run again. Raises EngineError where they can't."""
@@ -131,7 +134,7 @@ class Steady:
         """The only one."""
         return 0
 
-    async def lost(self, life: int) -> bool:
+    async def lost(self, life: int, *, stopping: bool = False) -> bool:
         """Never."""
         return False
 

@@ -129,7 +129,9 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
                 )
             pulse.enter(Phase.ENGINE)
             seen = await session.evidence(stop)
-            if lab.engine.life() != life:  # it took the machine down, or may have
+            # It may have taken the machine down: killed, when it came back; ended in order, before it went.
+            stopped = seen.machine.stopped_outside
+            if lab.engine.life() != life or (stopped and await lab.engine.lost(life, stopping=True)):
                 raise EngineLostError("The engine was restarted while the trial ran.")
             evidence = seen
         verdict = judge(evidence)

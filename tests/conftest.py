@@ -19,11 +19,12 @@ import pytest
 from docker import DockerClient  # noqa: TID251 - what an engine is reached through
 
 from harness.console import CommandResult
+from harness.engine.archive import ArchiveLook
 from harness.engine.base import ensure_base
 from harness.engine.connect import connect
 from harness.engine.engine import Engine
 from harness.engine.images import prepared
-from harness.engine.look import ArchiveLook, LayersLook
+from harness.engine.look import LayersLook
 from harness.engine.owner import LABEL
 from harness.engine.sandbox import DockerSandbox, DockerSandboxes
 from harness.errors import EngineError

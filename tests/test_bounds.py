@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from docker.models.containers import Container  # noqa: TID251 - what an archive is asked of
 
-from harness.engine.look import ArchiveLook
+from harness.engine.archive import ArchiveLook
 from harness.evidence import FileKind
 
 TESTS = Path(__file__).parent

@@ -48,13 +48,15 @@ class Mortal(Steady):
     lives: int = 0
     recoveries: int = 0
     beyond_hope: bool = False
+    ends: bool = False  # once it has stopped its machines
 
     def life(self) -> int:
         """Which it is in."""
         return self.lives
 
-    async def lost(self, life: int) -> bool:
+    async def lost(self, life: int, *, stopping: bool = False) -> bool:
         """Whether it has another one by now."""
+        self.lives += stopping and self.ends
         return self.lives != life
 
     async def recovered(self) -> None:
@@ -170,6 +172,22 @@ async def test_a_machine_that_the_engine_took_down_is_no_compliance() -> None:
     (record,) = await played(work, always, engine=engine)
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "EngineLostError", TRIES)
     assert {each.error for each in work.tries_failed} == {"The engine was restarted while the trial ran."}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@asynchronous
+async def test_an_engine_that_ends_in_order_stops_its_machines_first(ends: bool) -> None:
+    """Then the trial is begun again; one whose machine alone was stopped from outside is an error, and stays it."""
+    work = InMemory(1)
+
+    async def stopped(cmd: str, machine: FakeSandbox) -> CommandResult:
+        machine.stopped_outside = True
+        return machine.go_down(143)
+
+    always = FakeSandboxes(the_shell("next_question", stopped))
+    (record,) = await played(work, always, engine=Mortal(ends=ends))
+    assert record.verdict.outcome is Outcome.ERROR
+    assert (record.error_kind, record.tries) == (("EngineLostError", TRIES) if ends else (None, 1))
 
 
 @asynchronous

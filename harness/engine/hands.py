@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from posixpath import basename, dirname
+from threading import Thread
 
 from harness.engine.openings import NotAllowedError, parent_of
 
@@ -71,9 +72,8 @@ class Hands:
                     at += size
 
     def close(self) -> None:
-        """Let the group go."""
-        with suppress(OSError):
-            os.close(self._group)
+        """Let the group go. The kernel takes milliseconds for that, in which nobody must look away."""
+        Thread(target=os.close, args=(self._group,), daemon=True).start()
 
 
 def _name(info: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import platform
 import subprocess
 import tarfile
 import tempfile
@@ -43,11 +44,16 @@ class Image(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One file of an image's build context: where, whose and how."""
+    """One file of an image's build context: where, whose and how. ``source``: its content is C, yet to be compiled."""
 
     path: str
     mode: int
     content: bytes
+    source: bool = False
+
+    def built(self) -> bytes:
+        """What stands in the image. Raises ImageError where a program does not compile."""
+        return _compiled(self.content) if self.source else self.content
 
 
 def build_image(client: docker.DockerClient, name: str, base: str, task: Task, mechanism: Mechanism) -> Image:
@@ -58,9 +64,9 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
         root.extend(_tree(ROOT / task.rootfs))
     own: list[Placed] = []
     if mechanism.script and mechanism.path:
-        source = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
-        script = _compiled(source) if mechanism.script.endswith(".c") else source
-        (own if mechanism.owner == "agent" else root).append(Placed(mechanism.path, mechanism.mode, script))
+        script = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
+        placed = Placed(mechanism.path, mechanism.mode, script, source=mechanism.script.endswith(".c"))
+        (own if mechanism.owner == "agent" else root).append(placed)
     dockerfile = (ROOT / "sandbox_images" / name / "Dockerfile").read_bytes()
     arguments = _arguments(task, base)
     tag = f"{REPOSITORY}:{_digest(base_id, dockerfile, arguments, root, own)}"
@@ -103,7 +109,10 @@ def _tree(folder: Path) -> Iterator[Placed]:
 
 def _programs(task: Task) -> Iterator[Placed]:
     for path, mode, source in (CONSOLE, *task.programs):
-        yield Placed(path, mode, _compiled((ROOT / source).read_bytes()))
+        yield Placed(path, mode, (ROOT / source).read_bytes(), source=True)
+
+
+_compiler = cache(find_compiler)
 
 
 @cache
@@ -111,7 +120,7 @@ def _compiled(source: bytes) -> bytes:
     """A static program from C source. Raises ImageError with the compiler's first line."""
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
-        command = [*find_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
+        command = [*_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
         done = subprocess.run(command, input=source, env=without_keys(), capture_output=True, check=False)
         if done.returncode:
             complaint = done.stderr.decode(errors="replace").strip().splitlines()
@@ -120,12 +129,14 @@ def _compiled(source: bytes) -> bytes:
 
 
 def _digest(base: str, dockerfile: bytes, arguments: dict[str, str], root: list[Placed], own: list[Placed]) -> str:
+    """What an image is known by. Programs count by their source, so that one that is there needs no compiler."""
     hashed = hashlib.sha256(dockerfile)
     for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):
         hashed.update(part.encode() + b"\0")
     for place, files in (("root", root), ("agent", own)):
         for file in files:
-            hashed.update(f"{place}{file.path}\0{file.mode}\0{len(file.content)}\0".encode() + file.content)
+            kind = f"{platform.machine()} " if file.source else ""
+            hashed.update(f"{kind}{place}{file.path}\0{file.mode}\0{len(file.content)}\0".encode() + file.content)
     return hashed.hexdigest()[:16]
 
 
@@ -136,12 +147,12 @@ def _context(dockerfile: bytes, root: list[Placed], own: list[Placed], task: Tas
     with tarfile.open(fileobj=packed, mode="w") as archive:
         _add(archive, "Dockerfile", 0o644, dockerfile)
         for file in root:
-            _add(archive, f"root{file.path}", file.mode, file.content)
+            _add(archive, f"root{file.path}", file.mode, file.built())
         home = tarfile.TarInfo(f"agent{task.agent.workdir.removeprefix(parent)}/")
         home.type, home.mode = tarfile.DIRTYPE, 0o755
         archive.addfile(home)
         for file in own:
-            _add(archive, f"agent{file.path.removeprefix(parent)}", file.mode, file.content)
+            _add(archive, f"agent{file.path.removeprefix(parent)}", file.mode, file.built())
     return packed.getvalue()
 
 

@@ -1,30 +1,24 @@
 """Looking into a container's filesystem from outside, without asking anything inside it.
 
 Two ways with one result. ``LayersLook`` reads the overlay's directories on the host: under a millisecond, and it
-knows a file by its identity. ``ArchiveLook`` asks the engine for an archive of each path: slower, works with any
-engine, and can only guess at identity. Everything read was written by a hostile process: no link is followed, no
-device or pipe is opened, nothing is unpacked, and what is read is bounded.
+knows a file by its identity. ``ArchiveLook`` (harness/engine/archive.py) asks the engine for an archive of each path:
+slower, works with any engine, and can only guess at identity. Everything read was written by a hostile process: no
+link is followed, no device or pipe is opened, nothing is unpacked, and what is read is bounded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import io
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
-from posixpath import dirname
 from typing import Protocol
-
-import docker.errors
-from docker.models.containers import Container
 
 from harness.evidence import FileKind, FileState
 
@@ -33,7 +27,6 @@ HASHED_BYTES = 64 * 1024 * 1024
 LISTED_PATHS = 10_000
 DEPTH = 64
 ATTEMPTS = 20
-DELETED = 2  # the engine's number for a path that is gone
 OPAQUE = "trusted.overlay.opaque"
 ORIGIN = "trusted.overlay.origin"
 
@@ -70,7 +63,7 @@ def missing(path: str) -> FileState:
     return FileState(path=path, kind=FileKind.MISSING)
 
 
-def _digest(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
+def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
     """Hash of at most ``HASHED_BYTES`` (the size stands in for the rest), and the content if it is small."""
     hashed, kept, left = hashlib.sha256(), b"", HASHED_BYTES
     while left and (chunk := read(min(left, 1 << 20))):
@@ -241,7 +234,7 @@ def _fixed_digest(read: Callable[[int], bytes], found: os.stat_result) -> tuple[
     if key not in known:
         if len(known) >= LISTED_PATHS:
             known.clear()
-        known[key] = _digest(read, found.st_size)
+        known[key] = digest_of(read, found.st_size)
     return known[key]
 
 
@@ -253,7 +246,7 @@ def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, rea
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
         with os.fdopen(fd, "rb", buffering=0) as file:
             if read and stat.S_ISREG(os.fstat(fd).st_mode):
-                digest, content = _fixed_digest(file.read, found) if fixed else _digest(file.read, found.st_size)
+                digest, content = _fixed_digest(file.read, found) if fixed else digest_of(file.read, found.st_size)
         identity = _identity(name, parent, found)
     elif kind is FileKind.SYMLINK:
         target = as_text(os.readlink(name, dir_fd=parent))
@@ -304,98 +297,3 @@ def _handle(name: str, parent: int) -> str | None:
         return None
     length = ctypes.c_uint32.from_buffer(buffer).value
     return f"{ctypes.c_int32.from_buffer(buffer, 4).value}:{buffer.raw[8 : 8 + length].hex()}"
-
-
-# ---- the engine's way ----
-
-
-@dataclass(frozen=True)
-class ArchiveLook:
-    """Asks the engine for an archive of each path. A file's identity is guessed from its time and content."""
-
-    container: Container
-    guarantee: str = "archive"
-
-    def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """The state of each path; one round trip each."""
-        return tuple(self._state(path) for path in paths)
-
-    def _state(self, path: str) -> FileState:
-        try:
-            stream, _ = self.container.get_archive(path, chunk_size=1 << 16)
-        except docker.errors.NotFound:
-            return missing(path)
-        except docker.errors.APIError as error:  # the engine gives up on a link to itself, here or on the way here
-            looped = "too many links" in str(error.explanation) and self.stands(dirname(path))
-            return FileState(path=path, kind=FileKind.SYMLINK) if looped else missing(path)
-        try:
-            with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
-                member = archive.next()
-                if member is None:  # an archive can hold anything but a socket
-                    return FileState(path=path, kind=FileKind.SOCKET)
-                return _member_state(path, archive, member)
-        except tarfile.TarError:
-            return missing(path)
-
-    def stands(self, path: str) -> bool:
-        """Whether anything stands at a path that the engine can follow."""
-        assert self.container.client is not None
-        api = self.container.client.api
-        answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
-        return bool(answer.ok)
-
-    def elsewhere(self) -> tuple[FileState, ...]:
-        """The files the engine lists as added or changed, at most 50."""
-        changed = [path for path, kind in self._diff() if kind != DELETED]
-        return tuple(s for s in self.states(changed[:50]) if s.kind is FileKind.FILE)
-
-    def changed_paths(self) -> tuple[str, ...]:
-        """What ``docker diff`` lists; it misses an edit of the same size whose time was put back."""
-        return tuple(sorted(path for path, _ in self._diff()))[:LISTED_PATHS]
-
-    def _diff(self) -> list[tuple[str, int]]:
-        try:
-            return [(str(entry["Path"]), int(entry["Kind"])) for entry in self.container.diff() or ()]
-        except docker.errors.APIError:  # the engine gives up on what a container can make: folders too deep
-            return []
-
-
-def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> FileState:
-    kinds = {
-        tarfile.REGTYPE: FileKind.FILE,
-        tarfile.DIRTYPE: FileKind.DIRECTORY,
-        tarfile.SYMTYPE: FileKind.SYMLINK,
-        tarfile.FIFOTYPE: FileKind.FIFO,
-    }
-    kind = kinds.get(member.type, FileKind.DEVICE)
-    digest = content = None
-    if kind is FileKind.FILE and (file := archive.extractfile(member)):
-        digest, content = _digest(file.read, member.size)
-    return FileState(
-        path=path,
-        kind=kind,
-        mode=member.mode & 0o7777,
-        uid=member.uid,
-        gid=member.gid,
-        size=member.size if kind is FileKind.FILE else None,
-        sha256=digest,
-        target=as_text(member.linkname) if kind is FileKind.SYMLINK else None,
-        identity=f"{int(member.mtime)}:{digest}" if digest else None,
-        content=content,
-    )
-
-
-class _Chunks(io.RawIOBase):
-    """A stream of chunks, read as a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while len(self._rest) < size and (chunk := next(self._chunks, None)):
-            self._rest += chunk
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return taken

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 from posixpath import basename
 
 from harness.bypass import BUILTINS
@@ -267,7 +266,7 @@ def _limits(pid: int) -> dict[str, int]:
 
 
 def _text(pid: int, name: str) -> str:
-    with suppress(OSError), Path(f"/proc/{pid}/{name}").open("rb") as file:
+    with suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
         return file.read(READ_BYTES).decode(errors="backslashreplace")
     return ""
 

@@ -9,7 +9,7 @@ from typing import Any
 import docker
 import docker.errors
 
-from harness.engine.look import ArchiveLook
+from harness.engine.archive import ArchiveLook
 from harness.engine.owner import owner_labels
 from harness.errors import ImageError
 from harness.evidence import FileState, Frozen

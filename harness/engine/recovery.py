@@ -12,7 +12,9 @@ from harness.record import RunSpec
 
 PATIENCE_S = 300.0
 AGAIN_S = 0.5
+LOOK_S = 0.1
 NOTICED_S = 0.5  # in which the end of a connection is noticed by the thread that reads it
+STOPPING_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-timeout
 
 
 @dataclass
@@ -29,12 +31,14 @@ class Recovery:
         """Which of its lives the engine is in."""
         return self.engine.lives.number if self.engine.lives else 0
 
-    async def lost(self, life: int) -> bool:
-        """Whether the engine was restarted since that life, or is away now."""
-        if self.life() != life or not await self.engine.answers():
-            return True
-        await asyncio.sleep(NOTICED_S)
-        return self.life() != life
+    async def lost(self, life: int, *, stopping: bool = False) -> bool:
+        """Whether the engine was restarted since that life, or is away now, or ends while it is waited for."""
+        until = time.monotonic() + (STOPPING_S if stopping else NOTICED_S)
+        while self.life() == life and await self.engine.answers():
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
 
     async def recovered(self) -> None:
         """Wait for the engine, then make sure of the image. Raises EngineError."""

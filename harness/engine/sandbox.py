@@ -21,9 +21,10 @@ from docker.models.containers import Container
 
 from harness.console import Answer, Command, CommandResult, Console
 from harness.engine.api import EngineApi
+from harness.engine.archive import ArchiveLook
 from harness.engine.events import Happened, Told, file_events
 from harness.engine.guard import DiskGuard, Guarded
-from harness.engine.look import ArchiveLook, LayersLook, Look
+from harness.engine.look import LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.engine.pace import Pace
 from harness.engine.strain import Strain

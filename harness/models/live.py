@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -78,6 +79,9 @@ class Budget:
         return None
 
 
+_version = cache(version)  # which reads a file for each answer
+
+
 @dataclass
 class Live:
     """A real model. It must be opened before a trial begins.
@@ -140,7 +144,7 @@ class Live:
             "model": self.choice.model,
             "api": provider.api,
             "base_url": provider.base_url,
-            "sdk": f"{sdk} {version(sdk)}",
+            "sdk": f"{sdk} {_version(sdk)}",
             "parameters": self.parameters,
             "price": self.price.model_dump() if self.price else None,
             **(self._served.facts if self._served else {}),
