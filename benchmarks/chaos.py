@@ -180,7 +180,7 @@ def compared(place: Place, disturbances: int, owners: list[int], seconds: float)
             lost=place.n - len(wild),
             doubled=len(digests) - len({each.number for each in digests}),
             half=len(digests) - sum(1 for _ in store.trials(WILD)),  # each is read whole, or this raises
-            differing=[f"{n}: {calm[n]} -> {wild[n]}" for n in sorted(calm) if n in wild and calm[n] != wild[n]],
+            differing=[f"{n}: {calm[n]} -> {wild[n]}{why(store, n)}" for n in sorted(wild) if calm[n] != wild[n]],
             seconds=round(seconds, 1),
         )
     with closing(sqlite3.connect(place.runs / FILE)) as db:
@@ -192,6 +192,14 @@ def compared(place: Place, disturbances: int, owners: list[int], seconds: float)
 def verdicts(store: Store, run_id: str) -> Mapping[int, str]:
     """Outcome and kinds of each trial, by number."""
     return {each.number: f"{each.outcome} {each.kinds}".strip() for each in store.digests(run_id)}
+
+
+def why(store: Store, number: int) -> str:
+    """What a disturbed trial failed at, if it did, and at which of its tries."""
+    record = store.trial(WILD, number)
+    return (
+        f" at try {record.tries}: {record.error or record.verdict.because}" if record.verdict.outcome == "error" else ""
+    )
 
 
 def containers_of(address: str | None, owners: list[int]) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.cells import Cell, CellKey
@@ -101,7 +101,7 @@ def test_equivalence_is_symmetric_and_grows_with_the_margin(one: Proportion, oth
     assert not equivalent(one, other, margin) or equivalent(one, other, margin + 0.1)
 
 
-@law
+@settings(law, max_examples=25)  # each collects garbage in the library that does it
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_keeps_the_order_and_makes_nothing_likelier(values: list[float]) -> None:
     """Corrected values are no smaller than they were, at most 1, and in the same order."""
