@@ -56,8 +56,7 @@ class Mortal(Steady):
 
     async def lost(self, life: int, *, stopping: bool = False) -> bool:
         """Whether it has another one by now."""
-        self.lives += stopping and self.ends
-        return self.lives != life
+        return self.lives != life or (stopping and self.ends)
 
     async def recovered(self) -> None:
         """At once, or never."""
