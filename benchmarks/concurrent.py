@@ -1,6 +1,6 @@
-"""What many trials at once cost the lab: ``python -m benchmarks.concurrent [--trials N] [--latency SECONDS]``.
+"""What many trials at once cost the lab: ``python -m benchmarks.concurrent [--at-once N] [--latency SECONDS]``.
 
-As many trials as are asked for run at the same time against a simulated provider that takes so long for each answer.
+So many trials run at the same time, three times over, against a simulated provider that takes so long for each answer.
 Memory and processor time are the lab's own, with every process it started; the containers, the engine and the provider
 are not in it. ``of_one_core`` is all processor time, from the lab's start, by the run's own seconds. ``--profile FILE``
 keeps what cProfile counted. The last line is JSON.
@@ -52,12 +52,12 @@ def children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(trials: int, latency_s: float, api: str, profile: str | None) -> dict[str, Any]:
+def measure(trials: int, at_once: int, latency_s: float, api: str, profile: str | None) -> dict[str, Any]:
     """The figures of one run."""
     script = plays(api, *obedient(8), after_s=latency_s)
     with tempfile.TemporaryDirectory() as runs, provider_in_a_thread(script) as provider:
         where = ("--model", "a-model", "--base-url", provider.address(api), "--api", api, "--runs-dir", runs)
-        how = ("--n", str(trials), "--concurrency", str(trials), "--json")
+        how = ("--n", str(trials), "--concurrency", str(at_once), "--json")
         profiled = ("-m", "cProfile", "-o", profile) if profile else ()
         command = [sys.executable, *profiled, "-m", "harness", "trial", *where, *how]
         most, before = 0, children_cpu_s()
@@ -83,12 +83,14 @@ def measure(trials: int, latency_s: float, api: str, profile: str | None) -> dic
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What many trials at once cost the lab.")
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--at-once", type=int, default=100)
+    parser.add_argument("--trials", type=int, help="[default: three times as many]")
     parser.add_argument("--latency", type=float, default=1.0)
     parser.add_argument("--api", choices=("responses", "chat", "messages"), default="responses")
     parser.add_argument("--profile", metavar="FILE", help="what cProfile counts goes there")
     given = parser.parse_args()
-    print(json.dumps(measure(given.trials, given.latency, given.api, given.profile)))
+    trials = given.trials or 3 * given.at_once
+    print(json.dumps(measure(trials, given.at_once, given.latency, given.api, given.profile)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Job:
 async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> Job:
     """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
     began = time.monotonic()
+    gc.freeze()  # the libraries are loaded and stay: no collection needs to look through them again
     with Store(runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})

@@ -41,6 +41,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
 DEATH_LIMIT_S = 10.0
 SLICE_S = 0.25
+QUICK_S = 0.005
 STRETCHED = 5
 KILLED = 128 + 9
 # What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
@@ -50,8 +51,14 @@ CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID",
 
 async def call(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call the blocking SDK on a thread, with its errors made ours: the only such place."""
-    try:
+    with _errors_made_ours():
         return await asyncio.to_thread(function, *args, **kwargs)
+
+
+@contextmanager
+def _errors_made_ours() -> Iterator[None]:
+    try:
+        yield
     except docker.errors.APIError as error:
         raise EngineError(f"the Docker engine refused: {error.explanation or error}") from error
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
@@ -187,8 +194,12 @@ class DockerSandbox:
     files: Look
     told: Told | None
     disk: Guarded | None = None
+    _quick: bool = field(init=False)  # whether the last look was
     _events_lost: bool = field(default=False, init=False)
     _stopped_by_lab: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._quick = isinstance(self.files, LayersLook)
 
     @property
     def watch(self) -> str:
@@ -199,7 +210,21 @@ class DockerSandbox:
 
     async def look(self, paths: Iterable[str]) -> Looked:
         """Look at the machine: first at what happened, then at what is."""
-        return await call(self._look, tuple(paths))
+        return await self._read(self._look, tuple(paths))
+
+    async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Look at the machine: in the loop itself while that is quick, for a thread's turn takes longer than a look."""
+
+        def timed() -> T:
+            began = time.monotonic()
+            result = function(*args, **kwargs)
+            self._quick = isinstance(self.files, LayersLook) and time.monotonic() - began < QUICK_S
+            return result
+
+        if not self._quick:
+            return await call(timed)
+        with _errors_made_ours():
+            return timed()
 
     def _look(self, paths: tuple[str, ...]) -> Looked:
         glimpses, lost, alone = self.told.happened() if self.told else Happened()
@@ -208,7 +233,7 @@ class DockerSandbox:
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Who opened the watched files so far, or None where nobody could be held."""
-        return await call(self.told.openings) if self.told else None
+        return await self._read(self.told.openings) if self.told else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
@@ -234,11 +259,11 @@ class DockerSandbox:
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""
-        return await call(self.files.states, tuple(paths))
+        return await self._read(self.files.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
         """Every path that differs from the image."""
-        return await call(self.files.changed_paths)
+        return await self._read(self.files.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
         """Put a root-owned file into the container through the engine, which keeps within its root."""
@@ -268,12 +293,11 @@ class DockerSandbox:
             passed += 1
             if strain is None or not await call(strain.waits):
                 counted += 1
-        deadline = time.monotonic() + (DEATH_LIMIT_S if self.console.lost.is_set() else 0)
-        while (await self._state())["Running"]:
-            if time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(0.02)
-        return True
+        if self.console.lost.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DEATH_LIMIT_S):
+                    await self._ask("POST", "wait")  # answers once it no longer runs
+        return not (await self._state())["Running"]
 
     async def _strained(self) -> Strain | None:
         """What tells whether the machine has to wait for its host, where that is this one."""
