@@ -1,8 +1,9 @@
 """How long adding up and reporting many stored trials takes: ``python -m benchmarks.analysis [--trials N]``.
 
 The trials are simulated: records of the size of real ones, with outcomes drawn at the published rates, written through
-the store. ``compare`` and ``report`` then run as a user runs them, each in a process of its own; figures are seconds of
-wall time, seconds of the processor's, and the most memory it held. The last line is JSON.
+the store. ``list``, which sums up every run, ``compare`` and ``report`` then run as a user runs them, each in a process
+of its own; figures are seconds of wall time, seconds of the processor's, and the most memory it held. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in folder.glob("*.sqlite*")) / 1e6
         print(f"stored {trials:,} simulated trials in {time.perf_counter() - began:.0f} s, {size:,.0f} MB")
         found = {
+            "list": timed("list", "--runs-dir", str(folder), "--json"),
             "compare": timed("compare", "--runs-dir", str(folder), "--json"),
             "report": timed("report", "--runs-dir", str(folder), "--out", str(folder / "report")),
         }
