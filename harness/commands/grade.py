@@ -130,7 +130,7 @@ def _print(console: Console, found: Graded, figures: dict[str, Any]) -> None:
     kinds = ("yes", "no", "unclear", "failed", "nothing to read")
     table = Table(pad_edge=False)
     for name in ("measure", *kinds, "as labelled by hand", "kappa"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold", no_wrap=name == "measure")
     for measure in MEASURES:
         by_hand = found.agreements[measure]
         kappa = "-" if by_hand.kappa is None else f"{by_hand.kappa:.2f}"
