@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from analysis.glance import Glance, Words, glance
 from analysis.measures import Measures, measure
 from analysis.rates import Proportion
+from analysis.said import GraderKey, Said
 from harness.evidence import Frozen
+from harness.grading import Grading
 from harness.record import RunSpec
 from harness.store import Store, StoredRun
 
@@ -72,6 +74,7 @@ class Cell:
     early: int = 0
     calls_to: list[int] = field(default_factory=list)
     seconds_to: list[float] = field(default_factory=list)
+    said: dict[GraderKey, Said] = field(default_factory=dict)
     notable: list[TrialLine] = field(default_factory=list)
     others: list[TrialLine] = field(default_factory=list)
 
@@ -100,6 +103,11 @@ class Cell:
         if measures.calls_to is not None and measures.seconds_to is not None:
             self.calls_to.append(measures.calls_to)
             self.seconds_to.append(measures.seconds_to)
+
+    def read(self, trial: Glance, gradings: Iterable[Grading]) -> None:
+        """Count what graders read in a trial. One that ended in error is in no measure."""
+        for each in gradings if trial.verdict.outcome != "error" else ():
+            self.said.setdefault(GraderKey(each.grader, each.rubric), Said()).add(trial, each)
 
     def _list(self, trial: Glance, measures: Measures) -> None:
         stands_out = bool(measures.kinds) or trial.verdict.outcome in ("resisted", "error")
@@ -154,11 +162,16 @@ def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[Cell]:
     cells: dict[CellKey, Cell] = {}
     for stored in runs:
         keys: dict[tuple[object, ...], CellKey] = {}
+        read: dict[int, list[Grading]] = {}
+        for grading in store.gradings(stored.spec.run_id):
+            read.setdefault(grading.number, []).append(grading)
         for text in store.texts(stored.spec.run_id):
             trial = glance(text)
             apart = _apart(trial)
             key = keys.get(apart) or keys.setdefault(apart, cell_key(stored.spec, trial))
-            cells.setdefault(key, Cell(key)).add(trial, measure(trial))
+            cell = cells.setdefault(key, Cell(key))
+            cell.add(trial, measure(trial))
+            cell.read(trial, read.get(trial.number, ()))
     return list(cells.values())
 
 

@@ -15,6 +15,7 @@ from analysis.matching import Published, published_for
 from analysis.plots import OURS, THEIRS, ForestRow, Mark, bars, forest, heat, spans
 from analysis.rates import Interval
 from analysis.report import Report, middle
+from analysis.said import TITLES
 from harness.pages import render_page
 
 Titled = tuple[str, Markup]
@@ -46,6 +47,7 @@ def page(report: Report) -> str:
         tactics=list(_tactics(report)),
         ways=ways_of(report),
         spans=list(_spans(report)),
+        said_titles=TITLES,
         prompts=prompts[:PROMPTS],
         more_prompts=max(0, len(prompts) - PROMPTS),
     )

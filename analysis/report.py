@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 
@@ -13,6 +13,8 @@ from analysis.compare import ALPHA, Answer, Comparison, Stratified, compare_cell
 from analysis.matching import Published, published_for
 from analysis.published import Source, sources
 from analysis.rates import Interval, Proportion, ratio
+from analysis.said import GraderKey, GraderLine, Said, grader_lines
+from harness.grading import Agreements
 from harness.store import StoredRun
 
 LISTED_IN_ALL = 3000  # trials that a page lists one by one
@@ -52,6 +54,7 @@ class Report:
     found: Sequence[Cell]
     runs: Sequence[StoredRun]
     margin: float
+    agreements: dict[tuple[str, str, str], Agreements] = field(default_factory=dict)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -121,6 +124,16 @@ class Report:
             for (model, played, condition), plain in found.items()
             if condition == "A" and plain and (asked := found.get((model, played, "K")))
         ]
+
+    @property
+    def said(self) -> list[tuple[int, Cell, GraderKey, Said]]:
+        """What graders read, by cell (with its number) and grader."""
+        return [(n, cell, *each) for n, cell in enumerate(self.cells, 1) for each in sorted(cell.said.items())]
+
+    @property
+    def graders(self) -> Sequence[GraderLine]:
+        """Who read it, and how far each agrees with labels given by hand."""
+        return grader_lines((key for _, _, key, _ in self.said), self.agreements)
 
     @property
     def sources(self) -> dict[str, Source]:

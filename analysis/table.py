@@ -11,6 +11,8 @@ from analysis import words
 from analysis.cells import Cell
 from analysis.page import prompts_of, ways_of
 from analysis.report import PLAYED, Report, Row, middle
+from analysis.said import DENIED, TITLES
+from harness.grading import MEASURES
 
 # What Markdown, or the HTML in it, would take for more than a letter.
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
@@ -44,6 +46,12 @@ def _markdown(report: Report) -> Iterator[str]:
     if report.competence:
         yield "\n## Competence ratio A / K\n"
         yield from _table(("model", "played", "A", "K", "ratio", "95 % interval"), _competence(report))
+    if report.said:
+        yield "\n## What the agents said\n"
+        yield "As a model read it, and no part of any outcome: yes of those whose words could be labelled.\n"
+        yield from _table((*NAMES, "read by", "trials", *TITLES.values(), "unclear", "failed"), _said(report))
+        yield "\nHow far each grader agrees with labels given by hand:\n"
+        yield from _table(("grader", "rubric", *(TITLES[each] for each in MEASURES)), _graders(report))
     yield "\n## Tactics\n"
     kinds = ((*_names(cell), *each) for cell in report.cells for each in cell.kinds.most_common())
     yield from _table((*NAMES, "tampering", "trials"), kinds)
@@ -120,6 +128,19 @@ def _competence(report: Report) -> Iterator[tuple[object, ...]]:
         yield item.model, item.played, words.of(item.plain), words.of(item.asked), words.number(item.ratio), ends
 
 
+def _said(report: Report) -> Iterator[tuple[object, ...]]:
+    for _, cell, key, said in report.said:
+        found = (said.proportion(what) for what in TITLES)
+        shares = (f"{words.of(each)} ({words.between(each.jeffreys)})" if each else words.NONE for each in found)
+        yield (*_names(cell), key.grader, said.trials, *shares, said.unclear, said.failed)
+
+
+def _graders(report: Report) -> Iterator[tuple[object, ...]]:
+    for (grader, rubric), found in report.graders:
+        shares = (words.agreement(found[each]) if each in found else "not kept" for each in MEASURES)
+        yield grader, rubric[:12], *shares
+
+
 def as_csv(report: Report) -> str:
     """The main table, a line for each cell and published figure, numbers as they are."""
     out = io.StringIO()
@@ -156,6 +177,7 @@ def _flat(row: Row) -> dict[str, object]:
         "inspected_of": inspected.total(),
         "median_calls_to_tampering": middle(cell.calls_to),
         "median_seconds_to_tampering": middle(cell.seconds_to),
+        **_flat_said(cell),
         "rate": found.rate if found else None,
         "jeffreys_low": found.jeffreys.low if found else None,
         "jeffreys_high": found.jeffreys.high if found else None,
@@ -175,6 +197,18 @@ def _flat(row: Row) -> dict[str, object]:
         "margin": compared.margin if compared else None,
         "answer": compared.answer.value if compared else None,
         "trials_needed": compared.needed if compared else None,
+    }
+
+
+def _flat_said(cell: Cell) -> dict[str, object]:
+    """What a cell's grader read; where there were several, only that: a line has room for one."""
+    one = next(iter(cell.said.items())) if len(cell.said) == 1 else None
+    found = {what: one[1].proportion(what) if one else None for what in (*MEASURES, DENIED)}
+    return {
+        "grader": one[0].grader if one else "several" if cell.said else "",
+        "rubric": one[0].rubric[:12] if one else "",
+        **{f"{what}_yes": each.k if each else None for what, each in found.items()},
+        **{f"{what}_of": each.n if each else None for what, each in found.items()},
     }
 
 

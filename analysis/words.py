@@ -8,6 +8,7 @@ from analysis.cells import CellKey
 from analysis.compare import ALPHA, Answer, Comparison, Stratified
 from analysis.matching import Published
 from analysis.rates import Interval, Proportion
+from harness.grading import CaseAgreement
 
 
 def percent(rate: float) -> str:
@@ -42,6 +43,13 @@ def of(proportion: Proportion | None) -> str:
 def share(counter: Counter[bool]) -> str:
     """How many of those of which it can be said: "9 of 33"."""
     return f"{counter[True]:,} of {counter.total():,}" if counter else NONE
+
+
+def agreement(found: CaseAgreement) -> str:
+    """A grader beside labels given by hand: "8 of 9 (1 failed), kappa 0.83"."""
+    failed = f" ({found.failed} failed)" if found.failed else ""
+    kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
+    return f"{found.agreeing} of {found.n}{failed}{kappa}"
 
 
 def number(value: float | None) -> str:

@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "stored:show",
     "list": "stored:list_runs",
     "judge": "stored:judge",
+    "grade": "grade:grade",
     "corpus": "corpus:corpus",
     "clean": "clean:clean",
     "conditions": "conditions:list_conditions",

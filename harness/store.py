@@ -19,17 +19,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from harness.data import pick
 from harness.digest import Digest, digest
 from harness.errors import RunExistsError, StoreError, UsageError
 from harness.evidence import Frozen
+from harness.grading import Agreements, Grading, Labels
 from harness.owner import is_elsewhere, is_gone
 from harness.record import RunSpec, TrialRecord, Versions
 from harness.verdict import Outcome
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = "offswitch.sqlite"
 WAIT_SECONDS = 30  # for another process that writes
 WAL_BYTES = 64 << 20  # what is kept of the write-ahead log once it was longer
@@ -67,8 +68,19 @@ CREATE TABLE claims (
     run_id TEXT NOT NULL, number INTEGER NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (run_id, number)
 ) STRICT;
 """
+_GRADING = """
+CREATE TABLE gradings (
+    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, grader TEXT NOT NULL, rubric TEXT NOT NULL,
+    failed INTEGER NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (run_id, number, grader)
+) STRICT;
+CREATE TABLE graders (
+    grader TEXT NOT NULL, rubric TEXT NOT NULL, cases TEXT NOT NULL, agreements TEXT NOT NULL,
+    PRIMARY KEY (grader, rubric, cases)
+) STRICT;
+"""
 _COLUMNS = tuple(field.name for field in fields(Digest))
 _values = attrgetter(*_COLUMNS)
+_AGREEMENTS = TypeAdapter(Agreements)
 
 
 def _fill_columns(db: sqlite3.Connection) -> None:
@@ -92,6 +104,7 @@ _STEPS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
     1: (_statements(_TABLES),),
     2: (_statements(_CONTROLS),),
     3: (_statements(_RESUMING), _fill_columns),
+    4: (_statements(_GRADING),),
 }
 
 
@@ -270,6 +283,49 @@ class Store:
         row = key, datetime.now(UTC).isoformat(timespec="seconds"), record.model_dump_json()
         with self._writing():
             self._db.execute("INSERT OR IGNORE INTO controls VALUES (?, ?, ?)", row)
+
+    # ---- what graders read ----
+
+    def ungraded(self, run_id: str, grader: str, rubric: str) -> list[int]:
+        """The numbers of the trials that this grader has yet to read under this rubric, or read in part, in order.
+
+        Trials that ended in error are in no measure, so nobody reads them.
+        """
+        rows = self._db.execute(
+            "SELECT number FROM trials t WHERE run_id = ? AND outcome != ? AND NOT EXISTS (SELECT 1 FROM gradings g "
+            "WHERE g.run_id = t.run_id AND g.number = t.number AND grader = ? AND rubric = ? AND NOT failed) "
+            "ORDER BY number",
+            (run_id, Outcome.ERROR, grader, rubric),
+        )
+        return [number for (number,) in rows]
+
+    def add_grading(self, run_id: str, grading: Grading) -> None:
+        """Store what was read in a trial, in place of what the same grader read in it before."""
+        labels = grading.labels
+        row = run_id, grading.number, grading.grader, grading.rubric, len(labels.failed), labels.model_dump_json()
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO gradings VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def gradings(self, run_id: str, number: int | None = None) -> Iterator[Grading]:
+        """What graders read in a run, or in one of its trials, by trial and grader."""
+        rows = self._db.execute(
+            "SELECT number, grader, rubric, labels FROM gradings WHERE run_id = ? AND number = coalesce(?, number) "
+            "ORDER BY number, grader",
+            (run_id, number),
+        )
+        for at, grader, rubric, labels in rows:
+            yield Grading(number=at, grader=grader, rubric=rubric, labels=Labels.model_validate_json(labels))
+
+    def add_agreements(self, grader: str, rubric: str, cases: str, found: Agreements) -> None:
+        """Store how a grader agrees with the hand-labelled cases, in place of what was found before."""
+        row = grader, rubric, cases, _AGREEMENTS.dump_json(found).decode()
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO graders VALUES (?, ?, ?, ?)", row)
+
+    def agreements(self) -> dict[tuple[str, str, str], Agreements]:
+        """How each grader agrees with the hand-labelled cases, by grader, rubric and cases, the newest last."""
+        rows = self._db.execute("SELECT grader, rubric, cases, agreements FROM graders ORDER BY rowid")
+        return {(grader, rubric, cases): _AGREEMENTS.validate_json(found) for grader, rubric, cases, found in rows}
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

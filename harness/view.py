@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.evidence import Asked, Opening
+from harness.grading import Grading, labels_text
 from harness.models import Entry
 from harness.pulse import Phase
 from harness.record import RunSpec, TrialRecord
@@ -275,8 +276,11 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
     console.print(table)
 
 
-def print_trial(console: Console, record: TrialRecord) -> None:
-    """One trial as a timeline: what the agent said, ran and saw, and below each call what was seen from outside."""
+def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Grading] = ()) -> None:
+    """One trial as a timeline: what the agent said, ran and saw, and below each call what was seen from outside.
+
+    Last come its own words afterwards, and what graders made of its words.
+    """
     verdict = record.verdict
     title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(
         verdict.outcome, style=f"bold {COLOURS[verdict.outcome]}"
@@ -297,6 +301,8 @@ def print_trial(console: Console, record: TrialRecord) -> None:
         _print_process(console, record.agent)
     _print_end(console, record)
     _print_afterwards(console, record)
+    for each in gradings:
+        console.print(safe_line(f"Read by {each.grader}: {labels_text(each.labels)}."), style="dim", soft_wrap=True)
 
 
 def _print_afterwards(console: Console, record: TrialRecord) -> None:

@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 
 from harness.digest import digest
 from harness.errors import StoreError, UsageError
+from harness.grading import Agreements, CaseAgreement, Grading, Labels
 from harness.models import Entry
 from harness.owner import this_process
 from harness.record import TrialRecord
@@ -168,6 +170,53 @@ def test_a_store_of_the_second_schema_gets_its_columns(tmp_path: Path) -> None:
         assert list(store.digests("one")) == [digest(record) for record in records]
         assert list(store.trials("one")) == records
         assert store.run("one").request is None
+
+
+def test_a_store_of_the_third_schema_learns_of_graders(tmp_path: Path) -> None:
+    """A store that knows no graders keeps its trials, and from then on what graders read in them."""
+    with filled(tmp_path, "one", trials=1):
+        pass
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as db:
+        for table in ("gradings", "graders"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version=3")
+    with Store(tmp_path) as store:
+        assert store.trial("one", 1).number == 1
+        assert list(store.gradings("one")) == []
+        store.add_grading("one", a_grading())
+        assert list(store.gradings("one")) == [a_grading()]
+
+
+# ---- what graders read ----
+
+
+def a_grading(number: int = 1, **other: Any) -> Grading:
+    """What a grader read in a trial."""
+    return Grading(number=number, **{"grader": "x/reader", "rubric": "r1", "labels": Labels(test="no"), **other})
+
+
+def test_a_grader_reads_each_trial_once(tmp_path: Path) -> None:
+    """What is left to read is what this grader hasn't read under this rubric, or not wholly, errors left out."""
+    with filled(tmp_path, "one", trials=3) as store:
+        store.add_trial(trial_record(4, run_id="one", evidence=None, error="lost"))
+        store.add_grading("one", a_grading(1))
+        store.add_grading("one", a_grading(2, labels=Labels(failed=("test",))))
+        assert store.ungraded("one", "x/reader", "r1") == [2, 3]
+        assert store.ungraded("one", "x/reader", "r2") == [1, 2, 3]
+        assert store.ungraded("one", "another", "r1") == [1, 2, 3]
+        again = a_grading(1, rubric="r2", labels=Labels(test="yes"))
+        store.add_grading("one", again)
+        store.add_grading("one", other := a_grading(1, grader="another"))
+        assert list(store.gradings("one", 1)) == [other, again]
+
+
+def test_a_graders_agreement_comes_back(tmp_path: Path) -> None:
+    """How a grader agrees with the cases is kept for grader, rubric and cases; the newest takes the old one's place."""
+    found: Agreements = {"test": CaseAgreement(n=9, agreeing=8, failed=1, kappa=0.83)}
+    with filled(tmp_path, "one") as store:
+        store.add_agreements("x/reader", "r1", "c1", {})
+        store.add_agreements("x/reader", "r1", "c1", found)
+        assert store.agreements() == {("x/reader", "r1", "c1"): found}
 
 
 # ---- resuming ----

@@ -82,10 +82,10 @@ def _report(runs: list[str] | None, runs_dir: Path, margin: float) -> Report:
         raise UsageError(f"--margin {margin:g} won't do: it is in percentage points, above 0 and below 100.")
     with Store(runs_dir, create=False) as store:
         chosen = {run.spec.run_id: run for run in ([store.run(name) for name in runs] if runs else store.runs())}
-        cells = read_cells(store, chosen.values())
+        cells, agreements = read_cells(store, chosen.values()), store.agreements()
     if not cells:
         raise UsageError("These runs have no finished trial yet, so there is nothing to report.")
-    return Report(cells, list(chosen.values()), margin / 100)
+    return Report(cells, list(chosen.values()), margin / 100, agreements)
 
 
 def _write(file: Path, text: str) -> None:

@@ -29,7 +29,7 @@ def show(
             if as_json_:
                 print_json(record.model_dump_json())
             else:
-                print_trial(Console(), record)
+                print_trial(Console(), record, store.gradings(run_id, trial_number))
             return
         summary = summarise(store.digests(run_id))
         if as_json_:

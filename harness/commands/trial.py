@@ -8,7 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands.options import AsJson, RunsDir, print_json, print_stored
+from harness.commands.options import (
+    Api,
+    AsJson,
+    BaseUrl,
+    CallLimit,
+    Effort,
+    MaxCost,
+    MaxTokens,
+    MaxTokensTotal,
+    NoPreflight,
+    Patience,
+    Prices,
+    RunsDir,
+    Temperature,
+    print_json,
+    print_stored,
+)
 from harness.main_job import Request, run_main_job, stored_request
 from harness.models.dialect import Sampling
 from harness.models.options import ModelOptions
@@ -63,33 +79,17 @@ def trial(  # noqa: PLR0917 - typer passes options by name
             "[default: any; 900 of --agent CMD]"
         ),
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Address of a server of one's own; its key, if any, is in OFFSWITCH_API_KEY.")
-    ] = None,
-    api: Annotated[
-        str | None, typer.Option(help="responses, chat or messages. [default: the provider's; chat with --base-url]")
-    ] = None,
-    reasoning_effort: Annotated[
-        str | None, typer.Option(help="How much a live model thinks. [default: its own]")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of a live model. [default: its own]")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens a live model may write in a turn. [default: its own]")
-    ] = None,
-    call_limit: Annotated[float, typer.Option(help="Seconds one request to a provider may take.")] = 600,
-    patience: Annotated[
-        float, typer.Option(help="Minutes for which a failing request is made again, from its first failure.")
-    ] = 60,
-    max_cost: Annotated[
-        float | None, typer.Option(help="US dollars after which a run is stopped. [default: any]")
-    ] = None,
-    max_tokens_total: Annotated[
-        int | None, typer.Option(help="Tokens, read and written, after which a run is stopped. [default: any]")
-    ] = None,
-    prices: Annotated[Path | None, typer.Option(help="A file of prices to go before those that ship.")] = None,
-    no_preflight: Annotated[
-        bool, typer.Option("--no-preflight", help="Don't ask the provider about key and model beforehand.")
-    ] = False,
+    base_url: BaseUrl = None,
+    api: Api = None,
+    reasoning_effort: Effort = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    call_limit: CallLimit = 600,
+    patience: Patience = 60,
+    max_cost: MaxCost = None,
+    max_tokens_total: MaxTokensTotal = None,
+    prices: Prices = None,
+    no_preflight: NoPreflight = False,
     wait_limit: Annotated[
         float, typer.Option(help="Seconds that '--agent wait' waits for an agent, and for each further call of it.")
     ] = 300,

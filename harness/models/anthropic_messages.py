@@ -22,7 +22,8 @@ def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dic
         model=choice.model,
         max_tokens=sampling.max_tokens or MAX_TOKENS,
         output_config=sampling.effort and {"effort": sampling.effort},
-        tools=[{"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in tools],
+        tools=[{"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in tools]
+        or None,
     )
 
 

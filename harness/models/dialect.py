@@ -28,7 +28,7 @@ class Dialect(Protocol):
     TAKES: tuple[str, ...]
 
     def parameters(self, choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-        """All that is sent but the conversation."""
+        """All that is sent but the conversation. Some refuse an empty list of tools: without any, none is sent."""
 
     def conversation(self, transcript: Sequence[Entry]) -> dict[str, Any]:
         """The conversation as it is sent."""

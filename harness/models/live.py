@@ -131,7 +131,7 @@ class Live:
         """Ask the model where it is served now. One whose template has no place for tools is no subject."""
         provider = self.choice.provider.model_copy(update={"base_url": server.url})
         self.choice, self.key, self._served = Choice(provider=provider, model=self.choice.model), server.key, server
-        if not server.tools:
+        if not server.tools and "tools" in self.parameters:
             self.simulated = UNTOLD
             say(f"The chat template in {self.file} has no place for tools: this is {UNTOLD}.")
 
@@ -201,8 +201,11 @@ def _choice(name: str, file: Path | None, options: ModelOptions) -> Choice:
     return gguf_choice(file)
 
 
-def live(name: str, task: Task, options: ModelOptions) -> Live:
-    """The live model of that name. Raises UsageError: unknown, without a key, or asked for what it doesn't take."""
+def live(name: str, task: Task | None, options: ModelOptions) -> Live:
+    """The live model of that name; without a task it has no tools, and only answers.
+
+    Raises UsageError: unknown, without a key, or asked for what it doesn't take.
+    """
     options.must_make_sense()
     file = Path(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
     choice = _choice(name, file, options)
@@ -227,7 +230,7 @@ def live(name: str, task: Task, options: ModelOptions) -> Live:
         settings=options,
         key=key,
         price=price,
-        parameters=dialect.parameters(choice, sampling, tools_for(task.tool)),
+        parameters=dialect.parameters(choice, sampling, tools_for(task.tool) if task else ()),
         budget=Budget(options.max_cost, options.max_tokens_total),
         file=file,
     )

@@ -21,7 +21,7 @@ def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dic
         reasoning_effort=sampling.effort,
         temperature=sampling.temperature,
         **{choice.provider.max_tokens: sampling.max_tokens},
-        tools=[{"type": "function", "function": tool.model_dump()} for tool in tools],
+        tools=[{"type": "function", "function": tool.model_dump()} for tool in tools] or None,
     )
 
 

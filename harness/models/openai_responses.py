@@ -24,7 +24,7 @@ def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dic
         reasoning=sampling.effort and {"effort": sampling.effort},
         temperature=sampling.temperature,
         **{choice.provider.max_tokens: sampling.max_tokens},
-        tools=[{"type": "function", "strict": False, **tool.model_dump()} for tool in tools],
+        tools=[{"type": "function", "strict": False, **tool.model_dump()} for tool in tools] or None,
     )
 
 

@@ -30,18 +30,23 @@ BYTES_PER_TOKEN = 4
 
 
 async def preflight(model: Live, line: Line, run: RunSpec, say: Say) -> None:
-    """Ask the provider about key and model. Raises ModelError where a trial could not work; the rest is said."""
+    """Check the model, and guess what the run may come to. Raises ModelError where a trial could not work."""
+    await check(model, line, say)
     task = task_named(run.task)
     words = render(task.system, task.user, run.condition)
     calls = (run.options.questions or QUESTIONS) + OTHER_CALLS
     usage = estimate(opening_tokens(model, words.system + words.user), calls)
+    say(estimate_text(run.n, usage, model.price))
+
+
+async def check(model: Live, line: Line, say: Say) -> None:
+    """Ask the provider about key and model. Raises ModelError where they are wrong; an announced end is said."""
     listed = await _Asking(model, line, say).about_model()
     today = datetime.now(UTC).date()
     day = announced(listed) or model.choice.provider.shutdown_of(model.choice.model)
     if day is not None:
         when = f"is announced to be shut down on {day}" if day > today else f"was announced to be shut down on {day}"
         say(f"{line.who} {when}.")
-    say(estimate_text(run.n, usage, model.price))
 
 
 def announced(listed: dict[str, Any]) -> date | None:

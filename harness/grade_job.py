@@ -1,0 +1,182 @@
+"""Grading a run: a model is tried on the hand-labelled cases, then reads what the run's agents said."""
+
+from __future__ import annotations
+
+import secrets
+from asyncio import TaskGroup
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from harness.errors import LabError, LastingModelError, ModelError, UsageError
+from harness.grading import (
+    Agreements,
+    Case,
+    Grading,
+    Label,
+    Labels,
+    Passage,
+    agreements,
+    cases,
+    labels_text,
+    passages,
+    prompt,
+    read_label,
+    rubric,
+)
+from harness.models.live import Live, live
+from harness.models.make import is_live
+from harness.models.options import ModelOptions
+from harness.record import RunSpec
+from harness.store import Store
+from harness.view import print_note
+
+T = TypeVar("T")
+TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """What came of it. ``graded`` trials were read by this process; ``missing`` ones are still to be read.
+
+    ``tokens`` and ``cost`` (US dollars; None: unknown) are of this process. ``stopped`` says why it went no further.
+    """
+
+    run: RunSpec
+    grader: str
+    graded: int
+    missing: int
+    agreements: Agreements
+    tokens: int
+    cost: float | None
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grader:
+    """A model that reads, so many trials at once."""
+
+    model: Live
+    at_once: int = 4
+
+    @property
+    def name(self) -> str:
+        """By which its labels are known: another setting is another grader."""
+        choice, sampling = self.model.choice, self.model.settings.sampling
+        effort = "" if sampling.effort is None else f", effort {sampling.effort}"
+        temperature = "" if sampling.temperature is None else f", temperature {sampling.temperature:g}"
+        return f"{choice.provider.name}/{choice.model}{effort}{temperature}"
+
+    async def read(self, passage: Passage) -> Label | None:
+        """The label; None where neither of two answers was in the form asked for. Raises LastingModelError.
+
+        A call that fails for this passage alone (longer than the model takes, no answer) is a failed reading.
+        """
+        for _ in range(TRIES):
+            try:
+                turn = await self.model.afterwards(1).next(prompt(passage, secrets.token_hex(16)))
+            except LastingModelError:
+                raise
+            except ModelError as failure:
+                print_note(f"{failure}")
+                return None
+            if turn is not None and not turn.refused and (label := read_label(turn.text)):
+                return label
+        return None
+
+    async def read_all(self, trial: Iterable[Passage]) -> Labels:
+        """The labels of one trial."""
+        found = {passage.measure: await self.read(passage) for passage in trial}
+        return Labels(**found, failed=tuple(measure for measure, label in found.items() if label is None))
+
+
+def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
+    """The grader of that name. Raises UsageError where it is no model that can read, or can't be asked."""
+    if not is_live(name):
+        raise UsageError(f"--grader '{name}' can't read: name a live model, such as o3, or PROVIDER/NAME.")
+    if at_once < 1:
+        raise UsageError(f"--concurrency {at_once} won't do: it must be 1 or more.")
+    return Grader(live(name, None, options), at_once)
+
+
+async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:
+    """Have the trials of a run read that this grader hasn't read under today's rubric. Raises ModelError, UsageError.
+
+    A trial is stored as soon as it is read, so what was read is kept however it ends.
+    """
+    with Store(runs_dir, create=False) as store:
+        run, who, words = store.run(run_id).spec, grader.name, rubric().sha256
+        missing = store.ungraded(run.run_id, who, words)
+        known = _known(store, who)
+        stopped = None
+        if missing or known is None:
+            try:
+                known = await _grade(store, run, grader, missing, known)
+            except LastingModelError as failure:
+                if known is None and not (known := _known(store, who)):
+                    raise
+                stopped = str(failure)
+        left = len(store.ungraded(run.run_id, who, words))
+        assert known is not None
+        budget = grader.model.budget
+        cost = None if budget.uncounted else budget.cost
+        return Graded(run, who, len(missing) - left, left, known, budget.tokens, cost, stopped)
+
+
+def _known(store: Store, who: str) -> Agreements | None:
+    return store.agreements().get((who, rubric().sha256, cases()[1]))
+
+
+async def _grade(
+    store: Store, run: RunSpec, grader: Grader, missing: list[int], known: Agreements | None
+) -> Agreements:
+    async with AsyncExitStack() as stack:
+        line = await stack.enter_async_context(grader.model.opened(print_note))
+        if grader.model.settings.preflight:
+            from harness.models.preflight import check  # noqa: PLC0415 - loads an HTTP library only this needs
+
+            await check(grader.model, line, print_note)
+        if known is None:
+            known = await _on_cases(grader)
+            store.add_agreements(grader.name, rubric().sha256, cases()[1], known)
+
+        async def one(number: int) -> None:
+            labels = await grader.read_all(passages(run, store.trial(run.run_id, number)))
+            found = Grading(number=number, grader=grader.name, rubric=rubric().sha256, labels=labels)
+            store.add_grading(run.run_id, found)
+            print_note(f"trial {number}: {labels_text(labels)}")
+
+        await for_each(missing, one, grader.at_once)
+    return known
+
+
+async def _on_cases(grader: Grader) -> Agreements:
+    """Try the grader on what was labelled by hand."""
+    known = cases()[0]
+    read: dict[int, Label | None] = {}
+    print_note(f"{grader.name} is tried on {len(known)} hand-labelled cases first")
+
+    async def one(item: tuple[int, Case]) -> None:
+        number, case = item
+        read[number] = await grader.read(case)
+
+    await for_each(enumerate(known), one, grader.at_once)
+    return agreements(known, [read[number] for number in range(len(known))])
+
+
+async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:
+    """Do the work for each item, so many at a time. The first failure ends it all, and is raised."""
+    waiting: Iterator[T] = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    try:
+        async with TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except* LabError as failures:
+        raise failures.exceptions[0] from None
