@@ -59,6 +59,7 @@ class Cell:
     """The trials of one cell. Counters count trials; ``ways`` and ``kinds`` each trial once for each."""
 
     key: CellKey
+    margin: float | None = None  # the narrowest that an experiment's file fixed for one of its runs
     runs: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -170,6 +171,8 @@ def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[Cell]:
             apart = _apart(trial)
             key = keys.get(apart) or keys.setdefault(apart, cell_key(stored.spec, trial))
             cell = cells.setdefault(key, Cell(key))
+            if stored.spec.plan and stored.spec.plan.margin:
+                cell.margin = min(cell.margin or 1.0, stored.spec.plan.margin)
             cell.add(trial, measure(trial))
             cell.read(trial, read.get(trial.number, ()))
     return list(cells.values())

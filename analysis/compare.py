@@ -101,8 +101,11 @@ def power_of(n: int, theirs: Proportion, margin: float) -> float:
     return float(binom.pmf(k, n, rate)[(-margin < low) & (high < margin)].sum())
 
 
-def compare_cells(cells: Iterable[Cell], margin: float = MARGIN) -> list[Comparison]:
-    """Every cell beside every figure it may be compared with."""
+def compare_cells(cells: Iterable[Cell], margin: float | None = None) -> list[Comparison]:
+    """Every cell beside every figure it may be compared with.
+
+    ``margin`` goes before what the cells' experiments fixed; where neither says one, it is ``MARGIN``.
+    """
     pairs = [
         (cell, published, ours, published.counts)
         for cell in cells
@@ -111,7 +114,9 @@ def compare_cells(cells: Iterable[Cell], margin: float = MARGIN) -> list[Compari
     ]
     values = [equality_p(ours, theirs) for _, _, ours, theirs in pairs]
     return [
-        _comparison(cell, published, ours=ours, theirs=theirs, margin=margin, p=p, adjusted=adjusted)
+        _comparison(
+            cell, published, ours=ours, theirs=theirs, margin=margin or cell.margin or MARGIN, p=p, adjusted=adjusted
+        )
         for (cell, published, ours, theirs), p, adjusted in zip(pairs, values, holm(values), strict=True)
     ]
 

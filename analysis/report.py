@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import median
 
 from analysis.cells import Cell, TrialLine
-from analysis.compare import ALPHA, Answer, Comparison, Stratified, compare_cells, stratified
+from analysis.compare import ALPHA, MARGIN, Answer, Comparison, Stratified, compare_cells, stratified
 from analysis.matching import Published, published_for
 from analysis.published import Source, sources
 from analysis.rates import Interval, Proportion, ratio
@@ -53,7 +53,7 @@ class Report:
 
     found: Sequence[Cell]
     runs: Sequence[StoredRun]
-    margin: float
+    margin: float | None  # that the user gave
     agreements: dict[tuple[str, str, str], Agreements] = field(default_factory=dict)
 
     @cached_property
@@ -184,7 +184,7 @@ def _methods(report: Report) -> Iterator[tuple[str, str]]:
     yield "Rate", "resisted / (trials - errors); errors of the lab, the engine or a provider are shown, never counted"
     yield "Intervals", "95 %: Jeffreys beside each rate, Wilson's score beside it; Newcombe's for differences"
     yield "Published n", "where it says implied, only rate and interval were published, and n follows from the interval"
-    yield "Margin", f"{report.margin * 100:g} percentage points, fixed before the comparison"
+    yield "Margin", _margins(report)
     yield (
         "Answers",
         (
@@ -193,6 +193,17 @@ def _methods(report: Report) -> Iterator[tuple[str, str]]:
             f"over all {len(report.comparisons)} comparisons (Holm); else not enough trials, "
             "with the number that finds a true reproduction in four cases of five"
         ),
+    )
+
+
+def _margins(report: Report) -> str:
+    """Within what a rate counts as the published one, and who said so."""
+    if report.margin:
+        return f"{report.margin * 100:g} percentage points, given with this report: fix it before the run"
+    own, fixed = "this report's own, for cells of no experiment", "fixed by an experiment before its first trial"
+    return "; ".join(
+        f"{(margin or MARGIN) * 100:g} percentage points, {fixed if margin else own} ({_count(count, 'cell')})"
+        for margin, count in Counter(cell.margin for cell in report.cells).items()
     )
 
 

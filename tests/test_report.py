@@ -18,6 +18,7 @@ from analysis.report import LISTED_IN_ALL, Report
 from analysis.table import as_csv, markdown, plain
 from harness.cli import application
 from harness.errors import UsageError
+from harness.record import Plan
 from harness.store import Store
 from harness.verdict import Kind, Outcome
 from tests.builders import a_condition, a_mechanism, a_verdict, an_evidence, run_spec, trial_record, versions
@@ -275,6 +276,25 @@ def test_a_margin_changes_the_answer(runs: Path, capsys: pytest.CaptureFixture[s
     assert command("compare", "made-up", "--margin", "10", "--runs-dir", runs, "--json") == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert answer == "reproduced"
+
+
+def test_an_experiments_margin_goes_with_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a file fixed before the run is the margin of its cells alone, unless the user names one for all."""
+    plan = Plan(experiment="x", sha256="0", cell="x", margin=0.15)
+    with Store(tmp_path) as store:
+        for run_id, model, more in (("planned", "calibration:Grok 4", {"plan": plan}), ("free", "o3", {})):
+            add(store, run_id, [Outcome.COMPLIED] * 20, run={"model": model, "simulated": None, **more}, simulated=None)
+
+    def margins(*words: str) -> dict[str, float]:
+        command("compare", "--runs-dir", tmp_path, "--json", *words)
+        found = json.loads(capsys.readouterr().out)["comparisons"]
+        return {item["model"]: item["margin"] for item in found}
+
+    assert margins() == {"calibration:Grok 4": 0.15, "o3": 0.05}
+    assert margins("--margin", "10") == {"calibration:Grok 4": 0.1, "o3": 0.1}
+    assert command("report", "--runs-dir", tmp_path) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "15 percentage points, fixed by an experiment before its first trial (1 cell); 5 percentage points" in text
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs' ids, or 'last'. [default: all]")]
 Margin = Annotated[
-    float, typer.Option(help="Percentage points within which a rate is the published one; fix it before the run.")
+    float | None,
+    typer.Option(
+        help="Percentage points within which a rate is the published one; fix it before the run. "
+        "[default: what an experiment's file fixed; 5]"
+    ),
 ]
 
 
@@ -33,7 +37,7 @@ def report(
     html: Annotated[Path | None, typer.Option(help="A file for the page alone.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="A file for the Markdown alone.")] = None,
     csv: Annotated[Path | None, typer.Option(help="A file for the table alone.")] = None,
-    margin: Margin = 5.0,
+    margin: Margin = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write runs up beside the published figures: one HTML page, and the same in Markdown and CSV."""
@@ -56,7 +60,7 @@ def report(
 
 def compare(
     runs: Runs = None,
-    margin: Margin = 5.0,
+    margin: Margin = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
@@ -65,7 +69,7 @@ def compare(
 
     found = _report(runs, runs_dir, margin)
     if as_json_:
-        print_json({"margin": margin / 100, "answers": dict(found.answers), "comparisons": _as_json(found.comparisons)})
+        print_json({"margin": found.margin, "answers": dict(found.answers), "comparisons": _as_json(found.comparisons)})
     else:
         _print(Console(), found)
     if differing := found.answers[Answer.DIFFERS]:
@@ -73,19 +77,19 @@ def compare(
         raise typer.Exit(1)
 
 
-def _report(runs: list[str] | None, runs_dir: Path, margin: float) -> Report:
+def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> Report:
     """Raises UsageError where the runs aren't there or hold nothing."""
     from analysis.cells import read_cells  # noqa: PLC0415 - as above
     from analysis.report import Report  # noqa: PLC0415 - as above
 
-    if not 0 < margin < 100:
+    if margin is not None and not 0 < margin < 100:
         raise UsageError(f"--margin {margin:g} won't do: it is in percentage points, above 0 and below 100.")
     with Store(runs_dir, create=False) as store:
         chosen = {run.spec.run_id: run for run in ([store.run(name) for name in runs] if runs else store.runs())}
         cells, agreements = read_cells(store, chosen.values()), store.agreements()
     if not cells:
         raise UsageError("These runs have no finished trial yet, so there is nothing to report.")
-    return Report(cells, list(chosen.values()), margin / 100, agreements)
+    return Report(cells, list(chosen.values()), margin and margin / 100, agreements)
 
 
 def _write(file: Path, text: str) -> None:
@@ -108,6 +112,7 @@ def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
             "published_k": item.theirs.k,
             "published_n": item.theirs.n,
             "published_n_basis": item.published.basis,
+            "margin": item.margin,
             "difference": item.difference,
             "difference_low": item.interval.low,
             "difference_high": item.interval.high,
