@@ -165,7 +165,7 @@ def _axes(rows: int, labels: Sequence[str], axis_label: str = "") -> tuple[Figur
     return figure, axes
 
 
-def _short(label: str, most: int = 28) -> str:
+def _short(label: str, most: int = 30) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
