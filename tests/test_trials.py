@@ -189,7 +189,8 @@ def test_no_agent_makes_its_trial_an_error(hostile: dict[str, Any], what: str) -
 @pytest.mark.timeout(150)
 def test_no_agent_makes_the_lab_stumble(hostile: dict[str, Any]) -> None:
     """Whatever agents do, the lab says a line a trial and shows no traceback."""
-    assert [line for line in hostile["said"] if "trial" not in line] == []
+    others = "that a killed run left behind."  # said of a test beside this one that kills a run of its own
+    assert [line for line in hostile["said"] if "trial" not in line and not line.endswith(others)] == []
 
 
 @pytest.mark.parametrize("what", WITHOUT_END)
