@@ -20,7 +20,7 @@ def experiment(  # noqa: PLR0917 - typer passes options by name
     ] = None,
     only: Annotated[str | None, typer.Option(help="Only cells whose name has this text in it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
-    concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    concurrency: Annotated[int, typer.Option(help="Trials alive at a time; starts keep the engine's own pace.")] = 8,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
