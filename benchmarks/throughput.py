@@ -28,8 +28,8 @@ from harness.verdict import Outcome
 
 PEER = Path(__file__).parents[2] / "shared" / "bench" / "peer_inspect"
 SAME = 4  # the concurrency at which every side is measured
-BEST = {"lab": 12, "naive": 4, "inspect": 8}
-SHARE = {"lab": 4, "naive": 1, "inspect": 1}  # a fast side makes more trials in the same time
+BEST = {"lab": 24, "naive": 4, "inspect": 8}
+SHARE = {"lab": 6, "naive": 1, "inspect": 1}  # a fast side makes more trials in the same time
 
 Row = dict[str, float]
 
