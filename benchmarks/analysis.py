@@ -9,7 +9,6 @@ JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.published import Figure, figures
+from benchmarks.meter import Figures
 from harness.conditions import Condition
 from harness.evidence import Asked
 from harness.models import Entry
@@ -123,7 +123,7 @@ def main() -> None:
         }
     for name, each in found.items():
         print(f"{name:8} {each['wall_s']:6.2f} s  (processor {each['cpu_s']:.2f} s)  peak {each['peak_mb']:.0f} MB")
-    print(json.dumps({"trials": trials, **found}))
+    Figures("analysis", {"trials": trials, **found}).keep()
 
 
 if __name__ == "__main__":

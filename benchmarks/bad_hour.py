@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.meter import Figures
 from harness.record import TrialRecord
 from harness.store import Store
 from tests.provider_server import (
@@ -145,7 +146,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     figures = bad_hour(given.api, given.trials, given.concurrency, given.seed)
-    print(json.dumps(figures))
+    Figures("bad_hour", figures).keep()
     return 1 if figures["wrong"] else 0
 
 

@@ -9,7 +9,6 @@ print their counts, one JSON object last, and end with 1 where anything is not a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.meter import Figures
 from harness.engine.base import BASE
 from harness.engine.connect import EnginePaths, connect, reach
 from harness.engine.owner import LABEL
@@ -247,7 +247,7 @@ def main() -> None:
             print((runs / f"{WILD}.log").read_text()[-4000:], file=sys.stderr)
     for name, value in asdict(counts).items():
         print(f"{name:18} {value}")
-    print(json.dumps(asdict(counts)))
+    Figures(f"chaos_{asked.what}", asdict(counts)).keep()
     sys.exit(not counts.as_it_should_be)
 
 

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.meter import Figures
 from tests.provider_server import obedient, plays, provider_in_a_thread
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +91,8 @@ def main() -> None:
     parser.add_argument("--profile", metavar="FILE", help="what cProfile counts goes there")
     given = parser.parse_args()
     trials = given.trials or 3 * given.at_once
-    print(json.dumps(measure(trials, given.at_once, given.latency, given.api, given.profile)))
+    found = measure(trials, given.at_once, given.latency, given.api, given.profile)
+    Figures("concurrent", {"api": given.api, **found}).keep()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ where a figure is outside its bounds.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 import numpy as np
@@ -17,6 +16,7 @@ from scipy.stats import binom
 
 from analysis.compare import ALPHA, Answer, answer, equality_p, holm
 from analysis.rates import Floats, Proportion, differences, intervals
+from benchmarks.meter import Figures
 
 EXPERIMENTS = 2000
 SEED = 20250913
@@ -108,7 +108,7 @@ def main() -> None:
     ok &= family <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / (experiments // 10)) ** 0.5
     figures["any of 40 differs without a difference"] = family
     print(f"  40 cells without a difference, n 200, {experiments // 10} tables: any called different in {family:.2%}")
-    print(json.dumps(figures))
+    Figures("coverage", figures).keep()
     sys.exit(0 if ok else 1)
 
 

@@ -10,13 +10,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.engine.connect import connect
+from harness.errors import EngineError
 
 FIGURES = Path(__file__).parent / "figures"
 # On a machine that is shared: the folder of a cpuacct control group that holds engine, containers and harness.
@@ -112,23 +113,31 @@ class Figures:
 
 def machine() -> dict[str, Any]:
     """The machine, as far as it matters for a figure; no name and no path of it."""
-    client = connect()
-    try:
-        facts, info = client.version(), client.info()
-    finally:
-        client.close()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
         "cores": os.cpu_count(),
         "memory_gb": memory,
-        "kernel": facts.get("KernelVersion", platform.release()).split("-")[0],
+        "kernel": platform.release().split("-")[0],
+        **_engine(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "cpu_of": "a control group with engine and harness" if os.environ.get(CPUACCT) else "the whole machine",
+    }
+
+
+def _engine() -> dict[str, str]:
+    """The engine that answers; nothing of it where none does, which is none of some figures' business."""
+    try:
+        client = connect()
+    except EngineError:
+        return {}
+    with closing(client):
+        facts, info = client.version(), client.info()
+    return {
         "engine": facts["Version"],
         "storage": info["Driver"],
         "cgroups": info.get("CgroupVersion", "1"),
         "runtime": info["DefaultRuntime"],
-        "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "cpu_of": "a control group with engine and harness" if os.environ.get(CPUACCT) else "the whole machine",
     }
 
 

@@ -1,4 +1,4 @@
-"""Trials a minute at 1 to 16 at once: ``python -m benchmarks.scaling [--trials 40]``."""
+"""Trials a minute at 1 to 32 at once: ``python -m benchmarks.scaling [--trials 160]``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.meter import Figures, measured, say
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Trials a minute at 1 to 16 at once.")
-    parser.add_argument("--trials", type=int, default=40, help="at the highest concurrency; fewer at lower ones")
+    parser = argparse.ArgumentParser(description="Trials a minute at 1 to 32 at once.")
+    parser.add_argument("--trials", type=int, default=160, help="at the highest concurrency; fewer at lower ones")
     most = parser.parse_args().trials
     asyncio.run(play(2, 2))
     found = {}
-    for at_once in (1, 2, 4, 8, 16):
-        trials = max(6, most * at_once // 16 // 2 * 2)
+    for at_once in (1, 2, 4, 8, 16, 32):
+        trials = max(6, most * at_once // 32 // 2 * 2)
         with measured() as span:
             asyncio.run(play(trials, at_once))
         found[str(at_once)] = span.per(trials)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.meter import Figures
 from harness.engine.engine import Engine
 from harness.evidence import StopReason
 from harness.main_job import Request, checked
@@ -99,7 +99,7 @@ def main() -> None:
     figures = asyncio.run(measure(parser.parse_args().trials))
     for name, each in figures.items():
         print(f"{name:28} {each['unwatched_ms']:8.2f} -> {each['watched_ms']:8.2f} ms  (+{each['added_ms']:.2f})")
-    print(json.dumps(figures))
+    Figures("watcher", figures).keep()
 
 
 if __name__ == "__main__":
