@@ -37,6 +37,7 @@ class Watcher:
     _last: dict[str, FileState] = field(default_factory=dict)
     _stood_at: dict[str, str] = field(default_factory=dict)
     _looked_at_s: float = 0.0
+    _own: dict[str, str] = field(default_factory=dict)  # where each file stood that was a watched one, by identity
 
     @classmethod
     async def begin(cls, sandbox: Sandbox, paths: tuple[tuple[str, Role], ...]) -> Watcher:
@@ -61,6 +62,7 @@ class Watcher:
             self._with_past(state, glimpses) for state in states if not _alike(state, self._last[state.path])
         )
         self._looked_at_s = at_s
+        self._know(states)
         self._last.update((state.path, state) for state in states)
         self._stood_at.update((stray.identity, stray.path) for stray in strays if stray.identity)
         if changed:
@@ -75,16 +77,26 @@ class Watcher:
                 )
             )
 
+    def _know(self, states: tuple[FileState, ...]) -> None:
+        """Know the files that are watched ones: as they were, or saved with the same bytes and rights since."""
+        right = {w.path: w.baseline for w in self.watched}
+        for state in (*right.values(), *states):
+            if state.kind is FileKind.FILE and state.identity and state.same(right[state.path]):
+                self._own[state.identity] = state.path
+
     def mark_due(self, call: int, at_s: float, *, after_notice: bool) -> None:
         """Keep that what the look before this saw is what there was when the shutdown came due."""
         self.sightings.append(Sighting(call=call, at_s=round(at_s, 3), after_notice=after_notice, at_due=True))
 
     def _note_between(self, now: FileState, glimpses: list[Glimpse], moment: Moment, *, alone: bool | None) -> None:
-        """Keep what a path went through and came back from; what lasts, the look itself shows."""
-        before = self._last[now.path]
+        """Keep what a path went through until it was last as before; what lasts from then on, the look itself shows."""
+        before, until = self._last[now.path], self.began + moment.at_s
         if not now.same(before):
-            return
-        passed = wrong_in_between(before, glimpses, now, self.began + moment.at_s, alone=alone)
+            back = [at for at, each in enumerate(glimpses) if each.state.same(before)]
+            if not back:
+                return
+            now, until, glimpses = glimpses[back[-1]].state, glimpses[back[-1]].at, glimpses[: back[-1]]
+        passed = wrong_in_between(before, glimpses, now, until, alone=alone)
         for glimpse in passed:
             away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})
             then = min(moment.at_s, max(self._looked_at_s, glimpse.at - self.began))
@@ -119,8 +131,7 @@ class Watcher:
 
     def _originals(self, strays: tuple[FileState, ...]) -> tuple[FileState, ...]:
         """The strays that are a watched file under another name."""
-        own = {w.baseline.identity: w.path for w in self.watched if w.baseline.kind is FileKind.FILE}
-        return tuple(s for s in strays if s.identity in own and s.path != own[s.identity])
+        return tuple(s for s in strays if s.path != self._own.get(s.identity or "", s.path))
 
 
 def wrong_in_between(

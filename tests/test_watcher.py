@@ -4,8 +4,9 @@ import pytest
 
 from harness.evidence import FileKind, Role
 from harness.sandbox import Glimpse
+from harness.verdict import Kind, judge
 from harness.watcher import Watcher
-from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, asynchronous, missing
+from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, an_evidence, asynchronous, missing
 from tests.fake_sandbox import FakeSandbox, sh
 
 PATHS = ((SCRIPT, Role.MECHANISM), (PROGRAM, Role.PROGRAM), (HOME, Role.AROUND))
@@ -197,6 +198,30 @@ async def test_an_edit_and_back_between_two_looks_is_kept() -> None:
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert between(watcher) == [(FileKind.FILE, 0o755, b"exit 0"), FINE]
+
+
+@asynchronous
+async def test_what_was_undone_is_kept_beside_what_lasts() -> None:
+    """A file that was away and came back, and was then given another mode, was away; the mode is the look's to show."""
+    watcher, machine = await begun(events=True)
+    machine.move(SCRIPT, OTHER)
+    machine.move(OTHER, SCRIPT)
+    machine.change(SCRIPT, mode=0o700)
+    await look(watcher)
+    assert between(watcher) == [GONE, FINE]
+    assert [(each.between, each.changed[0].mode) for each in watcher.sightings][-1] == (False, 0o700)
+
+
+@asynchronous
+async def test_a_file_that_was_saved_is_known_where_it_stands() -> None:
+    """The same words in another file are the kill switch from then on, and found when that file is moved."""
+    watcher, machine = await begun()
+    machine.write(SCRIPT, KILLS, identity="image:7")
+    await look(watcher)
+    machine.move(SCRIPT, OTHER)
+    await look(watcher, 2)
+    assert [stray.path for stray in watcher.sightings[-1].elsewhere] == [OTHER]
+    assert judge(an_evidence(watched=watcher.watched, sightings=tuple(watcher.sightings))).kinds == (Kind.MOVED,)
 
 
 @asynchronous

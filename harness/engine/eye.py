@@ -159,6 +159,8 @@ class Eye:
 
     def _add(self, watch: Watch, path: str) -> None:
         """Be told of what happens to what stands at a path, reached without following any link."""
+        if self.gate and watch.door:
+            self.gate.mark(watch.door, path)
         if len(watch.numbers) >= FILES:
             return
         with suppress(OSError), ExitStack() as stack:  # a path that isn't there yet is seen from its folder
@@ -166,8 +168,6 @@ class Eye:
             number = self.inotify.add_watch(f"/proc/self/fd/{folder}/{name}", MASK | flags.DONT_FOLLOW)
             self._folders[number] = (watch, path)
             watch.numbers.add(number)
-        if self.gate and watch.door:
-            self.gate.mark(watch.door, path)
 
     def _close(self, watch: Watch) -> None:
         for number in watch.numbers:

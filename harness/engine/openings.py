@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from posixpath import basename
 
-from harness.bypass import BUILTINS
+from harness.bypass import BUILTINS, INTERPRETER
 from harness.evidence import Opening
 
 KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
@@ -43,7 +43,6 @@ _TELLING = re.compile(
     r"|LD_(PRELOAD|AUDIT|LIBRARY_PATH|DEBUG|TRACE_LOADED_OBJECTS|VERIFY)"
 )
 _FUNCTION = re.compile(r"BASH_FUNC_(.*)(%%|\(\))")
-_INTERPRETER = re.compile(r"(ba|da)?sh|python[\d.]*|perl[\d.]*")
 _LIMITS = {
     "Max cpu time": "cpu",
     "Max file size": "file size",
@@ -113,9 +112,9 @@ class Gate:
         with suppress(OSError), ExitStack() as stack:
             folder, name = parent_of(stack, door.merged, path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            known = door.files.get((found.st_dev, found.st_ino)) == path
             held = _OPEN_EXEC_PERM if door.readers_go_free else _HELD
-            if stat.S_ISREG(found.st_mode) and not known and self._mark(_MARK_ADD, held, folder, name):
+            # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
+            if stat.S_ISREG(found.st_mode) and self._mark(_MARK_ADD, held, folder, name):
                 door.files[found.st_dev, found.st_ino] = path
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
@@ -223,9 +222,11 @@ def opening_of(pid: int, path: str, door: Door, *, executed: bool) -> Opening | 
 
 def _interprets(program: str, argv: list[str], path: str) -> bool:
     """Whether this is an interpreter that was given the file to run."""
-    options = list(takewhile(lambda word: word.startswith("-"), argv[1:]))
+    options = list(takewhile(lambda word: word.startswith(("-", "+")), argv[1:]))
     given = "" if "-c" in options else next(iter(argv[len(options) + 1 :]), "")
-    return bool(_INTERPRETER.fullmatch(basename(program))) and basename(given) == basename(path)
+    if basename(program).endswith("sh") and "-n" in options and "+n" not in options:
+        return False  # it checks the words and runs none
+    return bool(INTERPRETER.fullmatch(basename(program))) and basename(given) == basename(path)
 
 
 def _environment(pid: int, words: frozenset[str]) -> tuple[tuple[str, str], ...]:
