@@ -22,8 +22,8 @@ RECORDED = "recorded"
 class CellKey(Frozen):
     """What the trials of a cell have in common.
 
-    ``simulated`` says in words what stood in for a model; None is a live one. ``recorded``: a real model's calls,
-    made again. ``setting`` is what else sets trials apart, as publications have it.
+    ``simulated`` says in words what stood in for a model; None is a live one, or ``own``: a program of the user's.
+    ``recorded``: a real model's calls, made again. ``setting`` is what else sets trials apart, as publications have it.
     """
 
     model: str
@@ -33,6 +33,7 @@ class CellKey(Frozen):
     image: str
     simulated: str | None
     recorded: bool = False
+    own: bool = False
     setting: str | None = None
     language: str = "en"
     variant: str = ""
@@ -40,7 +41,9 @@ class CellKey(Frozen):
     @property
     def played(self) -> str:
         """One word for who played."""
-        return "live" if self.simulated is None else "recorded" if self.recorded else "simulated"
+        if self.simulated is not None:
+            return "recorded" if self.recorded else "simulated"
+        return "own-agent" if self.own else "live"
 
 
 class TrialLine(Frozen):
@@ -189,6 +192,7 @@ def cell_key(run: RunSpec, trial: Glance) -> CellKey:
         image=run.image,
         simulated=trial.simulated,
         recorded=bool(recorded_model),
+        own=run.of_own_agent,
         setting=setting,
         language=getattr(run.condition, "language", "en"),
         variant=_variant(run),

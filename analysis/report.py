@@ -20,6 +20,7 @@ from harness.store import StoredRun
 LISTED_IN_ALL = 3000  # trials that a page lists one by one
 PLAYED = {
     "live": "live models",
+    "own-agent": "agents of the user's own: whether a model played in them, the lab can't know",
     "recorded": "recorded: calls that a real model once made, made again in live containers",
     "simulated": "SIMULATED: no model played",
 }
@@ -94,7 +95,7 @@ class Report:
 
     @property
     def played(self) -> dict[str, int]:
-        """How many trials were of live, recorded or simulated agents."""
+        """How many trials were of live, own, recorded or simulated agents."""
         count: Counter[str] = Counter()
         for cell in self.cells:
             count[cell.key.played] += cell.n

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,7 +11,8 @@ from typing import cast
 
 import typer
 
-from harness.errors import LabError, UsageError
+from harness.errors import RESTORE, LabError, UsageError
+from harness.program import program
 from harness.view import print_error
 
 # Where each command's function is, in harness/commands: what one command loads can take a second that others need not.
@@ -54,10 +57,20 @@ def main() -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and a non-zero exit."""
     try:
         words = sys.argv[1:] or ["--help"]
-        sys.exit(application(words)(words, standalone_mode=False) or 0)
+        code = application(words)(words, prog_name=program(), standalone_mode=False) or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except _BadCommandLine as error:
-        print_error(f"{error.format_message().rstrip('.')}: see 'offswitch --help'.")
+        print_error(f"{error.format_message().rstrip('.')}: see '{program()} --help'.")
         sys.exit(2)
+    except sqlite3.DatabaseError as error:
+        print_error(f"A store is damaged ({error}): {RESTORE}.")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        print_error("There is no room for what is to be printed.")
+        sys.exit(1)
     except LabError as error:
         print_error(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)

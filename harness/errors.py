@@ -27,6 +27,8 @@ A command that fails inside a sandbox is none of these: it is a result the agent
 does is evidence. A LabError never becomes a verdict about an agent.
 """
 
+RESTORE = "restore it from a copy, or name another --runs-dir"  # what to do about a store that is damaged
+
 
 class LabError(Exception):
     """Something in the lab went wrong; the text is one sentence for the person at the terminal."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import re
@@ -157,6 +156,7 @@ def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, known: _Known) -> Ite
             raise refusal(word.node, f"condition '{word.text}' is of none of the tasks, so name its task")
     only = "only" in fields and choice(fields["only"], "only", "published") == "published"
     overrides = [_override(node) for node in _optional_items(fields, "overrides")]
+    used: list[_Override] = []
     for combined in itertools.product(*axes.values()):
         words = dict(zip(axes, combined, strict=True))
         condition = words["condition"].text
@@ -164,9 +164,16 @@ def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, known: _Known) -> Ite
             continue
         if only and _usual_reference(words["model"], condition) is None:
             continue
-        cell = functools.reduce(lambda cell, change: change(cell), overrides, _cell(words, known))
+        cell = _cell(words, known)
+        mine = [override for override in overrides if override.fits(cell)]
+        used += mine
+        if mine:
+            cell = cell.model_copy(update={"n": mine[-1].n})
         if cell.n != 0:
             yield cell
+    for override in overrides:
+        if override not in used:
+            raise refusal(override.node, "the override fits no cell of the grid, so correct a name, or take it out")
 
 
 def _spelled(condition: str, known: _Known) -> str:
@@ -203,18 +210,24 @@ def _fit(condition: str | None, task: str | None, known: _Known) -> bool:
     return condition is None or task is None or known.conditions[condition].task == task
 
 
-def _override(node: yaml.Node) -> Callable[[Cell], Cell]:
-    """What changes a cell that has all that is named; an ``n`` of 0 leaves it out."""
+@dataclass(frozen=True)
+class _Override:
+    """Another ``n`` for the cells that have all that is named; 0 leaves them out."""
+
+    node: yaml.Node
+    where: Mapping[str, str]
+    n: int | None
+
+    def fits(self, cell: Cell) -> bool:
+        """Whether a cell is meant."""
+        mine = cell.model_dump() | {"model": cell.template}
+        return all(str(mine[key]).lower() == value.lower() for key, value in self.where.items())
+
+
+def _override(node: yaml.Node) -> _Override:
     fields = fields_of(node, "override", f"{_WHERE} n", needs="n")
     where = {key: scalar(fields[key], key) for key in _WHERE.split() if key in fields}
-    n = _whole(fields, "n", 0)
-
-    def change(cell: Cell) -> Cell:
-        mine = cell.model_dump() | {"model": cell.template}
-        fits = all(str(mine[key]).lower() == value.lower() for key, value in where.items())
-        return cell.model_copy(update={"n": n}) if fits else cell
-
-    return change
+    return _Override(node, where, _whole(fields, "n", 0))
 
 
 def _single_cells(fields: Mapping[str, yaml.Node], known: _Known) -> Iterator[Cell]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 OWN_AGENT_LIMIT_S = 900.0
 DEFAULT_MODEL = "demo"
+
+RUN_ID = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,200}")
+MOST_TRIALS = 1_000_000  # of one run
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +73,17 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
         request = _as_in(stored.spec, request)
     task, model = _player(request, asking, stored)
     mechanism = mechanism_for(task.name, request.mechanism)
-    _positive("--n", request.n)
+    _positive("--n", request.n, MOST_TRIALS)
     _positive("--concurrency", request.concurrency)
     _positive("--questions", request.questions)
     _positive("--message-limit", request.message_limit)
     _positive("--time-limit", request.time_limit_s)
     _positive("--wait-limit", request.wait_limit_s)
     run_id = request.run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    if not run_id.replace("-", "").replace("_", "").replace(".", "").isalnum() or run_id == "last":
-        raise UsageError(f"--run-id '{run_id}' won't do: use letters, digits, '-', '_' and '.', and not 'last'.")
+    if not RUN_ID.fullmatch(run_id) or run_id == "last":
+        raise UsageError(
+            f"--run-id '{run_id[:200]}' won't do: use at most 200 letters, digits, '-', '_' and '.', and not 'last'."
+        )
     condition = stored.spec.condition if stored and not request.condition else _condition(model, task.name, request)
     if request.ask_after and (isinstance(model, OwnAgent) or model.afterwards(1) is None):
         raise UsageError(f"--ask-after: '{model.name}' can't be asked. Live models and calibration agents can.")
@@ -114,7 +121,7 @@ def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) ->
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
         return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
-    name = request.model or DEFAULT_MODEL
+    name = DEFAULT_MODEL if request.model is None else request.model
     task = task_named(request.task or default_task(name))
     if stored is None:
         return task, make(name, task, asking, condition=request.condition, seed=request.seed, family=request.family)
@@ -159,9 +166,10 @@ def _condition(model: Player, task: str, request: Request) -> Condition:
     return recorded(task)
 
 
-def _positive(option: str, value: float | None) -> None:
-    if value is not None and not value >= 1:
-        raise UsageError(f"{option} {value} won't do: it must be 1 or more.")
+def _positive(option: str, value: float | None, most: float = inf) -> None:
+    if value is not None and not 1 <= value <= most:
+        bounds = "1 or more" if most == inf else f"between 1 and {most:,}"
+        raise UsageError(f"{option} {value} won't do: it must be {bounds}.")
 
 
 async def run_main_job(request: Request) -> Job:
@@ -248,7 +256,7 @@ def stored_request(
         update={name: value for name, value in limits.items() if value is not None}
     )
     kept = {name: value for name, value in stored.request.items() if name in _KEPT}
-    kept |= {"asking": asking, "concurrency": concurrency or kept["concurrency"]}
+    kept |= {"asking": asking, "concurrency": kept["concurrency"] if concurrency is None else concurrency}
     if conditions := kept.get("conditions"):
         kept["conditions"] = Path(conditions)
     if plan := kept.get("plan"):

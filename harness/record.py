@@ -62,6 +62,11 @@ class RunSpec(Frozen):
     plan: Plan | None = None
     agent: Agent | None = None
 
+    @property
+    def of_own_agent(self) -> bool:
+        """Whether a program of the user's own plays, of which the lab can't know what it is."""
+        return "words" in self.player
+
 
 class TrialSpec(Frozen):
     """One trial: everything it needs to know, as data. ``number`` counts from 1."""

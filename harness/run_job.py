@@ -6,6 +6,8 @@ import asyncio
 import gc
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[st
     """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
     began = time.monotonic()
     gc.freeze()  # the libraries are loaded and stay: no collection needs to look through them again
-    with Store(runs_dir) as store, Engine.connected(print_note) as engine:
+    with stoppable(), Store(runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
         progress, desks = Progress(fresh), Desks()
@@ -72,6 +74,22 @@ async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[st
         stopped = ending.reason if summary.n < run.n or ending.failed else None
         left_to_others = 0 if interrupted or failure or stopped else work.elsewhere
         return Job(run, summary, interrupted, failure or stopped, left_to_others)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that a control trial's container isn't left, either."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in ENDING[1:]:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number in ENDING[1:]:
+            loop.remove_signal_handler(number)
 
 
 async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:

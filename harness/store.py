@@ -7,6 +7,7 @@ claimed by its process, so that several may work on one run; a claim whose owner
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.data import pick
 from harness.digest import Digest, digest
-from harness.errors import RunExistsError, StoreError, UsageError
+from harness.errors import RESTORE, RunExistsError, StoreError, UsageError
 from harness.evidence import Frozen
 from harness.grading import Agreements, Grading, Labels
 from harness.owner import is_elsewhere, is_gone
@@ -108,6 +109,11 @@ _STEPS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
 }
 
 
+def _is_fixed(file: Path) -> bool:
+    """Whether nobody here can write to a store: on a file system that is read-only, or without the right to."""
+    return not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+
+
 def is_store(folder: Path) -> bool:
     """Whether there are runs in that folder."""
     return (folder / FILE).exists()
@@ -138,22 +144,46 @@ class Store:
     """Runs and trials on disk; safe for several processes at once."""
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
-        """Open the store in ``folder``. Raises UsageError where it can't be read or made."""
+        """Open the store in ``folder``. Raises UsageError where it can't be read or made.
+
+        Without ``create``, one that can't be written is opened to be read.
+        """
         file = folder / FILE
-        if not create and not file.exists():
+        if not create and not (file.exists() and file.stat().st_size):
             raise UsageError(f"There are no runs in {folder}: run a trial first, or name another --runs-dir.")
         with ExitStack() as undo:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._db = sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)
-                undo.callback(self._db.close)
-                self._write_ahead()
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
-                self._prepare(file)
-            except (OSError, sqlite3.Error) as error:
+                if create or not _is_fixed(file):
+                    self._open(undo, file)
+                else:
+                    self._open_to_read(undo, file)
+            except sqlite3.OperationalError as error:
+                raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
+            except sqlite3.DatabaseError as error:
+                raise UsageError(f"{file} is damaged, or no store ({error}): {RESTORE}.") from error
+            except OSError as error:
                 raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
             undo.pop_all()
+
+    def _open(self, undo: ExitStack, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)
+        undo.callback(self._db.close)
+        self._write_ahead()
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
+        self._prepare(file)
+
+    def _open_to_read(self, undo: ExitStack, file: Path) -> None:
+        """Open a store that nobody can write to, such as an archive's: what is in its one file is all there is."""
+        log = file.with_name(f"{file.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise UsageError(f"{log} holds trials that {file.name} doesn't yet: copy both to a folder to write to.")
+        self._db = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None)
+        undo.callback(self._db.close)
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA:
+            raise UsageError(f"{file} has schema {version}, not {SCHEMA}: copy it to a folder that can be written.")
 
     def _write_ahead(self) -> None:
         # Where two change a new file to this mode at once, SQLite refuses one of them without having waited.

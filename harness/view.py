@@ -230,6 +230,8 @@ def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
             style="yellow",
             soft_wrap=True,
         )
+    elif run.of_own_agent:
+        console.print("Played by an agent of your own: whether a model played, the lab can't know.", soft_wrap=True)
     counts = "  ".join(f"{count} {outcome}" for outcome, count in summary.counts.items())
     console.print(f"{summary.n} trials: {counts}; {summary.attempts} attempts", soft_wrap=True)
     if summary.failed_tries:
@@ -266,11 +268,12 @@ def _print_agreement(console: Console, summary: Summary) -> None:
 def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
     """A line a run."""
     table = Table(pad_edge=False)
-    for name in ("run", "created", "model", "task", "condition", "n", "resisted", "errors"):
+    for name in ("run", "created", "model", "task", "condition", "trials", "resisted", "errors"):
         table.add_column(name, overflow="fold", no_wrap=name == "run")
     for stored, summary in runs:
         spec = stored.spec
-        row = (spec.run_id, stored.created_at, spec.model, spec.task, spec.condition.name)
+        created = stored.created_at[:16].replace("T", " ")
+        row = (spec.run_id, created, spec.model, spec.task, spec.condition.name)
         counts = (f"{summary.n}/{spec.n}", summary.counts[Outcome.RESISTED], summary.counts[Outcome.ERROR])
         table.add_row(*(safe(str(cell)) for cell in (*row, *counts)))
     console.print(table)

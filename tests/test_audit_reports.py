@@ -192,6 +192,19 @@ def test_reasons_are_read_with_commas_and_checked() -> None:
         gates(("delay",))
 
 
+@pytest.mark.parametrize("named", ["", " ", ",", "defeated,"])
+def test_a_reason_that_says_nothing_opens_no_gate(named: str) -> None:
+    """An empty word, as from a variable that isn't set, is refused."""
+    with pytest.raises(UsageError, match="names nothing to fail on"):
+        gates((named,))
+
+
+def test_what_can_not_be_judged_fails_with_a_baseline_too() -> None:
+    """It was not passed, however often that was so before."""
+    before = report(tried(Status.ERROR), findings=())
+    assert failures(before, ("defeated",), before) == ["stop: edit-it could not be judged"]
+
+
 def test_an_audit_survives_its_json() -> None:
     """What is written can be read back whole; what is no audit is refused in a sentence."""
     assert as_report(json.dumps(as_json(ALL))) == ALL

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,8 @@ import pytest
 
 from harness.engine.engine import Engine
 from harness.engine.owner import LABEL, owner_labels
-from harness.store import Store
+from harness.errors import UsageError
+from harness.store import FILE, Store
 from tests.builders import run_spec, versions
 from tests.conftest import Cli, containers_of
 
@@ -73,6 +75,10 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
         case("--run-id a/b", "--run-id 'a/b'", id="run id with a slash"),
         case("--run-id ..", "--run-id '..'", id="run id of dots"),
         case("--run-id last", "--run-id 'last'", id="run id that means another"),
+        case("--run-id ünï", "--run-id 'ünï'", id="run id of other letters"),
+        case(f"--run-id {'a' * 201}", "at most 200", id="run id without end"),
+        case("--n 99999999999999999999", "between 1 and 1,000,000", id="n without end"),
+        case("--model=", "There is no model ''", id="model that a variable left empty"),
         case("--model script:gone.yaml", "gone.yaml", id="missing playbook"),
         case("--model replay:gone", "no recording at gone", id="missing recording"),
         case("--model replay:gone --task math", "patrol", id="recording for another task"),
@@ -87,6 +93,32 @@ def test_bad_option_is_refused(harness_cli: Cli, args: str, says: str) -> None:
 def test_bad_command_is_refused(harness_cli: Cli, args: str) -> None:
     """A command that isn't there, or lacks its argument, is refused in one sentence."""
     assert "--help" in sentence(harness_cli(*args.split(), env=DEAD))
+
+
+def test_a_damaged_store_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:
+    """Where a store's pages hold nonsense, whoever reads it is told, and what to do."""
+    with Store(tmp_path) as store:
+        store.add_run(run_spec(), {"id": "1" * 5000}, versions())
+    file = tmp_path / FILE
+    file.write_bytes(file.read_bytes().replace(b"1" * 100, b"\xff" * 100))
+    for command in (("list",), ("show", "last"), ("report",)):
+        assert "damaged" in sentence(harness_cli(*command, "--runs-dir", tmp_path))
+
+
+def test_a_full_device_is_one_sentence(harness_started: Started, tmp_path: Path) -> None:
+    """What can't be printed for lack of room is said to be, and the exit code is no 0."""
+    with Store(tmp_path) as store, open("/dev/full", "w") as full:
+        store.add_run(run_spec(), {"id": "sha256:1"}, versions())
+        command = [sys.executable, "-m", "harness", "list", "--runs-dir", str(tmp_path)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "There is no room for what is to be printed.\n")
+
+
+def test_a_look_that_there_is_not_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt OFFSWITCH_LOOK doesn't change in silence how evidence is taken."""
+    monkeypatch.setenv("OFFSWITCH_LOOK", "archiv")
+    with pytest.raises(UsageError, match="OFFSWITCH_LOOK=archiv won't do"):
+        engine.sandboxes  # noqa: B018 - a property that refuses
 
 
 def test_dead_engine_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:

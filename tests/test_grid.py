@@ -189,6 +189,9 @@ def test_the_calibration_grid_is_the_published_one() -> None:
         case("experiment: x\ncells:\n  - {model: demo, conditoin: A}\n", 3, "so use 'condition'", id="cell key"),
         case("experiment: x\ncells:\n  - model: demo\n    published: {model: o3, condition: G}\n", 4, "G", id="figure"),
         case("experiment: x\nmodels: [demo]\noverrides: [{modle: demo, n: 1}]\n", 3, "so use 'model'", id="override"),
+        case(
+            "experiment: x\nmodels: [demo]\noverrides: [{model: demmo, n: 1}]\n", 3, "fits no cell", id="vain override"
+        ),
         case("experiment: x\ncells: [{model: 'replay:{there}'}]\n", 2, "add --set there=VALUE", id="no value"),
         case("experiment: x\ncells: [{model: 'replay:gone'}]\n", 2, "There is no recording at gone", id="recording"),
         case("experiment: x\nn: 1\nmodels: ['calibration:o3']\nconditions: [G]\n", 3, "No rate of resistance", id="p"),

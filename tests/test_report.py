@@ -74,6 +74,18 @@ def drawn(found: Report) -> str:
     return page(found)
 
 
+def test_an_agent_of_the_users_own_is_no_live_model(tmp_path: Path) -> None:
+    """What a program of the user's is the lab can't know, and says so in every form of the report."""
+    with Store(tmp_path) as store:
+        run = {"model": "agent:mine", "simulated": None, "player": {"label": None, "words": ["mine"]}}
+        add(store, "mine", [Outcome.COMPLIED], run=run, simulated=None)
+        report = Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+    assert report.played == {"own-agent": 1}
+    assert "whether a model played" in markdown(report)
+    assert "whether a model played" in page(report)
+    assert next(csv.DictReader(io.StringIO(as_csv(report))))["played"] == "own-agent"
+
+
 class Anchors(HTMLParser):
     """What a page points to, what is there, and what it is made of."""
 

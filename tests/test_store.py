@@ -92,6 +92,28 @@ def test_the_file_can_be_asked_with_sql(tmp_path: Path) -> None:
     assert rows == [("a-run", 3, "resisted", 1, 9, 1.5)]
 
 
+def test_a_store_that_nobody_can_write_to_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive's store gives what it holds; nothing can be added, and one with an unfinished log says what to do."""
+    with filled(tmp_path, "one", trials=2):
+        pass
+    monkeypatch.setattr("harness.store._is_fixed", lambda file: True)
+    with Store(tmp_path, create=False) as store:
+        assert [record.number for record in store.trials("one")] == [1, 2]
+        with pytest.raises(StoreError, match="can't be written"):
+            store.claim("one", 3, "me")
+    (tmp_path / f"{FILE}-wal").write_bytes(b"more")
+    with pytest.raises(UsageError, match="copy both"):
+        Store(tmp_path, create=False)
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "There are no runs"), (b"no store at all" * 99, "is damaged")])
+def test_what_is_no_store_says_so(tmp_path: Path, content: bytes, says: str) -> None:
+    """An empty file holds no runs; one that is no store is named, with a way out."""
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(UsageError, match=f"{says}.*--runs-dir"):
+        Store(tmp_path, create=False)
+
+
 # ---- what is refused ----
 
 

@@ -56,7 +56,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {**report.model_dump(mode="json"), "matrix": matrix}
 
 
-def as_report(text: str) -> Report:
+def as_report(text: str, name: str = "The baseline") -> Report:
     """An audit that was kept as JSON. Raises UsageError."""
     try:
         document = json.loads(text)
@@ -66,7 +66,7 @@ def as_report(text: str) -> Report:
         return Report.model_validate_json(json.dumps(document))
     except (ValueError, TypeError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise UsageError(f"The baseline is no audit's JSON ({first}): make one with --json-file.") from error
+        raise UsageError(f"{name} is no audit's JSON ({first}): make one with --json-file.") from error
 
 
 # ---- the gate ----
@@ -74,7 +74,9 @@ def as_report(text: str) -> Report:
 
 def gates(named: tuple[str, ...]) -> tuple[str, ...]:
     """What was asked to fail on, spelled rightly. Raises UsageError."""
-    words = [word.strip() for name in named for word in name.split(",") if word.strip()]
+    words = [word.strip() for name in named for word in name.split(",")]
+    if not all(words):  # a variable of the build that isn't set must not open the gate
+        raise UsageError(f"--fail-on '{','.join(named)}' names nothing to fail on: give one of {', '.join(GATES)}.")
     return tuple(pick("reason to fail", word, GATES) for word in words)
 
 
@@ -86,15 +88,20 @@ def failures(report: Report, fail_on: tuple[str, ...], baseline: Report | None =
     if not fail_on:
         return []
     known = set(_reasons(baseline, fail_on)) if baseline else set()
-    return [line for line in _reasons(report, fail_on) if line not in known]
+    return [*_unjudged(report), *(line for line in _reasons(report, fail_on) if line not in known)]
+
+
+def _unjudged(report: Report) -> Iterator[str]:
+    for audited in report.audited:
+        for each in audited.tried:
+            if each.status is Status.ERROR:
+                yield f"{audited.mechanism}: {each.tactic} could not be judged"
 
 
 def _reasons(report: Report, fail_on: tuple[str, ...]) -> Iterator[str]:
     for audited in report.audited:
         for each in audited.tried:
-            if each.status is Status.ERROR:
-                yield f"{audited.mechanism}: {each.tactic} could not be judged"
-            elif each.status in fail_on:
+            if each.status in fail_on:
                 yield f"{audited.mechanism}: {each.tactic} {each.status}"
             if UNSEEN in fail_on and each.status is Status.DEFEATED and not each.seen:
                 yield f"{audited.mechanism}: {each.tactic} unseen"

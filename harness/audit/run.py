@@ -32,6 +32,7 @@ from harness.models.playbook import Advance, Playbook
 from harness.models.scripted import Scripted
 from harness.record import RunSpec, TrialRecord, TrialSpec
 from harness.registry import mechanism_for
+from harness.run_job import stoppable
 from harness.store import Store
 from harness.toolserver.app import Desks
 from harness.toolserver.serve import tool_server
@@ -50,7 +51,7 @@ async def run_audit(request: Request) -> Report:
     switches, books = mechanisms(request), tactics(request)
     if request.concurrency < 1:
         raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
-    with Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
+    with stoppable(), Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
         desks = Desks()
         async with tool_server(desks) as server:
             lab = Lab(engine.sandboxes, desks, server, Scripted("nobody", ()))

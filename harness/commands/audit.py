@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.audit.declared import Declared
     from harness.audit.matrix import Report
 
+LONGEST_S = 3600.0  # that a kill switch may take
 FAILED = 3  # what --fail-on asks for; 1 is a failure of the audit itself
 
 
@@ -42,7 +43,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     workdir: Annotated[
         str | None, typer.Option(help="The agent's folder. [default: its home, or one that it can write to]")
     ] = None,
-    grace: Annotated[float, typer.Option(help="Seconds your kill switch may take.")] = 5.0,
+    grace: Annotated[float | None, typer.Option(help="Seconds your kill switch may take. [default: 5]")] = None,
     options: Annotated[Path | None, typer.Option(help="A file of docker run's options for your container.")] = None,
     compose: Annotated[str | None, typer.Option(help="Or a compose file: FILE or FILE:SERVICE.")] = None,
     inspect: Annotated[Path | None, typer.Option(help="Or what docker inspect says of your container.")] = None,
@@ -75,12 +76,19 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     own: OwnSwitch | None = None
     if image is not None or dockerfile is not None:
         own = OwnSwitch(
-            image, dockerfile, kill_switch, trigger, user, workdir, grace, _declared(options, compose, inspect)
+            image,
+            dockerfile,
+            kill_switch,
+            trigger,
+            user,
+            workdir,
+            _seconds(grace),
+            _declared(options, compose, inspect),
         )
-    elif any((kill_switch, user, workdir, options, compose, inspect)) or trigger is not Trigger.PROGRAM:
+    elif any((kill_switch, user, workdir, options, compose, inspect, grace)) or trigger is not Trigger.PROGRAM:
         raise UsageError("These options are of an image of your own: name it with --image or --dockerfile.")
     fail = gates(tuple(fail_on or ()))
-    before = as_report(_text(baseline)) if baseline else None
+    before = as_report(_text(baseline), str(baseline)) if baseline else None
     files = {"json": json_file, "sarif": sarif, "junit": junit, "html": html, "defeats": defeats}
     _must_be_writable(files)
     request = Request(
@@ -98,7 +106,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
             trigger=trigger.value,
             user=user,
             workdir=workdir,
-            grace=f"{grace:g}",
+            grace=None if grace is None else f"{grace:g}",
             options=options,
             compose=compose,
             inspect=inspect,
@@ -121,6 +129,12 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     if not any(each.status.judged for audited in report.audited for each in audited.tried):
         print_error("No tactic could be judged.")
         raise typer.Exit(1)
+
+
+def _seconds(grace: float | None) -> float:
+    if grace is not None and not 0 < grace <= LONGEST_S:
+        raise UsageError(f"--grace {grace:g} won't do: it must be above 0 and at most {LONGEST_S:g} seconds.")
+    return 5.0 if grace is None else grace
 
 
 def _words(**told: object) -> tuple[str, ...]:

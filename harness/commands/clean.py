@@ -22,7 +22,8 @@ def clean(
         bool, typer.Option("--images", help="Remove the lab's sandbox images that no container uses, too.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="The same, and the claims of other hosts' processes, which can't be asked.")
+        bool,
+        typer.Option("--all", help="Those images, and the claims of other hosts' processes, which can't be asked."),
     ] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:

@@ -68,6 +68,8 @@ def grade(  # noqa: PLR0917 - typer passes options by name
         max_tokens_total=max_tokens_total,
         preflight=not no_preflight,
     )
+    with Store(runs_dir, create=False) as store:
+        run = store.run(run).spec.run_id  # before anything is asked of a provider, or of who calls
     try:
         found = asyncio.run(grade_run(runs_dir, run, grader_named(grader, asking, concurrency)))
     except KeyboardInterrupt:

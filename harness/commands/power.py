@@ -19,7 +19,7 @@ def power(  # noqa: PLR0917 - typer passes options by name
         float | None, typer.Option(help="Ask for equivalence within this margin instead of a difference.")
     ] = None,
     power_: Annotated[float, typer.Option("--power", help="The chance to find what is so.")] = 0.8,
-    alpha: Annotated[float, typer.Option(help="The chance to find what isn't.")] = 0.05,
+    alpha: Annotated[float, typer.Option(help="The chance to find what isn't so.")] = 0.05,
     as_json_: AsJson = False,
 ) -> None:
     """Say how many trials it takes to tell two rates apart, or to show that they are equivalent."""
@@ -28,14 +28,16 @@ def power(  # noqa: PLR0917 - typer passes options by name
     for option, value in (("--power", power_), ("--alpha", alpha), ("--margin", margin)):
         if value is not None:
             _within(option, value)
+    if power_ <= alpha:
+        raise UsageError(f"--power {power_:g} won't do: it must be above --alpha {alpha:g}.")
     from analysis.power import trials_for_difference, trials_for_equivalence  # noqa: PLC0415 - loads statsmodels
 
     if margin is None:
         n = trials_for_difference(p1, p2, power=power_, alpha=alpha)
-        what = f"find that rates of {p1:.1%} and {p2:.1%} differ"
+        what = f"find that rates of {100 * p1:.4g}% and {100 * p2:.4g}% differ"
     else:
         n = trials_for_equivalence(p1, p2, margin=margin, power=power_, alpha=alpha)
-        what = f"show that rates of {p1:.1%} and {p2:.1%} differ by less than {margin:.1%}"
+        what = f"show that rates of {100 * p1:.4g}% and {100 * p2:.4g}% differ by less than {100 * margin:.4g} points"
     if as_json_:
         print_json({"n": n, "p1": p1, "p2": p2, "margin": margin, "power": power_, "alpha": alpha})
     else:

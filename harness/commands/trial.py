@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from harness.commands.options import (
 from harness.main_job import Request, run_main_job, stored_request
 from harness.models.dialect import Sampling
 from harness.models.options import ModelOptions
+from harness.program import program
 from harness.store import Store
 from harness.summary import as_json
 from harness.view import print_error, print_note
@@ -162,7 +164,8 @@ def tell(job: Job, runs_dir: Path, *, as_json_: bool) -> None:
         with Store(runs_dir) as store:
             print_stored(store, job.run, job.summary)
     kept = f"{job.summary.n} of {job.run.n} trials are finished and kept in run '{run_id}'."
-    go_on = f" Go on with: resume {run_id}" if job.summary.n < job.run.n else ""
+    where = "" if runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(runs_dir))}"
+    go_on = f" Go on with: {program()} resume {run_id}{where}" if job.summary.n < job.run.n else ""
     if job.elsewhere:
         print_note(f"{kept} {job.elsewhere} are under way in another process.")
     if job.interrupted:

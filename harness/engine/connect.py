@@ -74,6 +74,8 @@ def connect() -> docker.DockerClient:
 
 def reach(address: str) -> docker.DockerClient:
     """Connect to the engine at one address, or say in a few words why that can't be done."""
+    if address.startswith("ssh:"):
+        raise EngineError(f"{address}: ssh isn't supported, so forward its socket with ssh -L")
     try:
         _knock(address)
         client = docker.from_env(environment={**os.environ, "DOCKER_HOST": address}, timeout=PATIENCE)

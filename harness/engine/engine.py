@@ -17,7 +17,7 @@ from harness.engine.images import Image, derived_image, prepared
 from harness.engine.lives import Lives
 from harness.engine.own_image import ImageLook, build_from, look_into
 from harness.engine.owner import remove_leftovers, remove_own
-from harness.engine.sandbox import DockerSandboxes, call, container_options
+from harness.engine.sandbox import DockerSandboxes, call, container_options, refuse_unknown_look
 from harness.errors import EngineError
 from harness.record import RunSpec, Versions
 from harness.registry import task_for
@@ -46,7 +46,8 @@ class Engine:
 
     @property
     def sandboxes(self) -> Sandboxes:
-        """Where this engine's sandboxes come from."""
+        """Where this engine's sandboxes come from. Raises UsageError where the environment asks for an unknown look."""
+        refuse_unknown_look()
         return DockerSandboxes(self.client)
 
     async def prepare(self, run: RunSpec) -> tuple[Image, Versions]:

@@ -102,7 +102,8 @@ class FileEvents:
             with suppress(OSError):
                 if stream:
                     stream.close()
-        self._eye.wait()
+        with suppress(KeyboardInterrupt):  # an impatient one more: it has been told to end, and does
+            self._eye.wait()
 
 
 @cache

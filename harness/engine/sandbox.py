@@ -28,7 +28,7 @@ from harness.engine.look import LayersLook, Look
 from harness.engine.owner import owner_labels
 from harness.engine.pace import Pace
 from harness.engine.strain import Strain
-from harness.errors import EngineError
+from harness.errors import EngineError, UsageError
 from harness.evidence import FileState, Machine, Opening
 from harness.sandbox import Looked, MachineSpec
 
@@ -168,6 +168,12 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
             "LogConfig": {"Type": "none"},
         },
     }
+
+
+def refuse_unknown_look() -> None:
+    """Raise UsageError where the environment names a look that there isn't: another would be taken in silence."""
+    if (asked := os.environ.get(LOOK)) not in (None, "", "archive"):
+        raise UsageError(f"{LOOK}={asked} won't do: it is 'archive', or not set.")
 
 
 @contextmanager
