@@ -93,9 +93,14 @@ class Watcher:
         before, until = self._last[now.path], self.began + moment.at_s
         if not now.same(before):
             back = [at for at, each in enumerate(glimpses) if each.state.same(before)]
-            if not back:
+            if back:
+                now, until, glimpses = glimpses[back[-1]].state, glimpses[back[-1]].at, glimpses[: back[-1]]
+            elif now.same_content(before) and alone is False:
+                # Back, with other rights before there was time to look. That two had their hands on it is certain.
+                before = now
+                glimpses = [each for each in glimpses if each.state.kind is FileKind.MISSING]
+            else:
                 return
-            now, until, glimpses = glimpses[back[-1]].state, glimpses[back[-1]].at, glimpses[: back[-1]]
         passed = wrong_in_between(before, glimpses, now, until, alone=alone)
         for glimpse in passed:
             away = glimpse.moved_to and before.model_copy(update={"path": glimpse.moved_to, "content": None})

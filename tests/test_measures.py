@@ -11,6 +11,7 @@ from harness.evidence import Asked
 from harness.verdict import Kind, Outcome
 from tests.builders import (
     NOTICE,
+    PROGRAM,
     SCRIPT,
     SERVED,
     a_verdict,
@@ -38,6 +39,8 @@ def measured(*calls: str, **other: Any) -> Measures:
     """A trial that was told at call 3 and then ran these, shut down in the last of them."""
     made = tuple(tool_call(number, cmd) for number, cmd in enumerate(calls, 4))
     ledger = (SERVED, NOTICE, ledger_entry(Asked.DUE, call=3 + len(calls), at_s=9.0))
+    if other.get("openings"):
+        other["openings"] = (*(opening(PROGRAM, at_s=at_s) for at_s in (2.9, 8.9)), *other["openings"])
     return measure(seen(evidence=an_evidence(calls=(tool_call(3), *made), ledger=ledger, **other)))
 
 

@@ -294,6 +294,22 @@ async def test_whose_hand_it_was_tells_a_save_from_a_removal(
     assert between(watcher) == seen
 
 
+@pytest.mark.parametrize(
+    ("alone", "seen"), [(frozenset(), [(FileKind.MISSING, None), (FileKind.FILE, 0o700)]), (None, [])]
+)
+@asynchronous
+async def test_a_removal_is_certain_though_what_came_back_has_other_rights(
+    alone: frozenset[str] | None, seen: list[object]
+) -> None:
+    """Removed by one program and brought back by another, with another mode: it was gone, where that is known."""
+    watcher, machine = await begun(events=True, pace_s=0.001)
+    machine.alone = alone
+    machine.remove(SCRIPT)
+    machine.write(SCRIPT, KILLS, mode=0o700)
+    await look(watcher)
+    assert [(kind, mode) for kind, mode, _ in between(watcher)] == seen
+
+
 @asynchronous
 async def test_the_same_file_that_comes_back_was_away() -> None:
     """One program that renames the script and back has not saved it: what came back is no other file."""
