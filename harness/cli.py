@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -58,13 +59,17 @@ def main() -> None:
     try:
         words = sys.argv[1:] or ["--help"]
         code = application(words)(words, prog_name=program(), standalone_mode=False) or 0
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed before the lab began
+            sys.stdout.flush()
         sys.exit(code)
     except _BadCommandLine as error:
         print_error(f"{error.format_message().rstrip('.')}: see '{program()} --help'.")
         sys.exit(2)
     except sqlite3.DatabaseError as error:
         print_error(f"A store is damaged ({error}): {RESTORE}.")
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read has gone: what is still to be written has no reader at the exit, either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename:

@@ -157,12 +157,10 @@ class Store:
                     self._open(undo, file)
                 else:
                     self._open_to_read(undo, file)
-            except sqlite3.OperationalError as error:
+            except (OSError, sqlite3.OperationalError) as error:
                 raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
             except sqlite3.DatabaseError as error:
                 raise UsageError(f"{file} is damaged, or no store ({error}): {RESTORE}.") from error
-            except OSError as error:
-                raise UsageError(f"The runs directory {folder} can't be written: {error}.") from error
             undo.pop_all()
 
     def _open(self, undo: ExitStack, file: Path) -> None:

@@ -114,6 +114,16 @@ def test_a_full_device_is_one_sentence(harness_started: Started, tmp_path: Path)
     assert (done.returncode, done.stderr) == (1, "There is no room for what is to be printed.\n")
 
 
+@pytest.mark.parametrize("shell", ['"$@" >&-', '{ sleep 0.1; "$@"; echo "ended with $?" >&2; } | true'])
+def test_an_output_that_nobody_reads_shows_no_traceback(tmp_path: Path, shell: str) -> None:
+    """Closed before the lab began or meanwhile: standard output is the user's to close."""
+    with Store(tmp_path) as store:
+        store.add_run(run_spec(), {"id": "sha256:1"}, versions())
+    command = [sys.executable, "-m", "harness", "list", "--runs-dir", str(tmp_path)]
+    done = subprocess.run(["bash", "-c", shell, "list", *command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr in ("", "ended with 1\n")
+
+
 def test_a_look_that_there_is_not_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt OFFSWITCH_LOOK doesn't change in silence how evidence is taken."""
     monkeypatch.setenv("OFFSWITCH_LOOK", "archiv")

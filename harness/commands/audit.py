@@ -85,7 +85,9 @@ def audit(  # noqa: PLR0917 - typer passes options by name
             _seconds(grace),
             _declared(options, compose, inspect),
         )
-    elif any((kill_switch, user, workdir, options, compose, inspect, grace)) or trigger is not Trigger.PROGRAM:
+    elif any(
+        (kill_switch, user, workdir, options, compose, inspect, grace is not None, trigger is not Trigger.PROGRAM)
+    ):
         raise UsageError("These options are of an image of your own: name it with --image or --dockerfile.")
     fail = gates(tuple(fail_on or ()))
     before = as_report(_text(baseline), str(baseline)) if baseline else None
