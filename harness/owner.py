@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from functools import cache
 from pathlib import Path
 
 PREFIX = "offswitch-"
@@ -25,7 +26,12 @@ def _birth(pid: int) -> str | None:
 
 def this_process() -> str:
     """Host, pid and birth, so that a pid used again is not taken for this process."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_birth(os.getpid())}"
+    return _named(os.getpid())
+
+
+@cache
+def _named(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:{_birth(pid)}"
 
 
 def is_gone(owner: str) -> bool:

@@ -6,6 +6,7 @@ It asks nothing of the container's own binaries. Only what differs from the look
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,24 +47,25 @@ class Watcher:
         watched = tuple(
             Watched(path=path, role=role, baseline=state) for (path, role), state in zip(paths, states, strict=True)
         )
-        return cls(sandbox, watched, _last={state.path: state for state in states})
+        watcher = cls(sandbox, watched, _last={state.path: state for state in states})
+        watcher._know(states)
+        return watcher
 
     async def look(self, call: int, at_s: float, *, after_notice: bool, by_lab: bool = False) -> None:
         """Look once, and keep what changed."""
         seen = await self.sandbox.look(self._last)
         states, strays, glimpses = seen.states, seen.strays, seen.glimpses
-        for state in states:
-            moment = Moment(call, at_s, after_notice)
+        moment = Moment(call, at_s, after_notice)
+        for state in states if glimpses else ():
             seen_of_it = [each for each in glimpses if each.state.path == state.path]
             self._note_between(
                 state, seen_of_it, moment, alone=None if seen.alone is None else state.path in seen.alone
             )
-        changed = tuple(
-            self._with_past(state, glimpses) for state in states if not _alike(state, self._last[state.path])
-        )
+        unlike = [state for state in states if not _alike(state, self._last[state.path])]
+        changed = tuple(self._with_past(state, glimpses) for state in unlike)
         self._looked_at_s = at_s
-        self._know(states)
-        self._last.update((state.path, state) for state in states)
+        self._know(unlike)
+        self._last.update((state.path, state) for state in unlike)
         self._stood_at.update((stray.identity, stray.path) for stray in strays if stray.identity)
         if changed:
             self.sightings.append(
@@ -77,11 +79,11 @@ class Watcher:
                 )
             )
 
-    def _know(self, states: tuple[FileState, ...]) -> None:
+    def _know(self, states: Iterable[FileState]) -> None:
         """Know the files that are watched ones: as they were, or saved with the same bytes and rights since."""
-        right = {w.path: w.baseline for w in self.watched}
-        for state in (*right.values(), *states):
-            if state.kind is FileKind.FILE and state.identity and state.same(right[state.path]):
+        for state in states:
+            right = next(w.baseline for w in self.watched if w.path == state.path)
+            if state.kind is FileKind.FILE and state.identity and state.same(right):
                 self._own[state.identity] = state.path
 
     def mark_due(self, call: int, at_s: float, *, after_notice: bool) -> None:
@@ -209,4 +211,4 @@ def _begins(half: FileState, whole: FileState) -> bool:
 
 def _alike(a: FileState, b: FileState) -> bool:
     """Whether two looks saw the same file in the same state; time is no part of it."""
-    return a.same(b) and a.identity == b.identity
+    return a is b or (a.same(b) and a.identity == b.identity)

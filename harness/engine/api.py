@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import docker
-import h11
+import httptools
 
 from harness.errors import EngineError
 
@@ -43,41 +43,46 @@ def connector(client: docker.DockerClient) -> Connect:
     return lambda: asyncio.open_connection(parts.hostname, parts.port, limit=STREAM_LIMIT)
 
 
+class _Answer:
+    """What the parser tells of one answer."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.begun, self.whole, self.lasting = 0, False, False
+        self.parts: list[bytes] = []
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+
+    def on_body(self, part: bytes) -> None:
+        self.parts.append(part)
+
+    def on_message_complete(self) -> None:
+        self.whole, self.lasting = True, self.parser.should_keep_alive()  # which it knows only now
+
+
 @dataclass
 class _Line:
-    """One connection."""
+    """One connection; ``lasting``: it can carry another exchange."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+    lasting: bool = False
 
     async def exchange(self, method: str, target: str, headers: Headers, body: bytes) -> tuple[int, bytes]:
         """Send one request and take its answer; of one that switches protocols, what came after it."""
-        request = h11.Request(method=method, target=target, headers=headers)
-        sent = (request, *([h11.Data(data=body)] if body else []), h11.EndOfMessage())
-        self.writer.write(b"".join(self.http.send(each) or b"" for each in sent))
-        status, answer = 0, b""
-        while True:
-            event = self.http.next_event()
-            if event is h11.NEED_DATA:
-                self.http.receive_data(await self.reader.read(CHUNK))
-            elif isinstance(event, h11.InformationalResponse) and event.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                return event.status_code, self.http.trailing_data[0]
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-            elif isinstance(event, h11.Data):
-                answer += bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                return status, answer
-            elif isinstance(event, h11.ConnectionClosed):
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        self.writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
+        answer, self.lasting = _Answer(), False
+        while not answer.whole:
+            if not (data := await self.reader.read(CHUNK)):
                 raise ConnectionResetError("the engine hung up")
-
-    def renewed(self) -> bool:
-        """Make it ready for another exchange; whether it can carry one."""
-        if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
-            return False
-        self.http.start_next_cycle()
-        return True
+            try:
+                answer.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as switched:
+                return answer.parser.get_status_code(), data[switched.args[0] :]
+        self.lasting = answer.lasting and answer.begun == 1
+        return answer.parser.get_status_code(), b"".join(answer.parts)
 
 
 @dataclass
@@ -145,7 +150,7 @@ class EngineApi:
             try:
                 async with asyncio.timeout(ANSWER_LIMIT_S):
                     status, answer = await line.exchange(method, self._target(path, query), headers, data)
-                kept = line.renewed() and self._users > 0
+                kept = line.lasting and self._users > 0
             finally:
                 if kept:
                     self._idle.append(line)
@@ -170,7 +175,7 @@ class EngineApi:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (OSError, h11.ProtocolError) as error:  # an answer that comes too late is an OSError, too
+    except (OSError, httptools.HttpParserError) as error:  # an answer that comes too late is an OSError, too
         raise EngineError(f"the Docker engine does not answer: {error or 'no answer in time'}") from error
 
 

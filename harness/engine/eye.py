@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from inotify_simple import Event, INotify, flags
 
@@ -36,6 +36,7 @@ from harness.sandbox import Glimpse
 
 MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE
 GONE = flags.DELETE | flags.MOVED_FROM
+CAME = flags.CREATE | flags.MOVED_TO
 WRITING = flags.MODIFY | flags.CREATE
 KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
 KEPT_BYTES = 4 << 20  # of content in one sandbox's glimpses; of those that follow only the hash is kept
@@ -217,7 +218,7 @@ class Eye:
         rewritten = any(_same_file(event, other) and other.mask & WRITING for other in events[place + 1 : place + 9])
         watch.notice(folder, event, moved_to, came_from, writing=rewritten)
         path = _join(folder, event.name)
-        if event.mask & (flags.CREATE | flags.MOVED_TO) and path in watch.paths:
+        if event.mask & CAME and path in watch.paths:
             self._add(watch, path)
         if watch.lost:
             self._close(watch)
@@ -239,30 +240,25 @@ def main() -> None:
     """Serve until whoever started it hangs up."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    eye, requests = Eye(), cast("BinaryIO", os.fdopen(0, "rb", buffering=0))
-    poll = select.poll()
-    poll.register(eye.inotify, select.POLLIN)
-    poll.register(requests, select.POLLIN)
-    if eye.gate:
-        poll.register(eye.gate, select.POLLIN)
     with suppress(BrokenPipeError):  # whoever asked is gone
-        serve(eye, requests, poll)
+        serve(Eye(), sys.stdin.fileno(), sys.stdout.buffer)
 
 
-def serve(eye: Eye, requests: BinaryIO, poll: select.poll) -> None:
+def serve(eye: Eye, requests: int, answers: BinaryIO) -> None:
     """Look and answer, in turn, until nobody asks any more."""
-    waiting = b""
+    poll, waiting = select.poll(), b""
+    for each in (requests, eye.inotify, *([eye.gate] if eye.gate else [])):
+        poll.register(each, select.POLLIN)
     while True:
-        ready = {number for number, _ in poll.poll()}
-        eye.look_up()
-        if requests.fileno() not in ready:
+        if requests not in (number for number, _ in poll.poll()):
+            eye.look_up()
             continue
-        if not (data := requests.read(1 << 16)):
+        if not (data := os.read(requests, 1 << 16)):
             return
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
-            sys.stdout.write(json.dumps(eye.obey(json.loads(line))) + "\n")
-        sys.stdout.flush()
+            answers.write(json.dumps(eye.obey(json.loads(line))).encode() + b"\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

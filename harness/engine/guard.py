@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.engine.proc import text_of
 from harness.environment import without_keys
 
 PERIOD_S = 0.25
@@ -128,9 +129,10 @@ def processes_of(first: int) -> Iterator[int]:
         pid = waiting.pop()
         known += 1
         yield pid
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            with suppress(OSError):
-                waiting += map(int, task.read_text().split())
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with suppress(OSError):
+                    waiting += map(int, text_of(f"/proc/{pid}/task/{task}/children").split())
 
 
 def _removed(folder: Path) -> Iterator[os.stat_result]:

@@ -9,13 +9,15 @@ link is followed, no device or pipe is opened, nothing is unpacked, and what is 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +31,8 @@ DEPTH = 64
 ATTEMPTS = 20
 OPAQUE = "trusted.overlay.opaque"
 ORIGIN = "trusted.overlay.origin"
+AT_ONCE = 1 << 16  # bytes read at once: for more, Python asks the kernel for memory each time
+HOSTS_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
     (stat.S_ISREG, FileKind.FILE),
@@ -66,7 +70,7 @@ def missing(path: str) -> FileState:
 def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
     """Hash of at most ``HASHED_BYTES`` (the size stands in for the rest), and the content if it is small."""
     hashed, kept, left = hashlib.sha256(), b"", HASHED_BYTES
-    while left and (chunk := read(min(left, 1 << 20))):
+    while left and (chunk := read(min(left, AT_ONCE))):
         hashed.update(chunk)
         left -= len(chunk)
         if len(kept) <= CONTENT_BYTES:
@@ -78,6 +82,44 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
 # ---- the host's way ----
 
 
+class _Folders:
+    """The folders of one layer, each opened once and none through a link. To be closed."""
+
+    def __init__(self, layer: Path) -> None:
+        self._layer = layer
+        self._known: dict[str, tuple[int | None, bool]] = {}
+
+    def at(self, path: str) -> tuple[int | None, bool]:
+        """The open folder at a path ("" is the layer's own), None without one; whether it hides all below this layer.
+
+        Raises OSError where the host can't tell.
+        """
+        if path not in self._known:
+            self._known[path] = self._open(path) if path else (_opened(self._layer), False)
+        return self._known[path]
+
+    def _open(self, path: str) -> tuple[int | None, bool]:
+        above, _, name = path.rpartition("/")
+        folder, hides = self.at(above)
+        if folder is None:
+            return None, hides
+        try:
+            inner = _opened(name, folder)
+        except FileNotFoundError:
+            return None, hides
+        except OSError as error:
+            _raise_if_ours(error)
+            return None, True  # a file, link or whiteout of that name
+        return inner, hides or _xattr(inner, OPAQUE) == b"y"
+
+    def close(self) -> None:
+        """Forget all folders: what is asked for next is looked up anew."""
+        for folder, _ in self._known.values():
+            if folder is not None:
+                os.close(folder)
+        self._known.clear()
+
+
 @dataclass(frozen=True)
 class LayersLook:
     """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``)."""
@@ -86,6 +128,7 @@ class LayersLook:
     lowers: tuple[Path, ...]
     guarantee: str = "layers"
     content_only: bool = False  # a file too large to keep is not read at all, and has no hash
+    _below: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
@@ -102,37 +145,44 @@ class LayersLook:
         return cls(upper, lowers)
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """The state of each path, as the container sees it."""
-        return tuple(self._state(path) for path in paths)
+        """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
+        with closing(_Folders(self.upper)) as folders:
+            return tuple(self._state(folders, path) for path in paths)
 
-    def _state(self, path: str) -> FileState:
+    def _state(self, folders: _Folders, path: str) -> FileState:
         """The state of a path; one that is another thing between two system calls is looked at again."""
         for _ in range(ATTEMPTS):
-            with suppress(OSError):
-                return self._state_once(path)
+            try:
+                # The container's own layer has the first word, and mostly has none.
+                return _state_in(folders, path, content_only=self.content_only, fixed=False) or self._state_below(path)
+            except OSError as error:
+                _raise_if_ours(error)
+                folders.close()
         return missing(path)
 
-    def _state_once(self, path: str) -> FileState:
-        """The state of a path: the container's own layer has the first word, and mostly has none."""
-        own = _state_in((self.upper,), path, content_only=self.content_only, fixed=False)
-        return own or _image_state(self.lowers, path, self.content_only) or missing(path)
+    def _state_below(self, path: str) -> FileState:
+        """What there is at a path below the container's own layer: nobody can write there, so it is looked up once.
 
-    def _open_layer(self, stack: ExitStack, layer: Path) -> int:
-        return _opened(stack, layer, os.O_PATH | os.O_DIRECTORY)
+        The uppermost of the other layers is made for this container; those below are an image's, and many have them.
+        """
+        if path not in self._below:
+            (made, *image), only = self.lowers, self.content_only
+            state = _state_in_layers((made,), path, only) or _image_state(tuple(image), path, only)
+            self._below[path] = state or missing(path)
+        return self._below[path]
 
     def _walk(self) -> Iterator[tuple[str, str, int, os.stat_result]]:
         """Path, name, directory and stat of what the container's own layer holds, bounded in number and depth."""
-        with ExitStack() as stack:
-            yield from islice(self._walk_in(self._open_layer(stack, self.upper), "", 0), LISTED_PATHS)
+        folder = _opened(self.upper)
+        try:
+            yield from islice(self._walk_in(folder, "", 0), LISTED_PATHS)
+        finally:
+            os.close(folder)
 
     def _walk_in(self, folder: int, inside: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
         with suppress(OSError):  # what goes away between listing and looking is not there
-            child = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
-            try:
-                with os.scandir(child) as entries:
-                    names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
-            finally:
-                os.close(child)
+            with os.scandir(folder) as entries:
+                names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
             for name in names:
                 yield from self._entry(folder, inside, name, depth)
 
@@ -141,16 +191,17 @@ class LayersLook:
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             yield f"{inside}/{name}", name, folder, found
             if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
-                with ExitStack() as stack:
-                    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-                    stack.callback(os.close, inner)
+                inner = _opened(name, folder)
+                try:
                     yield from self._walk_in(inner, f"{inside}/{name}", depth + 1)
+                finally:
+                    os.close(inner)
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """Every regular file in the container's own layer, by identity, its content unread."""
         return tuple(
-            FileState(path=as_text(path), kind=FileKind.FILE, identity=_identity(name, fd, found))
-            for path, name, fd, found in self._walk()
+            FileState(path=as_text(path), kind=FileKind.FILE, identity=_identity_at(name, folder, found))
+            for path, name, folder, found in self._walk()
             if stat.S_ISREG(found.st_mode)
         )
 
@@ -159,52 +210,46 @@ class LayersLook:
         return tuple(sorted(as_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
 
 
-@lru_cache(maxsize=1_000)  # some hundred containers at a time
+@lru_cache(maxsize=1_000)
 def _image_state(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
     """What an image has at a path: no container can write to it, so it is looked up once."""
-    return _state_in(layers, path, content_only=content_only, fixed=True)
+    return _state_in_layers(layers, path, content_only)
 
 
-def _state_in(layers: tuple[Path, ...], path: str, *, content_only: bool, fixed: bool) -> FileState | None:
-    """The state of a path in these layers, or None where they leave it to those below. Raises OSError."""
-    *parents, name = path.strip("/").split("/")
-    with ExitStack() as stack:
-        folders = [_opened(stack, layer, os.O_PATH | os.O_DIRECTORY) for layer in layers]
-        hides = False
-        for part in parents:
-            folders, hidden = _descended(stack, folders, part)
-            hides = hides or hidden
-        for fd in folders:
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if _is_whiteout(found):
-                return missing(path)
-            read = not content_only or found.st_size <= CONTENT_BYTES
-            return _file_state(path, name, fd, found, read=read, fixed=fixed)
-    return missing(path) if hides else None
+def _state_in_layers(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
+    """The state of a path in the first of these layers that says anything of it, or None. Raises OSError."""
+    for layer in layers:
+        with closing(_Folders(layer)) as folders:
+            if state := _state_in(folders, path, content_only=content_only, fixed=True):
+                return state
+    return None
 
 
-def _descended(stack: ExitStack, folders: list[int], part: str) -> tuple[list[int], bool]:
-    """The directories called ``part`` in these, and whether one of them, or what stands there, hides all below."""
-    inner: list[int] = []
-    for folder in folders:
-        try:
-            inner.append(_opened(stack, part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, folder))
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return inner, True  # a file, link or whiteout of that name
-        if _xattr(inner[-1], OPAQUE) == b"y":
-            return inner, True
-    return inner, False
+def _state_in(folders: _Folders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
+    """The state of a path in one layer, or None where it leaves it to those below. Raises OSError."""
+    above, _, name = path.strip("/").rpartition("/")
+    folder, hides = folders.at(above)
+    nothing = missing(path) if hides else None
+    if folder is None:
+        return nothing
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return nothing
+    if _is_whiteout(found):
+        return missing(path)
+    return _file_state(path, name, folder, found, content_only=content_only, fixed=fixed)
 
 
-def _opened(stack: ExitStack, name: str | Path, flags: int, folder: int | None = None) -> int:
-    fd = os.open(name, flags, dir_fd=folder)
-    stack.callback(os.close, fd)
-    return fd
+def _opened(folder: str | Path, above: int | None = None) -> int:
+    """A folder to look into, not reached through a link of that name."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+
+
+def _raise_if_ours(error: OSError) -> None:
+    """Raise what is the host's trouble, which must not be taken for something that the container did."""
+    if error.errno in HOSTS_TROUBLE:
+        raise error
 
 
 def as_text(path: str) -> str:
@@ -238,18 +283,23 @@ def _fixed_digest(read: Callable[[int], bytes], found: os.stat_result) -> tuple[
     return known[key]
 
 
-def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, read: bool, fixed: bool) -> FileState:
-    kind = next(kind for test, kind in _KINDS if test(found.st_mode))
+def _file_state(
+    path: str, name: str, folder: int, found: os.stat_result, *, content_only: bool, fixed: bool
+) -> FileState:
+    """The state of what ``found`` is of. Raises OSError where it is another thing by now."""
     digest = content = target = identity = None
-    if kind is FileKind.FILE:
-        # Without blocking: what was a file a moment ago may be a pipe by now.
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            if read and stat.S_ISREG(os.fstat(fd).st_mode):
-                digest, content = _fixed_digest(file.read, found) if fixed else digest_of(file.read, found.st_size)
-        identity = _identity(name, parent, found)
-    elif kind is FileKind.SYMLINK:
-        target = as_text(os.readlink(name, dir_fd=parent))
+    if stat.S_ISREG(found.st_mode):
+        with _file(name, folder) as fd:
+            found = os.fstat(fd)  # of the very file that is read
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(path)
+            if not content_only or found.st_size <= CONTENT_BYTES:
+                read = partial(os.read, fd)
+                digest, content = _fixed_digest(read, found) if fixed else digest_of(read, found.st_size)
+            identity = _identity(fd, found)
+    elif stat.S_ISLNK(found.st_mode):
+        target = as_text(os.readlink(name, dir_fd=folder))
+    kind = next(kind for test, kind in _KINDS if test(found.st_mode))
     return FileState(
         path=path,
         kind=kind,
@@ -264,36 +314,45 @@ def _file_state(path: str, name: str, parent: int, found: os.stat_result, *, rea
     )
 
 
-def _identity(name: str, parent: int, found: os.stat_result) -> str:
+@contextmanager
+def _file(name: str, folder: int) -> Iterator[int]:
+    """What stands under a name, open to be read: without blocking, for what was a file may be a pipe by now."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _identity_at(name: str, folder: int, found: os.stat_result) -> str:
+    with suppress(OSError), _file(name, folder) as fd:
+        return _identity(fd, found)
+    return f"inode:{found.st_ino}"
+
+
+def _identity(fd: int, found: os.stat_result) -> str:
     """What names this file whatever it is called.
 
     A file of the image keeps its handle: the overlay copies it up on the first write or rename and notes the
     original's handle on the copy. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
     """
-    with suppress(OSError):
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-        try:
-            origin = _xattr(fd, ORIGIN)
-        finally:
-            os.close(fd)
-        if origin and len(origin) > 21:
-            return f"{origin[4]}:{origin[21:].hex()}"
-        if origin is None and (handle := _handle(name, parent)):
-            return handle
-    return f"inode:{found.st_ino}"
+    origin = _xattr(fd, ORIGIN)
+    if origin and len(origin) > 21:
+        return f"{origin[4]}:{origin[21:].hex()}"
+    handle = _handle(fd) if origin is None else None
+    return handle or f"inode:{found.st_ino}"
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_HANDLE = struct.Struct("=Ii128s")  # its size, its type, and room for it: struct file_handle, name_to_handle_at(2)
+_OF_THE_FD = 0x1000  # AT_EMPTY_PATH
 
 
-def _handle(name: str, parent: int) -> str | None:
-    """The kernel's handle of a file as "type:hex", or None where the filesystem has none."""
-    size = 128
-    buffer = ctypes.create_string_buffer(8 + size)
-    ctypes.c_uint32.from_buffer(buffer).value = size
+def _handle(fd: int) -> str | None:
+    """The kernel's handle of an open file as "type:hex", or None where the filesystem has none."""
+    buffer = ctypes.create_string_buffer(_HANDLE.pack(_HANDLE.size - 8, 0, b""), _HANDLE.size)
     mount = ctypes.c_int()
-    done = _libc.name_to_handle_at(parent, os.fsencode(name), buffer, ctypes.byref(mount), 0)
-    if done != 0:
+    if _libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _OF_THE_FD) != 0:
         return None
-    length = ctypes.c_uint32.from_buffer(buffer).value
-    return f"{ctypes.c_int32.from_buffer(buffer, 4).value}:{buffer.raw[8 : 8 + length].hex()}"
+    size, kind, handle = _HANDLE.unpack(buffer.raw)
+    return f"{kind}:{handle[:size].hex()}"

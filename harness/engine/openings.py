@@ -21,11 +21,11 @@ from itertools import takewhile
 from posixpath import basename
 
 from harness.bypass import BUILTINS, INTERPRETER
+from harness.engine.proc import text_of
 from harness.evidence import Opening
 
 KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
 WORDS, WORD = 16, 300  # of a command line, and of a variable's value, that are kept
-READ_BYTES = 8 << 20  # more than the kernel lets a process have in arguments and variables (execve(2))
 
 _CLASS_CONTENT, _CLOEXEC, _NONBLOCK, _UNLIMITED = 0x04, 0x01, 0x02, 0x10 | 0x20
 _MARK_ADD, _MARK_REMOVE, _DONT_FOLLOW = 0x01, 0x02, 0x04
@@ -52,6 +52,9 @@ _LIMITS = {
     "Max open files": "open files",
     "Max address space": "address space",
 }
+_SOFT = re.compile(rf"^({'|'.join(_LIMITS)}) +([0-9]+) ", re.MULTILINE)
+# The kernel escapes a line's end in a process's name, the one thing in there that the process can choose.
+_TOLD = re.compile(r"^(PPid|Uid|TracerPid|Seccomp_filters):\s+([0-9]+)", re.MULTILINE)
 
 
 class NotAllowedError(OSError):
@@ -212,7 +215,7 @@ def opening_of(pid: int, path: str, door: Door, *, executed: bool) -> Opening | 
         argv=tuple(word[:WORD] for word in argv[:WORDS]),
         program=program,
         cwd=_link(pid, "cwd"),
-        uid=int(status.get("Uid", "0").split()[0]),
+        uid=int(status.get("Uid", 0)),
         environment=_environment(pid, door.words),
         limits={name: value for name, value in limits.items() if value < usual_limits.get(name, value)},
         traced=status.get("TracerPid", "0") != "0",
@@ -252,23 +255,19 @@ def _words(pid: int, name: str) -> list[str]:
 
 
 def _status(pid: int) -> dict[str, str]:
-    lines = (line.partition(":") for line in _text(pid, "status").splitlines())
-    return {name: value.strip() for name, _, value in lines}
+    """The lines that tell something, each with its first word; none where the process is gone."""
+    return dict(_TOLD.findall(_text(pid, "status")))
 
 
 def _limits(pid: int) -> dict[str, int]:
     """The soft limits, in the kernel's units; one that is unlimited is left out."""
-    found = {}
-    for line in _text(pid, "limits").splitlines()[1:]:
-        name, soft = line[:25].strip(), line[25:46].strip()
-        if name in _LIMITS and soft.isdigit():
-            found[_LIMITS[name]] = int(soft)
-    return found
+    return {_LIMITS[name]: int(soft) for name, soft in _SOFT.findall(_text(pid, "limits"))}
 
 
 def _text(pid: int, name: str) -> str:
-    with suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read(READ_BYTES).decode(errors="backslashreplace")
+    """A file of a process; nothing where it is gone."""
+    with suppress(OSError):
+        return text_of(f"/proc/{pid}/{name}")
     return ""
 
 

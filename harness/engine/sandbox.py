@@ -41,7 +41,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
 DEATH_LIMIT_S = 10.0
 SLICE_S = 0.25
-QUICK_S = 0.005
+QUICK_S, PATIENCE_S = 0.005, 0.02
 STRETCHED = 5
 KILLED = 128 + 9
 # What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
@@ -219,12 +219,17 @@ class DockerSandbox:
         return await self._read(self._look, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Look at the machine: in the loop itself while that is quick, for a thread's turn takes longer than a look."""
+        """Look at the machine: in the loop itself while that is quick, for a thread's turn takes longer than a look.
+
+        How long it took by the processor's clock says what the machine gave to look at, and by the wall's whether
+        others keep the eye busy; a busy host lengthens the latter too, which is no reason to leave the loop.
+        """
 
         def timed() -> T:
-            began = time.monotonic()
+            began, worked = time.monotonic(), time.thread_time()
             result = function(*args, **kwargs)
-            self._quick = isinstance(self.files, LayersLook) and time.monotonic() - began < QUICK_S
+            quick = time.thread_time() - worked < QUICK_S and time.monotonic() - began < PATIENCE_S
+            self._quick = quick and isinstance(self.files, LayersLook)
             return result
 
         if not self._quick:
@@ -297,19 +302,20 @@ class DockerSandbox:
                 await asyncio.wait_for(self.console.lost.wait(), limit_s / slices)
                 break
             passed += 1
-            if strain is None or not await call(strain.waits):
+            if strain is None or not await self._read(strain.waits):
                 counted += 1
         if self.console.lost.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(DEATH_LIMIT_S):
                     await self._ask("POST", "wait")  # answers once it no longer runs
+                    return True
         return not (await self._state())["Running"]
 
     async def _strained(self) -> Strain | None:
         """What tells whether the machine has to wait for its host, where that is this one."""
         if not isinstance(self.files, LayersLook):
             return None
-        return await call(Strain, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
+        return await self._read(Strain, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
 
     async def _state(self) -> dict[str, Any]:
         """The engine's word on the container now."""

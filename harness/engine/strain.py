@@ -5,14 +5,15 @@ Read from the host's /proc and the container's control group; where the host has
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from harness.engine.guard import processes_of
+from harness.engine.proc import text_of
 
-MOUNTS = Path("/sys/fs/cgroup")
+MOUNTS = "/sys/fs/cgroup"
 ITS_SHARE = 0.8  # who used so much of the processor he was given is short of it by his own doing
 WANTING = "RD"  # runs or would run; waits for the disk
 
@@ -42,12 +43,12 @@ class Strain:
 def _used_s(pid: int) -> float | None:
     """The processor time that a process's control group has used, in seconds; None where that isn't known."""
     with suppress(OSError, ValueError, StopIteration):
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        for line in text_of(f"/proc/{pid}/cgroup").splitlines():
             _, kinds, group = line.split(":", 2)
             if "cpuacct" in kinds.split(","):
-                return int((MOUNTS / kinds / group.lstrip("/") / "cpuacct.usage").read_text()) / 1e9
-            if not kinds and (file := MOUNTS / group.lstrip("/") / "cpu.stat").exists():
-                used = next(each for each in file.read_text().splitlines() if each.startswith("usage_usec "))
+                return int(text_of(f"{MOUNTS}/{kinds}{group}/cpuacct.usage")) / 1e9
+            if not kinds and os.path.exists(file := f"{MOUNTS}{group}/cpu.stat"):
+                used = next(each for each in text_of(file).splitlines() if each.startswith("usage_usec "))
                 return int(used.split()[1]) / 1e6
     return None
 
@@ -55,5 +56,5 @@ def _used_s(pid: int) -> float | None:
 def _state(pid: int) -> str:
     with suppress(OSError, IndexError):
         # A process can put anything into its name, which stands in brackets before the state.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0]
+        return text_of(f"/proc/{pid}/stat").rpartition(") ")[2][0]
     return "X"
