@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import json
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+import msgspec
+
 from harness.engine.look import LayersLook
+from harness.engine.slate import SlateReader
 from harness.environment import without_keys
 from harness.errors import SandboxError
 from harness.evidence import Opening
@@ -33,13 +36,18 @@ class Happened(NamedTuple):
 
 @dataclass(frozen=True)
 class Told:
-    """What one sandbox's watched files went through, as far as the eye was told."""
+    """What one sandbox's watched files went through, as far as the eye was told; ``place``: its own on the slate."""
 
     ask: Ask
     name: str
+    paths: frozenset[str]
+    slate: SlateReader
+    place: int
 
     def happened(self) -> Happened:
         """What happened since this was last asked."""
+        if self.slate.quiet(self.place):
+            return Happened(alone=self.paths)
         answer = self.ask(take=self.name)
         if not answer:
             raise SandboxError("the machine is no longer watched")
@@ -57,13 +65,16 @@ class FileEvents:
     """The process's one eye. Safe to ask from several threads."""
 
     def __init__(self) -> None:
-        self._eye = subprocess.Popen(
-            [sys.executable, "-m", "harness.engine.eye"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=without_keys(),
-            start_new_session=True,  # Ctrl-C is for the lab, which still has questions
-        )
+        self._line, theirs = socket.socketpair()
+        with theirs:
+            self._eye = subprocess.Popen(
+                [sys.executable, "-m", "harness.engine.eye"],
+                stdin=theirs.fileno(),
+                env=without_keys(),
+                start_new_session=True,  # Ctrl-C is for the lab, which still has questions
+            )
+        self._slate = SlateReader(self._line)
+        self._answers = self._line.makefile("rb")
         self._turn, self._ids = threading.Lock(), itertools.count(1)
         atexit.register(self.close)
 
@@ -78,32 +89,29 @@ class FileEvents:
         name = str(next(self._ids))
         lowers = [str(each) for each in look.lowers]
         where = {"merged": merged, "upper": str(look.upper), "lowers": lowers, "paths": paths}
-        self._ask(watch=name, **where, container=container, first=first)
-        try:
-            yield Told(self._ask, name)
-        finally:
-            self._ask(drop=name)
+        with self._slate.place() as place:
+            self._ask(watch=name, place=place, **where, container=container, first=first)
+            try:
+                yield Told(self._ask, name, frozenset(paths), self._slate, place)
+            finally:
+                self._ask(drop=name)
 
     def _ask(self, **request: object) -> dict[str, Any]:
-        assert self._eye.stdin is not None
-        assert self._eye.stdout is not None
         with self._turn:
             try:
-                self._eye.stdin.write(json.dumps(request).encode() + b"\n")
-                self._eye.stdin.flush()
-                answer: dict[str, Any] = json.loads(self._eye.stdout.readline())
+                self._line.sendall(msgspec.json.encode(request) + b"\n")
+                answer: dict[str, Any] = msgspec.json.decode(self._answers.readline())
             except (OSError, ValueError) as error:
                 raise SandboxError("the process that watches for file events is gone") from error
         return answer
 
     def close(self) -> None:
         """End the eye."""
-        for stream in (self._eye.stdin, self._eye.stdout):
-            with suppress(OSError):
-                if stream:
-                    stream.close()
+        self._answers.close()
+        self._line.close()
         with suppress(KeyboardInterrupt):  # an impatient one more: it has been told to end, and does
             self._eye.wait()
+        self._slate.close()
 
 
 @cache

@@ -4,8 +4,10 @@ It has a process of its own, with all the priority it can get, so that nothing e
 What is done and undone within one tool call leaves a trace here: a removal or a rename is certain, for the event
 itself says it; a changed mode or content is seen when it lasts until the eye has looked, well under a millisecond.
 
-One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end):
-  {"watch": id, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path], "container": id, "first": pid} -> {}
+One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end), and a slate
+that says whether there is anything to ask for (harness/engine/slate.py):
+  {"watch": id, "place": place on the slate, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path],
+   "container": id, "first": pid} -> {}
   {"take": id} -> {"glimpses": [...], "lost": bool, "alone": [path] or null}     what happened since it was last taken;
                                                                                  {} where it is watched no more
   {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
@@ -14,23 +16,25 @@ One JSON object a line, both ways, one answer to each request (harness/engine/ev
 
 from __future__ import annotations
 
-import json
 import os
 import select
+import socket
 import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
-from typing import Any, BinaryIO
+from typing import Any
 
+import msgspec
 from inotify_simple import Event, INotify, flags
 
 from harness.bypass import words_of
 from harness.engine.hands import Hands
 from harness.engine.look import LayersLook, as_text, missing
 from harness.engine.openings import Door, Gate, NotAllowedError, parent_of
+from harness.engine.slate import Slate
 from harness.evidence import FileKind, FileState
 from harness.sandbox import Glimpse
 
@@ -52,6 +56,7 @@ class Watch:
     look: LayersLook
     merged: str
     paths: frozenset[str]
+    place: int
     door: Door | None = None
     hands: Hands | None = None
     numbers: set[int] = field(default_factory=set)
@@ -101,6 +106,7 @@ class Eye:
     """All watches, the one inotify instance behind them, and the gate where this host lets the lab have one."""
 
     def __init__(self) -> None:
+        self.slate = Slate()
         self.inotify = INotify(nonblocking=True)
         self.gate: Gate | None = None
         with suppress(NotAllowedError):
@@ -115,6 +121,7 @@ class Eye:
             self._watch(request)
         elif "drop" in request:
             if dropped := self._watches.pop(request["drop"], None):
+                self.slate.mark(dropped.place)  # who asks all the same is to be told
                 self._close(dropped)
                 if dropped.hands:
                     dropped.hands.close()
@@ -134,6 +141,7 @@ class Eye:
         glimpses = [each.model_dump(mode="json") for each in watch.seen]
         answer = {"glimpses": glimpses, "lost": watch.lost, "alone": None if alone is None else sorted(alone)}
         watch.seen = []
+        self.slate.clear(watch.place)
         if watch.lost:
             watch.lost = False
             self._open(watch)
@@ -141,8 +149,9 @@ class Eye:
 
     def _watch(self, request: dict[str, Any]) -> None:
         look = LayersLook(Path(request["upper"]), tuple(map(Path, request["lowers"])), content_only=True)
-        watch = Watch(look, request["merged"], frozenset(request["paths"]))
+        watch = Watch(look, request["merged"], frozenset(request["paths"]), request["place"])
         self._watches[request["watch"]] = watch
+        self.slate.clear(watch.place)
         self._open(watch)
         with suppress(NotAllowedError):
             watch.hands = Hands(watch.merged, watch.paths)
@@ -186,26 +195,29 @@ class Eye:
                 watch = next(each for each in self._watches.values() if each.door is door)
                 if door.seen[-1].started:
                     watch.glance(path)
+                    self.slate.mark(watch.place)
 
     def _look_at_events(self) -> None:
         """Look at what inotify has told; a flood is given up on, and said to be one."""
         deadline = time.monotonic() + LOOK_UP_S
-        while events := self.inotify.read(timeout=0):
-            if events[-1].mask & flags.MOVED_FROM:  # the other end of a rename follows at once
-                events += self.inotify.read(timeout=OTHER_END_MS)
-            for place, event in enumerate(events):
-                self._look_at(event, events, place)
-                if time.monotonic() > deadline:
-                    self._flooded(events[place:])
-                    return
+        with self.slate.busy():
+            while events := self.inotify.read(timeout=0):
+                if events[-1].mask & flags.MOVED_FROM:  # the other end of a rename follows at once
+                    events += self.inotify.read(timeout=OTHER_END_MS)
+                for place, event in enumerate(events):
+                    self._look_at(event, events, place)
+                    if time.monotonic() > deadline:
+                        self._flooded(events[place:])
+                        return
 
     def _look_at(self, event: Event, events: list[Event], place: int) -> None:
         if event.mask & flags.Q_OVERFLOW:
             for watch in self._watches.values():
-                watch.lost = True
+                self._lose(watch)
         if event.wd not in self._folders:
             return
         watch, folder = self._folders[event.wd]
+        self.slate.mark(watch.place)
         if event.mask & flags.IGNORED:  # what it watched is gone
             watch.numbers.discard(event.wd)
             del self._folders[event.wd]
@@ -226,8 +238,13 @@ class Eye:
     def _flooded(self, events: list[Event]) -> None:
         """Watch those no more who make more events than can be looked at; their trials go on with snapshots."""
         for watch, _ in [self._folders[event.wd] for event in events if event.wd in self._folders]:
-            watch.lost = True
+            self._lose(watch)
             self._close(watch)
+
+    def _lose(self, watch: Watch) -> None:
+        """Say that more happened than could be looked at."""
+        watch.lost = True
+        self.slate.mark(watch.place)
 
     def _other_end(self, watch: Watch, event: Event, others: list[Event]) -> str | None:
         """The path at the other end of a rename, where it is in a folder that is watched for the same sandbox."""
@@ -240,25 +257,25 @@ def main() -> None:
     """Serve until whoever started it hangs up."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    with suppress(BrokenPipeError):  # whoever asked is gone
-        serve(Eye(), sys.stdin.fileno(), sys.stdout.buffer)
+    with socket.socket(fileno=sys.stdin.fileno()) as line, suppress(BrokenPipeError, ConnectionResetError):
+        serve(Eye(), line)  # until whoever asks is gone
 
 
-def serve(eye: Eye, requests: int, answers: BinaryIO) -> None:
+def serve(eye: Eye, line: socket.socket) -> None:
     """Look and answer, in turn, until nobody asks any more."""
     poll, waiting = select.poll(), b""
-    for each in (requests, eye.inotify, *([eye.gate] if eye.gate else [])):
+    for each in (line, eye.inotify, *([eye.gate] if eye.gate else [])):
         poll.register(each, select.POLLIN)
+    eye.slate.hand_over(line, eye.inotify.fileno())
     while True:
-        if requests not in (number for number, _ in poll.poll()):
+        if line.fileno() not in (number for number, _ in poll.poll()):
             eye.look_up()
             continue
-        if not (data := os.read(requests, 1 << 16)):
+        if not (data := line.recv(1 << 16)):
             return
-        *lines, waiting = (waiting + data).split(b"\n")
-        for line in lines:
-            answers.write(json.dumps(eye.obey(json.loads(line))).encode() + b"\n")
-        answers.flush()
+        *requests, waiting = (waiting + data).split(b"\n")
+        for request in requests:
+            line.sendall(msgspec.json.encode(eye.obey(msgspec.json.decode(request))) + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""Whether anything happened to watched files, told without a question: a page that the eye writes and the lab reads.
+
+Most calls leave the watched folders alone, and then a look need not ask the eye. That nothing happened is certain: the
+kernel has queued an event before the call that brought it about returns, the eye says that it is busy before it takes
+events off the queue, and marks whom they are about before it says that it is idle again.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import ioctl
+from termios import FIONREAD
+
+PLACES = 1 << 16  # one a sandbox that is watched at the moment; the first says whether the eye is busy
+_BUSY = 0
+_NONE = struct.pack("i", 0)
+
+
+class Slate:
+    """The eye's side."""
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("slate")
+        os.ftruncate(self._file, PLACES)
+        self._page = mmap.mmap(self._file, PLACES)
+
+    def hand_over(self, line: socket.socket, queue: int) -> None:
+        """Let the lab see the page, and how much is in the queue of events."""
+        socket.send_fds(line, [b"."], [self._file, queue])
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Events may be off the queue and not looked at yet while the block runs."""
+        self._page[_BUSY] = 1
+        yield
+        self._page[_BUSY] = 0  # not after a failure: whoever asks then hears of it
+
+    def mark(self, place: int) -> None:
+        """Something happened there."""
+        self._page[place] = 1
+
+    def clear(self, place: int) -> None:
+        """All that happened there so far was told."""
+        self._page[place] = 0
+
+
+class SlateReader:
+    """The lab's side."""
+
+    def __init__(self, line: socket.socket) -> None:
+        _, (file, self._queue), _, _ = socket.recv_fds(line, 1, 2)
+        self._page = mmap.mmap(file, PLACES, prot=mmap.PROT_READ)
+        os.close(file)
+        self._free = deque(range(_BUSY + 1, PLACES))
+
+    @contextmanager
+    def place(self) -> Iterator[int]:
+        """A place of one's own while the block runs."""
+        place = self._free.popleft()
+        try:
+            yield place
+        finally:
+            self._free.append(place)
+
+    def quiet(self, place: int) -> bool:
+        """Whether nothing has happened there that wasn't told. To be asked in this order, see above."""
+        return ioctl(self._queue, FIONREAD, _NONE) == _NONE and not self._page[_BUSY] and not self._page[place]
+
+    def close(self) -> None:
+        """Let page and queue go."""
+        self._page.close()
+        os.close(self._queue)
