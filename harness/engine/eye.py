@@ -21,7 +21,7 @@ import select
 import socket
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
@@ -33,7 +33,7 @@ from inotify_simple import Event, INotify, flags
 from harness.bypass import words_of
 from harness.engine.hands import Hands
 from harness.engine.look import LayersLook, as_text, missing
-from harness.engine.openings import Door, Gate, NotAllowedError, parent_of
+from harness.engine.openings import Door, Gate, NotAllowedError, Root
 from harness.engine.slate import Slate
 from harness.evidence import FileKind, FileState
 from harness.sandbox import Glimpse
@@ -144,7 +144,8 @@ class Eye:
         self.slate.clear(watch.place)
         if watch.lost:
             watch.lost = False
-            self._open(watch)
+            with closing(Root(watch.merged)) as root:
+                self._open(watch, root)
         return answer
 
     def _watch(self, request: dict[str, Any]) -> None:
@@ -152,29 +153,30 @@ class Eye:
         watch = Watch(look, request["merged"], frozenset(request["paths"]), request["place"])
         self._watches[request["watch"]] = watch
         self.slate.clear(watch.place)
-        self._open(watch)
-        with suppress(NotAllowedError):
-            watch.hands = Hands(watch.merged, watch.paths)
-        if self.gate:
-            words = (words_of(state.content or b"") for state in look.states(watch.paths))
-            door = Door(watch.merged, watch.paths, request["container"], request["first"], frozenset().union(*words))
+        with closing(Root(watch.merged)) as root:
+            self._open(watch, root)
             with suppress(NotAllowedError):
-                self.gate.open(door)
-                watch.door = door
+                watch.hands = Hands(root, watch.paths)
+            if self.gate:
+                words = frozenset().union(*(words_of(state.content or b"") for state in look.states(watch.paths)))
+                door = Door(watch.merged, watch.paths, request["container"], request["first"], words)
+                with suppress(NotAllowedError):
+                    self.gate.open(door, root)
+                    watch.door = door
 
-    def _open(self, watch: Watch) -> None:
+    def _open(self, watch: Watch, root: Root) -> None:
         """Be told of what happens to the watched paths from now on."""
         for path in sorted({dirname(path) for path in watch.paths}) + sorted(watch.paths):
-            self._add(watch, path)
+            self._add(watch, root, path)
 
-    def _add(self, watch: Watch, path: str) -> None:
+    def _add(self, watch: Watch, root: Root, path: str) -> None:
         """Be told of what happens to what stands at a path, reached without following any link."""
         if self.gate and watch.door:
-            self.gate.mark(watch.door, path)
+            self.gate.mark(watch.door, root, path)
         if len(watch.numbers) >= FILES:
             return
-        with suppress(OSError), ExitStack() as stack:  # a path that isn't there yet is seen from its folder
-            folder, name = parent_of(stack, watch.merged, path)
+        with suppress(OSError):  # a path that isn't there yet is seen from its folder
+            folder, name = root.parent(path)
             number = self.inotify.add_watch(f"/proc/self/fd/{folder}/{name}", MASK | flags.DONT_FOLLOW)
             self._folders[number] = (watch, path)
             watch.numbers.add(number)
@@ -231,7 +233,8 @@ class Eye:
         watch.notice(folder, event, moved_to, came_from, writing=rewritten)
         path = _join(folder, event.name)
         if event.mask & CAME and path in watch.paths:
-            self._add(watch, path)
+            with closing(Root(watch.merged)) as root:
+                self._add(watch, root, path)
         if watch.lost:
             self._close(watch)
 

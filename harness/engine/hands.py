@@ -11,11 +11,12 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from posixpath import basename, dirname
-from threading import Thread
 
-from harness.engine.openings import NotAllowedError, parent_of
+from harness.engine.openings import NotAllowedError, Root
 
 _REPORT_NAMES, _CLOEXEC, _NONBLOCK = 0x0C00, 0x01, 0x02
 _MARK_ADD, _DONT_FOLLOW, _ONLY_FOLDERS = 0x01, 0x04, 0x08
@@ -30,20 +31,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Hands:
     """One sandbox's group. Raises NotAllowedError where the kernel can't tell."""
 
-    def __init__(self, merged: str, paths: Iterable[str]) -> None:
+    def __init__(self, root: Root, paths: Iterable[str]) -> None:
         self._paths = {os.fsencode(basename(path)): path for path in sorted(paths)}
         self._group = _libc.fanotify_init(_REPORT_NAMES | _CLOEXEC | _NONBLOCK, os.O_RDONLY)
         if self._group < 0:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
         for folder in {dirname(path) for path in self._paths.values()}:
-            if not self._mark(merged, folder):
+            if not self._mark(root, folder):
                 self.close()
                 raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
-    def _mark(self, merged: str, folder: str) -> bool:
+    def _mark(self, root: Root, folder: str) -> bool:
         flags = ctypes.c_uint(_MARK_ADD | _DONT_FOLLOW | _ONLY_FOLDERS)
-        with suppress(OSError), ExitStack() as stack:
-            above, name = parent_of(stack, merged, folder)
+        with suppress(OSError):
+            above, name = root.parent(folder)
             return bool(
                 _libc.fanotify_mark(self._group, flags, ctypes.c_uint64(_TOOK | _PUT), above, os.fsencode(name)) == 0
             )
@@ -73,7 +74,12 @@ class Hands:
 
     def close(self) -> None:
         """Let the group go. The kernel takes milliseconds for that, in which nobody must look away."""
-        Thread(target=os.close, args=(self._group,), daemon=True).start()
+        _closer().submit(os.close, self._group)
+
+
+@cache
+def _closer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1)
 
 
 def _name(info: bytes) -> bytes:

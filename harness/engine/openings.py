@@ -15,7 +15,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from posixpath import basename
@@ -99,21 +99,21 @@ class Gate:
         """What to poll."""
         return int(self.group)
 
-    def open(self, door: Door) -> None:
+    def open(self, door: Door, root: Root) -> None:
         """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
         self._doors.append(door)
         for path in door.paths:
-            self.mark(door, path)
+            self.mark(door, root, path)
         if not door.files:
             self._doors.remove(door)
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
-    def mark(self, door: Door, path: str) -> None:
+    def mark(self, door: Door, root: Root, path: str) -> None:
         """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
         if door not in self._doors or door.lost or path not in door.paths:
             return
-        with suppress(OSError), ExitStack() as stack:
-            folder, name = parent_of(stack, door.merged, path)
+        with suppress(OSError):
+            folder, name = root.parent(path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             held = _OPEN_EXEC_PERM if door.readers_go_free else _HELD
             # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
@@ -128,9 +128,10 @@ class Gate:
 
     def close(self, door: Door) -> None:
         """Hold nobody at this door any more."""
-        for path in door.files.values():
-            with suppress(OSError), ExitStack() as stack:
-                self._mark(_MARK_REMOVE, _HELD, *parent_of(stack, door.merged, path))
+        with closing(Root(door.merged)) as root:
+            for path in door.files.values():
+                with suppress(OSError):
+                    self._mark(_MARK_REMOVE, _HELD, *root.parent(path))
         door.files.clear()
         if door in self._doors:
             self._doors.remove(door)
@@ -157,12 +158,14 @@ class Gate:
         found = os.fstat(file)
         place = found.st_dev, found.st_ino
         door = next((each for each in self._doors if place in each.files), None)
-        if door is None or door.container not in _text(pid, "cgroup"):
+        if door is None:
             return
         path = door.files[place]
         executed = bool(mask & _OPEN_EXEC_PERM)
         if not executed and door.executing == (pid, path):
             door.executing = None  # the kernel opens what it is about to execute, and says so twice
+            return
+        if door.container not in _text(pid, "cgroup"):
             return
         door.executing = (pid, path) if executed else None
         if self._too_many(door, file, executed=executed):
@@ -185,15 +188,31 @@ class Gate:
         return True
 
 
-def parent_of(stack: ExitStack, merged: str, path: str) -> tuple[int, str]:
-    """The folder of a path within a container's root, reached without following any link, and its last name."""
-    *folders, name = path.strip("/").split("/")
-    at = os.open(merged, os.O_PATH | os.O_DIRECTORY)
-    stack.callback(os.close, at)
-    for folder in folders:
-        at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
-        stack.callback(os.close, at)
-    return at, name or "."
+class Root:
+    """A container's root as its host has it, whose folders are opened once, and none through a link. To be closed."""
+
+    def __init__(self, merged: str) -> None:
+        self._merged = merged
+        self._open: dict[str, int] = {}
+
+    def parent(self, path: str) -> tuple[int, str]:
+        """The folder of a path, and its last name there. Raises OSError."""
+        folder, _, name = path.strip("/").rpartition("/")
+        return self._folder(folder), name or "."
+
+    def _folder(self, path: str) -> int:
+        if path not in self._open:
+            above, _, name = path.rpartition("/")
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+            opened = os.open(name, flags, dir_fd=self._folder(above)) if path else os.open(self._merged, flags)
+            self._open[path] = opened
+        return self._open[path]
+
+    def close(self) -> None:
+        """Let the folders go."""
+        for folder in self._open.values():
+            os.close(folder)
+        self._open.clear()
 
 
 # ---- what a held process is ----
