@@ -51,12 +51,13 @@ LOOK_UP_S = 0.05  # how long one flood may keep the eye from the others
 
 @dataclass
 class Watch:
-    """One sandbox's watched paths and what was seen of them since it was last asked."""
+    """One sandbox's watched paths, what was seen last at each, and what was seen since the lab was told."""
 
     look: LayersLook
     merged: str
     paths: frozenset[str]
     place: int
+    last: dict[str, FileState] = field(default_factory=dict)
     door: Door | None = None
     hands: Hands | None = None
     numbers: set[int] = field(default_factory=set)
@@ -64,16 +65,21 @@ class Watch:
     lost: bool = False
     room: int = KEPT_BYTES
 
-    def glance(self, path: str) -> None:
-        """Keep what stands at a path while somebody who starts it is held."""
-        if len(self.seen) < KEPT:
-            self.seen.append(Glimpse(at=time.monotonic(), state=self._state(path)))
+    def glance(self, path: str) -> bool:
+        """Keep what stands at a path while somebody who starts it is held, unless it is what was seen there last."""
+        at, (state,) = time.monotonic(), self.look.states([path])
+        if state == self.last.get(path) or len(self.seen) >= KEPT:
+            return False
+        self._keep(Glimpse(at=at, state=state))
+        return True
 
-    def _state(self, path: str) -> FileState:
-        """What stands at a path, with its content while there is room for it."""
-        (state,) = self.look.states([path])
+    def _keep(self, glimpse: Glimpse) -> None:
+        """Keep a glimpse, with the content while there is room for it."""
+        state = self.last[glimpse.state.path] = glimpse.state
         self.room -= len(state.content or b"")
-        return state if self.room > 0 else state.model_copy(update={"content": None})
+        if self.room <= 0:
+            glimpse = glimpse.model_copy(update={"state": state.model_copy(update={"content": None})})
+        self.seen.append(glimpse)
 
     def notice(
         self, folder: str, event: Event, moved_to: str | None, came_from: str | None, *, writing: bool = False
@@ -85,13 +91,13 @@ class Watch:
         if len(self.seen) >= KEPT:
             self.lost = True
             return
-        at, state = time.monotonic(), self._state(path)
+        at, (state,) = time.monotonic(), self.look.states([path])
         if event.mask & GONE and state.kind is not FileKind.MISSING:
             # It was gone, and something is there again.
-            self.seen.append(Glimpse(at=at, state=missing(path), moved_to=moved_to))
+            self._keep(Glimpse(at=at, state=missing(path), moved_to=moved_to))
         away = moved_to if state.kind is FileKind.MISSING else None
         writing = writing or bool(event.mask & WRITING)
-        self.seen.append(Glimpse(at=at, state=state, moved_to=away, came_from=came_from, writing=writing))
+        self._keep(Glimpse(at=at, state=state, moved_to=away, came_from=came_from, writing=writing))
 
 
 def _same_file(event: Event, other: Event) -> bool:
@@ -153,12 +159,13 @@ class Eye:
         watch = Watch(look, request["merged"], frozenset(request["paths"]), request["place"])
         self._watches[request["watch"]] = watch
         self.slate.clear(watch.place)
+        watch.last = {state.path: state for state in look.states(watch.paths)}
         with closing(Root(watch.merged)) as root:
             self._open(watch, root)
             with suppress(NotAllowedError):
                 watch.hands = Hands(root, watch.paths)
             if self.gate:
-                words = frozenset().union(*(words_of(state.content or b"") for state in look.states(watch.paths)))
+                words = frozenset().union(*(words_of(state.content or b"") for state in watch.last.values()))
                 door = Door(watch.merged, watch.paths, request["container"], request["first"], words)
                 with suppress(NotAllowedError):
                     self.gate.open(door, root)
@@ -195,8 +202,7 @@ class Eye:
             for door, path in self.gate.held():
                 self._look_at_events()
                 watch = next(each for each in self._watches.values() if each.door is door)
-                if door.seen[-1].started:
-                    watch.glance(path)
+                if door.seen[-1].started and watch.glance(path):
                     self.slate.mark(watch.place)
 
     def _look_at_events(self) -> None:
@@ -236,6 +242,7 @@ class Eye:
             with closing(Root(watch.merged)) as root:
                 self._add(watch, root, path)
         if watch.lost:
+            self._lose(watch)
             self._close(watch)
 
     def _flooded(self, events: list[Event]) -> None:
@@ -247,6 +254,7 @@ class Eye:
     def _lose(self, watch: Watch) -> None:
         """Say that more happened than could be looked at."""
         watch.lost = True
+        watch.last.clear()
         self.slate.mark(watch.place)
 
     def _other_end(self, watch: Watch, event: Event, others: list[Event]) -> str | None:
