@@ -121,7 +121,14 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line beside the progress that is to be read, or copied, as it is."""
-        self._console.print(safe(line), soft_wrap=True)
+        self._print(safe(line))
+
+    def _print(self, line: Text) -> None:
+        """Print a line; where no terminal shows it, without rich, which takes longer for that than the store does."""
+        if self._console.is_terminal:
+            self._console.print(line, soft_wrap=True)
+        else:
+            print(line.plain, file=self._console.file, flush=True)
 
     def failed(self, record: TrialRecord) -> None:
         """A try failed by the lab's fault and will be made again."""
@@ -136,7 +143,7 @@ class Progress:
         self._retries += record.retries
         line = safe(f"{self.done}/{self._n}  trial {record.number}  {verdict_line(record.verdict)}  {_who(record)}")
         line.stylize(COLOURS[record.verdict.outcome])
-        self._console.print(line, soft_wrap=True)
+        self._print(line)
 
     @property
     def done(self) -> int:

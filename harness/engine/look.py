@@ -14,6 +14,7 @@ import hashlib
 import os
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ ATTEMPTS = 20
 OPAQUE = "trusted.overlay.opaque"
 ORIGIN = "trusted.overlay.origin"
 AT_ONCE = 1 << 16  # bytes read at once: for more, Python asks the kernel for memory each time
+SETTLED_NS = 50_000_000
+FEW_FOLDERS = 50  # with more, asking each for its time is no quicker than a walk
 HOSTS_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
@@ -121,6 +124,23 @@ class _Folders:
 
 
 @dataclass(frozen=True)
+class _Strays:
+    """The files that a walk found, and when each folder it came through had been written to."""
+
+    files: tuple[FileState, ...]
+    folders: dict[str, tuple[int, ...]]
+
+    def last(self, upper: Path) -> bool:
+        """Whether no folder has been written to since: which files there are is written nowhere else."""
+        with suppress(OSError):
+            return all(
+                _written(os.stat(f"{upper}{path}", follow_symlinks=False)) == then
+                for path, then in self.folders.items()
+            )
+        return False
+
+
+@dataclass
 class LayersLook:
     """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``)."""
 
@@ -129,6 +149,7 @@ class LayersLook:
     guarantee: str = "layers"
     content_only: bool = False  # a file too large to keep is not read at all, and has no hash
     _below: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
+    _strays: _Strays | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
@@ -199,11 +220,21 @@ class LayersLook:
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """Every regular file in the container's own layer, by identity, its content unread."""
-        return tuple(
-            FileState(path=as_text(path), kind=FileKind.FILE, identity=_identity_at(name, folder, found))
-            for path, name, folder, found in self._walk()
-            if stat.S_ISREG(found.st_mode)
-        )
+        if self._strays and self._strays.last(self.upper):
+            return self._strays.files
+        began, files = time.time_ns(), []
+        folders = {"": _written(os.stat(self.upper))}
+        for path, name, folder, found in self._walk():
+            if stat.S_ISREG(found.st_mode):
+                identity = _identity_at(name, folder, found)
+                files.append(FileState(path=as_text(path), kind=FileKind.FILE, identity=identity))
+            elif stat.S_ISDIR(found.st_mode):
+                folders[path] = _written(found)
+        # What is written to a folder twice within one tick of the kernel's clock may have one time only.
+        settled = all(max(times) < began - SETTLED_NS for _, *times in folders.values())
+        strays = _Strays(tuple(files), folders)
+        self._strays = strays if settled and len(folders) <= FEW_FOLDERS else None
+        return strays.files
 
     def changed_paths(self) -> tuple[str, ...]:
         """What the container's own layer holds, whiteouts included."""
@@ -239,6 +270,11 @@ def _state_in(folders: _Folders, path: str, *, content_only: bool, fixed: bool) 
     if _is_whiteout(found):
         return missing(path)
     return _file_state(path, name, folder, found, content_only=content_only, fixed=fixed)
+
+
+def _written(folder: os.stat_result) -> tuple[int, ...]:
+    """Which folder this is, and when it was written to last."""
+    return folder.st_ino, folder.st_mtime_ns, folder.st_ctime_ns
 
 
 def _opened(folder: str | Path, above: int | None = None) -> int:

@@ -24,32 +24,45 @@ class Strain:
 
     first: int
     cpus: float
+    _count: str | None = field(init=False)
     _used_s: float | None = field(init=False)
     _at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._used_s = _used_s(self.first)
+        self._count = _count_of(self.first)
+        self._used_s = _used_s(self._count)
 
     def waits(self) -> bool:
         """Whether since this was last asked the container got less than its share, and something in it wants more."""
         before, at = self._used_s, self._at
-        self._used_s, self._at = _used_s(self.first), time.monotonic()
+        self._used_s, self._at = _used_s(self._count), time.monotonic()
         if before is None or self._used_s is None:
             return False
         had_its_share = self._used_s - before >= ITS_SHARE * self.cpus * (self._at - at)
         return not had_its_share and any(_state(pid) in WANTING for pid in processes_of(self.first))
 
 
-def _used_s(pid: int) -> float | None:
-    """The processor time that a process's control group has used, in seconds; None where that isn't known."""
-    with suppress(OSError, ValueError, StopIteration):
+def _count_of(pid: int) -> str | None:
+    """The file that counts the processor time of a process's control group; None where there is none."""
+    with suppress(OSError, ValueError):
         for line in text_of(f"/proc/{pid}/cgroup").splitlines():
             _, kinds, group = line.split(":", 2)
             if "cpuacct" in kinds.split(","):
-                return int(text_of(f"{MOUNTS}/{kinds}{group}/cpuacct.usage")) / 1e9
+                return f"{MOUNTS}/{kinds}{group}/cpuacct.usage"
             if not kinds and os.path.exists(file := f"{MOUNTS}{group}/cpu.stat"):
-                used = next(each for each in text_of(file).splitlines() if each.startswith("usage_usec "))
-                return int(used.split()[1]) / 1e6
+                return file
+    return None
+
+
+def _used_s(count: str | None) -> float | None:
+    """The processor time that is counted there, in seconds; None where that isn't known."""
+    if count is None:
+        return None
+    with suppress(OSError, ValueError, StopIteration):
+        text = text_of(count)
+        if count.endswith(".usage"):
+            return int(text) / 1e9
+        return int(next(each for each in text.splitlines() if each.startswith("usage_usec ")).split()[1]) / 1e6
     return None
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
+from fastapi.security.base import SecurityBase
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import __version__
@@ -47,6 +48,22 @@ class Desks:
         if token in self._closed:
             return None
         raise HTTPException(401, "no trial has this token", headers={"WWW-Authenticate": "Bearer"})
+
+
+class Door(SecurityBase):
+    """Lets in who holds a trial's token: gives its session. Raises HTTPException 401 and 403, TrialOverError."""
+
+    def __init__(self, desks: Desks) -> None:
+        self._desks, self._bearer = desks, HTTPBearer(description="the trial's token")
+        self.model, self.scheme_name = self._bearer.model, self._bearer.scheme_name
+
+    async def __call__(self, request: Request) -> Session:
+        """The session of whoever sent this request."""
+        sent = await self._bearer(request)
+        found = self._desks.find(sent.credentials) if sent else None
+        if found is None:
+            raise TrialOverError
+        return found
 
 
 class BoundedBodies:
@@ -91,15 +108,7 @@ def create_app(desks: Desks) -> FastAPI:
         """The trial may also end while a call waits for its turn."""
         return JSONResponse({"detail": str(error)}, status_code=410)
 
-    bearer = HTTPBearer(description="the trial's token")
-
-    async def session(sent: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> Session:
-        found = desks.find(sent.credentials)  # not worth a thread, which is where FastAPI runs what isn't async
-        if found is None:
-            raise TrialOverError
-        return found
-
-    Desk = Annotated[Session, Depends(session)]  # noqa: N806 - a type
+    Desk = Annotated[Session, Depends(Door(desks))]  # noqa: N806 - a type
 
     @app.post("/shell")
     async def shell(request: ShellRequest, desk: Desk) -> ShellAnswer:
