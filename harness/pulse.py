@@ -27,6 +27,9 @@ Tell = Callable[[Phase], None]
 LIMITS: Mapping[Phase, float | None] = {Phase.STARTING: 1800.0, Phase.MODEL: 300.0, Phase.ENGINE: 300.0}
 
 
+EXACT = 0.01  # of a limit
+
+
 class Pulse:
     """One trial's progress. ``tell`` hears of each change of what it waits for; a phase without a limit may last."""
 
@@ -43,9 +46,15 @@ class Pulse:
 
     def beat(self) -> None:
         """Something came forward."""
-        if self._clock is not None and not self._clock.expired():
-            limit_s = self._limits[self.phase]
-            self._clock.reschedule(None if limit_s is None else asyncio.get_running_loop().time() + limit_s)
+        if self._clock is None or self._clock.expired():
+            return
+        limit_s, ends = self._limits[self.phase], self._clock.when()
+        if limit_s is None:
+            self._clock.reschedule(None)
+            return
+        at = asyncio.get_running_loop().time() + limit_s
+        if ends is None or not 0 <= at - ends < limit_s * EXACT:  # to set the clock anew takes as long as a look
+            self._clock.reschedule(at)
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

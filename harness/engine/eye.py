@@ -208,15 +208,22 @@ class Eye:
     def _look_at_events(self) -> None:
         """Look at what inotify has told; a flood is given up on, and said to be one."""
         deadline = time.monotonic() + LOOK_UP_S
-        with self.slate.busy():
-            while events := self.inotify.read(timeout=0):
-                if events[-1].mask & flags.MOVED_FROM:  # the other end of a rename follows at once
-                    events += self.inotify.read(timeout=OTHER_END_MS)
-                for place, event in enumerate(events):
-                    self._look_at(event, events, place)
-                    if time.monotonic() > deadline:
-                        self._flooded(events[place:])
-                        return
+        self.slate.busy()
+        while events := self.inotify.read(timeout=0):
+            if events[-1].mask & flags.MOVED_FROM:  # the other end of a rename follows at once
+                events += self.inotify.read(timeout=OTHER_END_MS)
+            if not self._look_at_all(events, deadline):
+                break
+        self.slate.idle()
+
+    def _look_at_all(self, events: list[Event], deadline: float) -> bool:
+        """Look at these; False where there are too many of them for the time there is."""
+        for place, event in enumerate(events):
+            self._look_at(event, events, place)
+            if time.monotonic() > deadline:
+                self._flooded(events[place:])
+                return False
+        return True
 
     def _look_at(self, event: Event, events: list[Event], place: int) -> None:
         if event.mask & flags.Q_OVERFLOW:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
 from posixpath import basename
 
@@ -280,7 +281,12 @@ def _status(pid: int) -> dict[str, str]:
 
 def _limits(pid: int) -> dict[str, int]:
     """The soft limits, in the kernel's units; one that is unlimited is left out."""
-    return {_LIMITS[name]: int(soft) for name, soft in _SOFT.findall(_text(pid, "limits"))}
+    return dict(_limits_in(_text(pid, "limits")))
+
+
+@lru_cache(maxsize=100)  # most processes of most containers have the same
+def _limits_in(text: str) -> tuple[tuple[str, int], ...]:
+    return tuple((_LIMITS[name], int(soft)) for name, soft in _SOFT.findall(text))
 
 
 def _text(pid: int, name: str) -> str:

@@ -34,12 +34,13 @@ class Slate:
         """Let the lab see the page, and how much is in the queue of events."""
         socket.send_fds(line, [b"."], [self._file, queue])
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Events may be off the queue and not looked at yet while the block runs."""
+    def busy(self) -> None:
+        """From now on events may be off the queue and not looked at yet."""
         self._page[_BUSY] = 1
-        yield
-        self._page[_BUSY] = 0  # not after a failure: whoever asks then hears of it
+
+    def idle(self) -> None:
+        """All that was taken off the queue has been looked at."""
+        self._page[_BUSY] = 0
 
     def mark(self, place: int) -> None:
         """Something happened there."""
