@@ -27,7 +27,11 @@ class Limits(Frozen):
 
 
 class MachineSpec(Frozen):
-    """Which machine to start: an image's tag, who the agent is in it, and which paths are watched for events."""
+    """Which machine to start: an image's tag, who the agent is in it, and which paths are watched for events.
+
+    ``programs`` are those of the watched paths at which the image has a compiled program: to run one is to execute it,
+    and who only reads it is of no interest.
+    """
 
     image: str
     run_id: str
@@ -38,6 +42,7 @@ class MachineSpec(Frozen):
     home: str
     workdir: str
     watched: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
     limits: Limits = Limits()
 
 

@@ -270,5 +270,6 @@ def _machine(spec: TrialSpec) -> MachineSpec:
         trial=spec.number,
         limits=spec.run.limits,
         watched=tuple(path for path, _ in task.protected(spec.run.mechanism)),
+        programs=tuple(path for path, _, _ in task.programs),
         **task.agent.model_dump(),
     )

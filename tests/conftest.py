@@ -192,6 +192,7 @@ class Boxes:
             trial=1,
             limits=limits or Limits(),
             watched=tuple(path for path, _ in rules.protected(mechanism_for(task, None))),
+            programs=tuple(path for path, _, _ in rules.programs),
             **rules.agent.model_dump(),
         )
         starting = DockerSandboxes(self.engine.client).start(spec, answer)

@@ -21,7 +21,7 @@ from harness.engine.slate import SlateReader
 from harness.environment import without_keys
 from harness.errors import SandboxError
 from harness.evidence import Opening
-from harness.sandbox import Glimpse
+from harness.sandbox import Glimpse, MachineSpec
 
 Ask = Callable[..., dict[str, Any]]
 
@@ -80,19 +80,19 @@ class FileEvents:
 
     @contextmanager
     def watching(
-        self, look: LayersLook, merged: str, paths: tuple[str, ...], *, container: str, first: int
+        self, look: LayersLook, merged: str, spec: MachineSpec, *, container: str, first: int
     ) -> Iterator[Told]:
-        """Watch while the block runs. To be entered before anything in the container can have moved.
+        """Watch what the spec says while the block runs. To be entered before anything in the container can have moved.
 
         ``first`` is the container's first process: what it may, all others may at most.
         """
         name = str(next(self._ids))
-        lowers = [str(each) for each in look.lowers]
-        where = {"merged": merged, "upper": str(look.upper), "lowers": lowers, "paths": paths}
+        where = {"merged": merged, "upper": str(look.upper), "lowers": [str(each) for each in look.lowers]}
+        what = {"paths": spec.watched, "programs": spec.programs, "container": container, "first": first}
         with self._slate.place() as place:
-            self._ask(watch=name, place=place, **where, container=container, first=first)
+            self._ask(watch=name, place=place, **where, **what)
             try:
-                yield Told(self._ask, name, frozenset(paths), self._slate, place)
+                yield Told(self._ask, name, frozenset(spec.watched), self._slate, place)
             finally:
                 self._ask(drop=name)
 

@@ -7,7 +7,7 @@ itself says it; a changed mode or content is seen when it lasts until the eye ha
 One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end), and a slate
 that says whether there is anything to ask for (harness/engine/slate.py):
   {"watch": id, "place": place on the slate, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path],
-   "container": id, "first": pid} -> {}
+   "programs": [path], "container": id, "first": pid} -> {}
   {"take": id} -> {"glimpses": [...], "lost": bool, "alone": [path] or null}     what happened since it was last taken;
                                                                                  {} where it is watched no more
   {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
@@ -168,7 +168,7 @@ class Eye:
                 words = frozenset().union(*(words_of(state.content or b"") for state in watch.last.values()))
                 door = Door(watch.merged, watch.paths, request["container"], request["first"], words)
                 with suppress(NotAllowedError):
-                    self.gate.open(door, root)
+                    self.gate.open(door, root, request["programs"])
                     watch.door = door
 
     def _open(self, watch: Watch, root: Root) -> None:

@@ -14,7 +14,7 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -55,7 +55,7 @@ _LIMITS = {
 }
 _SOFT = re.compile(rf"^({'|'.join(_LIMITS)}) +([0-9]+) ", re.MULTILINE)
 # The kernel escapes a line's end in a process's name, the one thing in there that the process can choose.
-_TOLD = re.compile(r"^(PPid|Uid|TracerPid|Seccomp_filters):\s+([0-9]+)", re.MULTILINE)
+_TOLD = re.compile(r"\n(PPid|Uid|TracerPid|Seccomp_filters):\t([0-9]+)")
 
 
 class NotAllowedError(OSError):
@@ -100,23 +100,26 @@ class Gate:
         """What to poll."""
         return int(self.group)
 
-    def open(self, door: Door, root: Root) -> None:
-        """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
+    def open(self, door: Door, root: Root, programs: Collection[str]) -> None:
+        """Hold whoever opens this sandbox's files from now on, or executes what is a compiled program.
+
+        What comes to a program's place later may be a script. Raises NotAllowedError where the kernel won't.
+        """
         self._doors.append(door)
         for path in door.paths:
-            self.mark(door, root, path)
+            self.mark(door, root, path, readers=path not in programs)
         if not door.files:
             self._doors.remove(door)
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
-    def mark(self, door: Door, root: Root, path: str) -> None:
-        """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
+    def mark(self, door: Door, root: Root, path: str, *, readers: bool = True) -> None:
+        """Hold whoever executes the regular file that stands at a path now, and ``readers``; without one, nothing."""
         if door not in self._doors or door.lost or path not in door.paths:
             return
         with suppress(OSError):
             folder, name = root.parent(path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            held = _OPEN_EXEC_PERM if door.readers_go_free else _HELD
+            held = _HELD if readers and not door.readers_go_free else _OPEN_EXEC_PERM
             # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
             if stat.S_ISREG(found.st_mode) and self._mark(_MARK_ADD, held, folder, name):
                 door.files[found.st_dev, found.st_ino] = path

@@ -185,7 +185,7 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, T
         yield ArchiveLook(container), None
         return
     merged, first = driver["Data"]["MergedDir"], container.attrs["State"]["Pid"]
-    with file_events().watching(look, merged, spec.watched, container=str(container.id), first=first) as told:
+    with file_events().watching(look, merged, spec, container=str(container.id), first=first) as told:
         yield look, told
 
 
