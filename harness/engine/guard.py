@@ -132,7 +132,7 @@ def processes_of(first: int) -> Iterator[int]:
         with suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
                 with suppress(OSError):
-                    waiting += map(int, text_of(f"/proc/{pid}/task/{task}/children").split())
+                    waiting += map(int, text_of(f"/proc/{pid}/task/{task}/children", records=True).split())
 
 
 def _removed(folder: Path) -> Iterator[os.stat_result]:

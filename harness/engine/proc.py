@@ -12,14 +12,20 @@ READ_BYTES = 8 << 20  # more than the kernel lets a process have in arguments an
 _AT_ONCE = 16 << 10
 
 
-def text_of(path: str) -> str:
-    """The text of a file that the kernel makes up. Raises OSError."""
+def text_of(path: str, *, records: bool = False) -> str:
+    """The text of a file that the kernel makes up. Raises OSError.
+
+    A read that gives less than there was room for has reached the end, unless the file is made up in ``records``: the
+    kernel then stops before one that doesn't fit into a page.
+    """
     parts, left = [], READ_BYTES
     fd = os.open(path, os.O_RDONLY)
     try:
         while left > 0 and (part := os.read(fd, _AT_ONCE)):
             parts.append(part)
             left -= len(part)
+            if len(part) < _AT_ONCE and not records:
+                break
     finally:
         os.close(fd)
     return b"".join(parts).decode(errors="backslashreplace")

@@ -1,0 +1,49 @@
+"""What the kernel says of processes is read whole, however much it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from harness.engine.guard import processes_of
+from harness.engine.proc import READ_BYTES, text_of
+
+
+@pytest.fixture
+def many() -> Iterator[list[int]]:
+    """More children than the kernel lists in one page."""
+    sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(900)]
+    yield [each.pid for each in sleepers]
+    for each in sleepers:
+        each.kill()
+    for each in sleepers:
+        each.wait()
+
+
+def test_a_list_that_the_kernel_gives_in_pieces_is_read_to_its_end(many: list[int]) -> None:
+    """A process that hides behind hundreds of others is found all the same."""
+    assert set(many) < set(processes_of(os.getpid()))
+
+
+def test_a_large_environment_is_read_whole() -> None:
+    """A variable can't be hidden behind a hundred kilobytes of others."""
+    crowd = {f"V{number:03}": "x" * 1000 for number in range(100)}
+    with subprocess.Popen(["sleep", "60"], env={**crowd, "LAST": "seen"}) as sleeper:
+        while "LAST=seen" not in (text := text_of(f"/proc/{sleeper.pid}/environ")):  # until it is sleep that runs
+            assert sleeper.poll() is None
+        sleeper.kill()
+    assert text.count("x" * 1000) == 100
+
+
+def test_what_is_read_is_bounded() -> None:
+    """A file that never ends does."""
+    assert READ_BYTES <= len(text_of("/dev/zero")) < READ_BYTES + (1 << 20)
+
+
+def test_a_process_that_is_gone_is_an_error() -> None:
+    """Whoever asks decides what that means."""
+    with pytest.raises(OSError, match="No such file"):
+        text_of("/proc/0/status")
