@@ -72,21 +72,18 @@ class Console:
         self.lost = asyncio.Event()
         self._reader, self._writer, self._answer = reader, writer, answer
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[CommandResult]] = {}
+        self._waiting: dict[int, asyncio.Future[CommandResult | None]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
-        self._ready = asyncio.Event()
+        self._heard, self._ready = asyncio.Event(), False
         self._failure: LabError | None = None
         self._pump = asyncio.create_task(self._read_frames())
 
     async def ready(self, limit_s: float) -> None:
         """Wait until the console has said hello. Raises SandboxError when it doesn't."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._ready, self.lost)]
-        try:
-            await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if not self._ready.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._heard.wait()
+        if not self._ready:
             raise SandboxError("the sandbox's console did not start")
 
     async def run(self, command: Command) -> CommandResult:
@@ -98,23 +95,33 @@ class Console:
             request = command.encode()
         except ValueError as error:
             return CommandResult(exit_code=126, failed_to_start=str(error))
-        number = next(self._ids)
-        done = self._waiting[number] = asyncio.get_running_loop().create_future()
+        number, loop = next(self._ids), asyncio.get_running_loop()
+        in_time: asyncio.Future[CommandResult | None] = loop.create_future()
+        late: asyncio.Future[CommandResult | None] = loop.create_future()
+
+        def time_is_up() -> None:
+            if not in_time.done():
+                self._waiting[number] = late
+                in_time.set_result(None)
+
+        self._waiting[number] = in_time
+        clock = loop.call_later(command.limit_s, time_is_up)  # a third of what asyncio.wait_for takes
         try:
             self._send(b"R", number, request)
             if self.lost.is_set():
                 return CommandResult(exit_code=None)
-            with contextlib.suppress(TimeoutError):
-                finished: CommandResult = await asyncio.wait_for(asyncio.shield(done), command.limit_s)
+            if finished := await in_time:
                 if self._failure:
                     raise self._failure
                 return finished
             self._send(b"K", number, b"")
             with contextlib.suppress(TimeoutError):
-                result = await asyncio.wait_for(done, self.KILL_PATIENCE_S)
-                return CommandResult(result.exit_code, result.stdout, result.stderr, timed_out=True)
+                async with asyncio.timeout(self.KILL_PATIENCE_S):
+                    if result := await late:
+                        return CommandResult(result.exit_code, result.stdout, result.stderr, timed_out=True)
             return CommandResult(exit_code=None, timed_out=True)
         finally:
+            clock.cancel()
             self._waiting.pop(number, None)
 
     async def close(self) -> None:
@@ -144,6 +151,7 @@ class Console:
             pass  # the machine went down, or someone inside broke the stream: the engine knows which
         finally:
             self.lost.set()
+            self._heard.set()
             for done in self._waiting.values():
                 if not done.done():
                     done.set_result(CommandResult(exit_code=None))
@@ -163,7 +171,8 @@ class Console:
     def _handle(self, kind: bytes, number: int, payload: bytes) -> None:
         done = self._waiting.get(number)
         if kind == b"H":
-            self._ready.set()
+            self._ready = True
+            self._heard.set()
         elif kind == b"Q":
             if len(self._answering) >= QUESTIONS:
                 self._send(b"A", number, b"")

@@ -294,8 +294,9 @@ class DockerSandbox:
         counted = passed = 0
         while counted < slices and passed < slices * STRETCHED:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.console.lost.wait(), limit_s / slices)
-                break
+                async with asyncio.timeout(limit_s / slices):
+                    await self.console.lost.wait()
+                    break
             passed += 1
             if strain is None or not await self._read(strain.waits):
                 counted += 1
