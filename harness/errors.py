@@ -54,6 +54,13 @@ class EngineLostError(EngineError):
     """The engine was restarted, or went away, while a trial ran: what became of its container says nothing."""
 
 
+class TooFewFilesError(EngineError):
+    """The lab's own process may open no further file: nothing that an agent could bring about."""
+
+    def __init__(self) -> None:
+        super().__init__("this host lets the lab open too few files at once: raise the limit (ulimit -n)")
+
+
 class StalledError(LabError):
     """A trial made no progress for longer than anything may take."""
 

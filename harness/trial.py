@@ -19,6 +19,7 @@ from harness.errors import (
     ModelError,
     SandboxError,
     StalledError,
+    TooFewFilesError,
     TrialTimeError,
 )
 from harness.evidence import Evidence, StopReason
@@ -144,7 +145,7 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         error, error_kind = str(failure), type(failure).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
         ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and pulse.phase is Phase.MODEL)
-        known_lost = isinstance(failure, EngineLostError) or not session.status().calls
+        known_lost = isinstance(failure, EngineLostError | TooFewFilesError) or not session.status().calls
         lab_failed = ours and (known_lost or await lab.engine.lost(life))
     except Exception as bug:  # in the lab: it ends this trial, not the run, and is no word about the agent
         error, error_kind = f"{type(bug).__name__}: {bug}", type(bug).__name__

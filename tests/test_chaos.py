@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos import Place, compared, kills, own_engine, restarts
+from harness.digest import digest
 from harness.engine.recovery import Recovery
 from harness.engine.start import SEARCH_PATH
 from harness.errors import EngineError, ImageError
 from harness.store import Store
+from harness.verdict import Outcome
 from tests.builders import asynchronous, run_spec
 from tests.conftest import ROOT
 
@@ -46,6 +49,22 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
     assert sorted(int(line.split("trial ")[1].split()[0]) for line in log.splitlines() if "/8  trial" in line) == [
         *range(1, 9)
     ]
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("client")
+def test_a_host_short_of_files_makes_no_verdict_wrong(tmp_path: Path) -> None:
+    """Where the lab may open too few files it tries again, and says so: what it can't look at is no tampering."""
+    place = Place(tmp_path, None, BOOKS, n=16, concurrency=16)
+    process = place.start("wild")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (45, 45))
+    process.wait(100)
+    with Store(tmp_path, create=False) as store:
+        records = list(store.trials("wild"))
+        judged = [digest(each) for each in records if each.verdict.outcome is not Outcome.ERROR]
+    assert len(records) == 16
+    assert all(each.agrees for each in judged)
+    assert "ulimit -n" in (tmp_path / "wild.log").read_text()
 
 
 @pytest.mark.docker

@@ -7,7 +7,9 @@ https://docs.docker.com/engine/api/ for the paths and codes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from urllib.parse import urlencode, urlsplit
 import docker
 import httptools
 
-from harness.errors import EngineError
+from harness.errors import EngineError, TooFewFilesError
 
 CHUNK = 1 << 16
 STREAM_LIMIT = 1 << 20
@@ -176,7 +178,14 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (OSError, httptools.HttpParserError) as error:  # an answer that comes too late is an OSError, too
-        raise EngineError(f"the Docker engine does not answer: {error or 'no answer in time'}") from error
+        raise no_answer(error) from error
+
+
+def no_answer(error: Exception) -> EngineError:
+    """The failure to reach the engine, or to look at what it has on this host, made the lab's own."""
+    if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):
+        return TooFewFilesError()
+    return EngineError(f"the Docker engine does not answer: {error or 'no answer in time'}")
 
 
 def _checked(status: int, answer: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Engine:
     @contextmanager
     def connected(cls, say: Callable[[str], None]) -> Iterator[Engine]:
         """The engine that answers. Raises EngineError in one sentence where none does."""
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hundreds of trials alive have thousands of files
         client = connect()
         lives = Lives(client)
         try:

@@ -103,6 +103,8 @@ class FileEvents:
                 answer: dict[str, Any] = msgspec.json.decode(self._answers.readline())
             except (OSError, ValueError) as error:
                 raise SandboxError("the process that watches for file events is gone") from error
+        if "failed" in answer:
+            raise SandboxError(f"the host doesn't let the lab watch files: {answer['failed']}")
         return answer
 
     def close(self) -> None:

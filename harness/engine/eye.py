@@ -12,6 +12,7 @@ that says whether there is anything to ask for (harness/engine/slate.py):
                                                                                  {} where it is watched no more
   {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
   {"drop": id} -> {}
+What the host won't let it do is answered with {"failed": reason}.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import select
 import socket
 import sys
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
@@ -202,8 +204,9 @@ class Eye:
             for door, path in self.gate.held():
                 self._look_at_events()
                 watch = next(each for each in self._watches.values() if each.door is door)
-                if door.seen[-1].started and watch.glance(path):
-                    self.slate.mark(watch.place)
+                with self._or_lost(watch):
+                    if door.seen[-1].started and watch.glance(path):
+                        self.slate.mark(watch.place)
 
     def _look_at_events(self) -> None:
         """Look at what inotify has told; a flood is given up on, and said to be one."""
@@ -243,7 +246,8 @@ class Eye:
         if event.mask & flags.MOVED_TO:
             came_from = self._other_end(watch, event, events[max(0, place - 2) : place]) or ""
         rewritten = any(_same_file(event, other) and other.mask & WRITING for other in events[place + 1 : place + 9])
-        watch.notice(folder, event, moved_to, came_from, writing=rewritten)
+        with self._or_lost(watch):
+            watch.notice(folder, event, moved_to, came_from, writing=rewritten)
         path = _join(folder, event.name)
         if event.mask & CAME and path in watch.paths:
             with closing(Root(watch.merged)) as root:
@@ -257,6 +261,14 @@ class Eye:
         for watch, _ in [self._folders[event.wd] for event in events if event.wd in self._folders]:
             self._lose(watch)
             self._close(watch)
+
+    @contextmanager
+    def _or_lost(self, watch: Watch) -> Iterator[None]:
+        """Where the host itself can't look, that is said, and no guess is made."""
+        try:
+            yield
+        except OSError:
+            self._lose(watch)
 
     def _lose(self, watch: Watch) -> None:
         """Say that more happened than could be looked at."""
@@ -293,7 +305,11 @@ def serve(eye: Eye, line: socket.socket) -> None:
             return
         *requests, waiting = (waiting + data).split(b"\n")
         for request in requests:
-            line.sendall(msgspec.json.encode(eye.obey(msgspec.json.decode(request))) + b"\n")
+            try:
+                answer = eye.obey(msgspec.json.decode(request))
+            except OSError as error:
+                answer = {"failed": str(error)}
+            line.sendall(msgspec.json.encode(answer) + b"\n")
 
 
 if __name__ == "__main__":

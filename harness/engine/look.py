@@ -124,14 +124,19 @@ class _Folders:
 
 
 @dataclass(frozen=True)
-class _Strays:
-    """The files that a walk found, and when each folder it came through had been written to."""
+class _Walked:
+    """What a walk found: the files, the names in the uppermost folder, and when each folder had been written to."""
 
     files: tuple[FileState, ...]
+    tops: frozenset[str]
     folders: dict[str, tuple[int, ...]]
 
-    def last(self, upper: Path) -> bool:
-        """Whether no folder has been written to since: which files there are is written nowhere else."""
+    def has(self, path: str) -> bool:
+        """Whether the layer may have anything to say of a path."""
+        return path.split("/", 2)[1] in self.tops
+
+    def holds(self, upper: Path) -> bool:
+        """Whether no folder has been written to since: what there is is written nowhere else."""
         with suppress(OSError):
             return all(
                 _written(os.stat(f"{upper}{path}", follow_symlinks=False)) == then
@@ -149,7 +154,7 @@ class LayersLook:
     guarantee: str = "layers"
     content_only: bool = False  # a file too large to keep is not read at all, and has no hash
     _below: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
-    _strays: _Strays | None = field(default=None, compare=False, repr=False)
+    _walked: _Walked | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
@@ -167,8 +172,12 @@ class LayersLook:
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
+        walked = self._walked if self._walked and self._walked.holds(self.upper) else None
         with closing(_Folders(self.upper)) as folders:
-            return tuple(self._state(folders, path) for path in paths)
+            return tuple(
+                self._state_below(path) if walked and not walked.has(path) else self._state(folders, path)
+                for path in paths
+            )
 
     def _state(self, folders: _Folders, path: str) -> FileState:
         """The state of a path; one that is another thing between two system calls is looked at again."""
@@ -201,14 +210,14 @@ class LayersLook:
             os.close(folder)
 
     def _walk_in(self, folder: int, inside: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        with suppress(OSError):  # what goes away between listing and looking is not there
+        with _vanishing:
             with os.scandir(folder) as entries:
                 names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
             for name in names:
                 yield from self._entry(folder, inside, name, depth)
 
     def _entry(self, folder: int, inside: str, name: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        with suppress(OSError):
+        with _vanishing:
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             yield f"{inside}/{name}", name, folder, found
             if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
@@ -220,11 +229,13 @@ class LayersLook:
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """Every regular file in the container's own layer, by identity, its content unread."""
-        if self._strays and self._strays.last(self.upper):
-            return self._strays.files
-        began, files = time.time_ns(), []
+        if self._walked and self._walked.holds(self.upper):
+            return self._walked.files
+        began, count, files, tops = time.time_ns(), 0, [], set()
         folders = {"": _written(os.stat(self.upper))}
         for path, name, folder, found in self._walk():
+            count += 1
+            tops.add(path.split("/", 2)[1])
             if stat.S_ISREG(found.st_mode):
                 identity = _identity_at(name, folder, found)
                 files.append(FileState(path=as_text(path), kind=FileKind.FILE, identity=identity))
@@ -232,9 +243,9 @@ class LayersLook:
                 folders[path] = _written(found)
         # What is written to a folder twice within one tick of the kernel's clock may have one time only.
         settled = all(max(times) < began - SETTLED_NS for _, *times in folders.values())
-        strays = _Strays(tuple(files), folders)
-        self._strays = strays if settled and len(folders) <= FEW_FOLDERS else None
-        return strays.files
+        walked = _Walked(tuple(files), frozenset(tops), folders)
+        self._walked = walked if settled and len(folders) <= FEW_FOLDERS and count < LISTED_PATHS else None
+        return walked.files
 
     def changed_paths(self) -> tuple[str, ...]:
         """What the container's own layer holds, whiteouts included."""
@@ -280,6 +291,18 @@ def _written(folder: os.stat_result) -> tuple[int, ...]:
 def _opened(folder: str | Path, above: int | None = None) -> int:
     """A folder to look into, not reached through a link of that name."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+
+
+class _Vanishing:
+    """Around what is looked at after it was listed: what goes away in between is not there."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, OSError) and error.errno not in HOSTS_TROUBLE
+
+
+_vanishing = _Vanishing()
 
 
 def _raise_if_ours(error: OSError) -> None:

@@ -20,7 +20,7 @@ import requests.exceptions
 from docker.models.containers import Container
 
 from harness.console import Answer, Command, CommandResult, Console
-from harness.engine.api import EngineApi
+from harness.engine.api import EngineApi, no_answer
 from harness.engine.archive import ArchiveLook
 from harness.engine.events import Happened, Told, file_events
 from harness.engine.guard import DiskGuard, Guarded
@@ -62,7 +62,7 @@ def _errors_made_ours() -> Iterator[None]:
     except docker.errors.APIError as error:
         raise EngineError(f"the Docker engine refused: {error.explanation or error}") from error
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise EngineError(f"the Docker engine does not answer: {error}") from error
+        raise no_answer(error) from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Looking into layers that a test writes itself: what may be remembered from one look to the next, and what may not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from harness.engine.look import LISTED_PATHS, SETTLED_NS, LayersLook
+from harness.evidence import FileKind
+
+SCRIPT = "/home/shutdown.sh"
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> LayersLook:
+    """An image with a script, under a container's layer with nothing of it."""
+    for name in ("upper/etc", "made", "image/home"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "upper/etc/hosts").write_text("")
+    (tmp_path / f"image{SCRIPT}").write_text("kill")
+    return LayersLook(tmp_path / "upper", (tmp_path / "made", tmp_path / "image"))
+
+
+def content(look: LayersLook) -> bytes | None:
+    """What stands in the script."""
+    (state,) = look.states([SCRIPT])
+    return state.content
+
+
+def strays(look: LayersLook) -> set[str]:
+    """The files in the container's own layer."""
+    return {each.path for each in look.elsewhere()}
+
+
+def settled(look: LayersLook) -> LayersLook:
+    """The same look, once it has found that nothing has been written for a while."""
+    time.sleep(1.5 * SETTLED_NS / 1e9)
+    look.elsewhere()
+    assert look._walked is not None
+    return look
+
+
+def test_what_is_written_after_a_quiet_look_is_seen(look: LayersLook) -> None:
+    """However often nothing was found, the next look finds what there is then."""
+    settled(look)
+    assert (content(look), strays(look)) == (b"kill", {"/etc/hosts"})
+    (look.upper / "home").mkdir()
+    (look.upper / SCRIPT[1:]).write_text("true")
+    assert (content(look), strays(look)) == (b"true", {"/etc/hosts", SCRIPT})
+    settled(look)
+    (look.upper / SCRIPT[1:]).write_text("exit")
+    assert content(look) == b"exit"
+
+
+def test_a_folder_deep_below_that_is_written_to_is_seen(look: LayersLook) -> None:
+    """A file that comes, goes or is renamed is written into its folder only."""
+    deep = look.upper / "tmp/a/b"
+    deep.mkdir(parents=True)
+    settled(look)
+    (deep / "kept").write_text("")
+    assert strays(look) == {"/etc/hosts", "/tmp/a/b/kept"}
+    settled(look)
+    (deep / "kept").rename(look.upper / "kept")
+    assert strays(look) == {"/etc/hosts", "/kept"}
+
+
+def test_nothing_is_remembered_of_a_folder_that_was_just_written_to(look: LayersLook) -> None:
+    """Two changes within one tick of the clock have one time: the second must not pass for the first."""
+    look.elsewhere()
+    assert look._walked is None
+
+
+def test_nothing_is_remembered_of_a_walk_that_did_not_see_all(look: LayersLook) -> None:
+    """Whoever makes more names than are listed can't hide another among them."""
+    for number in range(LISTED_PATHS):
+        (look.upper / f"{number:05}").touch()
+    time.sleep(1.5 * SETTLED_NS / 1e9)
+    look.elsewhere()
+    assert look._walked is None
+    (look.upper / "home").mkdir()
+    (look.upper / SCRIPT[1:]).write_text("true")
+    assert content(look) == b"true"
+
+
+def test_a_folder_that_hides_the_images_is_seen(look: LayersLook) -> None:
+    """What stands in a folder's place hides all that the image has there."""
+    settled(look)
+    (look.upper / "home").write_text("")
+    assert look.states([SCRIPT])[0].kind is FileKind.MISSING
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open no file in the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+    held = []
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_host_out_of_files_is_no_removed_script(look: LayersLook) -> None:
+    """What the host can't look at is an error: it must not be taken for something that the agent did."""
+    with no_more_files():
+        for ask in (lambda: look.states([SCRIPT]), look.elsewhere, look.changed_paths):
+            with pytest.raises(OSError, match="Too many open files"):
+                ask()
