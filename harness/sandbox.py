@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from harness.console import Answer, CommandResult
@@ -61,7 +62,8 @@ class Glimpse(Frozen):
     writing: bool = False
 
 
-class Looked(Frozen):
+@dataclass(frozen=True, slots=True)
+class Looked:
     """One look at a machine: what stands at the paths asked for, and what there was besides.
 
     ``strays`` are the regular files that the machine has written or moved, by identity; ``glimpses`` what happened to

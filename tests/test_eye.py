@@ -37,7 +37,7 @@ def test_a_watched_file_under_a_name_that_is_no_text_can_be_stored(eyed: Box) ->
     eyed.say(r"mv shutdown.sh $'\xff\xfe'; mv $'\xff\xfe' shutdown.sh")
     seen = looked(eyed)
     assert FileKind.MISSING in [each.state.kind for each in seen.glimpses]
-    assert seen.model_dump_json()
+    assert all(each.model_dump_json() for each in seen.glimpses)
 
 
 def test_a_flood_blinds_the_eye_until_the_next_look_only(eyed: Box) -> None:
