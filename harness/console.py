@@ -63,20 +63,24 @@ class Command:
         return b"".join(word.encode(errors="replace") + b"\0" for word in words)
 
 
-class Console:
-    """One attached console. ``lost`` is set when its stream ends, whatever ended it."""
+class Console(asyncio.Protocol):
+    """One attached console. ``lost`` is set when its stream ends, whatever ended it.
+
+    What arrives is taken as it comes, without a reader in between that would have to be woken for each piece.
+    """
 
     KILL_PATIENCE_S = 3.0
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer) -> None:
-        self.lost = asyncio.Event()
-        self._reader, self._writer, self._answer = reader, writer, answer
+    def __init__(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        self.lost, self._hung_up = asyncio.Event(), asyncio.Event()
+        self._writer, self._answer = writer, answer
+        self._came, self._frames = bytearray(), bytearray()
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[CommandResult | None]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
         self._heard, self._ready = asyncio.Event(), False
         self._failure: LabError | None = None
-        self._pump = asyncio.create_task(self._read_frames())
+        writer.transport.set_protocol(self)
 
     async def ready(self, limit_s: float) -> None:
         """Wait until the console has said hello. Raises SandboxError when it doesn't."""
@@ -126,35 +130,49 @@ class Console:
 
     async def close(self) -> None:
         """Hang up."""
-        for task in (self._pump, *self._answering.values()):
+        for task in self._answering.values():
             task.cancel()
-        await asyncio.gather(self._pump, *self._answering.values(), return_exceptions=True)
+        await asyncio.gather(*self._answering.values(), return_exceptions=True)
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await self._hung_up.wait()
 
     def _send(self, kind: bytes, number: int, payload: bytes) -> None:
         if not self.lost.is_set():
             self._writer.write(_HEADER.pack(kind, number, len(payload)) + payload)
 
-    async def _read_frames(self) -> None:
-        frames = bytearray()
+    def data_received(self, data: bytes) -> None:
+        """Take what the engine hands on, in pieces that begin and end anywhere."""
+        if self.lost.is_set():
+            return
+        self._came += data
         try:
-            while True:
-                header = await self._reader.readexactly(_STREAM_HEADER.size)
-                stream, size = _STREAM_HEADER.unpack(header)
-                data = await self._reader.readexactly(size)
-                if stream == _STDOUT:
-                    frames += data
-                    self._take(frames)
-        except (asyncio.IncompleteReadError, OSError, SandboxError):
-            pass  # the machine went down, or someone inside broke the stream: the engine knows which
-        finally:
-            self.lost.set()
-            self._heard.set()
-            for done in self._waiting.values():
-                if not done.done():
-                    done.set_result(CommandResult(exit_code=None))
+            self._take_stream(self._came)
+        except SandboxError:
+            self._end()  # someone inside broke the stream
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The machine went down, or the lab hung up: the engine knows which."""
+        self._end()
+        self._hung_up.set()
+
+    def _end(self) -> None:
+        self.lost.set()
+        self._heard.set()
+        for done in self._waiting.values():
+            if not done.done():
+                done.set_result(CommandResult(exit_code=None))
+
+    def _take_stream(self, came: bytearray) -> None:
+        """Remove the whole pieces at the front, and take those of the console's own output."""
+        while len(came) >= _STREAM_HEADER.size:
+            stream, size = _STREAM_HEADER.unpack_from(came)
+            end = _STREAM_HEADER.size + size
+            if len(came) < end:
+                return
+            if stream == _STDOUT:
+                self._frames += came[_STREAM_HEADER.size : end]
+            del came[:end]
+            self._take(self._frames)
 
     def _take(self, frames: bytearray) -> None:
         """Handle and remove the whole frames at the front."""

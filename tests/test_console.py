@@ -52,7 +52,7 @@ def ended(number: int = 1, status: int = 0, stdout: bytes = b"", stderr: bytes =
 class Wire:
     """Both ends of a console's connection: what it was sent, and what arrives at it."""
 
-    reader: asyncio.StreamReader = field(default_factory=asyncio.StreamReader)
+    protocol: asyncio.Protocol = field(default_factory=asyncio.Protocol)
     sent: bytearray = field(default_factory=bytearray)
     closed: bool = False
     _wrote: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,12 +62,23 @@ class Wire:
         self.sent += data
         self._wrote.set()
 
+    @property
+    def transport(self) -> Wire:
+        """The wire itself."""
+        return self
+
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        """Tell this one."""
+        self.protocol = protocol
+
     def close(self) -> None:
         """Be hung up."""
         self.closed = True
+        self.end()
 
-    async def wait_closed(self) -> None:
-        """Be hung up at once."""
+    def end(self, error: Exception | None = None) -> None:
+        """Come to an end."""
+        self.protocol.connection_lost(error)
 
     def frames(self) -> list[tuple[bytes, int, bytes]]:
         """The frames that were sent."""
@@ -88,14 +99,14 @@ class Wire:
     def arrive(self, *frames: bytes) -> None:
         """Let frames arrive, each in a piece of its own."""
         for each in frames:
-            self.reader.feed_data(stream(each))
+            self.protocol.data_received(stream(each))
 
 
 @asynccontextmanager
 async def connected(answer: Answer = no_answer) -> AsyncIterator[tuple[Console, Wire]]:
     """A console with its wire."""
     wire = Wire()
-    console = Console(wire.reader, cast("asyncio.StreamWriter", wire), answer)
+    console = Console(cast("asyncio.StreamWriter", wire), answer)
     try:
         yield console, wire
     finally:
@@ -109,7 +120,7 @@ async def result_of(*chunks: bytes) -> CommandResult:
         running = asyncio.create_task(console.run(command()))
         for chunk in chunks:
             await asyncio.sleep(0)
-            wire.reader.feed_data(chunk)
+            wire.protocol.data_received(chunk)
         return await running
 
 
@@ -136,7 +147,7 @@ async def test_a_silent_console_did_not_start() -> None:
 async def test_a_console_that_ends_before_hello_did_not_start() -> None:
     """A stream that ends before the hello is told at once, not when the patience is over."""
     async with connected() as (console, wire):
-        wire.reader.feed_eof()
+        wire.end()
         with pytest.raises(SandboxError, match="did not start"):
             await asyncio.wait_for(console.ready(60), 5)
 
@@ -306,7 +317,7 @@ def test_no_bytes_raise(junk: bytes) -> None:
             running = asyncio.create_task(console.run(command()))
             await asyncio.sleep(0)
             wire.arrive(junk)
-            wire.reader.feed_eof()
+            wire.end()
             return await running
 
     assert asyncio.run(deliver()).timed_out is False
@@ -322,7 +333,7 @@ async def test_a_lost_stream_ends_what_waits() -> None:
         running = [asyncio.create_task(console.run(command())) for _ in range(3)]
         await asyncio.sleep(0)
         wire.arrive(ended()[:5])
-        wire.reader.feed_eof()
+        wire.end()
         assert [await each for each in running] == [CommandResult(None)] * 3
 
 
@@ -332,7 +343,7 @@ async def test_a_broken_connection_is_a_lost_stream() -> None:
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command()))
         await asyncio.sleep(0)
-        wire.reader.set_exception(ConnectionResetError())
+        wire.end(ConnectionResetError())
         assert (await running).exit_code is None
 
 
@@ -340,7 +351,7 @@ async def test_a_broken_connection_is_a_lost_stream() -> None:
 async def test_a_lost_console_runs_nothing() -> None:
     """A command after the end is not sent, and ends at once without an exit code."""
     async with connected() as (console, wire):
-        wire.reader.feed_eof()
+        wire.end()
         await console.lost.wait()
         assert await console.run(command()) == CommandResult(None)
         assert not wire.sent
