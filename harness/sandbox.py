@@ -52,7 +52,7 @@ class Glimpse(Frozen):
 
     ``moved_to`` is the path the file was given when it was renamed within its folder; ``came_from`` the one it had
     before it was renamed to this one, "" where that isn't watched. ``writing``: somebody was still writing, so its
-    content may have been half of what it was to become.
+    content may have been half of what it was to become. ``started``: somebody was about to run it as it stood.
     """
 
     at: float
@@ -60,6 +60,7 @@ class Glimpse(Frozen):
     moved_to: str | None = None
     came_from: str | None = None
     writing: bool = False
+    started: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def wrong_in_between(
             limit = {True: SAVE_S, False: 0.0, None: UNTOLD_SAVE_S}[alone]
             saved = (passes < limit and _another_came(states, at)) or _exchanged(states, glimpses, at)
         else:
-            saved = passes < SAVE_S and _half_written(glimpse, before, glimpses)
+            saved = passes < SAVE_S and not glimpse.started and _half_written(glimpse, before, glimpses)
         if not saved:
             wrong.append(glimpse)
     return wrong

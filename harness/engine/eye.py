@@ -53,13 +53,17 @@ LOOK_UP_S = 0.05  # how long one flood may keep the eye from the others
 
 @dataclass
 class Watch:
-    """One sandbox's watched paths, what was seen last at each, and what was seen since the lab was told."""
+    """One sandbox's watched paths, what stood there at first, and what was seen since the lab was told.
+
+    ``touched`` are the paths of which anything was ever seen: what stands at the others is known without being told.
+    """
 
     look: LayersLook
     merged: str
     paths: frozenset[str]
     place: int
-    last: dict[str, FileState] = field(default_factory=dict)
+    first: dict[str, FileState] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
     door: Door | None = None
     hands: Hands | None = None
     numbers: set[int] = field(default_factory=set)
@@ -67,17 +71,18 @@ class Watch:
     lost: bool = False
     room: int = KEPT_BYTES
 
-    def glance(self, path: str) -> bool:
-        """Keep what stands at a path while somebody who starts it is held, unless it is what was seen there last."""
-        at, (state,) = time.monotonic(), self.look.states([path])
-        if state == self.last.get(path) or len(self.seen) >= KEPT:
+    def glance(self, path: str, at: float) -> bool:
+        """Keep what stands at a path while somebody who starts it is held, unless nobody ever touched it."""
+        (state,) = self.look.states([path])
+        if len(self.seen) >= KEPT or (path not in self.touched and state == self.first[path]):
             return False
-        self._keep(Glimpse(at=at, state=state))
+        self._keep(Glimpse(at=at, state=state, started=True))
         return True
 
     def _keep(self, glimpse: Glimpse) -> None:
         """Keep a glimpse, with the content while there is room for it."""
-        state = self.last[glimpse.state.path] = glimpse.state
+        state = glimpse.state
+        self.touched.add(state.path)
         self.room -= len(state.content or b"")
         if self.room <= 0:
             glimpse = glimpse.model_copy(update={"state": state.model_copy(update={"content": None})})
@@ -161,16 +166,17 @@ class Eye:
         watch = Watch(look, request["merged"], frozenset(request["paths"]), request["place"])
         self._watches[request["watch"]] = watch
         self.slate.clear(watch.place)
-        watch.last = {state.path: state for state in look.states(watch.paths)}
+        watch.first = {state.path: state for state in look.states(watch.paths)}
         with closing(Root(watch.merged)) as root:
             self._open(watch, root)
             with suppress(NotAllowedError):
                 watch.hands = Hands(root, watch.paths)
             if self.gate:
-                words = frozenset().union(*(words_of(state.content or b"") for state in watch.last.values()))
-                door = Door(watch.merged, watch.paths, request["container"], request["first"], words)
+                words = frozenset().union(*(words_of(state.content or b"") for state in watch.first.values()))
+                programs = set(request["programs"])
+                door = Door(watch.merged, watch.paths, request["container"], request["first"], words, programs)
                 with suppress(NotAllowedError):
-                    self.gate.open(door, root, request["programs"])
+                    self.gate.open(door, root)
                     watch.door = door
 
     def _open(self, watch: Watch, root: Root) -> None:
@@ -181,6 +187,7 @@ class Eye:
     def _add(self, watch: Watch, root: Root, path: str) -> None:
         """Be told of what happens to what stands at a path, reached without following any link."""
         if self.gate and watch.door:
+            watch.door.programs.discard(path)  # what comes to a program's place may be a script
             self.gate.mark(watch.door, root, path)
         if len(watch.numbers) >= FILES:
             return
@@ -205,7 +212,8 @@ class Eye:
                 self._look_at_events()
                 watch = next(each for each in self._watches.values() if each.door is door)
                 with self._or_lost(watch):
-                    if door.seen[-1].started and watch.glance(path):
+                    start = door.seen[-1]
+                    if start.started and watch.glance(path, start.at_s):
                         self.slate.mark(watch.place)
 
     def _look_at_events(self) -> None:
@@ -273,7 +281,7 @@ class Eye:
     def _lose(self, watch: Watch) -> None:
         """Say that more happened than could be looked at."""
         watch.lost = True
-        watch.last.clear()
+        watch.touched |= watch.paths
         self.slate.mark(watch.place)
 
     def _other_end(self, watch: Watch, event: Event, others: list[Event]) -> str | None:

@@ -123,6 +123,47 @@ class _Folders:
         self._known.clear()
 
 
+class _Vanishing:
+    """Around what is looked at after it was listed: what goes away in between is not there.
+
+    ``trouble``: the host couldn't look. A walk goes on all the same: it opens a file a level, and an agent that made
+    many levels could turn its trial into an error.
+    """
+
+    trouble = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        self.trouble = self.trouble or error.errno in HOSTS_TROUBLE
+        return True
+
+
+_Entry = tuple[str, str, int, os.stat_result]  # path, name, folder, and what stands there
+
+
+def _walk_in(folder: int, inside: str, depth: int, vanishing: _Vanishing) -> Iterator[_Entry]:
+    with vanishing:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
+        for name in names:
+            yield from _entry(folder, inside, name, depth, vanishing)
+
+
+def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _Vanishing) -> Iterator[_Entry]:
+    with vanishing:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        yield f"{inside}/{name}", name, folder, found
+        if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
+            inner = _opened(name, folder)
+            try:
+                yield from _walk_in(inner, f"{inside}/{name}", depth + 1, vanishing)
+            finally:
+                os.close(inner)
+
+
 @dataclass(frozen=True)
 class _Walked:
     """What a walk found: the files, the names in the uppermost folder, and when each folder had been written to."""
@@ -201,39 +242,21 @@ class LayersLook:
             self._below[path] = state or missing(path)
         return self._below[path]
 
-    def _walk(self) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        """Path, name, directory and stat of what the container's own layer holds, bounded in number and depth."""
+    def _walk(self, vanishing: _Vanishing) -> Iterator[_Entry]:
+        """What the container's own layer holds, bounded in number and depth."""
         folder = _opened(self.upper)
         try:
-            yield from islice(self._walk_in(folder, "", 0), LISTED_PATHS)
+            yield from islice(_walk_in(folder, "", 0, vanishing), LISTED_PATHS)
         finally:
             os.close(folder)
-
-    def _walk_in(self, folder: int, inside: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        with _vanishing:
-            with os.scandir(folder) as entries:
-                names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
-            for name in names:
-                yield from self._entry(folder, inside, name, depth)
-
-    def _entry(self, folder: int, inside: str, name: str, depth: int) -> Iterator[tuple[str, str, int, os.stat_result]]:
-        with _vanishing:
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            yield f"{inside}/{name}", name, folder, found
-            if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
-                inner = _opened(name, folder)
-                try:
-                    yield from self._walk_in(inner, f"{inside}/{name}", depth + 1)
-                finally:
-                    os.close(inner)
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """Every regular file in the container's own layer, by identity, its content unread."""
         if self._walked and self._walked.holds(self.upper):
             return self._walked.files
-        began, count, files, tops = time.time_ns(), 0, [], set()
+        began, count, files, tops, vanishing = time.time_ns(), 0, [], set(), _Vanishing()
         folders = {"": _written(os.stat(self.upper))}
-        for path, name, folder, found in self._walk():
+        for path, name, folder, found in self._walk(vanishing):
             count += 1
             tops.add(path.split("/", 2)[1])
             if stat.S_ISREG(found.st_mode):
@@ -243,13 +266,15 @@ class LayersLook:
                 folders[path] = _written(found)
         # What is written to a folder twice within one tick of the kernel's clock may have one time only.
         settled = all(max(times) < began - SETTLED_NS for _, *times in folders.values())
+        whole = count < LISTED_PATHS and not vanishing.trouble
         walked = _Walked(tuple(files), frozenset(tops), folders)
-        self._walked = walked if settled and len(folders) <= FEW_FOLDERS and count < LISTED_PATHS else None
+        self._walked = walked if settled and whole and len(folders) <= FEW_FOLDERS else None
         return walked.files
 
     def changed_paths(self) -> tuple[str, ...]:
         """What the container's own layer holds, whiteouts included."""
-        return tuple(sorted(as_text(path) for path, _, _, found in self._walk() if not stat.S_ISDIR(found.st_mode)))
+        walk = self._walk(_Vanishing())
+        return tuple(sorted(as_text(path) for path, _, _, found in walk if not stat.S_ISDIR(found.st_mode)))
 
 
 @lru_cache(maxsize=1_000)
@@ -291,18 +316,6 @@ def _written(folder: os.stat_result) -> tuple[int, ...]:
 def _opened(folder: str | Path, above: int | None = None) -> int:
     """A folder to look into, not reached through a link of that name."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
-
-
-class _Vanishing:
-    """Around what is looked at after it was listed: what goes away in between is not there."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        return isinstance(error, OSError) and error.errno not in HOSTS_TROUBLE
-
-
-_vanishing = _Vanishing()
 
 
 def _raise_if_ours(error: OSError) -> None:

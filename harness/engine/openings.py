@@ -14,7 +14,7 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -66,8 +66,9 @@ class NotAllowedError(OSError):
 class Door:
     """One sandbox's watched files, and who opened them so far.
 
-    ``words`` are those of the watched files: a function of another name tells nothing. ``readers_go_free``: there were
-    so many that only whoever starts a file is held any more; ``lost``: of those, too, there were too many.
+    ``words`` are those of the watched files: a function of another name tells nothing. ``programs`` are the paths whose
+    readers aren't held. ``readers_go_free``: there were so many that only whoever starts a file is held any more;
+    ``lost``: of those, too, there were too many.
     """
 
     merged: str
@@ -75,6 +76,7 @@ class Door:
     container: str
     first: int
     words: frozenset[str] = frozenset()
+    programs: set[str] = field(default_factory=set)
     seen: list[Opening] = field(default_factory=list)
     readers_go_free: bool = False
     lost: bool = False
@@ -100,26 +102,23 @@ class Gate:
         """What to poll."""
         return int(self.group)
 
-    def open(self, door: Door, root: Root, programs: Collection[str]) -> None:
-        """Hold whoever opens this sandbox's files from now on, or executes what is a compiled program.
-
-        What comes to a program's place later may be a script. Raises NotAllowedError where the kernel won't.
-        """
+    def open(self, door: Door, root: Root) -> None:
+        """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
         self._doors.append(door)
         for path in door.paths:
-            self.mark(door, root, path, readers=path not in programs)
+            self.mark(door, root, path)
         if not door.files:
             self._doors.remove(door)
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
-    def mark(self, door: Door, root: Root, path: str, *, readers: bool = True) -> None:
-        """Hold whoever executes the regular file that stands at a path now, and ``readers``; without one, nothing."""
+    def mark(self, door: Door, root: Root, path: str) -> None:
+        """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
         if door not in self._doors or door.lost or path not in door.paths:
             return
         with suppress(OSError):
             folder, name = root.parent(path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            held = _HELD if readers and not door.readers_go_free else _OPEN_EXEC_PERM
+            held = _OPEN_EXEC_PERM if door.readers_go_free or path in door.programs else _HELD
             # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
             if stat.S_ISREG(found.st_mode) and self._mark(_MARK_ADD, held, folder, name):
                 door.files[found.st_dev, found.st_ino] = path
@@ -171,7 +170,7 @@ class Gate:
             return
         if door.container not in _text(pid, "cgroup"):
             return
-        door.executing = (pid, path) if executed else None
+        door.executing = (pid, path) if executed and path not in door.programs else None
         if self._too_many(door, file, executed=executed):
             return
         if opening := opening_of(pid, path, door, executed=executed):
