@@ -75,7 +75,7 @@ def test_a_run_outlives_its_engine(tmp_path: Path) -> None:
     if os.geteuid() != 0 or not shutil.which("dockerd", path=SEARCH_PATH):
         pytest.skip("starting an engine needs root and dockerd")
     with own_engine() as paths:
-        place = Place(tmp_path, paths.address, BOOKS, n=8, concurrency=4)
+        place = Place(tmp_path, paths.address, BOOKS, n=32, concurrency=4)  # fewer are done before it is killed
         counts = restarts(place, paths, times=1, seed=2)
     assert counts.disturbances == 1
     assert counts.failed_tries
