@@ -90,8 +90,8 @@ class FileEvents:
         where = {"merged": merged, "upper": str(look.upper), "lowers": [str(each) for each in look.lowers]}
         what = {"paths": spec.watched, "programs": spec.programs, "container": container, "first": first}
         with self._slate.place() as place:
-            self._ask(watch=name, place=place, **where, **what)
             try:
+                self._ask(watch=name, place=place, **where, **what)
                 yield Told(self._ask, name, frozenset(spec.watched), self._slate, place)
             finally:
                 self._ask(drop=name)
