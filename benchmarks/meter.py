@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -23,6 +24,8 @@ FIGURES = Path(__file__).parent / "figures"
 # On a machine that is shared: the folder of a cpuacct control group that holds engine, containers and harness.
 CPUACCT = "OFFSWITCH_BENCH_CPUACCT"
 _TICK = os.sysconf("SC_CLK_TCK")
+_KCMP, _KCMP_VM = {"x86_64": 312, "aarch64": 272}.get(platform.machine()), 1
+_libc = ctypes.CDLL(None)
 
 
 def busy_s() -> float:
@@ -41,8 +44,8 @@ def own_s() -> float:
 
 def memory_mb() -> float:
     """Resident memory of this process and its living children, shared pages counted once in each, in MB."""
-    pids = (os.getpid(), *_children(os.getpid()))
-    return sum(_field(pid, "VmRSS") for pid in pids) / 1024
+    own = os.getpid()
+    return sum(_field(pid, "VmRSS") for pid in (own, *_children(own)) if pid == own or not _starting(pid)) / 1024
 
 
 def handles() -> int:
@@ -59,6 +62,11 @@ def _living_s(pid: int) -> float:
         used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
         return sum(map(int, used)) / _TICK
     return 0.0
+
+
+def _starting(child: int) -> bool:
+    """Whether a child has no memory of its own yet: until it has become its program it lives in this process's."""
+    return _KCMP is not None and _libc.syscall(_KCMP, os.getpid(), child, _KCMP_VM, 0, 0) == 0
 
 
 def _field(pid: int, name: str) -> int:
