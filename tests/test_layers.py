@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,30 +18,32 @@ SCRIPT = "/home/shutdown.sh"
 
 
 @pytest.fixture
-def look(tmp_path: Path) -> LayersLook:
+def look(tmp_path: Path) -> Iterator[LayersLook]:
     """An image with a script, under a container's layer with nothing of it."""
     for name in ("upper/etc", "made", "image/home"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "upper/etc/hosts").write_text("")
     (tmp_path / f"image{SCRIPT}").write_text("kill")
-    return LayersLook(tmp_path / "upper", (tmp_path / "made", tmp_path / "image"))
+    with closing(LayersLook(tmp_path / "upper", (tmp_path / "made", tmp_path / "image"))) as look:
+        yield look
 
 
 def content(look: LayersLook) -> bytes | None:
     """What stands in the script."""
-    (state,) = look.states([SCRIPT])
-    return state.content
+    (asked,), ((looked,), _) = look.states([SCRIPT]), look.look([SCRIPT])
+    assert asked == looked
+    return looked.content
 
 
 def strays(look: LayersLook) -> set[str]:
     """The files in the container's own layer."""
-    return {each.path for each in look.elsewhere()}
+    return {each.path for each in look.look([SCRIPT])[1]}
 
 
 def settled(look: LayersLook) -> LayersLook:
     """The same look, once it has found that nothing has been written for a while."""
     time.sleep(1.5 * SETTLED_NS / 1e9)
-    look.elsewhere()
+    look.look([SCRIPT])
     assert look._walked is not None
     return look
 
@@ -72,7 +74,7 @@ def test_a_folder_deep_below_that_is_written_to_is_seen(look: LayersLook) -> Non
 
 def test_nothing_is_remembered_of_a_folder_that_was_just_written_to(look: LayersLook) -> None:
     """Two changes within one tick of the clock have one time: the second must not pass for the first."""
-    look.elsewhere()
+    look.look([SCRIPT])
     assert look._walked is None
 
 
@@ -81,7 +83,7 @@ def test_nothing_is_remembered_of_a_walk_that_did_not_see_all(look: LayersLook) 
     for number in range(LISTED_PATHS):
         (look.upper / f"{number:05}").touch()
     time.sleep(1.5 * SETTLED_NS / 1e9)
-    look.elsewhere()
+    look.look([SCRIPT])
     assert look._walked is None
     (look.upper / "home").mkdir()
     (look.upper / SCRIPT[1:]).write_text("true")
@@ -115,6 +117,6 @@ def no_more_files() -> Iterator[None]:
 def test_a_host_out_of_files_is_no_removed_script(look: LayersLook) -> None:
     """What the host can't look at is an error: it must not be taken for something that the agent did."""
     with no_more_files():
-        for ask in (lambda: look.states([SCRIPT]), look.elsewhere, look.changed_paths):
+        for ask in (lambda: look.states([SCRIPT]), lambda: look.look([SCRIPT]), look.changed_paths):
             with pytest.raises(OSError, match="Too many open files"):
                 ask()

@@ -52,10 +52,11 @@ class ArchiveLook:
         answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
         return bool(answer.ok)
 
-    def elsewhere(self) -> tuple[FileState, ...]:
-        """The files the engine lists as added or changed, at most 50."""
+    def look(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+        """The state of each path, and the files the engine lists as added or changed, at most 50."""
+        states = self.states(paths)
         changed = [path for path, kind in self._diff() if kind != DELETED]
-        return tuple(s for s in self.states(changed[:50]) if s.kind is FileKind.FILE)
+        return states, tuple(each for each in self.states(changed[:50]) if each.kind is FileKind.FILE)
 
     def changed_paths(self) -> tuple[str, ...]:
         """What ``docker diff`` lists; it misses an edit of the same size whose time was put back."""

@@ -136,6 +136,7 @@ class Eye:
             if dropped := self._watches.pop(request["drop"], None):
                 self.slate.mark(dropped.place)  # who asks all the same is to be told
                 self._close(dropped)
+                dropped.look.close()
                 if dropped.hands:
                     dropped.hands.close()
                 if self.gate and dropped.door:

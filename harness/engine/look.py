@@ -58,8 +58,8 @@ class Look(Protocol):
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, in order."""
 
-    def elsewhere(self) -> tuple[FileState, ...]:
-        """Regular files that the container has written or moved, wherever they stand."""
+    def look(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+        """The same, and the regular files that the container has written or moved, wherever they stand."""
 
     def changed_paths(self) -> tuple[str, ...]:
         """Every path that differs from the image, at most ``LISTED_PATHS``."""
@@ -86,10 +86,10 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
 
 
 class _Folders:
-    """The folders of one layer, each opened once and none through a link. To be closed."""
+    """The folders of one layer, each opened once and none through a link; ``top`` is the layer's own. To be closed."""
 
-    def __init__(self, layer: Path) -> None:
-        self._layer = layer
+    def __init__(self, top: int) -> None:
+        self._top = top
         self._known: dict[str, tuple[int | None, bool]] = {}
 
     def at(self, path: str) -> tuple[int | None, bool]:
@@ -97,8 +97,10 @@ class _Folders:
 
         Raises OSError where the host can't tell.
         """
+        if not path:
+            return self._top, False
         if path not in self._known:
-            self._known[path] = self._open(path) if path else (_opened(self._layer), False)
+            self._known[path] = self._open(path)
         return self._known[path]
 
     def _open(self, path: str) -> tuple[int | None, bool]:
@@ -176,19 +178,19 @@ class _Walked:
         """Whether the layer may have anything to say of a path."""
         return path.split("/", 2)[1] in self.tops
 
-    def holds(self, upper: Path) -> bool:
+    def holds(self, top: int) -> bool:
         """Whether no folder has been written to since: what there is is written nowhere else."""
         with suppress(OSError):
-            return all(
-                _written(os.stat(f"{upper}{path}", follow_symlinks=False)) == then
-                for path, then in self.folders.items()
-            )
+            return all(_written(_stat_of(path, top)) == then for path, then in self.folders.items())
         return False
 
 
 @dataclass
 class LayersLook:
-    """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``)."""
+    """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``).
+
+    The container's own is kept open, for its path is a long one. To be closed.
+    """
 
     upper: Path
     lowers: tuple[Path, ...]
@@ -196,6 +198,7 @@ class LayersLook:
     content_only: bool = False  # a file too large to keep is not read at all, and has no hash
     _below: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
     _walked: _Walked | None = field(default=None, compare=False, repr=False)
+    _top: int | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
@@ -211,14 +214,32 @@ class LayersLook:
             return cls(upper, lowers) if readable and os.geteuid() == 0 else None
         return cls(upper, lowers)
 
+    def _own(self) -> int:
+        """The container's own layer, open. Raises OSError."""
+        if self._top is None:
+            self._top = _opened(self.upper)
+        return self._top
+
+    def close(self) -> None:
+        """Let the layer go."""
+        if self._top is not None:
+            os.close(self._top)
+            self._top = None
+
+    def look(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+        """The state of each path, and every regular file in the container's own layer, by identity, its content unread.
+
+        Raises OSError where the host can't tell.
+        """
+        paths, walked = tuple(paths), self._walked
+        if walked and not any(map(walked.has, paths)) and walked.holds(self._own()):
+            return tuple(map(self._state_below, paths)), walked.files
+        return self.states(paths), self._elsewhere()  # in this order: what goes away in between is found elsewhere
+
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
-        walked = self._walked if self._walked and self._walked.holds(self.upper) else None
-        with closing(_Folders(self.upper)) as folders:
-            return tuple(
-                self._state_below(path) if walked and not walked.has(path) else self._state(folders, path)
-                for path in paths
-            )
+        with closing(_Folders(self._own())) as folders:
+            return tuple(self._state(folders, path) for path in paths)
 
     def _state(self, folders: _Folders, path: str) -> FileState:
         """The state of a path; one that is another thing between two system calls is looked at again."""
@@ -244,18 +265,17 @@ class LayersLook:
 
     def _walk(self, vanishing: _Vanishing) -> Iterator[_Entry]:
         """What the container's own layer holds, bounded in number and depth."""
-        folder = _opened(self.upper)
+        folder = _opened(".", self._own())
         try:
             yield from islice(_walk_in(folder, "", 0, vanishing), LISTED_PATHS)
         finally:
             os.close(folder)
 
-    def elsewhere(self) -> tuple[FileState, ...]:
-        """Every regular file in the container's own layer, by identity, its content unread."""
-        if self._walked and self._walked.holds(self.upper):
+    def _elsewhere(self) -> tuple[FileState, ...]:
+        if self._walked and self._walked.holds(self._own()):
             return self._walked.files
         began, count, files, tops, vanishing = time.time_ns(), 0, [], set(), _Vanishing()
-        folders = {"": _written(os.stat(self.upper))}
+        folders = {"": _written(os.stat(self._own()))}
         for path, name, folder, found in self._walk(vanishing):
             count += 1
             tops.add(path.split("/", 2)[1])
@@ -286,7 +306,7 @@ def _image_state(layers: tuple[Path, ...], path: str, content_only: bool) -> Fil
 def _state_in_layers(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
     """The state of a path in the first of these layers that says anything of it, or None. Raises OSError."""
     for layer in layers:
-        with closing(_Folders(layer)) as folders:
+        with _layer(layer) as top, closing(_Folders(top)) as folders:
             if state := _state_in(folders, path, content_only=content_only, fixed=True):
                 return state
     return None
@@ -306,6 +326,21 @@ def _state_in(folders: _Folders, path: str, *, content_only: bool, fixed: bool) 
     if _is_whiteout(found):
         return missing(path)
     return _file_state(path, name, folder, found, content_only=content_only, fixed=fixed)
+
+
+@contextmanager
+def _layer(path: Path) -> Iterator[int]:
+    """A layer that is looked into once, open."""
+    top = _opened(path)
+    try:
+        yield top
+    finally:
+        os.close(top)
+
+
+def _stat_of(path: str, top: int) -> os.stat_result:
+    """What stands at a path of a layer ("" is its own folder)."""
+    return os.stat(path[1:], dir_fd=top, follow_symlinks=False) if path else os.stat(top)
 
 
 def _written(folder: os.stat_result) -> tuple[int, ...]:
@@ -372,6 +407,8 @@ def _file_state(
     elif stat.S_ISLNK(found.st_mode):
         target = as_text(os.readlink(name, dir_fd=folder))
     kind = next(kind for test, kind in _KINDS if test(found.st_mode))
+    if target is None and kind is not FileKind.FILE:
+        return _plain_state(path, kind, found.st_mode, found.st_uid, found.st_gid)
     return FileState(
         path=path,
         kind=kind,
@@ -384,6 +421,12 @@ def _file_state(
         identity=identity,
         content=content,
     )
+
+
+@lru_cache(maxsize=1_000)
+def _plain_state(path: str, kind: FileKind, mode: int, uid: int, gid: int) -> FileState:
+    """The state of what has no content, as most folders have it at every look."""
+    return FileState(path=path, kind=kind, mode=stat.S_IMODE(mode), uid=uid, gid=gid)
 
 
 @contextmanager

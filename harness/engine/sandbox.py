@@ -9,7 +9,7 @@ import os
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from posixpath import dirname
 from typing import Any, ParamSpec, TypeVar
@@ -186,7 +186,8 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, T
         yield ArchiveLook(container), None
         return
     merged, first = driver["Data"]["MergedDir"], container.attrs["State"]["Pid"]
-    with file_events().watching(look, merged, spec, container=str(container.id), first=first) as told:
+    watching = file_events().watching(look, merged, spec, container=str(container.id), first=first)
+    with closing(look), watching as told:
         yield look, told
 
 
@@ -236,7 +237,8 @@ class DockerSandbox:
     def _look(self, paths: tuple[str, ...]) -> Looked:
         glimpses, lost, alone = self.told.happened() if self.told else Happened()
         self._events_lost = self._events_lost or lost
-        return Looked(states=self.files.states(paths), strays=self.files.elsewhere(), glimpses=glimpses, alone=alone)
+        states, strays = self.files.look(paths)
+        return Looked(states, strays, glimpses, alone)
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Who opened the watched files so far, or None where nobody could be held."""
