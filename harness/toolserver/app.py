@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, cast, get_type_hints
 
@@ -13,6 +13,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.security.base import SecurityBase
 from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import __version__
@@ -80,18 +83,33 @@ class StraightRoute(APIRoute):
     documented by their signatures.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What serves a request: whoever has no token is sent away before a byte of the body is read."""
-        door, route = cast("Door", self.dependant.dependencies[0].call), self.endpoint
-        message: type[Wire] | None = get_type_hints(route).get("request")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = cast("Door", self.dependant.dependencies[0].call)
+        self._message: type[Wire] | None = get_type_hints(self.endpoint).get("request")
+        self.app = self._serve
 
-        async def handle(sent: Request) -> Response:
-            desk = await door(sent)
-            answer: Wire = await (route(_read(message, await sent.body()), desk) if message else route(desk))
-            content = answer.model_dump_json(exclude_none=self.response_model_exclude_none)
-            return Response(content, media_type="application/json")
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request: whoever has no token is sent away before a byte of the body is read."""
+        sent, message = Request(scope, receive), self._message
+        desk = await self._door(sent)
+        called = self.endpoint(_read(message, await sent.body()), desk) if message else self.endpoint(desk)
+        answer: Wire = await called
+        content = answer.model_dump_json(exclude_none=self.response_model_exclude_none)
+        await Response(content, media_type="application/json")(scope, receive, send)
 
-        return handle
+
+class StraightApp(FastAPI):
+    """A server whose requests pass what its routes need, and nothing else on their way."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What a request passes: bugs are answered with 500, bodies bounded, and failures answered as they should."""
+        answering = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
+        return ServerErrorMiddleware(BoundedBodies(answering))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, of which no telemetry is told."""
+        await Starlette.__call__(self, scope, receive, send)
 
 
 def _read(message: type[Wire], body: bytes) -> Wire:
@@ -126,14 +144,13 @@ class BoundedBodies:
 
 def create_app(desks: Desks) -> FastAPI:
     """The server for these sessions. It has no state of its own."""
-    app = FastAPI(
+    app = StraightApp(
         title="Offswitch tool server",
         version=__version__,
         summary="A shell in one sandbox, and the end of its trial. The bearer token says which trial.",
     )
 
     app.router.route_class = StraightRoute
-    app.add_middleware(BoundedBodies)
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:

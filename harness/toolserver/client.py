@@ -6,8 +6,9 @@ them is left out, which took four fifths of a call's time in the lab.
 
 from __future__ import annotations
 
+import itertools
 import json
-import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -28,10 +29,11 @@ class ToolClient:
 
     app: ASGIApp
     token: str
+    _calls: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False)
 
     async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
         """Run a command. Raises SandboxError when the server refuses."""
-        body = {"cmd": cmd, "thoughts": thoughts, "request_id": uuid.uuid4().hex}
+        body = {"cmd": cmd, "thoughts": thoughts, "request_id": f"{next(self._calls)}"}
         try:
             return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
         except RefusedError as refusal:  # the agent's own doing, so it is told and goes on
