@@ -17,6 +17,7 @@ What the host won't let it do is answered with {"failed": reason}.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import socket
@@ -175,7 +176,8 @@ class Eye:
             if self.gate:
                 words = frozenset().union(*(words_of(state.content or b"") for state in watch.first.values()))
                 programs = set(request["programs"])
-                door = Door(watch.merged, watch.paths, request["container"], request["first"], words, programs)
+                container, first = request["container"], request["first"]
+                door = Door(request["watch"], watch.merged, watch.paths, container, first, words, programs)
                 with suppress(NotAllowedError):
                     self.gate.open(door, root)
                     watch.door = door
@@ -211,7 +213,7 @@ class Eye:
         if self.gate:
             for door, path in self.gate.held():
                 self._look_at_events()
-                watch = next(each for each in self._watches.values() if each.door is door)
+                watch = self._watches[door.name]
                 with self._or_lost(watch):
                     start = door.seen[-1]
                     if start.started and watch.glance(path, start.at_s):
@@ -294,6 +296,7 @@ class Eye:
 
 def main() -> None:
     """Serve until whoever started it hangs up."""
+    gc.freeze()  # the libraries are loaded and stay
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     with socket.socket(fileno=sys.stdin.fileno()) as line, suppress(BrokenPipeError, ConnectionResetError):

@@ -27,6 +27,7 @@ from harness.evidence import Opening
 
 KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
 WORDS, WORD = 16, 300  # of a command line, and of a variable's value, that are kept
+COMMON = 4_096  # characters of an environment that may be met again
 
 _CLASS_CONTENT, _CLOEXEC, _NONBLOCK, _UNLIMITED = 0x04, 0x01, 0x02, 0x10 | 0x20
 _MARK_ADD, _MARK_REMOVE, _DONT_FOLLOW = 0x01, 0x02, 0x04
@@ -34,6 +35,8 @@ _OPEN_PERM, _OPEN_EXEC_PERM = 0x00010000, 0x00040000
 _HELD = _OPEN_PERM | _OPEN_EXEC_PERM
 _ALLOW = 0x01
 _EVENT = struct.Struct("=IBBHQii")
+_READ = 4096  # bytes of events at once
+_NAMESPACE = "ns/pid"
 _RESPONSE = struct.Struct("=iI")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,13 +67,14 @@ class NotAllowedError(OSError):
 
 @dataclass
 class Door:
-    """One sandbox's watched files, and who opened them so far.
+    """One sandbox's watched files, and who opened them so far. ``name`` is that of its watch.
 
     ``words`` are those of the watched files: a function of another name tells nothing. ``programs`` are the paths whose
     readers aren't held. ``readers_go_free``: there were so many that only whoever starts a file is held any more;
     ``lost``: of those, too, there were too many.
     """
 
+    name: str
     merged: str
     paths: frozenset[str]
     container: str
@@ -83,9 +87,15 @@ class Door:
     files: dict[tuple[int, int], str] = field(default_factory=dict)
     executing: tuple[int, str] | None = None
     usual: tuple[dict[str, int], int] = field(init=False)
+    processes: str = field(init=False)  # the name of the container's process namespace
 
     def __post_init__(self) -> None:
         self.usual = _limits(self.first), int(_status(self.first).get("Seccomp_filters", 0))
+        self.processes = _link(self.first, _NAMESPACE)
+
+    def leads_to(self, pid: int) -> bool:
+        """Whether this is a process of the container: one of its first one's namespace is, for sure."""
+        return _link(pid, _NAMESPACE) == self.processes != "" or self.container in _text(pid, "cgroup")
 
 
 class Gate:
@@ -96,7 +106,7 @@ class Gate:
         self.group = _libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_LARGEFILE)
         if self.group < 0:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
-        self._doors: list[Door] = []
+        self._doors: dict[tuple[int, int], Door] = {}  # by device and inode of the files behind them
 
     def fileno(self) -> int:
         """What to poll."""
@@ -104,16 +114,14 @@ class Gate:
 
     def open(self, door: Door, root: Root) -> None:
         """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
-        self._doors.append(door)
         for path in door.paths:
             self.mark(door, root, path)
         if not door.files:
-            self._doors.remove(door)
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
     def mark(self, door: Door, root: Root, path: str) -> None:
         """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
-        if door not in self._doors or door.lost or path not in door.paths:
+        if door.lost or path not in door.paths:
             return
         with suppress(OSError):
             folder, name = root.parent(path)
@@ -121,7 +129,8 @@ class Gate:
             held = _OPEN_EXEC_PERM if door.readers_go_free or path in door.programs else _HELD
             # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
             if stat.S_ISREG(found.st_mode) and self._mark(_MARK_ADD, held, folder, name):
-                door.files[found.st_dev, found.st_ino] = path
+                place = found.st_dev, found.st_ino
+                door.files[place], self._doors[place] = path, door
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
         """Mark the file of that name in a folder, or without a name the open file itself."""
@@ -135,15 +144,16 @@ class Gate:
             for path in door.files.values():
                 with suppress(OSError):
                     self._mark(_MARK_REMOVE, _HELD, *root.parent(path))
+        for place in door.files:
+            if self._doors.get(place) is door:  # another container's file may have the number of one that is gone
+                del self._doors[place]
         door.files.clear()
-        if door in self._doors:
-            self._doors.remove(door)
 
     def held(self) -> Iterator[tuple[Door, str]]:
         """Note and let go whoever is held; yields the door and path while they still stand."""
         while True:
             try:
-                events = os.read(self.group, 4096)
+                events = os.read(self.group, _READ)
             except BlockingIOError:
                 return
             for at in range(0, len(events) - _EVENT.size + 1, _EVENT.size):
@@ -156,11 +166,13 @@ class Gate:
                     with suppress(OSError):  # whoever was held may be gone
                         os.write(self.group, _RESPONSE.pack(file, _ALLOW))
                     os.close(file)
+            if len(events) <= _READ - _EVENT.size:
+                return  # those were all
 
     def _note(self, file: int, mask: int, pid: int) -> Iterator[tuple[Door, str]]:
         found = os.fstat(file)
         place = found.st_dev, found.st_ino
-        door = next((each for each in self._doors if place in each.files), None)
+        door = self._doors.get(place)
         if door is None:
             return
         path = door.files[place]
@@ -168,7 +180,7 @@ class Gate:
         if not executed and door.executing == (pid, path):
             door.executing = None  # the kernel opens what it is about to execute, and says so twice
             return
-        if door.container not in _text(pid, "cgroup"):
+        if not door.leads_to(pid):
             return
         door.executing = (pid, path) if executed and path not in door.programs else None
         if self._too_many(door, file, executed=executed):
@@ -227,7 +239,7 @@ def opening_of(pid: int, path: str, door: Door, *, executed: bool) -> Opening | 
     if not status:
         return None
     usual_limits, usual_filters = door.usual
-    argv, program = _words(pid, "cmdline"), _link(pid, "exe")
+    argv, program = _words_in(_text(pid, "cmdline")), _link(pid, "exe")
     return Opening(
         at_s=time.monotonic(),
         path=path,
@@ -259,7 +271,13 @@ def _environment(pid: int, words: frozenset[str]) -> tuple[tuple[str, str], ...]
 
     Of several of one name the first and the last are kept: some programs obey the one, some the other.
     """
-    pairs = [(name, value) for name, _, value in (word.partition("=") for word in _words(pid, "environ"))]
+    text = _text(pid, "environ")
+    return _telling_in(text, words) if len(text) <= COMMON else _telling_in.__wrapped__(text, words)
+
+
+@lru_cache(maxsize=100)  # most processes of most containers have the same
+def _telling_in(text: str, words: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    pairs = [(name, value) for name, _, value in (word.partition("=") for word in _words_in(text))]
     telling = [(at, name) for at, (name, _) in enumerate(pairs) if _tells(name, words)]
     last = {name: at for at, name in telling}
     first = {name: at for at, name in reversed(telling)}
@@ -272,8 +290,8 @@ def _tells(name: str, words: frozenset[str]) -> bool:
     return function[1] in words | BUILTINS if function else bool(_TELLING.fullmatch(name))
 
 
-def _words(pid: int, name: str) -> list[str]:
-    return _text(pid, name).rstrip("\0").split("\0")
+def _words_in(text: str) -> list[str]:
+    return text.rstrip("\0").split("\0")
 
 
 def _status(pid: int) -> dict[str, str]:
@@ -286,7 +304,7 @@ def _limits(pid: int) -> dict[str, int]:
     return dict(_limits_in(_text(pid, "limits")))
 
 
-@lru_cache(maxsize=100)  # most processes of most containers have the same
+@lru_cache(maxsize=100)  # as above
 def _limits_in(text: str) -> tuple[tuple[str, int], ...]:
     return tuple((_LIMITS[name], int(soft)) for name, soft in _SOFT.findall(text))
 
