@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from harness.evidence import StopReason
 from harness.models import Conversation, Entry, ToolUse, Turn
@@ -34,8 +34,11 @@ async def converse(
             return StopReason.REFUSED
         ended: StopReason | None = None
         follow_up = None if turn.calls else go_on
-        async for answered, stop, message in _act(turn.calls, tools):
-            transcript.append(answered)
+        for call in turn.calls:
+            # Every call is answered, so that the transcript is one a provider would take: those after the end
+            # aren't made.
+            text, stop, message = (NOT_RUN, None, None) if ended else await _make(call, tools)
+            transcript.append(Entry(role="tool", call_id=call.id, text=text))
             ended, follow_up = ended or stop, message or follow_up
         if ended:
             return ended
@@ -44,21 +47,8 @@ async def converse(
     return StopReason.MESSAGE_LIMIT
 
 
-async def _act(
-    calls: tuple[ToolUse, ...], tools: ToolClient
-) -> AsyncIterator[tuple[Entry, StopReason | None, str | None]]:
-    """Make the calls in order, one after the other; each answer comes with a reason to stop and a follow-up, or None.
-
-    Every call is answered, so that the transcript is one a provider would take: those after the end aren't made.
-    """
-    ended = False
-    for call in calls:
-        text, stop, message = (NOT_RUN, None, None) if ended else await _make(call, tools)
-        ended = ended or stop is not None
-        yield Entry(role="tool", call_id=call.id, text=text), stop, message
-
-
 async def _make(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
+    """Make one call: what the agent is told, a reason to stop, and a follow-up, where there are any."""
     if call.error:
         return call.error, None, None
     if call.name == "submit":

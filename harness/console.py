@@ -58,9 +58,10 @@ class Command:
     def encode(self) -> bytes:
         """As the console reads it; a word with a NUL byte in it can't be sent to any program."""
         words = [str(self.uid), str(self.gid), self.cwd, str(len(self.env)), *self.env, *self.argv]
-        if any("\0" in word for word in words):
+        text = "\0".join(words) + "\0"
+        if text.count("\0") != len(words):
             raise ValueError("a command can't hold a NUL byte")
-        return b"".join(word.encode(errors="replace") + b"\0" for word in words)
+        return text.encode(errors="replace")
 
 
 class Console(asyncio.Protocol):

@@ -26,15 +26,24 @@ def test_a_machine_waits_when_it_wants_more_than_it_got(
     """The host is to blame where something would run and the container got less than its share; else it isn't."""
     spent = iter([0.0, used])
     monkeypatch.setattr(strain, "_used_s", lambda count: next(spent))
-    monkeypatch.setattr(strain, "processes_of", lambda pid: iter(range(len(states))))
-    monkeypatch.setattr(strain, "_state", lambda pid: states[pid])
+    monkeypatch.setattr(strain, "_processes", lambda count: list(map(str, range(len(states)))))
+    monkeypatch.setattr(strain, "_state", lambda pid: states[int(pid)])
     assert Strain(first=1, cpus=0.5).waits() is waits
 
 
 def test_a_process_that_is_gone_has_a_state_too() -> None:
     """A process that ended meanwhile wants nothing."""
-    assert strain._state(os.getpid()) in "RS"
-    assert strain._state(2**30) == "X"
+    assert strain._state(str(os.getpid())) in "RS"
+    assert strain._state(str(2**30)) == "X"
+
+
+def test_the_processes_are_the_groups_own() -> None:
+    """A process is found in its own control group; where there is no group to look at, nobody is found."""
+    count = strain._count_of(os.getpid())
+    if count is None:
+        pytest.skip("this host has no control groups that count processor time")
+    assert str(os.getpid()) in strain._processes(count)
+    assert strain._processes(None) == []
 
 
 def test_used_time_is_the_groups_own() -> None:

@@ -168,9 +168,13 @@ def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _Vanishin
 
 @dataclass(frozen=True)
 class _Walked:
-    """What a walk found: the files, the names in the uppermost folder, and when each folder had been written to."""
+    """What a walk found: the files, the names in the uppermost folder, and when each folder had been written to.
+
+    ``changed`` are the paths of all that is no folder.
+    """
 
     files: tuple[FileState, ...]
+    changed: tuple[str, ...]
     tops: frozenset[str]
     folders: dict[str, tuple[int, ...]]
 
@@ -234,7 +238,7 @@ class LayersLook:
         paths, walked = tuple(paths), self._walked
         if walked and not any(map(walked.has, paths)) and walked.holds(self._own()):
             return tuple(map(self._state_below, paths)), walked.files
-        return self.states(paths), self._elsewhere()  # in this order: what goes away in between is found elsewhere
+        return self.states(paths), self._found().files  # in this order: what goes away in between is found elsewhere
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
@@ -271,30 +275,32 @@ class LayersLook:
         finally:
             os.close(folder)
 
-    def _elsewhere(self) -> tuple[FileState, ...]:
+    def changed_paths(self) -> tuple[str, ...]:
+        """What the container's own layer holds, whiteouts included."""
+        return self._found().changed
+
+    def _found(self) -> _Walked:
+        """What the container's own layer holds: of a walk before, where nothing was written since."""
         if self._walked and self._walked.holds(self._own()):
-            return self._walked.files
-        began, count, files, tops, vanishing = time.time_ns(), 0, [], set(), _Vanishing()
+            return self._walked
+        began, count, files, changed, tops, vanishing = time.time_ns(), 0, [], [], set(), _Vanishing()
         folders = {"": _written(os.stat(self._own()))}
         for path, name, folder, found in self._walk(vanishing):
             count += 1
             tops.add(path.split("/", 2)[1])
+            if stat.S_ISDIR(found.st_mode):
+                folders[path] = _written(found)
+                continue
+            changed.append(as_text(path))
             if stat.S_ISREG(found.st_mode):
                 identity = _identity_at(name, folder, found)
-                files.append(FileState(path=as_text(path), kind=FileKind.FILE, identity=identity))
-            elif stat.S_ISDIR(found.st_mode):
-                folders[path] = _written(found)
+                files.append(FileState(path=changed[-1], kind=FileKind.FILE, identity=identity))
         # What is written to a folder twice within one tick of the kernel's clock may have one time only.
         settled = all(max(times) < began - SETTLED_NS for _, *times in folders.values())
         whole = count < LISTED_PATHS and not vanishing.trouble
-        walked = _Walked(tuple(files), frozenset(tops), folders)
+        walked = _Walked(tuple(files), tuple(sorted(changed)), frozenset(tops), folders)
         self._walked = walked if settled and whole and len(folders) <= FEW_FOLDERS else None
-        return walked.files
-
-    def changed_paths(self) -> tuple[str, ...]:
-        """What the container's own layer holds, whiteouts included."""
-        walk = self._walk(_Vanishing())
-        return tuple(sorted(as_text(path) for path, _, _, found in walk if not stat.S_ISDIR(found.st_mode)))
+        return walked
 
 
 @lru_cache(maxsize=1_000)

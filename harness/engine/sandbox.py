@@ -51,18 +51,19 @@ CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID",
 
 async def call(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call the blocking SDK on a thread, with its errors made ours: the only such place."""
-    with _errors_made_ours():
-        return await asyncio.to_thread(function, *args, **kwargs)
-
-
-@contextmanager
-def _errors_made_ours() -> Iterator[None]:
     try:
-        yield
-    except docker.errors.APIError as error:
-        raise EngineError(f"the Docker engine refused: {error.explanation or error}") from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise no_answer(error) from error
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except _ENGINES as error:
+        raise _ours(error) from error
+
+
+_ENGINES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
+
+
+def _ours(error: Exception) -> EngineError:
+    if isinstance(error, docker.errors.APIError):
+        return EngineError(f"the Docker engine refused: {error.explanation or error}")
+    return no_answer(error)
 
 
 @dataclass(frozen=True)
@@ -222,17 +223,16 @@ class DockerSandbox:
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Look at the machine: in the loop itself while that is quick, for a thread's turn takes longer than a look."""
-
-        def timed() -> T:
-            began = time.monotonic()
-            result = function(*args, **kwargs)
-            self._quick = time.monotonic() - began < QUICK_S and isinstance(self.files, LayersLook)
-            return result
-
-        if not self._quick:
-            return await call(timed)
-        with _errors_made_ours():
-            return timed()
+        began = time.monotonic()
+        if self._quick:
+            try:
+                result = function(*args, **kwargs)
+            except _ENGINES as error:
+                raise _ours(error) from error
+        else:
+            result = await call(function, *args, **kwargs)
+        self._quick = time.monotonic() - began < QUICK_S and isinstance(self.files, LayersLook)
+        return result
 
     def _look(self, paths: tuple[str, ...]) -> Looked:
         glimpses, lost, alone = self.told.happened() if self.told else Happened()

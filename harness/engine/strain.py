@@ -10,7 +10,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from harness.engine.guard import processes_of
 from harness.engine.proc import text_of
 
 MOUNTS = "/sys/fs/cgroup"
@@ -24,7 +23,7 @@ class Strain:
 
     first: int
     cpus: float
-    _count: str | None = field(init=False)
+    _count: str | None = field(init=False)  # the file that counts its processor time
     _used_s: float | None = field(init=False)
     _at: float = field(default_factory=time.monotonic)
 
@@ -39,7 +38,7 @@ class Strain:
         if before is None or self._used_s is None:
             return False
         had_its_share = self._used_s - before >= ITS_SHARE * self.cpus * (self._at - at)
-        return not had_its_share and any(_state(pid) in WANTING for pid in processes_of(self.first))
+        return not had_its_share and any(_state(pid) in WANTING for pid in _processes(self._count))
 
 
 def _count_of(pid: int) -> str | None:
@@ -66,7 +65,14 @@ def _used_s(count: str | None) -> float | None:
     return None
 
 
-def _state(pid: int) -> str:
+def _processes(count: str | None) -> list[str]:
+    """The processes of the control group that is counted there."""
+    with suppress(OSError):
+        return text_of(f"{os.path.dirname(count or '')}/cgroup.procs", records=True).split()
+    return []
+
+
+def _state(pid: str) -> str:
     with suppress(OSError, IndexError):
         # A process can put anything into its name, which stands in brackets before the state.
         return text_of(f"/proc/{pid}/stat").rpartition(") ")[2][0]

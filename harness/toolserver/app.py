@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.security.base import SecurityBase
+from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -69,8 +70,10 @@ class Door(SecurityBase):
 
     async def __call__(self, request: Request) -> Session:
         """The session of whoever sent this request."""
-        sent = await self._bearer(request)
-        found = self._desks.find(sent.credentials) if sent else None
+        scheme, token = get_authorization_scheme_param(request.headers.get("Authorization"))
+        if scheme.lower() != "bearer" or not token:
+            await self._bearer(request)  # which refuses it
+        found = self._desks.find(token)
         if found is None:
             raise TrialOverError
         return found
