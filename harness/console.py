@@ -72,16 +72,16 @@ class Console(asyncio.Protocol):
 
     KILL_PATIENCE_S = 3.0
 
-    def __init__(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+    def __init__(self, stream: asyncio.Transport, answer: Answer) -> None:
         self.lost, self._hung_up = asyncio.Event(), asyncio.Event()
-        self._writer, self._answer = writer, answer
+        self._stream, self._answer = stream, answer
         self._came, self._frames = bytearray(), bytearray()
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[CommandResult | None]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
         self._heard, self._ready = asyncio.Event(), False
         self._failure: LabError | None = None
-        writer.transport.set_protocol(self)
+        stream.set_protocol(self)
 
     async def ready(self, limit_s: float) -> None:
         """Wait until the console has said hello. Raises SandboxError when it doesn't."""
@@ -134,12 +134,12 @@ class Console(asyncio.Protocol):
         for task in self._answering.values():
             task.cancel()
         await asyncio.gather(*self._answering.values(), return_exceptions=True)
-        self._writer.close()
+        self._stream.close()
         await self._hung_up.wait()
 
     def _send(self, kind: bytes, number: int, payload: bytes) -> None:
         if not self.lost.is_set():
-            self._writer.write(_HEADER.pack(kind, number, len(payload)) + payload)
+            self._stream.write(_HEADER.pack(kind, number, len(payload)) + payload)
 
     def data_received(self, data: bytes) -> None:
         """Take what the engine hands on, in pieces that begin and end anywhere."""

@@ -62,11 +62,6 @@ class Wire:
         self.sent += data
         self._wrote.set()
 
-    @property
-    def transport(self) -> Wire:
-        """The wire itself."""
-        return self
-
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
         """Tell this one."""
         self.protocol = protocol
@@ -106,7 +101,7 @@ class Wire:
 async def connected(answer: Answer = no_answer) -> AsyncIterator[tuple[Console, Wire]]:
     """A console with its wire."""
     wire = Wire()
-    console = Console(cast("asyncio.StreamWriter", wire), answer)
+    console = Console(cast("asyncio.Transport", wire), answer)
     try:
         yield console, wire
     finally:

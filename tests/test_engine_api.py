@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.engine.api import EngineApi, NotThereError
+from harness.engine.api import EngineApi, NotThereError, by_socket
 from harness.errors import EngineError
 from tests.builders import asynchronous
 
@@ -59,7 +59,7 @@ async def an_engine(folder: Path, says: Says) -> AsyncIterator[tuple[EngineApi, 
     """An engine that says what it is told to, and the way to it."""
     peer, path = Peer(says), str(folder / "s")
     async with await asyncio.start_unix_server(peer.serve, path):
-        yield EngineApi(lambda: asyncio.open_unix_connection(path), "/v1.41"), peer
+        yield EngineApi(by_socket(path), "/v1.41"), peer
         await asyncio.gather(*(each for each in peer.serving if each))
 
 
@@ -116,7 +116,7 @@ async def test_bad_news_is_the_labs_own_error(tmp_path: Path, says: Any, kind: t
 @asynchronous
 async def test_no_engine_is_the_labs_own_error(tmp_path: Path) -> None:
     """Where nobody listens, that is said."""
-    api = EngineApi(lambda: asyncio.open_unix_connection(str(tmp_path / "nobody")), "/v1.41")
+    api = EngineApi(by_socket(str(tmp_path / "nobody")), "/v1.41")
     with pytest.raises(EngineError, match="does not answer"):
         await api.ask("GET", "/x")
 
@@ -126,11 +126,13 @@ async def test_an_attached_stream_is_handed_over(tmp_path: Path) -> None:
     """After the switch of protocols both ends speak freely; an engine that doesn't switch is refused."""
     switched = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
     async with an_engine(tmp_path, lambda head: switched) as (api, peer):
-        reader, writer = await api.attach("c")
+        stream, reader = await api.attach("c"), asyncio.StreamReader()
+        stream.set_protocol(asyncio.StreamReaderProtocol(reader))
+        reader.set_transport(stream)
         assert peer.asked[0].startswith(b"POST /v1.41/containers/c/attach?stdin=1&stdout=1&stderr=1&stream=1 ")
-        writer.write(b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")  # any bytes: this peer happens to understand these
+        stream.write(b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")  # any bytes: this peer happens to understand these
         assert await reader.readexactly(len(switched)) == switched
-        writer.close()
+        stream.close()
 
 
 @asynchronous

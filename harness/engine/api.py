@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 import docker
@@ -22,69 +22,111 @@ import httptools
 
 from harness.errors import EngineError, TooFewFilesError
 
-CHUNK = 1 << 16
-STREAM_LIMIT = 1 << 20
 ANSWER_LIMIT_S = 120.0
 
 Headers = list[tuple[str, str]]
-Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 class NotThereError(EngineError):
     """The engine knows no such thing."""
 
 
+class _Line(asyncio.Protocol):
+    """One connection, which carries one exchange at a time; ``lasting``: it can carry another.
+
+    What arrives is parsed as it comes, without a reader in between that would have to be woken for it.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.lasting = False
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._parts: list[bytes] = []
+
+    async def exchange(self, method: str, target: str, headers: Headers, body: bytes) -> tuple[int, bytes]:
+        """Send one request and take its answer; of one that switches protocols, what came after it. Raises OSError."""
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        loop = asyncio.get_running_loop()
+        self.lasting, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
+        self._answer = loop.create_future()
+        clock = loop.call_later(ANSWER_LIMIT_S, self._fail, TimeoutError())  # a third of what asyncio.timeout takes
+        try:
+            self.transport.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            return await self._answer
+        finally:
+            clock.cancel()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            self.lasting = False  # nothing was asked
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as switched:
+            self._answer.set_result((self._parser.get_status_code(), data[switched.args[0] :]))
+        except httptools.HttpParserError as error:
+            self._fail(error)
+
+    def eof_received(self) -> None:
+        self._fail(ConnectionResetError("the engine hung up"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(error or ConnectionResetError("the engine hung up"))
+
+    def _fail(self, error: Exception) -> None:
+        self.lasting = False
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error)
+
+    # ---- what the parser tells ----
+
+    def on_message_begin(self) -> None:
+        self.lasting = False  # where this isn't the first, nobody asked for it
+
+    def on_body(self, part: bytes) -> None:
+        self._parts.append(part)
+
+    def on_message_complete(self) -> None:
+        if self._answer and not self._answer.done() and not self._parser.should_upgrade():
+            self.lasting = self._parser.should_keep_alive()
+            self._answer.set_result((self._parser.get_status_code(), b"".join(self._parts)))
+
+
+Connect = Callable[[], Awaitable[_Line]]
+
+
+def by_socket(path: str) -> Connect:
+    """The way to an engine that listens on a socket of this host."""
+
+    async def connect() -> _Line:
+        return (await asyncio.get_running_loop().create_unix_connection(_Line, path))[1]
+
+    return connect
+
+
+def by_network(host: str, port: int) -> Connect:
+    """The way to an engine that listens on a port."""
+
+    async def connect() -> _Line:
+        return (await asyncio.get_running_loop().create_connection(_Line, host, port))[1]
+
+    return connect
+
+
 def connector(client: docker.DockerClient) -> Connect:
     """How to reach the engine that an SDK client speaks with. Raises EngineError for one behind TLS or ssh."""
     address = str(client.api.base_url)
     if path := getattr(client.api.get_adapter(address), "socket_path", None):
-        return lambda: asyncio.open_unix_connection(path, limit=STREAM_LIMIT)
+        return by_socket(path)
     parts = urlsplit(address)
     if parts.scheme != "http" or not parts.hostname:
         raise EngineError("an engine over TLS or ssh is not supported yet: forward its socket with ssh -L")
-    return lambda: asyncio.open_connection(parts.hostname, parts.port, limit=STREAM_LIMIT)
-
-
-class _Answer:
-    """What the parser tells of one answer."""
-
-    def __init__(self) -> None:
-        self.parser = httptools.HttpResponseParser(self)
-        self.begun, self.whole, self.lasting = 0, False, False
-        self.parts: list[bytes] = []
-
-    def on_message_begin(self) -> None:
-        self.begun += 1
-
-    def on_body(self, part: bytes) -> None:
-        self.parts.append(part)
-
-    def on_message_complete(self) -> None:
-        self.whole, self.lasting = True, self.parser.should_keep_alive()  # which it knows only now
-
-
-@dataclass
-class _Line:
-    """One connection; ``lasting``: it can carry another exchange."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    lasting: bool = False
-
-    async def exchange(self, method: str, target: str, headers: Headers, body: bytes) -> tuple[int, bytes]:
-        """Send one request and take its answer; of one that switches protocols, what came after it."""
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
-        self.writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
-        answer, self.lasting = _Answer(), False
-        while not answer.whole:
-            if not (data := await self.reader.read(CHUNK)):
-                raise ConnectionResetError("the engine hung up")
-            try:
-                answer.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as switched:
-                return answer.parser.get_status_code(), data[switched.args[0] :]
-        self.lasting = answer.lasting and answer.begun == 1
-        return answer.parser.get_status_code(), b"".join(answer.parts)
+    return by_network(parts.hostname, parts.port or 80)
 
 
 @dataclass
@@ -110,7 +152,7 @@ class EngineApi:
         finally:
             self._users -= 1
             while self._idle and not self._users:
-                self._idle.pop().writer.close()
+                self._idle.pop().transport.close()
 
     async def ask(self, method: str, path: str, /, *, body: Any = None, **query: str) -> Any:
         """One exchange; the answer's JSON, or None where it is empty. Raises EngineError, NotThereError."""
@@ -127,12 +169,15 @@ class EngineApi:
         """Hand over an archive. Raises EngineError, NotThereError."""
         await self._send("PUT", path, query, archive, "application/x-tar")
 
-    async def attach(self, container: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The streams of a container's first process: input to write to, framed output to read. Raises EngineError."""
+    async def attach(self, container: str) -> asyncio.Transport:
+        """The streams of a container's first process: input to write, framed output to come. Raises EngineError.
+
+        It is for the caller to set a protocol that takes what comes.
+        """
         query = {"stdin": "1", "stdout": "1", "stderr": "1", "stream": "1"}
         headers = [("Host", "docker"), ("Connection", "Upgrade"), ("Upgrade", "tcp"), ("Content-Length", "0")]
         with _translated():
-            line = _Line(*await self.connect())
+            line = await self.connect()
             try:
                 target = self._target(f"/containers/{container}/attach", query)
                 status, answer = await line.exchange("POST", target, headers, b"")
@@ -140,33 +185,32 @@ class EngineApi:
                 if status != HTTPStatus.SWITCHING_PROTOCOLS or answer:  # nothing runs yet that could have said a word
                     raise EngineError(f"the Docker engine does not attach to a container: it answers {status}")
             except BaseException:
-                line.writer.close()
+                line.transport.close()
                 raise
-        return line.reader, line.writer
+        return line.transport
 
     async def _send(self, method: str, path: str, query: dict[str, str], data: bytes, kind: str) -> bytes:
         headers = [("Host", "docker"), ("Content-Type", kind), ("Content-Length", str(len(data)))]
         with _translated():
-            line = self._take() or _Line(*await self.connect())
+            line = self._take() or await self.connect()
             kept = False
             try:
-                async with asyncio.timeout(ANSWER_LIMIT_S):
-                    status, answer = await line.exchange(method, self._target(path, query), headers, data)
+                status, answer = await line.exchange(method, self._target(path, query), headers, data)
                 kept = line.lasting and self._users > 0
             finally:
                 if kept:
                     self._idle.append(line)
                 else:
-                    line.writer.close()
+                    line.transport.close()
         return _checked(status, answer)
 
     def _take(self) -> _Line | None:
         """A connection that was kept and that the engine hasn't closed meanwhile."""
         while self._idle:
             line = self._idle.pop()
-            if not line.reader.at_eof():
+            if line.lasting:
                 return line
-            line.writer.close()
+            line.transport.close()
         return None
 
     def _target(self, path: str, query: dict[str, str]) -> str:

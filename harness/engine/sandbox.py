@@ -107,8 +107,7 @@ class DockerSandboxes:
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
         """Attach to the streams of the container's first process, and let it run."""
-        _, writer = await self.api.attach(container)
-        console = Console(writer, answer)
+        console = Console(await self.api.attach(container), answer)
         stack.push_async_callback(console.close)
         await self.api.ask("POST", f"/containers/{container}/start")
         await console.ready(START_LIMIT_S)
