@@ -207,9 +207,13 @@ class Eye:
                 self.inotify.rm_watch(number)
         watch.numbers.clear()
 
-    def look_up(self) -> None:
-        """Look at everything that the kernel has told of so far, then let go whoever it holds."""
-        self._look_at_events()
+    def look_up(self, *, only_held: bool = False) -> None:
+        """Look at everything that the kernel has told of so far, then let go whoever it holds.
+
+        ``only_held``: nothing is known to have happened but that somebody is held.
+        """
+        if not only_held:
+            self._look_at_events()
         if self.gate:
             for door, path in self.gate.held():
                 self._look_at_events()
@@ -305,13 +309,14 @@ def main() -> None:
 
 def serve(eye: Eye, line: socket.socket) -> None:
     """Look and answer, in turn, until nobody asks any more."""
-    poll, waiting = select.poll(), b""
+    poll, waiting, gate = select.poll(), b"", eye.gate.fileno() if eye.gate else None
     for each in (line, eye.inotify, *([eye.gate] if eye.gate else [])):
         poll.register(each, select.POLLIN)
     eye.slate.hand_over(line, eye.inotify.fileno())
     while True:
-        if line.fileno() not in (number for number, _ in poll.poll()):
-            eye.look_up()
+        ready = [number for number, _ in poll.poll()]
+        if line.fileno() not in ready:
+            eye.look_up(only_held=ready == [gate])
             continue
         if not (data := line.recv(1 << 16)):
             return

@@ -237,11 +237,14 @@ class LayersLook:
         """
         paths, walked = tuple(paths), self._walked
         if walked and not any(map(walked.has, paths)) and walked.holds(self._own()):
-            return tuple(map(self._state_below, paths)), walked.files
+            self._look_below(paths)
+            return tuple(self._below[path] for path in paths), walked.files
         return self.states(paths), self._found().files  # in this order: what goes away in between is found elsewhere
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
+        paths = tuple(paths)
+        self._look_below(paths)
         with closing(_Folders(self._own())) as folders:
             return tuple(self._state(folders, path) for path in paths)
 
@@ -250,22 +253,25 @@ class LayersLook:
         for _ in range(ATTEMPTS):
             try:
                 # The container's own layer has the first word, and mostly has none.
-                return _state_in(folders, path, content_only=self.content_only, fixed=False) or self._state_below(path)
+                return _state_in(folders, path, content_only=self.content_only, fixed=False) or self._below[path]
             except OSError as error:
                 _raise_if_ours(error)
                 folders.close()
         return missing(path)
 
-    def _state_below(self, path: str) -> FileState:
-        """What there is at a path below the container's own layer: nobody can write there, so it is looked up once.
+    def _look_below(self, paths: tuple[str, ...]) -> None:
+        """Look at what there is below the container's own layer: nobody can write there, so it is looked up once.
 
         The uppermost of the other layers is made for this container; those below are an image's, and many have them.
         """
-        if path not in self._below:
-            (made, *image), only = self.lowers, self.content_only
-            state = _state_in_layers((made,), path, only) or _image_state(tuple(image), path, only)
-            self._below[path] = state or missing(path)
-        return self._below[path]
+        if not (unknown := [path for path in paths if path not in self._below]):
+            return
+        (made, *others), only = self.lowers, self.content_only
+        image = ":".join(map(str, others))
+        with _layer(made) as top, closing(_Folders(top)) as folders:
+            for path in unknown:
+                state = _state_in(folders, path, content_only=only, fixed=True) or _image_state(image, path, only)
+                self._below[path] = state or missing(path)
 
     def _walk(self, vanishing: _Vanishing) -> Iterator[_Entry]:
         """What the container's own layer holds, bounded in number and depth."""
@@ -304,14 +310,12 @@ class LayersLook:
 
 
 @lru_cache(maxsize=1_000)
-def _image_state(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
-    """What an image has at a path: no container can write to it, so it is looked up once."""
-    return _state_in_layers(layers, path, content_only)
+def _image_state(layers: str, path: str, content_only: bool) -> FileState | None:
+    """What an image has at a path: no container can write to it, so it is looked up once. Raises OSError.
 
-
-def _state_in_layers(layers: tuple[Path, ...], path: str, content_only: bool) -> FileState | None:
-    """The state of a path in the first of these layers that says anything of it, or None. Raises OSError."""
-    for layer in layers:
+    ``layers`` are as overlayfs has them, the uppermost first: that which says anything of the path has the word.
+    """
+    for layer in filter(None, layers.split(":")):
         with _layer(layer) as top, closing(_Folders(top)) as folders:
             if state := _state_in(folders, path, content_only=content_only, fixed=True):
                 return state
@@ -335,7 +339,7 @@ def _state_in(folders: _Folders, path: str, *, content_only: bool, fixed: bool) 
 
 
 @contextmanager
-def _layer(path: Path) -> Iterator[int]:
+def _layer(path: str | Path) -> Iterator[int]:
     """A layer that is looked into once, open."""
     top = _opened(path)
     try:

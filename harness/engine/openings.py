@@ -311,12 +311,14 @@ def _limits_in(text: str) -> tuple[tuple[str, int], ...]:
 
 def _text(pid: int, name: str) -> str:
     """A file of a process; nothing where it is gone."""
-    with suppress(OSError):
+    try:
         return text_of(f"/proc/{pid}/{name}")
-    return ""
+    except OSError:
+        return ""
 
 
 def _link(pid: int, name: str) -> str:
-    with suppress(OSError):
+    try:
         return os.fsencode(os.readlink(f"/proc/{pid}/{name}")).decode(errors="backslashreplace")
-    return ""
+    except OSError:
+        return ""

@@ -7,6 +7,7 @@ for thrice as much. What is read was chosen by a hostile process where it could 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 READ_BYTES = 8 << 20  # more than the kernel lets a process have in arguments and variables (execve(2))
 _AT_ONCE = 16 << 10
@@ -18,14 +19,20 @@ def text_of(path: str, *, records: bool = False) -> str:
     A read that gives less than there was room for has reached the end, unless the file is made up in ``records``: the
     kernel then stops before one that doesn't fit into a page.
     """
-    parts, left = [], READ_BYTES
     fd = os.open(path, os.O_RDONLY)
     try:
-        while left > 0 and (part := os.read(fd, _AT_ONCE)):
-            parts.append(part)
-            left -= len(part)
-            if len(part) < _AT_ONCE and not records:
-                break
+        text = os.read(fd, _AT_ONCE)
+        if text and (records or len(text) == _AT_ONCE):
+            text += b"".join(_rest(fd, records=records))
     finally:
         os.close(fd)
-    return b"".join(parts).decode(errors="backslashreplace")
+    return text.decode(errors="backslashreplace")
+
+
+def _rest(fd: int, *, records: bool) -> Iterator[bytes]:
+    left = READ_BYTES - _AT_ONCE
+    while left > 0 and (part := os.read(fd, _AT_ONCE)):
+        yield part
+        left -= len(part)
+        if len(part) < _AT_ONCE and not records:
+            return
