@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from urllib.parse import urlencode, urlsplit
 
 import docker
 import httptools
+import msgspec
 
 from harness.errors import EngineError, TooFewFilesError
 
@@ -156,14 +156,14 @@ class EngineApi:
 
     async def ask(self, method: str, path: str, /, *, body: Any = None, **query: str) -> Any:
         """One exchange; the answer's JSON, or None where it is empty. Raises EngineError, NotThereError."""
-        data = b"" if body is None else json.dumps(body).encode()
+        data = b"" if body is None else msgspec.json.encode(body)
         answer = await self._send(method, path, query, data, "application/json")
-        return json.loads(answer) if answer else None
+        return msgspec.json.decode(answer) if answer else None
 
     async def lines(self, path: str, /, **query: str) -> list[Any]:
         """One exchange whose answer is JSON, one object a line. Raises EngineError, NotThereError."""
         answer = await self._send("GET", path, query, b"", "application/json")
-        return [json.loads(line) for line in answer.splitlines() if line]
+        return [msgspec.json.decode(line) for line in answer.splitlines() if line]
 
     async def put(self, path: str, archive: bytes, /, **query: str) -> None:
         """Hand over an archive. Raises EngineError, NotThereError."""
@@ -236,7 +236,7 @@ def _checked(status: int, answer: bytes) -> bytes:
     if status < HTTPStatus.BAD_REQUEST:
         return answer
     try:
-        reason = str(json.loads(answer)["message"])
+        reason = str(msgspec.json.decode(answer)["message"])
     except (ValueError, KeyError, TypeError):
         reason = answer[:200].decode(errors="replace") or str(status)
     kind = NotThereError if status == HTTPStatus.NOT_FOUND else EngineError

@@ -74,8 +74,10 @@ class Watch:
 
     def glance(self, path: str, at: float) -> bool:
         """Keep what stands at a path while somebody who starts it is held, unless nobody ever touched it."""
+        if len(self.seen) >= KEPT or (path not in self.touched and self.look.untouched(path)):
+            return False
         (state,) = self.look.states([path])
-        if len(self.seen) >= KEPT or (path not in self.touched and state == self.first[path]):
+        if path not in self.touched and state == self.first[path]:
             return False
         self._keep(Glimpse(at=at, state=state, started=True))
         return True

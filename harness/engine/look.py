@@ -178,15 +178,19 @@ class _Walked:
     tops: frozenset[str]
     folders: dict[str, tuple[int, ...]]
 
-    def has(self, path: str) -> bool:
-        """Whether the layer may have anything to say of a path."""
-        return path.split("/", 2)[1] in self.tops
+    def has_any(self, paths: tuple[str, ...]) -> bool:
+        """Whether the layer may have anything to say of one of these paths."""
+        return not self.tops.isdisjoint([path.split("/", 2)[1] for path in paths])
 
     def holds(self, top: int) -> bool:
         """Whether no folder has been written to since: what there is is written nowhere else."""
-        with suppress(OSError):
-            return all(_written(_stat_of(path, top)) == then for path, then in self.folders.items())
-        return False
+        try:
+            for path, then in self.folders.items():
+                if _written(_stat_of(path, top)) != then:
+                    return False
+        except OSError:
+            return False
+        return True
 
 
 @dataclass
@@ -236,10 +240,21 @@ class LayersLook:
         Raises OSError where the host can't tell.
         """
         paths, walked = tuple(paths), self._walked
-        if walked and not any(map(walked.has, paths)) and walked.holds(self._own()):
+        if walked and not walked.has_any(paths) and walked.holds(self._own()):
             self._look_below(paths)
             return tuple(self._below[path] for path in paths), walked.files
         return self.states(paths), self._found().files  # in this order: what goes away in between is found elsewhere
+
+    def untouched(self, path: str) -> bool:
+        """Whether nothing of a path was ever written, for all that the uppermost folder's name tells. Raises OSError.
+
+        What is written to a file, through whatever name or mapping, is written to a copy in the container's own layer.
+        """
+        try:
+            os.stat(path.split("/", 2)[1], dir_fd=self._own(), follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return False
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, as the container sees it. Raises OSError where the host can't tell."""

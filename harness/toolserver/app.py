@@ -183,4 +183,5 @@ def create_app(desks: Desks) -> FastAPI:
         """How the trial stands."""
         return desk.status()
 
+    app.router.routes.sort(key=lambda each: not isinstance(each, StraightRoute))  # they are looked through in order
     return app
