@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.engine.eye import KEPT_BYTES
+from harness.engine.eye_words import EyeAnswer
 from harness.errors import SandboxError
 from harness.evidence import FileKind
 from harness.sandbox import Looked
@@ -65,7 +66,7 @@ def test_who_asks_after_the_end_is_told_and_harms_nobody(eyed: Box) -> None:
     with pytest.raises(SandboxError):
         told.happened()
     assert told.openings() is None
-    assert told.ask(drop=told.name) == {}
+    assert told.ask(drop=told.name) == EyeAnswer()
 
 
 @pytest.mark.parametrize(

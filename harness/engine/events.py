@@ -12,26 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
 
 import msgspec
 
+from harness.engine.eye_words import EyeAnswer, Happened
 from harness.engine.look import LayersLook
 from harness.engine.slate import SlateReader
 from harness.environment import without_keys
 from harness.errors import SandboxError
 from harness.evidence import Opening
-from harness.sandbox import Glimpse, MachineSpec
+from harness.sandbox import MachineSpec
 
-Ask = Callable[..., dict[str, Any]]
-
-
-class Happened(NamedTuple):
-    """Glimpses in their order, whether there were more than the eye could keep, and as in ``Looked.alone``."""
-
-    glimpses: tuple[Glimpse, ...] = ()
-    lost: bool = False
-    alone: frozenset[str] | None = None
+Ask = Callable[..., EyeAnswer]
 
 
 @dataclass(frozen=True)
@@ -40,25 +32,22 @@ class Told:
 
     ask: Ask
     name: str
-    paths: frozenset[str]
+    nothing: Happened
     slate: SlateReader
     place: int
 
     def happened(self) -> Happened:
         """What happened since this was last asked."""
         if self.slate.quiet(self.place):
-            return Happened(alone=self.paths)
-        answer = self.ask(take=self.name)
-        if not answer:
+            return self.nothing
+        happened = self.ask(take=self.name).happened
+        if happened is None:
             raise SandboxError("the machine is no longer watched")
-        glimpses = tuple(Glimpse.model_validate(each) for each in answer["glimpses"])
-        alone = answer["alone"]
-        return Happened(glimpses, answer["lost"], None if alone is None else frozenset(alone))
+        return happened
 
     def openings(self) -> tuple[Opening, ...] | None:
         """Who opened them so far, or None where nobody could be held."""
-        answer = self.ask(openings=self.name)["openings"]
-        return None if answer is None else tuple(Opening.model_validate(each) for each in answer)
+        return self.ask(openings=self.name).openings
 
 
 class FileEvents:
@@ -92,19 +81,19 @@ class FileEvents:
         with self._slate.place() as place:
             try:
                 self._ask(watch=name, place=place, **where, **what)
-                yield Told(self._ask, name, frozenset(spec.watched), self._slate, place)
+                yield Told(self._ask, name, Happened(alone=frozenset(spec.watched)), self._slate, place)
             finally:
                 self._ask(drop=name)
 
-    def _ask(self, **request: object) -> dict[str, Any]:
+    def _ask(self, **request: object) -> EyeAnswer:
         with self._turn:
             try:
                 self._line.sendall(msgspec.json.encode(request) + b"\n")
-                answer: dict[str, Any] = msgspec.json.decode(self._answers.readline())
+                answer = EyeAnswer.model_validate_json(self._answers.readline())
             except (OSError, ValueError) as error:
                 raise SandboxError("the process that watches for file events is gone") from error
-        if "failed" in answer:
-            raise SandboxError(f"the host doesn't let the lab watch files: {answer['failed']}")
+        if answer.failed is not None:
+            raise SandboxError(f"the host doesn't let the lab watch files: {answer.failed}")
         return answer
 
     def close(self) -> None:

@@ -4,15 +4,13 @@ It has a process of its own, with all the priority it can get, so that nothing e
 What is done and undone within one tool call leaves a trace here: a removal or a rename is certain, for the event
 itself says it; a changed mode or content is seen when it lasts until the eye has looked, well under a millisecond.
 
-One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end), and a slate
-that says whether there is anything to ask for (harness/engine/slate.py):
+One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end, eye_words.py
+has the answers), and a slate that says whether there is anything to ask for (harness/engine/slate.py):
   {"watch": id, "place": place on the slate, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path],
-   "programs": [path], "container": id, "first": pid} -> {}
-  {"take": id} -> {"glimpses": [...], "lost": bool, "alone": [path] or null}     what happened since it was last taken;
-                                                                                 {} where it is watched no more
-  {"openings": id} -> {"openings": [...] or null}        who opened the watched files so far, where that is known
-  {"drop": id} -> {}
-What the host won't let it do is answered with {"failed": reason}.
+   "programs": [path], "container": id, "first": pid}
+  {"take": id}        what happened since it was last taken; nothing where it is watched no more
+  {"openings": id}    who opened the watched files so far, where that is known
+  {"drop": id}
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ import msgspec
 from inotify_simple import Event, INotify, flags
 
 from harness.bypass import words_of
+from harness.engine.eye_words import EyeAnswer, Happened
 from harness.engine.hands import Hands
 from harness.engine.look import LayersLook, as_text, missing
 from harness.engine.openings import Door, Gate, NotAllowedError, Root
@@ -130,7 +129,7 @@ class Eye:
         self._watches: dict[str, Watch] = {}
         self._folders: dict[int, tuple[Watch, str]] = {}
 
-    def obey(self, request: dict[str, Any]) -> dict[str, Any]:
+    def obey(self, request: dict[str, Any]) -> EyeAnswer:
         """Do what is asked, after everything that happened before."""
         self.look_up()
         if "watch" in request:
@@ -147,23 +146,22 @@ class Eye:
         elif "openings" in request:
             asked = self._watches.get(request["openings"])
             known = asked.door if asked and asked.door and not asked.door.lost else None
-            return {"openings": known and [each.model_dump(mode="json") for each in known.seen]}
+            return EyeAnswer(openings=tuple(known.seen) if known else None)
         elif taken := self._watches.get(request["take"]):
-            return self._take(taken)
-        return {}
+            return EyeAnswer(happened=self._take(taken))
+        return EyeAnswer()
 
-    def _take(self, watch: Watch) -> dict[str, Any]:
+    def _take(self, watch: Watch) -> Happened:
         """Hand over what was seen, and look again where a flood had closed the eye."""
         alone = watch.hands.alone() if watch.hands else None
-        glimpses = [each.model_dump(mode="json") for each in watch.seen]
-        answer = {"glimpses": glimpses, "lost": watch.lost, "alone": None if alone is None else sorted(alone)}
+        happened = Happened(glimpses=tuple(watch.seen), lost=watch.lost, alone=alone)
         watch.seen = []
         self.slate.clear(watch.place)
         if watch.lost:
             watch.lost = False
             with closing(Root(watch.merged)) as root:
                 self._open(watch, root)
-        return answer
+        return happened
 
     def _watch(self, request: dict[str, Any]) -> None:
         look = LayersLook(Path(request["upper"]), tuple(map(Path, request["lowers"])), content_only=True)
@@ -327,8 +325,8 @@ def serve(eye: Eye, line: socket.socket) -> None:
             try:
                 answer = eye.obey(msgspec.json.decode(request))
             except OSError as error:
-                answer = {"failed": str(error)}
-            line.sendall(msgspec.json.encode(answer) + b"\n")
+                answer = EyeAnswer(failed=str(error))
+            line.sendall(answer.model_dump_json(exclude_none=True).encode() + b"\n")
 
 
 if __name__ == "__main__":

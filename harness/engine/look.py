@@ -214,13 +214,14 @@ class LayersLook:
         data = graph_driver.get("Data")
         if graph_driver.get("Name") != "overlay2" or not isinstance(data, dict):
             return None
-        upper, lowers = Path(data["UpperDir"]), tuple(Path(p) for p in data["LowerDir"].split(":"))
+        upper, (made, *image) = data["UpperDir"], data["LowerDir"].split(":")
         try:
             os.getxattr(upper, ORIGIN)
         except OSError as error:
-            readable = error.errno != 1 and all(os.access(p, os.R_OK | os.X_OK) for p in (upper, *lowers))
-            return cls(upper, lowers) if readable and os.geteuid() == 0 else None
-        return cls(upper, lowers)
+            readable = error.errno != errno.EPERM and all(map(_readable, (upper, made))) and _image_readable(*image)
+            if not readable or os.geteuid() != 0:
+                return None
+        return cls(Path(upper), tuple(map(Path, (made, *image))))
 
     def _own(self) -> int:
         """The container's own layer, open. Raises OSError."""
@@ -324,6 +325,15 @@ class LayersLook:
         return walked
 
 
+def _readable(layer: str) -> bool:
+    return os.access(layer, os.R_OK | os.X_OK)
+
+
+@lru_cache(maxsize=100)  # many containers have the same
+def _image_readable(*layers: str) -> bool:
+    return all(map(_readable, layers))
+
+
 @lru_cache(maxsize=1_000)
 def _image_state(layers: str, path: str, content_only: bool) -> FileState | None:
     """What an image has at a path: no container can write to it, so it is looked up once. Raises OSError.
@@ -421,7 +431,8 @@ def _file_state(
     """The state of what ``found`` is of. Raises OSError where it is another thing by now."""
     digest = content = target = identity = None
     if stat.S_ISREG(found.st_mode):
-        with _file(name, folder) as fd:
+        fd = _file(name, folder)
+        try:
             found = os.fstat(fd)  # of the very file that is read
             if not stat.S_ISREG(found.st_mode):
                 raise FileNotFoundError(path)
@@ -429,6 +440,8 @@ def _file_state(
                 read = partial(os.read, fd)
                 digest, content = _fixed_digest(read, found) if fixed else digest_of(read, found.st_size)
             identity = _identity(fd, found)
+        finally:
+            os.close(fd)
     elif stat.S_ISLNK(found.st_mode):
         target = as_text(os.readlink(name, dir_fd=folder))
     kind = next(kind for test, kind in _KINDS if test(found.st_mode))
@@ -454,19 +467,18 @@ def _plain_state(path: str, kind: FileKind, mode: int, uid: int, gid: int) -> Fi
     return FileState(path=path, kind=kind, mode=stat.S_IMODE(mode), uid=uid, gid=gid)
 
 
-@contextmanager
-def _file(name: str, folder: int) -> Iterator[int]:
-    """What stands under a name, open to be read: without blocking, for what was a file may be a pipe by now."""
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _file(name: str, folder: int) -> int:
+    """Open what stands under a name: without blocking, for what was a file may be a pipe by now. Raises OSError."""
+    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
 
 def _identity_at(name: str, folder: int, found: os.stat_result) -> str:
-    with suppress(OSError), _file(name, folder) as fd:
-        return _identity(fd, found)
+    with suppress(OSError):
+        fd = _file(name, folder)
+        try:
+            return _identity(fd, found)
+        finally:
+            os.close(fd)
     return f"inode:{found.st_ino}"
 
 

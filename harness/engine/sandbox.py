@@ -22,7 +22,8 @@ from docker.models.containers import Container
 from harness.console import Answer, Command, CommandResult, Console
 from harness.engine.api import EngineApi, no_answer
 from harness.engine.archive import ArchiveLook
-from harness.engine.events import Happened, Told, file_events
+from harness.engine.events import Told, file_events
+from harness.engine.eye_words import Happened
 from harness.engine.guard import DiskGuard, Guarded
 from harness.engine.look import LayersLook, Look
 from harness.engine.owner import owner_labels
@@ -203,11 +204,14 @@ class DockerSandbox:
     told: Told | None
     disk: Guarded | None = None
     _quick: bool = field(init=False)  # whether the last look was
+    _env: tuple[str, ...] = field(init=False)  # what a login shell of the agent's begins with
     _events_lost: bool = field(default=False, init=False)
     _stopped_by_lab: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._quick = isinstance(self.files, LayersLook)
+        home, user = self.spec.home, self.spec.user
+        self._env = (f"PATH={PATH}", f"HOME={home}", f"USER={user}", f"LOGNAME={user}", "LANG=C.UTF-8")
 
     @property
     def watch(self) -> str:
@@ -234,10 +238,10 @@ class DockerSandbox:
         return result
 
     def _look(self, paths: tuple[str, ...]) -> Looked:
-        glimpses, lost, alone = self.told.happened() if self.told else Happened()
-        self._events_lost = self._events_lost or lost
+        happened = self.told.happened() if self.told else Happened()
+        self._events_lost = self._events_lost or happened.lost
         states, strays = self.files.look(paths)
-        return Looked(states, strays, glimpses, alone)
+        return Looked(states, strays, happened.glimpses, happened.alone)
 
     async def openings(self) -> tuple[Opening, ...] | None:
         """Who opened the watched files so far, or None where nobody could be held."""
@@ -245,16 +249,8 @@ class DockerSandbox:
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
-        spec = self.spec
-        env = (
-            f"PATH={PATH}",
-            f"HOME={spec.home}",
-            f"USER={spec.user}",
-            f"LOGNAME={spec.user}",
-            "LANG=C.UTF-8",
-        )
-        argv = ("/bin/bash", "--login", "-c", cmd)
-        return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, env, limit_s))
+        argv, spec = ("/bin/bash", "--login", "-c", cmd), self.spec
+        return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, self._env, limit_s))
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` as root with a clean environment."""
