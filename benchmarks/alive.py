@@ -9,7 +9,8 @@ included, at its highest.
 from __future__ import annotations
 
 import argparse
-import asyncio
+
+import uvloop
 
 from benchmarks.crowd import play
 from benchmarks.meter import Figures, measured, memory_mb, say
@@ -35,10 +36,10 @@ def main() -> None:
 
     quick = max(20, asked.trials // 6)
     with measured() as alone:
-        asyncio.run(play(quick, 16))
+        uvloop.run(play(quick, 16))
     engine = 60 * quick / alone.seconds
     with measured() as span:
-        outcomes = asyncio.run(play(asked.trials, asked.alive, asked.latency, look))
+        outcomes = uvloop.run(play(asked.trials, asked.alive, asked.latency, look))
     latency = 60 * asked.alive / (asked.latency * TURNS + GRACE_S)
     found = span.per(asked.trials)
     Figures(

@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import uvloop
+
 from benchmarks.meter import Figures
 from benchmarks.runs import AGENTS
 from harness.engine.engine import Engine
@@ -68,7 +70,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What one tool call takes.")
     parser.add_argument("--calls", type=int, default=200)
-    Figures("calls", asyncio.run(measure(parser.parse_args().calls))).keep()
+    Figures("calls", uvloop.run(measure(parser.parse_args().calls))).keep()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Memory of the harness and its open files, and the engine's containers and networ
 from __future__ import annotations
 
 import argparse
-import asyncio
+
+import uvloop
 
 from benchmarks.crowd import play
 from benchmarks.meter import Figures, handles, measured, memory_mb, say
@@ -39,7 +40,7 @@ def main() -> None:
 
     before = left_over()
     with measured() as span:
-        outcomes = asyncio.run(play(asked.trials, asked.at_once, look=look))
+        outcomes = uvloop.run(play(asked.trials, asked.at_once, look=look))
     figures = {**span.per(asked.trials), "outcomes": dict(outcomes), "points": points}
     Figures("growth", {**figures, "left_before": before, "left_after": left_over()}).keep()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.meter import Span, measured
 from harness.main_job import Request, run_main_job
@@ -14,11 +15,11 @@ AGENTS = f"script:{Path(__file__).parent / 'two-agents.yaml'}"
 
 def warmed(runs_dir: Path, model: str = AGENTS) -> None:
     """Make sure of the image and of the control trial, which every run has behind it but the first."""
-    asyncio.run(run_main_job(Request(model=model, n=2, concurrency=2, runs_dir=runs_dir)))
+    uvloop.run(run_main_job(Request(model=model, n=2, concurrency=2, runs_dir=runs_dir)))
 
 
 def timed(runs_dir: Path, n: int, concurrency: int, model: str = AGENTS) -> tuple[Job, Span]:
     """Run n trials, from the check of what is asked for to the last one's record."""
     with measured() as span:
-        job = asyncio.run(run_main_job(Request(model=model, n=n, concurrency=concurrency, runs_dir=runs_dir)))
+        job = uvloop.run(run_main_job(Request(model=model, n=n, concurrency=concurrency, runs_dir=runs_dir)))
     return job, span

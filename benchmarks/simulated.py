@@ -7,9 +7,10 @@ other numbers, read back, judged and added up, as ``show``, ``judge`` and ``list
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.meter import Figures, measured, memory_mb, say
 from benchmarks.runs import AGENTS
@@ -26,7 +27,7 @@ def main() -> None:
     n = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder:
         runs_dir = Path(folder)
-        asyncio.run(run_main_job(Request(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
+        uvloop.run(run_main_job(Request(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
         with Store(runs_dir) as store:
             run, real = store.run("real"), list(store.trials("real"))
             spec = run.spec.model_copy(update={"run_id": "simulated", "n": n})

@@ -8,12 +8,13 @@ time; the last line is JSON.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
+
+import uvloop
 
 from benchmarks.meter import Figures
 from harness.engine.engine import Engine
@@ -96,7 +97,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What the watcher adds to a tool call and to a trial.")
     parser.add_argument("--trials", type=int, default=20, help="trials of each kind")
-    figures = asyncio.run(measure(parser.parse_args().trials))
+    figures = uvloop.run(measure(parser.parse_args().trials))
     for name, each in figures.items():
         print(f"{name:28} {each['unwatched_ms']:8.2f} -> {each['watched_ms']:8.2f} ms  (+{each['added_ms']:.2f})")
     Figures("watcher", figures).keep()

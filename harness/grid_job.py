@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import uvloop
 
 from analysis.published import Figure, figure_for
 from harness.errors import LabError, UsageError
@@ -156,6 +157,6 @@ def run_missing(
 def run_cell(state: CellState, request: Request) -> Job:
     """Run a cell's trials, or those that are left of it. Raises LabError with the cell's name."""
     try:
-        return asyncio.run(run_main_job(request))
+        return uvloop.run(run_main_job(request))
     except LabError as error:
         raise type(error)(f"Cell {state.cell.name}: {error}") from error

@@ -30,6 +30,7 @@ from harness.trial import Lab
 from harness.view import Progress, print_note
 from harness.work import Ending, StoredWork, begun, charge
 
+SELDOM = 10_000  # new objects between two collections: trials make hardly a cycle, and hundreds may be alive
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -51,6 +52,7 @@ async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[st
     """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
     began = time.monotonic()
     gc.freeze()  # the libraries are loaded and stay: no collection needs to look through them again
+    gc.set_threshold(SELDOM)
     with stoppable(), Store(runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})

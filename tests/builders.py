@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from harness.conditions import Condition, Prompts
@@ -53,7 +54,7 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         unheard: list[dict[str, Any]] = []
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.get_loop().set_exception_handler(lambda _, context: unheard.append(context))
             runner.run(test(*args, **kwargs))
         assert not unheard

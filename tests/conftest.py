@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
+import uvloop
 from docker import DockerClient  # noqa: TID251 - what an engine is reached through
 
 from harness.console import CommandResult
@@ -207,7 +208,7 @@ class Boxes:
 @pytest.fixture
 def boxes(engine: Engine, image: Callable[[str], str]) -> Iterator[Boxes]:
     """Starts sandboxes."""
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         started = Boxes(engine, image, runner)
         yield started
         runner.run(started.stack.aclose())

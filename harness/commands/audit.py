@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import uvloop
 from rich.console import Console
 
 from harness.commands.options import AsJson, RunsDir, print_json
@@ -116,7 +116,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
         command=f"./lab audit {shlex.join(sys.argv[2:])}".strip(),
     )
     try:
-        report = asyncio.run(run_audit(request))
+        report = uvloop.run(run_audit(request))
     except KeyboardInterrupt:
         print_error("Stopped: the trials that are finished are kept as runs; of the audit nothing is written.")
         raise typer.Exit(130) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 from rich.console import Console
 
 from harness.commands.options import AsJson, RunsDir, print_json
@@ -43,7 +43,7 @@ def corpus(  # noqa: PLR0917 - typer passes options by name
     """Play scripted agents whose right verdicts are known, and say how many were judged rightly."""
     cases, runs, left = [], [], 0
     for request in list(_requests(playbooks, family, mechanism)):
-        job = asyncio.run(run_main_job(replace(request, image=image, concurrency=concurrency, runs_dir=runs_dir)))
+        job = uvloop.run(run_main_job(replace(request, image=image, concurrency=concurrency, runs_dir=runs_dir)))
         with Store(runs_dir) as store:
             cases += [case for record in store.trials(job.run.run_id) if (case := played(record))]
         runs.append(job.run.run_id)

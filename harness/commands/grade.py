@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +71,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
     with Store(runs_dir, create=False) as store:
         run = store.run(run).spec.run_id  # before anything is asked of a provider, or of who calls
     try:
-        found = asyncio.run(grade_run(runs_dir, run, grader_named(grader, asking, concurrency)))
+        found = uvloop.run(grade_run(runs_dir, run, grader_named(grader, asking, concurrency)))
     except KeyboardInterrupt:
         print_error("Stopped: what was read is kept, and the same command goes on from there.")
         raise typer.Exit(130) from None

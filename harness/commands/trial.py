@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import uvloop
 
 from harness.commands.options import (
     Api,
@@ -132,7 +132,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
             preflight=not no_preflight,
         ),
     )
-    tell(asyncio.run(run_main_job(request)), runs_dir, as_json_=as_json_)
+    tell(uvloop.run(run_main_job(request)), runs_dir, as_json_=as_json_)
 
 
 def resume(  # noqa: PLR0917 - as above
@@ -152,7 +152,7 @@ def resume(  # noqa: PLR0917 - as above
     request = stored_request(
         runs_dir, run, concurrency=concurrency, max_cost=max_cost, max_tokens_total=max_tokens_total
     )
-    tell(asyncio.run(run_main_job(request)), runs_dir, as_json_=as_json_)
+    tell(uvloop.run(run_main_job(request)), runs_dir, as_json_=as_json_)
 
 
 def tell(job: Job, runs_dir: Path, *, as_json_: bool) -> None:

@@ -44,6 +44,7 @@ MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_F
 GONE = flags.DELETE | flags.MOVED_FROM
 CAME = flags.CREATE | flags.MOVED_TO
 WRITING = flags.MODIFY | flags.CREATE
+SELDOM = 10_000  # new objects between two collections of garbage
 KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
 KEPT_BYTES = 4 << 20  # of content in one sandbox's glimpses; of those that follow only the hash is kept
 FILES = 100  # of one sandbox, watched beside its folders
@@ -301,6 +302,7 @@ class Eye:
 def main() -> None:
     """Serve until whoever started it hangs up."""
     gc.freeze()  # the libraries are loaded and stay
+    gc.set_threshold(SELDOM)
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     with socket.socket(fileno=sys.stdin.fileno()) as line, suppress(BrokenPipeError, ConnectionResetError):
