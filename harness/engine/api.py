@@ -24,8 +24,6 @@ from harness.errors import EngineError, TooFewFilesError
 
 ANSWER_LIMIT_S = 120.0
 
-Headers = list[tuple[str, str]]
-
 
 class NotThereError(EngineError):
     """The engine knows no such thing."""
@@ -45,15 +43,14 @@ class _Line(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
 
-    async def exchange(self, method: str, target: str, headers: Headers, body: bytes) -> tuple[int, bytes]:
+    async def exchange(self, request: str, body: bytes = b"") -> tuple[int, bytes]:
         """Send one request and take its answer; of one that switches protocols, what came after it. Raises OSError."""
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         loop = asyncio.get_running_loop()
         self.lasting, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
         self._answer = loop.create_future()
         clock = loop.call_later(ANSWER_LIMIT_S, self._fail, TimeoutError())  # a third of what asyncio.timeout takes
         try:
-            self.transport.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            self.transport.write(request.encode() + body)
             return await self._answer
         finally:
             clock.cancel()
@@ -174,13 +171,14 @@ class EngineApi:
 
         It is for the caller to set a protocol that takes what comes.
         """
-        query = {"stdin": "1", "stdout": "1", "stderr": "1", "stream": "1"}
-        headers = [("Host", "docker"), ("Connection", "Upgrade"), ("Upgrade", "tcp"), ("Content-Length", "0")]
+        target = f"/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
+        request = _request(
+            "POST", f"{self.version}{target}", "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0"
+        )
         with _translated():
             line = await self.connect()
             try:
-                target = self._target(f"/containers/{container}/attach", query)
-                status, answer = await line.exchange("POST", target, headers, b"")
+                status, answer = await line.exchange(request)
                 _checked(status, answer)
                 if status != HTTPStatus.SWITCHING_PROTOCOLS or answer:  # nothing runs yet that could have said a word
                     raise EngineError(f"the Docker engine does not attach to a container: it answers {status}")
@@ -190,12 +188,13 @@ class EngineApi:
         return line.transport
 
     async def _send(self, method: str, path: str, query: dict[str, str], data: bytes, kind: str) -> bytes:
-        headers = [("Host", "docker"), ("Content-Type", kind), ("Content-Length", str(len(data)))]
+        target = f"{self.version}{path}{'?' if query else ''}{urlencode(query) if query else ''}"
+        request = _request(method, target, f"Content-Type: {kind}\r\nContent-Length: {len(data)}")
         with _translated():
             line = self._take() or await self.connect()
             kept = False
             try:
-                status, answer = await line.exchange(method, self._target(path, query), headers, data)
+                status, answer = await line.exchange(request, data)
                 kept = line.lasting and self._users > 0
             finally:
                 if kept:
@@ -213,8 +212,9 @@ class EngineApi:
             line.transport.close()
         return None
 
-    def _target(self, path: str, query: dict[str, str]) -> str:
-        return f"{self.version}{path}{'?' if query else ''}{urlencode(query)}"
+
+def _request(method: str, target: str, headers: str) -> str:
+    return f"{method} {target} HTTP/1.1\r\nHost: docker\r\n{headers}\r\n\r\n"
 
 
 @contextmanager

@@ -93,9 +93,12 @@ class Door:
         self.usual = _limits(self.first), int(_status(self.first).get("Seccomp_filters", 0))
         self.processes = _link(self.first, _NAMESPACE)
 
-    def leads_to(self, pid: int) -> bool:
-        """Whether this is a process of the container: one of its first one's namespace is, for sure."""
-        return _link(pid, _NAMESPACE) == self.processes != "" or self.container in _text(pid, "cgroup")
+    def leads_to(self, pid: int, status: dict[str, str]) -> bool:
+        """Whether this is a process of the container: a child of its first one is, or one in the same namespace."""
+        if not status:
+            return False  # it is gone
+        inside = status.get("PPid") == str(self.first) or _link(pid, _NAMESPACE) == self.processes != ""
+        return inside or self.container in _text(pid, "cgroup")
 
 
 class Gate:
@@ -180,14 +183,14 @@ class Gate:
         if not executed and door.executing == (pid, path):
             door.executing = None  # the kernel opens what it is about to execute, and says so twice
             return
-        if not door.leads_to(pid):
+        status = _status(pid)
+        if not door.leads_to(pid, status):
             return
         door.executing = (pid, path) if executed and path not in door.programs else None
         if self._too_many(door, file, executed=executed):
             return
-        if opening := opening_of(pid, path, door, executed=executed):
-            door.seen.append(opening)
-            yield door, path
+        door.seen.append(opening_of(pid, status, path, door, executed=executed))
+        yield door, path
 
     def _too_many(self, door: Door, file: int, *, executed: bool) -> bool:
         """Whether this is one of a flood; whoever only reads is then held no more, and after so many starts nobody."""
@@ -233,11 +236,9 @@ class Root:
 # ---- what a held process is ----
 
 
-def opening_of(pid: int, path: str, door: Door, *, executed: bool) -> Opening | None:
-    """What a process is and brought along, or None where it is gone already. ``at_s`` is the monotonic clock."""
-    status, limits = _status(pid), _limits(pid)
-    if not status:
-        return None
+def opening_of(pid: int, status: dict[str, str], path: str, door: Door, *, executed: bool) -> Opening:
+    """What a process is and brought along. ``at_s`` is the monotonic clock."""
+    limits = _limits(pid)
     usual_limits, usual_filters = door.usual
     argv, program = _words_in(_text(pid, "cmdline")), _link(pid, "exe")
     return Opening(
