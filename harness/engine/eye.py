@@ -69,6 +69,7 @@ class Watch:
     hands: Hands | None = None
     numbers: set[int] = field(default_factory=set)
     seen: list[Glimpse] = field(default_factory=list)
+    now: dict[str, FileState] = field(default_factory=dict)  # what was looked at since events were last read
     lost: bool = False
     room: int = KEPT_BYTES
 
@@ -101,7 +102,10 @@ class Watch:
         if len(self.seen) >= KEPT:
             self.lost = True
             return
-        at, (state,) = time.monotonic(), self.look.states([path])
+        at, state = time.monotonic(), self.now.get(path)
+        if state is None:  # all that was read at once had happened by then: one look does
+            (state,) = self.look.states([path])
+            self.now[path] = state
         if event.mask & GONE and state.kind is not FileKind.MISSING:
             # It was gone, and something is there again.
             self._keep(Glimpse(at=at, state=missing(path), moved_to=moved_to))
@@ -237,6 +241,8 @@ class Eye:
 
     def _look_at_all(self, events: list[Event], deadline: float) -> bool:
         """Look at these; False where there are too many of them for the time there is."""
+        for watch, _ in [self._folders[event.wd] for event in events if event.wd in self._folders]:
+            watch.now.clear()
         for place, event in enumerate(events):
             self._look_at(event, events, place)
             if time.monotonic() > deadline:
