@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -112,6 +113,15 @@ def no_more_files() -> Iterator[None]:
         for each in held:
             os.close(each)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_layer_that_somebody_removed_is_no_removed_script(look: LayersLook) -> None:
+    """Where the whole container was taken away from outside nothing is said of its files."""
+    settled(look)
+    shutil.rmtree(look.upper)
+    for ask in (lambda: look.look([SCRIPT]), look.changed_paths):
+        with pytest.raises(FileNotFoundError):
+            ask()
 
 
 def test_a_host_out_of_files_is_no_removed_script(look: LayersLook) -> None:

@@ -306,7 +306,9 @@ class LayersLook:
         if self._walked and self._walked.holds(self._own()):
             return self._walked
         began, count, files, changed, tops, vanishing = time.time_ns(), 0, [], [], set(), _Vanishing()
-        folders = {"": _written(os.stat(self._own()))}
+        if not (top := os.stat(self._own())).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "somebody removed the container's own layer", str(self.upper))
+        folders = {"": _written(top)}
         for path, name, folder, found in self._walk(vanishing):
             count += 1
             tops.add(path.split("/", 2)[1])
