@@ -171,10 +171,8 @@ class EngineApi:
 
         It is for the caller to set a protocol that takes what comes.
         """
-        target = f"/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
-        request = _request(
-            "POST", f"{self.version}{target}", "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0"
-        )
+        target = f"{self.version}/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
+        request = _request("POST", target, "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0")
         with _translated():
             line = await self.connect()
             try:
