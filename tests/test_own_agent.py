@@ -186,7 +186,7 @@ async def test_a_program_that_fails_at_once_is_an_error(program: Callable[..., O
 async def test_a_file_that_is_no_program_is_an_error(tmp_path: Path) -> None:
     """What can't be started is an error in a sentence."""
     file = tmp_path / "agent"
-    file.write_bytes(b"\0no program")
+    file.write_text("#!/no/such/interpreter\n")
     file.chmod(0o755)
     record = await played(own_agent(str(file), None, LIMIT_S))
     assert record.verdict.outcome is Outcome.ERROR
