@@ -25,7 +25,7 @@ def look(tmp_path: Path) -> Iterator[LayersLook]:
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "upper/etc/hosts").write_text("")
     (tmp_path / f"image{SCRIPT}").write_text("kill")
-    with closing(LayersLook(tmp_path / "upper", (tmp_path / "made", tmp_path / "image"))) as look:
+    with closing(LayersLook(tmp_path / "upper", (str(tmp_path / "made"), str(tmp_path / "image")))) as look:
         yield look
 
 

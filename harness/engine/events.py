@@ -23,6 +23,7 @@ from harness.errors import SandboxError
 from harness.evidence import Opening
 from harness.sandbox import MachineSpec
 
+ANSWER_BYTES = 1 << 16  # taken at once
 Ask = Callable[..., EyeAnswer]
 
 
@@ -63,7 +64,6 @@ class FileEvents:
                 start_new_session=True,  # Ctrl-C is for the lab, which still has questions
             )
         self._slate = SlateReader(self._line)
-        self._answers = self._line.makefile("rb")
         self._turn, self._ids = threading.Lock(), itertools.count(1)
         atexit.register(self.close)
 
@@ -76,7 +76,7 @@ class FileEvents:
         ``first`` is the container's first process: what it may, all others may at most.
         """
         name = str(next(self._ids))
-        where = {"merged": merged, "upper": str(look.upper), "lowers": [str(each) for each in look.lowers]}
+        where = {"merged": merged, "upper": str(look.upper), "lowers": look.lowers}
         what = {"paths": spec.watched, "programs": spec.programs, "container": container, "first": first}
         with self._slate.place() as place:
             try:
@@ -89,16 +89,22 @@ class FileEvents:
         with self._turn:
             try:
                 self._line.sendall(msgspec.json.encode(request) + b"\n")
-                answer = EyeAnswer.model_validate_json(self._answers.readline())
+                answer = EyeAnswer.model_validate_json(self._received())
             except (OSError, ValueError) as error:
                 raise SandboxError("the process that watches for file events is gone") from error
         if answer.failed is not None:
             raise SandboxError(f"the host doesn't let the lab watch files: {answer.failed}")
         return answer
 
+    def _received(self) -> bytes:
+        """One answer; less than one where the eye is gone."""
+        answer = self._line.recv(ANSWER_BYTES)
+        while answer and not answer.endswith(b"\n") and (more := self._line.recv(ANSWER_BYTES)):
+            answer += more
+        return answer
+
     def close(self) -> None:
         """End the eye."""
-        self._answers.close()
         self._line.close()
         with suppress(KeyboardInterrupt):  # an impatient one more: it has been told to end, and does
             self._eye.wait()

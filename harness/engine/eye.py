@@ -169,7 +169,7 @@ class Eye:
         return happened
 
     def _watch(self, request: dict[str, Any]) -> None:
-        look = LayersLook(Path(request["upper"]), tuple(map(Path, request["lowers"])), content_only=True)
+        look = LayersLook(Path(request["upper"]), tuple(request["lowers"]), content_only=True)
         watch = Watch(look, request["merged"], frozenset(request["paths"]), request["place"])
         self._watches[request["watch"]] = watch
         self.slate.clear(watch.place)

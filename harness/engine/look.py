@@ -201,7 +201,7 @@ class LayersLook:
     """
 
     upper: Path
-    lowers: tuple[Path, ...]
+    lowers: tuple[str, ...]
     guarantee: str = "layers"
     content_only: bool = False  # a file too large to keep is not read at all, and has no hash
     _below: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
@@ -221,7 +221,7 @@ class LayersLook:
             readable = error.errno != errno.EPERM and all(map(_readable, (upper, made))) and _image_readable(*image)
             if not readable or os.geteuid() != 0:
                 return None
-        return cls(Path(upper), tuple(map(Path, (made, *image))))
+        return cls(Path(upper), (made, *image))
 
     def _own(self) -> int:
         """The container's own layer, open. Raises OSError."""
@@ -283,7 +283,7 @@ class LayersLook:
         if not (unknown := [path for path in paths if path not in self._below]):
             return
         (made, *others), only = self.lowers, self.content_only
-        image = ":".join(map(str, others))
+        image = ":".join(others)
         with _layer(made) as top, closing(_Folders(top)) as folders:
             for path in unknown:
                 state = _state_in(folders, path, content_only=only, fixed=True) or _image_state(image, path, only)
@@ -366,7 +366,7 @@ def _state_in(folders: _Folders, path: str, *, content_only: bool, fixed: bool) 
 
 
 @contextmanager
-def _layer(path: str | Path) -> Iterator[int]:
+def _layer(path: str) -> Iterator[int]:
     """A layer that is looked into once, open."""
     top = _opened(path)
     try:

@@ -89,9 +89,10 @@ class DockerSandboxes:
                     container = await self._create(stack, spec)
                     console = await self._started(stack, container, answer)
                     facts = await self.api.ask("GET", f"/containers/{container}/json")
-                look, told = stack.enter_context(_watching(self._model(facts), spec))
+                model = self.client.containers.prepare_model(facts)  # for those who ask the engine seldom
+                look, told = stack.enter_context(_watching(model, spec))
                 disk = await stack.enter_async_context(self._bounded(facts, spec, look))
-                yield DockerSandbox(self.api, self._model(facts), console, spec, look, told, disk)
+                yield DockerSandbox(self.api, model, console, spec, look, told, disk)
 
     async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
         """Create a container that goes away with the stack; cancelled meanwhile, wait for it all the same."""
@@ -113,10 +114,6 @@ class DockerSandboxes:
         await self.api.ask("POST", f"/containers/{container}/start")
         await console.ready(START_LIMIT_S)
         return console
-
-    def _model(self, facts: dict[str, Any]) -> Container:
-        """The SDK's view of a container, for those who ask the engine seldom."""
-        return self.client.containers.prepare_model(facts)
 
     @asynccontextmanager
     async def _bounded(self, facts: dict[str, Any], spec: MachineSpec, look: Look) -> AsyncIterator[Guarded | None]:

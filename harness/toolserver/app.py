@@ -31,28 +31,27 @@ class Desks:
     """The sessions a server serves, each behind its own token."""
 
     def __init__(self) -> None:
-        self._open: dict[bytes, Session] = {}
+        self._open: dict[str, Session] = {}
         self._closed: deque[bytes] = deque(maxlen=REMEMBERED)
 
     @contextmanager
     def opened(self, session: Session) -> Iterator[None]:
         """Let the holder of the session's token in; after the block the token is answered with 410."""
-        known = _digest(session.token)
-        self._open[known] = session
+        self._open[session.token] = session
         try:
             yield
         finally:
-            del self._open[known]
-            self._closed.append(known)
+            del self._open[session.token]
+            self._closed.append(_digest(session.token))
 
     def find(self, token: str) -> Session | None:
         """The session behind a token, or None where its trial is finished. Raises HTTPException 401."""
-        # Looked up by its digest: how long that takes tells nothing of how much of a guess was right.
-        known = _digest(token)
-        if session := self._open.get(known):
+        # How long a look takes tells nothing of how much of a guess was right: a dictionary compares those only whose
+        # hashes, which a secret of the process goes into, are the same; and the digests of others are no guesses.
+        if session := self._open.get(token):
             session.listener.came()
             return None if session.finished else session
-        if known in self._closed:
+        if _digest(token) in self._closed:
             return None
         raise HTTPException(401, "no trial has this token", headers={"WWW-Authenticate": "Bearer"})
 
