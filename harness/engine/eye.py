@@ -147,7 +147,7 @@ class Eye:
                 if dropped.hands:
                     dropped.hands.close()
                 if self.gate and dropped.door:
-                    self.gate.close(dropped.door)
+                    self.gate.forget(dropped.door)
         elif "openings" in request:
             asked = self._watches.get(request["openings"])
             known = asked.door if asked and asked.door and not asked.door.lost else None

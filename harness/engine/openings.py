@@ -141,16 +141,23 @@ class Gate:
         done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
         return done == 0
 
+    def forget(self, door: Door) -> None:
+        """Note nobody at this door any more: its container goes, and with it its files and their marks.
+
+        Whoever is held until then is let go, as a process is that has nothing to do with a trial.
+        """
+        for place in door.files:
+            if self._doors.get(place) is door:  # another container's file may have the number of one that is gone
+                del self._doors[place]
+        door.files.clear()
+
     def close(self, door: Door) -> None:
         """Hold nobody at this door any more."""
         with closing(Root(door.merged)) as root:
             for path in door.files.values():
                 with suppress(OSError):
                     self._mark(_MARK_REMOVE, _HELD, *root.parent(path))
-        for place in door.files:
-            if self._doors.get(place) is door:  # another container's file may have the number of one that is gone
-                del self._doors[place]
-        door.files.clear()
+        self.forget(door)
 
     def held(self) -> Iterator[tuple[Door, str]]:
         """Note and let go whoever is held; yields the door and path while they still stand."""
