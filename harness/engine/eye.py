@@ -241,7 +241,7 @@ class Eye:
 
     def _look_at_all(self, events: list[Event], deadline: float) -> bool:
         """Look at these; False where there are too many of them for the time there is."""
-        for watch, _ in [self._folders[event.wd] for event in events if event.wd in self._folders]:
+        for watch in self._watches_of(events):
             watch.now.clear()
         for place, event in enumerate(events):
             self._look_at(event, events, place)
@@ -280,9 +280,13 @@ class Eye:
 
     def _flooded(self, events: list[Event]) -> None:
         """Watch those no more who make more events than can be looked at; their trials go on with snapshots."""
-        for watch, _ in [self._folders[event.wd] for event in events if event.wd in self._folders]:
+        for watch in self._watches_of(events):
             self._lose(watch)
             self._close(watch)
+
+    def _watches_of(self, events: list[Event]) -> list[Watch]:
+        """Whom these events are about, one for each event."""
+        return [self._folders[event.wd][0] for event in events if event.wd in self._folders]
 
     @contextmanager
     def _or_lost(self, watch: Watch) -> Iterator[None]:

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import __version__
@@ -94,8 +93,9 @@ class StraightRoute(APIRoute):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request: whoever has no token is sent away before a byte of the body is read."""
-        message, desk = self._message, await self._door(Request(scope))
-        called = self.endpoint(_read(message, await _whole(receive)), desk) if message else self.endpoint(desk)
+        sent, message = Request(scope, receive), self._message
+        desk = await self._door(sent)
+        called = self.endpoint(_read(message, await sent.body()), desk) if message else self.endpoint(desk)
         answer: Wire = await called
         content = answer.model_dump_json(exclude_none=self.response_model_exclude_none)
         await Response(content, media_type="application/json")(scope, receive, send)
@@ -112,17 +112,6 @@ class StraightApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, of which no telemetry is told."""
         await Starlette.__call__(self, scope, receive, send)
-
-
-async def _whole(receive: Receive) -> bytes:
-    """The body of a request. Raises ClientDisconnect."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    return body
 
 
 def _read(message: type[Wire], body: bytes) -> Wire:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from starlette.types import ASGIApp, Message
 
 from harness.errors import SandboxError
@@ -49,7 +48,7 @@ class ToolClient:
         return Status.model_validate_json(await self._call("GET", "/status"))
 
     async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
-        exchange = _Exchange(b"" if body is None else _written(body))
+        exchange = _Exchange(b"" if body is None else json.dumps(body).encode())
         await self.app(_scope(method, path, self.token), exchange.receive, exchange.send)
         if exchange.status == HTTPStatus.UNPROCESSABLE_ENTITY:
             raise RefusedError(exchange.answer.decode(errors="replace")[:500])
@@ -57,13 +56,6 @@ class ToolClient:
             said = exchange.answer.decode(errors="replace")[:200]
             raise SandboxError(f"the tool server refused {path}: {exchange.status} {said}")
         return exchange.answer
-
-
-def _written(body: dict[str, str]) -> bytes:
-    try:
-        return msgspec.json.encode(body)
-    except UnicodeEncodeError:  # half a surrogate pair: the server says what is wrong with it
-        return json.dumps(body).encode()
 
 
 @dataclass
