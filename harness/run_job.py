@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from harness.engine.recovery import Recovery
 from harness.engine.start import kept_short
 from harness.errors import LabError
 from harness.experiment import run_trials
+from harness.garbage import collect_seldom
 from harness.models.live import Budget, Live
 from harness.own_agent import OwnAgent, Player
 from harness.record import RunSpec, Versions
@@ -30,7 +30,6 @@ from harness.trial import Lab
 from harness.view import Progress, print_note
 from harness.work import Ending, StoredWork, begun, charge
 
-SELDOM = 10_000  # new objects between two collections: trials make hardly a cycle, and hundreds may be alive
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -51,8 +50,7 @@ class Job:
 async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> Job:
     """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
     began = time.monotonic()
-    gc.freeze()  # the libraries are loaded and stay: no collection needs to look through them again
-    gc.set_threshold(SELDOM)
+    collect_seldom()
     with stoppable(), Store(runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})

@@ -15,7 +15,6 @@ has the answers), and a slate that says whether there is anything to ask for (ha
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import socket
@@ -38,13 +37,13 @@ from harness.engine.look import LayersLook, as_text, missing
 from harness.engine.openings import Door, Gate, NotAllowedError, Root
 from harness.engine.slate import Slate
 from harness.evidence import FileKind, FileState
+from harness.garbage import collect_seldom
 from harness.sandbox import Glimpse
 
 MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE
 GONE = flags.DELETE | flags.MOVED_FROM
 CAME = flags.CREATE | flags.MOVED_TO
 WRITING = flags.MODIFY | flags.CREATE
-SELDOM = 10_000  # new objects between two collections of garbage
 KEPT = 1_000  # glimpses of one sandbox between two looks; more are a flood, and the eye closes until the next look
 KEPT_BYTES = 4 << 20  # of content in one sandbox's glimpses; of those that follow only the hash is kept
 FILES = 100  # of one sandbox, watched beside its folders
@@ -311,8 +310,7 @@ class Eye:
 
 def main() -> None:
     """Serve until whoever started it hangs up."""
-    gc.freeze()  # the libraries are loaded and stay
-    gc.set_threshold(SELDOM)
+    collect_seldom()
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     with socket.socket(fileno=sys.stdin.fileno()) as line, suppress(BrokenPipeError, ConnectionResetError):
