@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from analysis.glance import Glance, Words, glance
+from analysis.grader_readings import GraderKey, Said
 from analysis.measures import Measures, measure
 from analysis.rates import Proportion
-from analysis.said import GraderKey, Said
-from harness.evidence import Frozen
-from harness.grading import Grading
-from harness.record import RunSpec
-from harness.store import Store, StoredRun
+from analysis.record_reader import Glance, Words, glance
+from harness.grading.rubric import Grading
+from harness.judging.evidence import Frozen
+from harness.store.records import RunSpec
+from harness.store.store import Store, StoredRun
 
 LISTED = 100  # trials of a cell that are kept one by one: so many that stand out, and so many of the others
 RECORDED = "recorded"

@@ -23,7 +23,7 @@ from statsmodels.stats.multitest import multipletests
 from analysis.cells import Cell, CellKey
 from analysis.matching import Published, published_for
 from analysis.rates import Interval, Proportion, difference, differences
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
 
 MARGIN = 0.05
 ALPHA = 0.05

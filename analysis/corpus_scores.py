@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from harness.evidence import Frozen
-from harness.record import TrialRecord
-from harness.summary import Rate
-from harness.verdict import Kind, Outcome
+from harness.judging.evidence import Frozen
+from harness.judging.verdict import Kind, Outcome
+from harness.store.records import TrialRecord
+from harness.store.summary import Rate
 
 
 class Played(Frozen):

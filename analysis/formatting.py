@@ -8,7 +8,7 @@ from analysis.cells import CellKey
 from analysis.compare import ALPHA, Answer, Comparison, Stratified
 from analysis.matching import Published
 from analysis.rates import Interval, Proportion
-from harness.grading import CaseAgreement
+from harness.grading.rubric import CaseAgreement
 
 
 def percent(rate: float) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from analysis.glance import Glance
 from analysis.rates import Proportion
-from harness.grading import MEASURES, Agreements, Grading, Label, Measure, denied, interfered
+from analysis.record_reader import Glance
+from harness.grading.rubric import MEASURES, Agreements, Grading, Label, Measure, denied, interfered
 
 DENIED = "denied"
 TITLES: dict[str, str] = {

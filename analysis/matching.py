@@ -9,7 +9,7 @@ import numpy as np
 from analysis.cells import CellKey
 from analysis.published import Figure, figures
 from analysis.rates import Proportion, intervals
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
 
 USUAL_N = 1000  # trials in each cell of the paper's tables: the first guess where only an interval is published
 MOST_N = 5000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from analysis.glance import Glance, Seen
+from analysis.record_reader import Glance, Seen
 
 # What joins commands in a shell, or hides one in another.
 _JOINED = re.compile(r"[;&|<>`\n]|\$\(")

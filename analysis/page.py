@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from analysis import words
+from analysis import formatting
 from analysis.cells import Cell
-from analysis.glance import Words
+from analysis.grader_readings import TITLES
 from analysis.matching import Published, published_for
 from analysis.plots import OURS, THEIRS, ForestRow, Mark, bars, forest, heat, spans
 from analysis.rates import Interval
+from analysis.record_reader import Words
 from analysis.report import Report, middle
-from analysis.said import TITLES
-from harness.pages import render_page
+from harness.html.page import render_page
 
 Titled = tuple[str, Markup]
 PROMPTS = 60  # so many are printed in full
@@ -38,7 +38,7 @@ def page(report: Report) -> str:
     return render_page(
         "report.html.j2",
         report=report,
-        w=words,
+        w=formatting,
         middle=middle,
         ours_colour=OURS,
         theirs_colour=THEIRS,
@@ -58,7 +58,7 @@ def prompts_of(report: Report) -> Iterator[Prompt]:
     found: dict[str, tuple[Words, list[str]]] = {}
     for cell in report.cells:
         for sha256, each in cell.prompts.items():
-            found.setdefault(sha256, (each, []))[1].append(words.condition_of(cell.key))
+            found.setdefault(sha256, (each, []))[1].append(formatting.condition_of(cell.key))
     for sha256, (each, names) in found.items():
         yield Prompt(sha256, each, tuple(dict.fromkeys(names)))
 
@@ -94,7 +94,7 @@ def _forest_row(number: int, cell: Cell) -> ForestRow:
     found = cell.resisted
     ours = Mark(found.rate, found.jeffreys, f"#cell-{number}") if found else None
     theirs = [mark for each in published_for(cell.key) if (mark := _published_mark(each))]
-    return ForestRow(words.condition_of(cell.key), ours, theirs)
+    return ForestRow(formatting.condition_of(cell.key), ours, theirs)
 
 
 def _published_mark(published: Published) -> Mark | None:
@@ -109,7 +109,7 @@ def _heats(report: Report) -> Iterator[Titled]:
     for played in report.played:
         cells = [(n, c) for n, c in enumerate(report.cells, 1) if c.key.played == played and c.resisted]
         rates = {
-            (cell.key.model, words.condition_of(cell.key)): Mark(cell.resisted.rate, None, f"#cell-{number}")
+            (cell.key.model, formatting.condition_of(cell.key)): Mark(cell.resisted.rate, None, f"#cell-{number}")
             for number, cell in cells
             if cell.resisted
         }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
 
 Measure = Literal["resisted", "complied", "complied-strict"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
 
 LEVEL = 0.95
 Floats = NDArray[np.float64]

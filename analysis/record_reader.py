@@ -1,6 +1,6 @@
 """What the measures need of a stored trial, read without the rest: a hundred thousand records in seconds.
 
-A record is some ten to thirty kilobytes of JSON and is checked when it is written (harness/record.py). msgspec skips
+A record is some ten to thirty kilobytes of JSON and is checked when it is written (harness/store/records.py). msgspec skips
 what isn't named here, which is four times as quick as the same with pydantic.
 """
 
@@ -14,7 +14,7 @@ from harness.errors import StoreError
 
 
 class Done(msgspec.Struct, frozen=True):
-    """A piece of tampering (harness.verdict.Tampering)."""
+    """A piece of tampering (harness.judging.verdict.Tampering)."""
 
     kind: str
     call: int

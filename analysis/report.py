@@ -10,12 +10,12 @@ from statistics import median
 
 from analysis.cells import Cell, TrialLine
 from analysis.compare import ALPHA, MARGIN, Answer, Comparison, Stratified, compare_cells, stratified
+from analysis.grader_readings import GraderKey, GraderLine, Said, grader_lines
 from analysis.matching import Published, published_for
 from analysis.published import Source, sources
 from analysis.rates import Interval, Proportion, ratio
-from analysis.said import GraderKey, GraderLine, Said, grader_lines
-from harness.grading import Agreements
-from harness.store import StoredRun
+from harness.grading.rubric import Agreements
+from harness.store.store import StoredRun
 
 LISTED_IN_ALL = 3000  # trials that a page lists one by one
 PLAYED = {

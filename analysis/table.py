@@ -7,12 +7,12 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from analysis import words
+from analysis import formatting
 from analysis.cells import Cell
+from analysis.grader_readings import DENIED, TITLES
 from analysis.page import prompts_of, ways_of
 from analysis.report import PLAYED, Report, Row, middle
-from analysis.said import DENIED, TITLES
-from harness.grading import MEASURES
+from harness.grading.rubric import MEASURES
 
 # What Markdown, or the HTML in it, would take for more than a letter.
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
@@ -87,57 +87,72 @@ def plain(text: str) -> str:
 
 
 def _names(cell: Cell) -> tuple[str, str, str]:
-    return cell.key.model, cell.key.played, words.condition_of(cell.key)
+    return cell.key.model, cell.key.played, formatting.condition_of(cell.key)
 
 
 def _rates(row: Row) -> tuple[object, ...]:
     cell, found, compared = row.cell, row.cell.resisted, row.comparison
-    rate = (words.NONE,) * 3
+    rate = (formatting.NONE,) * 3
     if found:
-        rate = words.percent(found.rate), words.between(found.jeffreys), words.between(found.wilson)
+        rate = formatting.percent(found.rate), formatting.between(found.jeffreys), formatting.between(found.wilson)
     published, ending = ("none", ""), ("", "")
     if row.published:
-        published = f"{words.rate_of(row.published)}, {words.n_of(row.published)}", row.published.figure.source
+        published = (
+            f"{formatting.rate_of(row.published)}, {formatting.n_of(row.published)}",
+            row.published.figure.source,
+        )
         ending = "", f"shown, not compared: {row.published.basis}"
     if compared:
-        apart = f"{words.points(compared.difference)} ({words.points_between(compared.interval)})"
-        ending = apart, words.answer_of(compared)
+        apart = f"{formatting.points(compared.difference)} ({formatting.points_between(compared.interval)})"
+        ending = apart, formatting.answer_of(compared)
     return (*_names(cell), f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}", *rate, *published, *ending)
 
 
 def _stratified(report: Report) -> Iterator[tuple[object, ...]]:
     for item in report.stratified:
-        ends = words.ends(item.interval)
-        says = words.stratified_of(item)
-        yield item.model, item.played, ", ".join(item.conditions), words.number(item.odds_ratio), ends, says
+        ends = formatting.ends(item.interval)
+        says = formatting.stratified_of(item)
+        yield item.model, item.played, ", ".join(item.conditions), formatting.number(item.odds_ratio), ends, says
 
 
 def _beside(report: Report) -> Iterator[tuple[object, ...]]:
     for cell in report.cells:
         outcomes = (cell.outcomes[each] for each in ("resisted", "complied", "declined", "not_reached"))
-        shares = (words.share(cell.strict), words.share(cell.inspected))
-        times = (words.number(middle(cell.calls_to)), words.number(middle(cell.seconds_to)))
+        shares = (formatting.share(cell.strict), formatting.share(cell.inspected))
+        times = (formatting.number(middle(cell.calls_to)), formatting.number(middle(cell.seconds_to)))
         yield (*_names(cell), *outcomes, cell.attempts, cell.early, *shares, *times)
 
 
 def _competence(report: Report) -> Iterator[tuple[object, ...]]:
     for item in report.competence:
         ends = (
-            f"{words.number(item.interval.low)} to {words.number(item.interval.high)}" if item.interval else words.NONE
+            f"{formatting.number(item.interval.low)} to {formatting.number(item.interval.high)}"
+            if item.interval
+            else formatting.NONE
         )
-        yield item.model, item.played, words.of(item.plain), words.of(item.asked), words.number(item.ratio), ends
+        yield (
+            item.model,
+            item.played,
+            formatting.of(item.plain),
+            formatting.of(item.asked),
+            formatting.number(item.ratio),
+            ends,
+        )
 
 
 def _said(report: Report) -> Iterator[tuple[object, ...]]:
     for _, cell, key, said in report.said:
         found = (said.proportion(what) for what in TITLES)
-        shares = (f"{words.of(each)} ({words.between(each.jeffreys)})" if each else words.NONE for each in found)
+        shares = (
+            f"{formatting.of(each)} ({formatting.between(each.jeffreys)})" if each else formatting.NONE
+            for each in found
+        )
         yield (*_names(cell), key.grader, said.trials, *shares, said.unclear, said.failed)
 
 
 def _graders(report: Report) -> Iterator[tuple[object, ...]]:
     for (grader, rubric), found in report.graders:
-        shares = (words.agreement(found[each]) if each in found else "not kept" for each in MEASURES)
+        shares = (formatting.agreement(found[each]) if each in found else "not kept" for each in MEASURES)
         yield grader, rubric[:12], *shares
 
 

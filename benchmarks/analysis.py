@@ -20,12 +20,12 @@ from pathlib import Path
 
 from analysis.published import Figure, figures
 from benchmarks.meter import Figures
-from harness.conditions import Condition
-from harness.evidence import Asked
-from harness.models import Entry
-from harness.record import TrialRecord
-from harness.store import Store
-from harness.verdict import judge
+from harness.agents.player import Entry
+from harness.judging.evidence import Asked
+from harness.judging.verdict import judge
+from harness.store.records import TrialRecord
+from harness.store.store import Store
+from harness.tasks.conditions import Condition
 from tests.builders import (
     a_condition,
     an_evidence,

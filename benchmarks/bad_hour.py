@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.meter import Figures
-from harness.record import TrialRecord
-from harness.store import Store
+from harness.store.records import TrialRecord
+from harness.store.store import Store
 from tests.provider_server import (
     APIS,
     AT_ONCE,

@@ -17,15 +17,15 @@ import uvloop
 
 from benchmarks.meter import Figures
 from benchmarks.runs import AGENTS
-from harness.engine.engine import Engine
-from harness.engine.sandbox import DockerSandbox
-from harness.main_job import Request, checked
-from harness.registry import task_named
-from harness.sandbox import MachineSpec
-from harness.session import Session
+from harness.runs.request import Request, checked
+from harness.sandbox.docker.container import DockerSandbox
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.protocol import MachineSpec
+from harness.session.session import Session
+from harness.tasks.registry import task_named
 from harness.toolserver.app import Desks
 from harness.toolserver.client import ToolClient
-from harness.toolserver.serve import tool_server
+from harness.toolserver.server import tool_server
 
 LIMIT_S = 15.0
 

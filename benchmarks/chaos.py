@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.meter import Figures
-from harness.engine.base import BASE
-from harness.engine.connect import EnginePaths, connect, reach
-from harness.engine.owner import LABEL
-from harness.engine.start import engine_processes, ensure_own
-from harness.store import FILE, Store
+from harness.sandbox.docker.connect import EnginePaths, connect, reach
+from harness.sandbox.docker.images.base_image import BASE
+from harness.sandbox.docker.labels import LABEL
+from harness.sandbox.docker.setup.local_engine import engine_processes, ensure_own
+from harness.store.store import FILE, Store
 
 CALM, WILD = "calm", "wild"
 ROOT = Path(__file__).parent.parent

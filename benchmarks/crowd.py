@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import AGENTS
-from harness.engine.engine import Engine
-from harness.main_job import Request, checked
-from harness.models import Conversation, Entry, Model, Turn
-from harness.record import TrialSpec
-from harness.store import Store
-from harness.tasks import Task
+from harness.agents.player import Conversation, Entry, Model, Turn
+from harness.runs.request import Request, checked
+from harness.runs.trial import Lab, run_trial
+from harness.sandbox.docker.engine import Engine
+from harness.store.records import TrialSpec
+from harness.store.store import Store
+from harness.tasks.task import Task
 from harness.toolserver.app import Desks
 from harness.toolserver.client import ToolClient
-from harness.toolserver.serve import tool_server
-from harness.trial import Lab, run_trial
+from harness.toolserver.server import tool_server
 
 Outcomes = Counter[str]
 Look = Callable[[int], None]  # is told after each trial how many are done

@@ -11,8 +11,8 @@ import uvloop
 
 from benchmarks.crowd import play
 from benchmarks.meter import Figures, handles, measured, memory_mb, say
-from harness.engine.connect import connect
-from harness.engine.owner import LABEL
+from harness.sandbox.docker.connect import connect
+from harness.sandbox.docker.labels import LABEL
 
 
 def left_over() -> dict[str, int]:

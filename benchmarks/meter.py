@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.engine.connect import connect
 from harness.errors import EngineError
+from harness.sandbox.docker.connect import connect
 
 FIGURES = Path(__file__).parent / "figures"
 # On a machine that is shared: the folder of a cpuacct control group that holds engine, containers and harness.

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import docker.errors  # noqa: TID251 - this is what the lab is compared with
 from docker.models.containers import Container  # noqa: TID251
 
-from harness.engine.base import BASE
-from harness.engine.connect import connect
-from harness.engine.owner import owner_labels
+from harness.sandbox.docker.connect import connect
+from harness.sandbox.docker.images.base_image import BASE
+from harness.sandbox.docker.labels import owner_labels
 
 SHUTDOWN = "#!/bin/bash\nkill -s TERM 1\n"
 # It counts for itself, as the published one does; the notice comes with the third question.

@@ -7,8 +7,8 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.meter import Span, measured
-from harness.main_job import Request, run_main_job
-from harness.run_job import Job
+from harness.runs.job import Job
+from harness.runs.request import Request, run_main_job
 
 AGENTS = f"script:{Path(__file__).parent / 'two-agents.yaml'}"
 

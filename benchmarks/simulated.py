@@ -14,10 +14,10 @@ import uvloop
 
 from benchmarks.meter import Figures, measured, memory_mb, say
 from benchmarks.runs import AGENTS
-from harness.main_job import Request, run_main_job
-from harness.store import FILE, Store
-from harness.summary import Tally
-from harness.verdict import judge
+from harness.judging.verdict import judge
+from harness.runs.request import Request, run_main_job
+from harness.store.store import FILE, Store
+from harness.store.summary import Tally
 
 
 def main() -> None:

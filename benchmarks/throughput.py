@@ -23,8 +23,8 @@ from pathlib import Path
 from benchmarks import naive
 from benchmarks.meter import Figures, measured, medians, say
 from benchmarks.runs import timed, warmed
-from harness.engine.connect import OURS, connect
-from harness.verdict import Outcome
+from harness.judging.verdict import Outcome
+from harness.sandbox.docker.connect import OURS, connect
 
 PEER = Path(__file__).parents[2] / "shared" / "bench" / "peer_inspect"
 SAME = 4  # the concurrency at which every side is measured

@@ -17,14 +17,14 @@ from typing import Any
 import uvloop
 
 from benchmarks.meter import Figures
-from harness.engine.engine import Engine
-from harness.evidence import StopReason
-from harness.main_job import Request, checked
-from harness.record import RunSpec
-from harness.registry import task_named
-from harness.sandbox import MachineSpec
-from harness.session import Session
-from harness.watcher import Watcher
+from harness.judging.evidence import StopReason
+from harness.runs.request import Request, checked
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.protocol import MachineSpec
+from harness.session.file_watcher import Watcher
+from harness.session.session import Session
+from harness.store.records import RunSpec
+from harness.tasks.registry import task_named
 
 CALLS = (("shell", "true"), ("shell", "cat shutdown.sh"), ("question", "./next_question"))
 CALLS_A_TRIAL = 5

@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     """Run the command line; a Ctrl-C while it is still being loaded ends it as quietly as one later."""
     try:
-        from harness.cli import main as run  # noqa: PLC0415 - loading takes a second, in which Ctrl-C may come
+        from harness.cli.app import main as run  # noqa: PLC0415 - loading takes a second, in which Ctrl-C may come
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     run()

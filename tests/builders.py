@@ -12,9 +12,8 @@ from typing import Any, ParamSpec
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from harness.conditions import Condition, Prompts
-from harness.console import CommandResult, Output
-from harness.evidence import (
+from harness.agents.player import Entry, ToolUse, Turn
+from harness.judging.evidence import (
     Asked,
     Evidence,
     FileKind,
@@ -28,11 +27,12 @@ from harness.evidence import (
     ToolCall,
     Watched,
 )
-from harness.models import Entry, ToolUse, Turn
-from harness.record import RunSpec, TrialRecord, TrialSpec, Versions
-from harness.sandbox import MachineSpec
-from harness.tasks import Mechanism, TaskOptions
-from harness.verdict import Kind, Outcome, Tampering, Verdict, judge
+from harness.judging.verdict import Kind, Outcome, Tampering, Verdict, judge
+from harness.sandbox.console import CommandResult, Output
+from harness.sandbox.protocol import MachineSpec
+from harness.store.records import RunSpec, TrialRecord, TrialSpec, Versions
+from harness.tasks.conditions import Condition, Prompts
+from harness.tasks.task import Mechanism, TaskOptions
 
 P = ParamSpec("P")
 

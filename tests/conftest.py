@@ -19,19 +19,19 @@ import pytest
 import uvloop
 from docker import DockerClient  # noqa: TID251 - what an engine is reached through
 
-from harness.console import CommandResult
-from harness.engine.archive import ArchiveLook
-from harness.engine.base import ensure_base
-from harness.engine.connect import connect
-from harness.engine.engine import Engine
-from harness.engine.images import prepared
-from harness.engine.look import LayersLook
-from harness.engine.owner import LABEL
-from harness.engine.sandbox import DockerSandbox, DockerSandboxes
 from harness.errors import EngineError
-from harness.evidence import FileState, Machine
-from harness.registry import mechanism_for, task_named
-from harness.sandbox import Limits, MachineSpec
+from harness.judging.evidence import FileState, Machine
+from harness.sandbox.console import CommandResult
+from harness.sandbox.docker.connect import connect
+from harness.sandbox.docker.container import DockerSandbox, DockerSandboxes
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.docker.images.base_image import ensure_base
+from harness.sandbox.docker.images.build import prepared
+from harness.sandbox.docker.labels import LABEL
+from harness.sandbox.observe.archive import ArchiveLook
+from harness.sandbox.observe.overlay import LayersLook
+from harness.sandbox.protocol import Limits, MachineSpec
+from harness.tasks.registry import mechanism_for, task_named
 
 T = TypeVar("T")
 

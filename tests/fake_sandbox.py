@@ -15,17 +15,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from harness.console import Answer, CommandResult
+from harness.agents.external import Player
 from harness.errors import EngineError
-from harness.evidence import FileKind, FileState, Machine, Opening
-from harness.own_agent import Player
-from harness.registry import task_named
-from harness.sandbox import Glimpse, Looked, MachineSpec
-from harness.session import Session
-from harness.tasks import Mechanism, TaskOptions
+from harness.judging.evidence import FileKind, FileState, Machine, Opening
+from harness.runs.trial import Lab
+from harness.sandbox.console import Answer, CommandResult
+from harness.sandbox.protocol import Glimpse, Looked, MachineSpec
+from harness.session.session import Session
+from harness.tasks.registry import task_named
+from harness.tasks.task import Mechanism, TaskOptions
 from harness.toolserver.app import Desks, create_app
-from harness.toolserver.serve import ToolServer
-from harness.trial import Lab
+from harness.toolserver.server import ToolServer
 from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing
 
 # What both tasks need, in one image.

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from harness.experiment import run_trials
-from harness.models import Entry, Model, Turn
-from harness.models.live import Live, live
-from harness.models.options import ModelOptions
-from harness.record import TrialRecord
-from harness.registry import task_named
+from harness.agents.player import Entry, Model, Turn
+from harness.agents.providers.model import Live, live
+from harness.agents.providers.options import ModelOptions
+from harness.runs.schedule import run_trials
+from harness.store.records import TrialRecord
+from harness.tasks.registry import task_named
 from tests.builders import InMemory, run_spec
 from tests.fake_sandbox import FakeSandboxes, a_lab
 from tests.provider_server import Provider, Script, provider

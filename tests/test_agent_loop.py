@@ -7,12 +7,12 @@ from typing import cast
 
 import pytest
 
-from harness.agent import NOT_RUN, converse
+from harness.agents.loop import NOT_RUN, converse
+from harness.agents.player import Entry, ToolUse, Turn
 from harness.errors import ModelError, SandboxError
-from harness.evidence import StopReason
-from harness.models import Entry, ToolUse, Turn
+from harness.judging.evidence import StopReason
+from harness.session.messages import Power, ShellAnswer, Status
 from harness.toolserver.client import ToolClient
-from harness.toolserver.wire import Power, ShellAnswer, Status
 from tests.builders import Says, a_turn, asynchronous, shell, submit
 
 GO_ON = "Please proceed to the next step."

@@ -14,15 +14,15 @@ import pytest
 from docker import DockerClient  # noqa: TID251 - makes images to audit
 from typer.testing import CliRunner
 
+from harness.agents.scripted.playbook import load_playbooks
 from harness.audit.plan import Request, planned
 from harness.audit.targets import OwnSwitch, account, own_target
-from harness.cli import application
-from harness.engine.base import ensure_base
-from harness.engine.engine import Engine
+from harness.cli.app import application
 from harness.errors import UsageError
-from harness.models.playbook import load_playbooks
-from harness.registry import mechanism_for
-from harness.tasks import Trigger
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.docker.images.base_image import ensure_base
+from harness.tasks.registry import mechanism_for
+from harness.tasks.task import Trigger
 from tests.conftest import ROOT, Cli
 
 EXAMPLE = ROOT / "docs" / "example_switch"

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from harness.agents.scripted.playbook import Expectation, Playbook, Run
 from harness.audit.matrix import Status, Tried, came_to, cell, control_failed, late_after, time_to_die
 from harness.audit.report import in_short, words
 from harness.audit.retarget import Place
 from harness.audit.run import CONTROL, among
-from harness.evidence import Evidence
-from harness.models.playbook import Expectation, Playbook, Run
-from harness.record import TrialRecord
-from harness.tasks import Agent
+from harness.judging.evidence import Evidence
+from harness.store.records import TrialRecord
+from harness.tasks.task import Agent
 from tests.builders import (
     DOWN,
     DUE,

@@ -9,9 +9,9 @@ import pytest
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
 from rich.console import Console
 
+from harness.audit.html import as_page
 from harness.audit.junit import as_junit
 from harness.audit.matrix import TACTICS, Audited, Report, Status, Tried
-from harness.audit.page import as_page
 from harness.audit.report import as_json, as_report, failures, fixes, gates, print_report
 from harness.audit.sarif import as_sarif
 from harness.audit.setup_check import Finding, Severity

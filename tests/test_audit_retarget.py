@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.agents.scripted.playbook import Advance, Expectation, Playbook, Run, load_playbooks
 from harness.audit.plan import CORPUS, Request, as_documents, as_yaml, tactics
 from harness.audit.retarget import Place, main_word, may_write, retarget, rewritten
-from harness.evidence import FileState
-from harness.models.playbook import Advance, Expectation, Playbook, Run, load_playbooks
-from harness.registry import task_named
-from harness.tasks import Agent
-from harness.verdict import Kind
+from harness.judging.evidence import FileState
+from harness.judging.verdict import Kind
+from harness.tasks.registry import task_named
+from harness.tasks.task import Agent
 from tests.builders import KILLS, a_file, a_folder
 
 PUBLISHED = task_named("math").agent

@@ -11,10 +11,10 @@ from harness.audit.declared import Declared, from_compose, from_inspect, from_op
 from harness.audit.retarget import Place
 from harness.audit.setup_check import Finding, SetUp, Severity, check
 from harness.audit.targets import bounded, not_applied
-from harness.data import ROOT, read_yaml
 from harness.errors import UsageError
-from harness.sandbox import Limits
-from harness.tasks import Agent
+from harness.resources import ROOT, read_yaml
+from harness.sandbox.protocol import Limits
+from harness.tasks.task import Agent
 from tests.builders import a_file, a_folder, law
 
 WORKER = Agent(user="worker", uid=500, gid=500, home="/srv/w", workdir="/srv/w")

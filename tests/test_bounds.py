@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 from docker.models.containers import Container  # noqa: TID251 - what an archive is asked of
 
-from harness.engine.archive import ArchiveLook
-from harness.evidence import FileKind
+from harness.judging.evidence import FileKind
+from harness.sandbox.observe.archive import ArchiveLook
 
 TESTS = Path(__file__).parent
 BOUNDS = {
@@ -20,23 +20,23 @@ BOUNDS = {
     "a fork bomb": "test_docker_sandbox.py::test_fork_bomb_is_contained",
     "a fork bomb out of reach": "test_docker_sandbox.py::test_fork_bomb_that_leaves_its_session_is_contained",
     "memory used up": "test_docker_sandbox.py::test_memory_hog_is_killed",
-    "a disk filled": "test_disk.py::test_a_machine_that_fills_the_disk_goes_down",
-    "room taken at once": "test_disk.py::test_room_is_not_taken_at_once",
-    "ten thousand new files": "test_look.py::test_many_files_are_bounded",
-    "folders without end": "test_look.py::test_deep_folders_are_looked_through",
-    "names with newlines, and bytes that are no UTF-8": "test_look.py::test_odd_names_are_listed",
+    "a disk filled": "test_disk_quota.py::test_a_machine_that_fills_the_disk_goes_down",
+    "room taken at once": "test_disk_quota.py::test_room_is_not_taken_at_once",
+    "ten thousand new files": "test_observe.py::test_many_files_are_bounded",
+    "folders without end": "test_observe.py::test_deep_folders_are_looked_through",
+    "names with newlines, and bytes that are no UTF-8": "test_observe.py::test_odd_names_are_listed",
     "a watched file under a name that is no UTF-8": (
-        "test_eye.py::test_a_watched_file_under_a_name_that_is_no_text_can_be_stored"
+        "test_watch_daemon.py::test_a_watched_file_under_a_name_that_is_no_text_can_be_stored"
     ),
-    "large edits without end": "test_eye.py::test_what_is_kept_of_large_edits_is_bounded",
+    "large edits without end": "test_watch_daemon.py::test_what_is_kept_of_large_edits_is_bounded",
     "output that is no UTF-8": "test_docker_sandbox.py::test_bytes_that_are_no_text_survive",
     "a command that never returns": "test_docker_sandbox.py::test_command_past_its_limit_is_killed",
-    "links that point out of the container": "test_look.py::test_links_cannot_climb_out",
-    "folders that became links": "test_look.py::test_folder_replaced_by_a_link_shows_nothing_of_the_host",
-    "a huge sparse file": "test_look.py::test_huge_sparse_file_is_looked_at_quickly",
+    "links that point out of the container": "test_observe.py::test_links_cannot_climb_out",
+    "folders that became links": "test_observe.py::test_folder_replaced_by_a_link_shows_nothing_of_the_host",
+    "a huge sparse file": "test_observe.py::test_huge_sparse_file_is_looked_at_quickly",
     "hostile archives": "test_bounds.py::test_a_hostile_archive_is_only_looked_at",
     "questions without end": "test_docker_sandbox.py::test_flood_of_questions_is_bounded",
-    "openings without end": "test_openings.py::test_a_flood_of_starts_is_said_and_holds_nobody",
+    "openings without end": "test_exec_gate.py::test_a_flood_of_starts_is_said_and_holds_nobody",
     "limits of the container": "test_docker_sandbox.py::test_limits_are_set",
     "no network": "test_docker_sandbox.py::test_agent_has_no_network",
     "no host path": "test_docker_sandbox.py::test_nothing_of_the_host_is_mounted",

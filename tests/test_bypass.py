@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from harness.bypass import circumvented, interference
-from harness.evidence import Asked, Evidence, FileState, Opening
-from harness.verdict import Kind, Outcome, judge
+from harness.judging.bypass import circumvented, interference
+from harness.judging.evidence import Asked, Evidence, FileState, Opening
+from harness.judging.verdict import Kind, Outcome, judge
 from tests.builders import (
     DOWN_BY_IT,
     DUE,

@@ -6,12 +6,12 @@ import pytest
 from scipy.stats import binomtest
 
 from analysis.published import figures
-from harness.data import ROOT, read_yaml
+from harness.agents.scripted.calibration import calibrated_models, calibration, published_rate
+from harness.agents.scripted.playbook import load_playbooks
 from harness.errors import UsageError
-from harness.models.calibration import calibrated_models, calibration, published_rate
-from harness.models.playbook import load_playbooks
-from harness.registry import task_named
-from harness.tasks import TaskOptions
+from harness.resources import ROOT, read_yaml
+from harness.tasks.registry import task_named
+from harness.tasks.task import TaskOptions
 
 TRIALS = range(1, 3001)
 

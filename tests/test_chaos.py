@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos import Place, compared, kills, own_engine, restarts
-from harness.digest import digest
-from harness.engine.recovery import Recovery
-from harness.engine.start import SEARCH_PATH
 from harness.errors import EngineError, ImageError
-from harness.store import Store
-from harness.verdict import Outcome
+from harness.judging.verdict import Outcome
+from harness.sandbox.docker.recovery import Recovery
+from harness.sandbox.docker.setup.local_engine import SEARCH_PATH
+from harness.store.store import Store
+from harness.store.trial_row import digest
 from tests.builders import asynchronous, run_spec
 from tests.conftest import ROOT
 

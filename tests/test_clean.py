@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from docker import DockerClient  # noqa: TID251 - what an engine is reached through
 
-from harness.engine.base import BASE
-from harness.engine.leftovers import clear_engine
-from harness.engine.owner import LABEL, owner_labels
-from harness.engine.start import rotate
-from harness.owner import is_elsewhere, is_gone, left_folders, temporary_prefix, this_process
-from harness.store import Store
+from harness.process.identity import is_elsewhere, is_gone, left_folders, temporary_prefix, this_process
+from harness.sandbox.docker.images.base_image import BASE
+from harness.sandbox.docker.labels import LABEL, owner_labels
+from harness.sandbox.docker.leftovers import clear_engine
+from harness.sandbox.docker.setup.local_engine import rotate
+from harness.store.store import Store
 from tests.conftest import Cli
 
 GONE = f"{socket.gethostname()}:{os.getpid()}:0"
@@ -37,7 +37,7 @@ def test_a_process_is_known_by_its_birth() -> None:
 
 def test_a_killed_process_that_nobody_asked_about_is_gone() -> None:
     """A process that is dead but still listed, since its parent has not waited for it, counts as gone."""
-    told = "from harness.owner import this_process; print(this_process(), flush=True); input()"
+    told = "from harness.process.identity import this_process; print(this_process(), flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", told], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         owner = process.stdout.readline().decode().strip()

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from harness.engine.engine import Engine
-from harness.engine.owner import LABEL, owner_labels
 from harness.errors import UsageError
-from harness.store import FILE, Store
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.docker.labels import LABEL, owner_labels
+from harness.store.store import FILE, Store
 from tests.builders import run_spec, versions
 from tests.conftest import Cli, containers_of
 
@@ -470,7 +470,7 @@ def test_what_is_cleaned_up_is_said(engine: Engine, monkeypatch: pytest.MonkeyPa
     """A run that removed what killed ones left says how much that was; one that found nothing says nothing."""
     said: list[str] = []
     for number in (0, 3):
-        monkeypatch.setattr("harness.engine.engine.remove_leftovers", lambda client, number=number: number)
+        monkeypatch.setattr("harness.sandbox.docker.engine.remove_leftovers", lambda client, number=number: number)
         asyncio.run(replace(engine, say=said.append).prepare(run_spec(image="debian")))
     assert said == ["Removed 3 containers that a killed run left behind."]
 

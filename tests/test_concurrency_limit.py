@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engine.pace import MOST_A_CORE, Pace, adapted
+from harness.sandbox.docker.limits.concurrency_limit import MOST_A_CORE, Pace, adapted
 from tests.builders import asynchronous
 
 seconds = st.floats(min_value=1e-3, max_value=1e3)

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from analysis.published import figures, sources
-from harness.conditions import (
+from harness.errors import UsageError
+from harness.tasks.conditions import (
     Condition,
     Prompts,
     all_conditions,
@@ -17,7 +18,6 @@ from harness.conditions import (
     recorded,
     render,
 )
-from harness.errors import UsageError
 from harness.tasks.math import MATH
 from harness.tasks.patrol import PATROL
 from tests.builders import a_condition

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.console import Answer, Command, CommandResult, Console, Output
 from harness.errors import SandboxError
+from harness.sandbox.console import Answer, Command, CommandResult, Console, Output
 from tests.builders import asynchronous, law
 from tests.fake_sandbox import no_answer
 

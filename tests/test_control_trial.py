@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.console import CommandResult
-from harness.control import control_key, run_control
+from harness.agents.scripted.scripted import demo
 from harness.errors import MechanismError
-from harness.models.scripted import demo
-from harness.record import RunSpec, TrialRecord
-from harness.sandbox import Limits
-from harness.verdict import Outcome
+from harness.judging.verdict import Outcome
+from harness.runs.control_trial import control_key, run_control
+from harness.sandbox.console import CommandResult
+from harness.sandbox.protocol import Limits
+from harness.store.records import RunSpec, TrialRecord
 from tests.builders import SCRIPT, a_mechanism, asynchronous, run_spec, versions
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, a_lab, sh, the_shell
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from harness.corpus import Played, played, score
-from harness.corpus_view import print_scores
-from harness.data import ROOT
-from harness.engine.engine import Engine
-from harness.models.playbook import load_playbooks
-from harness.record import TrialRecord
-from harness.verdict import Kind, Outcome
+from analysis.corpus_scores import Played, played, score
+from harness.agents.scripted.playbook import load_playbooks
+from harness.judging.verdict import Kind, Outcome
+from harness.resources import ROOT
+from harness.sandbox.docker.engine import Engine
+from harness.store.records import TrialRecord
+from harness.terminal.corpus import print_scores
 from tests.builders import a_verdict, trial_record
 from tests.conftest import Cli
-from tests.test_view import printed
+from tests.test_terminal import printed
 
 
 def case(expected: str, judged: str, family: str = "edit", name: str = "a") -> Played:

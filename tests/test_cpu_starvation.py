@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from harness.engine import strain
-from harness.engine.strain import Strain
+from harness.sandbox.docker.limits import cpu_starvation as strain
+from harness.sandbox.docker.limits.cpu_starvation import Strain
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from inotify_simple import INotify, flags
 
-from harness.engine.slate import Slate, SlateReader
+from harness.sandbox.observe.dirty_flags import Slate, SlateReader
 
 
 @dataclass

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.engine.look import LayersLook
-from harness.evidence import Asked
-from harness.sandbox import Limits
-from harness.verdict import Outcome, judge
+from harness.judging.evidence import Asked
+from harness.judging.verdict import Outcome, judge
+from harness.sandbox.observe.overlay import LayersLook
+from harness.sandbox.protocol import Limits
 from tests.builders import a_machine, an_evidence, ledger_entry
 from tests.conftest import Box, Boxes
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.look import LayersLook
-from harness.engine.strain import Strain
 from harness.errors import EngineError
-from harness.evidence import FileKind, StopReason
-from harness.registry import mechanism_for
-from harness.session import Session
-from harness.tasks import TaskOptions
+from harness.judging.evidence import FileKind, StopReason
+from harness.judging.verdict import Outcome, judge
+from harness.sandbox.docker.limits.cpu_starvation import Strain
+from harness.sandbox.observe.overlay import LayersLook
+from harness.session.messages import shell_answer
+from harness.session.session import Session
 from harness.tasks.math import MATH
-from harness.toolserver.wire import shell_answer
-from harness.verdict import Outcome, judge
+from harness.tasks.registry import mechanism_for
+from harness.tasks.task import TaskOptions
 from tests.conftest import QUESTION, Box, Boxes
 from tests.contracts.sandbox import CONTRACT, Promise, name_of
 

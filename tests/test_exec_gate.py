@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.evidence import Opening
+from harness.judging.evidence import Opening
 from tests.builders import HOME, PROGRAM, SCRIPT
 from tests.conftest import Box
 

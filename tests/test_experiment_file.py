@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from analysis.published import figures
-from harness.data import ROOT
 from harness.errors import UsageError
-from harness.grid import Experiment
-from harness.grid_file import read_experiment
-from harness.grid_job import request_for, states
-from harness.main_job import checked
-from harness.record import Reference
-from harness.resume import difference
-from harness.store import Store, StoredRun
-from harness.verdict import Outcome
+from harness.experiments.experiment import Experiment
+from harness.experiments.file import read_experiment
+from harness.experiments.job import request_for, states
+from harness.judging.verdict import Outcome
+from harness.resources import ROOT
+from harness.runs.request import checked
+from harness.runs.same_run import difference
+from harness.store.records import Reference
+from harness.store.store import Store, StoredRun
 from tests.builders import a_verdict, run_spec, trial_record, versions
 
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))

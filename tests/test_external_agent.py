@@ -16,15 +16,15 @@ from typing import Any
 import httpx
 import pytest
 
+from harness.agents.external import KEPT_BYTES, Endpoint, OwnAgent, filled, own_agent
 from harness.errors import EngineError, UsageError
-from harness.evidence import StopReason
-from harness.own_agent import KEPT_BYTES, Endpoint, OwnAgent, filled, own_agent
-from harness.record import TrialRecord
-from harness.store import Store
+from harness.judging.evidence import StopReason
+from harness.judging.verdict import Outcome
+from harness.runs.trial import Lab, run_trial
+from harness.store.records import TrialRecord
+from harness.store.store import Store
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import tool_server
-from harness.trial import Lab, run_trial
-from harness.verdict import Outcome
+from harness.toolserver.server import tool_server
 from tests.builders import a_result, asynchronous, run_spec, trial_spec
 from tests.conftest import ROOT, Cli
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, sh

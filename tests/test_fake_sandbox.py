@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from harness.console import CommandResult
-from harness.evidence import StopReason
-from harness.models.playbook import Advance, Playbook, Run, Step, Submit
-from harness.models.scripted import Scripted
-from harness.trial import run_trial
-from harness.verdict import Kind, Outcome
+from harness.agents.scripted.playbook import Advance, Playbook, Run, Step, Submit
+from harness.agents.scripted.scripted import Scripted
+from harness.judging.evidence import StopReason
+from harness.judging.verdict import Kind, Outcome
+from harness.runs.trial import run_trial
+from harness.sandbox.console import CommandResult
 from tests.builders import SCRIPT, a_result, asynchronous, machine_spec, trial_spec
 from tests.contracts.sandbox import CONTRACT, Promise, name_of
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, a_lab, no_answer, sh

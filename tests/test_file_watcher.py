@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.evidence import FileKind, Role
-from harness.sandbox import Glimpse
-from harness.verdict import Kind, judge
-from harness.watcher import Watcher
+from harness.judging.evidence import FileKind, Role
+from harness.judging.verdict import Kind, judge
+from harness.sandbox.protocol import Glimpse
+from harness.session.file_watcher import Watcher
 from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, an_evidence, asynchronous, missing
 from tests.fake_sandbox import FakeSandbox, sh
 

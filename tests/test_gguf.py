@@ -14,13 +14,13 @@ from zipfile import ZipFile
 
 import pytest
 
+from harness.agents.providers.apis.dialect import Sampling
+from harness.agents.providers.local.gguf import UNTOLD, served
+from harness.agents.providers.model import live
+from harness.agents.providers.options import ModelOptions
+from harness.agents.registry import make
 from harness.errors import ModelError, UsageError
-from harness.models.dialect import Sampling
-from harness.models.gguf import UNTOLD, served
-from harness.models.live import live
-from harness.models.make import make
-from harness.models.options import ModelOptions
-from harness.registry import task_named
+from harness.tasks.registry import task_named
 from tests.builders import asynchronous
 from tests.conftest import Cli
 
@@ -109,7 +109,7 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: py
     """Where the package that runs such files isn't installed, the refusal says how to install it."""
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
-    monkeypatch.setattr("harness.models.gguf.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.agents.providers.local.gguf.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'offswitch\[local\]'"):
         make(f"gguf:{file}", task_named("math"))
 

@@ -22,11 +22,14 @@ from analysis.cells import read_cells
 from analysis.page import page
 from analysis.report import Report
 from analysis.table import as_csv, markdown
-from harness.blinding import LIMIT_CHARS, bounded, fenced, without_names
-from harness.cli import application
+from harness.agents.player import Entry
+from harness.agents.providers.model import live
+from harness.agents.providers.options import ModelOptions
+from harness.cli.app import application
 from harness.errors import KeyRejectedError, UsageError
-from harness.grade_job import Grader, for_each
-from harness.grading import (
+from harness.grading.blinding import LIMIT_CHARS, bounded, fenced, without_names
+from harness.grading.job import Grader, for_each
+from harness.grading.rubric import (
     LABELS,
     MEASURES,
     Case,
@@ -42,12 +45,9 @@ from harness.grading import (
     read_label,
     rubric,
 )
-from harness.models import Entry
-from harness.models.live import live
-from harness.models.options import ModelOptions
-from harness.record import TrialRecord
-from harness.store import Store
-from harness.verdict import Kind, Outcome
+from harness.judging.verdict import Kind, Outcome
+from harness.store.records import TrialRecord
+from harness.store.store import Store
 from tests.builders import a_condition, a_verdict, asynchronous, law, run_spec, shell, submit, trial_record, versions
 from tests.provider_server import APIS, Asked, Provider, Reply, Says, Script, an_error, provider, provider_in_a_thread
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from jinja2 import UndefinedError
 
-from harness.pages import _environment, render_page
+from harness.html.page import _environment, render_page
 
 
 def test_what_an_agent_wrote_is_escaped() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.engine.api import EngineApi, NotThereError, by_socket
 from harness.errors import EngineError
+from harness.sandbox.docker.http_api import EngineApi, NotThereError, by_socket
 from tests.builders import asynchronous
 
 Says = Callable[[bytes], bytes]

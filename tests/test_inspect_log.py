@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from harness.agents.player import ToolUse
+from harness.agents.registry import default_task, make
+from harness.agents.scripted.inspect_log import _recording, inspect_replay
+from harness.agents.scripted.replay import Replay
 from harness.errors import UsageError
-from harness.models import ToolUse
-from harness.models.inspect_log import _recording, inspect_replay
-from harness.models.make import default_task, make
-from harness.models.replay import Replay
-from harness.registry import task_named
+from harness.tasks.registry import task_named
 from tests.builders import shell, submit
 
 LOG = Path(__file__).parent / "data" / "inspect.eval"

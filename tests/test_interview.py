@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from harness.afterwards import QUESTIONS, ask_afterwards
-from harness.agent import NOT_RUN
+from harness.agents.interview import QUESTIONS, ask_afterwards
+from harness.agents.loop import NOT_RUN
+from harness.agents.player import Entry, Turn
+from harness.agents.scripted.calibration import calibration
 from harness.errors import ModelError, UsageError
-from harness.evidence import Asked, StopReason
-from harness.models import Entry, Turn
-from harness.models.calibration import calibration
-from harness.registry import mechanism_for, task_named
-from harness.session import Session
-from harness.tasks import TaskOptions
+from harness.judging.evidence import Asked, StopReason
+from harness.judging.verdict import Outcome, judge
+from harness.session.session import Session
+from harness.tasks.registry import mechanism_for, task_named
+from harness.tasks.task import TaskOptions
 from harness.toolserver.app import Desks, create_app
-from harness.verdict import Outcome, judge
 from tests import builders
 from tests.builders import a_condition, a_turn, asynchronous, shell, submit
 from tests.fake_sandbox import begun

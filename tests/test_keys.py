@@ -14,9 +14,9 @@ import pytest
 from docker import DockerClient  # noqa: TID251 - the engine is asked what it knows of a container
 
 from benchmarks.concurrent import family
-from harness.environment import without_keys
+from harness.agents.providers.presets import CUSTOM_KEY, choose, providers
 from harness.errors import UsageError
-from harness.models.providers import CUSTOM_KEY, choose, providers
+from harness.process.environment import without_keys
 from tests.conftest import Cli, containers_of
 from tests.provider_server import (
     APIS,

@@ -1,3 +1,5 @@
+"""The folders are layers: which may import which, and how large each may grow."""
+
 from __future__ import annotations
 
 import ast
@@ -9,14 +11,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# The story from the command line down to a trial; everything else is below, and knows nothing of it.
-STORY = tuple(
-    f"harness.{name}"
-    for name in (
-        *("trial", "experiment", "control", "run_job", "main_job", "grid_job", "grid_view"),
-        *("audit", "commands", "cli", "__main__"),
-    )
+# From the command line down. A folder imports from folders below its own, or beside it in no other line than its own.
+LAYERS = (
+    ("harness.__main__",),
+    ("harness.cli",),
+    ("harness.audit", "harness.experiments", "harness.grading"),
+    ("harness.runs",),
+    ("harness.terminal",),
+    ("harness.agents",),
+    ("harness.toolserver",),
+    ("harness.session",),
+    ("analysis",),
+    ("harness.store",),
+    ("harness.sandbox",),
+    ("harness.tasks",),
+    ("harness.judging",),
+    ("harness.html", "harness.process", "harness.strict_yaml"),
+    ("harness.resources",),
+    ("harness.errors",),
+    ("harness",),
 )
+MOST_ENTRIES, MOST_FILES = 20, 13
 
 
 def name_of(file: Path) -> str:
@@ -25,7 +40,7 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(file): file for file in sorted((ROOT / "harness").rglob("*.py"))}
+MODULES = {name_of(file): file for top in ("harness", "analysis") for file in sorted((ROOT / top).rglob("*.py"))}
 every_module = pytest.mark.parametrize("module", MODULES)
 
 
@@ -41,45 +56,32 @@ def imported(module: str) -> Iterator[str]:
                 yield inner if inner in MODULES else str(node.module)
 
 
-def height(module: str) -> int:
-    """How far up the story a module, or the folder it is in, stands; 0 is below it."""
-    levels = (level for level, name in enumerate(STORY, 1) if module == name or module.startswith(f"{name}."))
-    return next(levels, 0)
+def folder_of(module: str) -> str:
+    """The folder or loose module of LAYERS that a module belongs to."""
+    named = [name for layer in LAYERS for name in layer if module == name or module.startswith(f"{name}.")]
+    return max(named, key=len)
 
 
-def test_the_modules_are_found() -> None:
-    """The modules that these tests speak of are there."""
-    assert {"harness.verdict", "harness.evidence", "harness.engine.sandbox", *STORY} <= MODULES.keys()
+def depth(folder: str) -> int:
+    """How far down a folder stands: 0 is the command line."""
+    return next(level for level, names in enumerate(LAYERS) if folder in names)
 
 
-@every_module
-def test_only_the_engine_knows_docker(module: str) -> None:
-    """Outside harness/engine nothing imports the Docker SDK, nor what comes with it."""
-    if module.split(".")[1:2] != ["engine"]:
-        assert not {name.split(".")[0] for name in imported(module)} & {"docker", "requests"}
-
-
-def test_the_verdict_rests_on_evidence_alone() -> None:
-    """The verdict imports the evidence and the standard library: no model, no engine, no clock, no file."""
-    names = {*imported("harness.verdict"), *imported("harness.bypass")}
-    known = {"harness.evidence", "harness.bypass"}
-    assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == known
-    assert not names & {"time", "datetime", "os", "pathlib", "io", "random", "subprocess", "socket", "asyncio"}
-
-
-@pytest.mark.parametrize("module", ["harness.evidence", "harness.errors"])
-def test_the_words_come_first(module: str) -> None:
-    """What evidence and errors are depends on nothing else of the lab."""
-    assert not [name for name in imported(module) if name.startswith("harness")]
+def test_every_folder_has_a_layer() -> None:
+    """Each folder and loose module of the package stands in LAYERS, and each name there exists."""
+    tops = {".".join(name.split(".")[:2]) for name in MODULES if name.startswith("harness")}
+    assert tops | {"analysis"} == {name for layer in LAYERS for name in layer}
 
 
 @every_module
 def test_imports_point_down(module: str) -> None:
-    """Command line, job, experiment, trial, the rest: nothing imports what is above it."""
-    assert [name for name in imported(module) if height(name) > height(module)] == []
+    """A module imports from its own folder and from folders in lower layers only, so folders form no cycle."""
+    mine = folder_of(module)
+    theirs = {folder_of(name) for name in imported(module) if name.split(".")[0] in ("harness", "analysis")}
+    assert [name for name in theirs if name != mine and depth(name) <= depth(mine)] == []
 
 
-def test_imports_make_no_circle() -> None:
+def test_modules_form_no_cycle() -> None:
     """Modules can be read in an order in which each follows what it imports."""
     graph = {
         module: {name for name in imported(module) if name in MODULES and name not in (module, "harness")}
@@ -88,8 +90,31 @@ def test_imports_make_no_circle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+def test_the_tree_stays_small_enough_to_read() -> None:
+    """The package has at most 20 entries, and no folder more than about a dozen modules."""
+    entries = [each for each in (ROOT / "harness").iterdir() if each.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES
+    folders = {file.parent for file in MODULES.values()}
+    assert {str(each): n for each in folders if (n := len([*each.glob("[!_]*.py")])) > MOST_FILES} == {}
+
+
+@every_module
+def test_only_the_sandbox_knows_docker(module: str) -> None:
+    """Outside harness/sandbox nothing imports the Docker SDK, nor what comes with it."""
+    if not module.startswith("harness.sandbox."):
+        assert not {name.split(".")[0] for name in imported(module)} & {"docker", "requests"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("harness.judging.")])
+def test_judging_is_pure(module: str) -> None:
+    """Judging imports itself, pydantic and the standard library: no model, no engine, no clock, no file."""
+    names = set(imported(module))
+    outside = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in outside if not name.startswith("harness.judging")} <= {"pydantic"}
+    assert not names & {"time", "datetime", "os", "pathlib", "io", "random", "subprocess", "socket", "asyncio"}
+
+
 @every_module
 def test_every_module_says_what_it_is(module: str) -> None:
-    """Each module of the lab opens with a docstring, unless it is only a marker."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree) or not tree.body
+    """Each module opens with a docstring."""
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))

@@ -15,10 +15,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import TextContent
 
 from harness.errors import EngineError
-from harness.session import Session
+from harness.session.messages import MCP_PATH
+from harness.session.session import Session
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import serve
-from harness.toolserver.wire import MCP_PATH
+from harness.toolserver.server import serve
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun, sh, the_shell
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from analysis.glance import Glance, glance
 from analysis.measures import Measures, measure, way
+from analysis.record_reader import Glance, glance
 from harness.errors import StoreError
-from harness.evidence import Asked
-from harness.verdict import Kind, Outcome
+from harness.judging.evidence import Asked
+from harness.judging.verdict import Kind, Outcome
 from tests.builders import (
     NOTICE,
     PROGRAM,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.registry import mechanism_for
+from harness.tasks.registry import mechanism_for
 from tests.conftest import Cli
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]

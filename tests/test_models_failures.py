@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from harness.agents.player import Entry
+from harness.agents.providers.client import wait_before
+from harness.agents.providers.failures import Failure, Trouble, read_failure, redacted
+from harness.agents.providers.model import live
+from harness.agents.providers.options import ModelOptions
 from harness.errors import (
     ContextOverflowError,
     KeyRejectedError,
@@ -21,15 +26,10 @@ from harness.errors import (
     UnknownModelError,
     UsageError,
 )
-from harness.evidence import StopReason
-from harness.models import Entry
-from harness.models.api import wait_before
-from harness.models.failures import Failure, Trouble, read_failure, redacted
-from harness.models.live import live
-from harness.models.options import ModelOptions
-from harness.registry import task_named
-from harness.verdict import Outcome, judge
-from harness.work import LASTING
+from harness.judging.evidence import StopReason
+from harness.judging.verdict import Outcome, judge
+from harness.runs.queue import LASTING
+from harness.tasks.registry import task_named
 from tests.builders import DUE, NOTICE, OUTLIVED, SERVED, UP, an_evidence, asynchronous
 from tests.live import OPENING, asking, next_turn, play
 from tests.provider_server import (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.models.limiter import Allowance, Limiter, Pace, begun, learned, retry_after_s, wait_s
+from harness.agents.providers.limiter import Allowance, Limiter, Pace, begun, learned, retry_after_s, wait_s
 from tests.builders import asynchronous, law
 from tests.live import asking, play
 from tests.provider_server import Asked, Reply, obedient, plays

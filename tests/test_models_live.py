@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from harness.evidence import StopReason
-from harness.models import Entry, Turn, Usage
-from harness.models.dialect import Sampling
-from harness.models.live import DIALECTS
-from harness.verdict import Outcome
+from harness.agents.player import Entry, Turn, Usage
+from harness.agents.providers.apis.dialect import Sampling
+from harness.agents.providers.model import DIALECTS
+from harness.judging.evidence import StopReason
+from harness.judging.verdict import Outcome
 from tests.builders import asynchronous
 from tests.live import OPENING, asking, next_turn, play
 from tests.provider_server import APIS, Reply, Says, in_turn, obedient, plays, shell_call, submit_call
@@ -139,8 +139,8 @@ async def test_message_roles_alternate_for_anthropic() -> None:
 
 def test_nothing_is_set_that_the_user_did_not_set() -> None:
     """Sampling is the provider's own; what an API can't do without is all that is added."""
-    from harness.models.providers import choose
-    from harness.models.tools import tools_for
+    from harness.agents.providers.presets import choose
+    from harness.agents.providers.tools import tools_for
 
     tools = tools_for("Use it.")
     plain = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.look import HASHED_BYTES, LISTED_PATHS, LayersLook
-from harness.evidence import FileKind
-from harness.sandbox import Limits
+from harness.judging.evidence import FileKind
+from harness.sandbox.observe.overlay import HASHED_BYTES, LISTED_PATHS, LayersLook
+from harness.sandbox.protocol import Limits
 from tests.conftest import Box, Boxes
 
 pytestmark = pytest.mark.docker

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.look import LISTED_PATHS, SETTLED_NS, LayersLook
-from harness.evidence import FileKind
+from harness.judging.evidence import FileKind
+from harness.sandbox.observe.overlay import LISTED_PATHS, SETTLED_NS, LayersLook
 
 SCRIPT = "/home/shutdown.sh"
 

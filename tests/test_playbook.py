@@ -5,10 +5,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.agents.scripted.playbook import Advance, Expectation, Playbook, Run, Submit, load_playbooks
 from harness.errors import UsageError
-from harness.models.playbook import Advance, Expectation, Playbook, Run, Submit, load_playbooks
-from harness.verdict import Kind, Outcome
-from harness.yaml_nodes import MAX_BYTES
+from harness.judging.verdict import Kind, Outcome
+from harness.strict_yaml import MAX_BYTES
 
 TASKS = Path(__file__).parent.parent / "tasks"
 

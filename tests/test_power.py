@@ -13,7 +13,7 @@ from scipy.stats import binom, norm
 from analysis.compare import equivalent
 from analysis.power import power_of_equivalence, trials_for_difference, trials_for_equivalence
 from analysis.rates import Proportion
-from harness.commands.power import power
+from harness.cli.power import power
 from harness.errors import UsageError
 from tests.builders import law
 from tests.conftest import Cli

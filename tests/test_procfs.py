@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.engine.guard import processes_of
-from harness.engine.proc import READ_BYTES, text_of
+from harness.sandbox.docker.limits.disk_quota import processes_of
+from harness.sandbox.observe.procfs import READ_BYTES, text_of
 
 
 @pytest.fixture

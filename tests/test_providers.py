@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from harness.agents.player import Turn, Usage
+from harness.agents.providers.apis.dialect import Sampling
+from harness.agents.providers.model import Budget, Live, live
+from harness.agents.providers.options import ModelOptions
+from harness.agents.providers.preflight import announced, estimate, preflight
+from harness.agents.providers.presets import choose, providers
+from harness.agents.providers.prices import Price, price_of
 from harness.errors import KeyRejectedError, ModelError, UnknownModelError, UsageError
-from harness.models import Turn, Usage
-from harness.models.dialect import Sampling
-from harness.models.live import Budget, Live, live
-from harness.models.options import ModelOptions
-from harness.models.preflight import announced, estimate, preflight
-from harness.models.prices import Price, price_of
-from harness.models.providers import choose, providers
-from harness.registry import task_named
-from harness.verdict import Outcome
+from harness.judging.verdict import Outcome
+from harness.tasks.registry import task_named
 from tests.builders import asynchronous, run_spec
 from tests.live import a_live_model, asking, play
 from tests.provider_server import APIS, NO_LIST, Asked, Reply, Script, an_error, obedient, plays, provider
@@ -150,7 +150,7 @@ def test_numbers_that_wont_do_are_refused(option: str, options: dict[str, Any]) 
 def test_only_a_live_run_loads_an_sdk() -> None:
     """The command line starts without the SDKs and what they bring along."""
     heavy = "{'openai', 'anthropic', 'httpx2'}"
-    code = f"import sys, harness.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, harness.cli.app; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
 

@@ -8,8 +8,8 @@ import yaml
 from scipy.stats import beta
 
 from analysis.published import figures, sources, tactics
-from harness.data import ROOT
-from harness.models.playbook import load_playbooks
+from harness.agents.scripted.playbook import load_playbooks
+from harness.resources import ROOT
 
 PAPER = (
     *("Claude Sonnet 3.7", "Claude Sonnet 4", "Claude Opus 4", "Claude Opus 4.1", "Gemini 2.5 Pro", "GPT-4o"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.rates import Proportion, difference, intervals, ratio
-from harness.summary import Rate
+from harness.store.summary import Rate
 from tests.builders import law
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.builds(Proportion, k=st.integers(0, n), n=st.just(n)))

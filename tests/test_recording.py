@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from harness.agents.scripted.recording import NEVER, Label, Recording, read_recordings
 from harness.errors import UsageError
-from harness.models.recording import NEVER, Label, Recording, read_recordings
 from tests.builders import shell
 
 LOG = "llm_control.log_20260101_000000_000000.jsonl"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import ROOT, names_in, pick
+from harness.agents.registry import default_task, make
 from harness.errors import UsageError
-from harness.evidence import Role
-from harness.models.make import default_task, make
-from harness.registry import DEFAULT_IMAGE, TASKS, image_named, mechanism_for, task_named
-from harness.sandbox import Limits
+from harness.judging.evidence import Role
+from harness.resources import ROOT, names_in, pick
+from harness.sandbox.protocol import Limits
+from harness.tasks.registry import DEFAULT_IMAGE, TASKS, image_named, mechanism_for, task_named
 
 NO_TASK = "There is no task"
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from harness.agents.scripted.playbook import Playbook, Submit
+from harness.agents.scripted.scripted import Scripted
 from harness.errors import LabError, UsageError
-from harness.experiment import run_trials
-from harness.models.playbook import Playbook, Submit
-from harness.models.scripted import Scripted
-from harness.record import TrialRecord
-from harness.store import FILE, Store
-from harness.tasks import TaskOptions
+from harness.judging.verdict import Kind, Outcome, judge
+from harness.runs.schedule import run_trials
+from harness.store.records import TrialRecord
+from harness.store.store import FILE, Store
 from harness.tasks.patrol import PATROL
-from harness.verdict import Kind, Outcome, judge
-from harness.view import print_trial
+from harness.tasks.task import TaskOptions
+from harness.terminal.view import print_trial
 from tests.builders import (
     HOME,
     InMemory,
@@ -40,9 +40,9 @@ from tests.test_console import FINE, command, connected, frame
 from tests.test_recording import LOG, USER, USUAL, called, read, refusal, write
 from tests.test_session import ASK, do, seen
 from tests.test_store import filled
+from tests.test_terminal import printed
 from tests.test_toolserver import one_trial
 from tests.test_verdict import only
-from tests.test_view import printed
 
 
 def found(*looks: Any) -> dict[Kind, bool]:

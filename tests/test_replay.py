@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.engine.engine import Engine
+from harness.sandbox.docker.engine import Engine
 from tests.conftest import Cli
 
 pytestmark = [pytest.mark.docker, pytest.mark.shared, pytest.mark.timeout(300)]

@@ -16,11 +16,11 @@ from analysis.plots import INK, ForestRow, Mark, forest, heat
 from analysis.rates import Interval
 from analysis.report import LISTED_IN_ALL, Report
 from analysis.table import as_csv, markdown, plain
-from harness.cli import application
+from harness.cli.app import application
 from harness.errors import UsageError
-from harness.record import Plan
-from harness.store import Store
-from harness.verdict import Kind, Outcome
+from harness.judging.verdict import Kind, Outcome
+from harness.store.records import Plan
+from harness.store.store import Store
 from tests.builders import a_condition, a_mechanism, a_verdict, an_evidence, run_spec, trial_record, versions
 
 HOSTILE = "<script>alert(1)</script>|`x`\x1b[31m$a$"

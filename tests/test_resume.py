@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from harness.data import ROOT
+from harness.agents.external import own_agent
+from harness.agents.providers.apis.dialect import Sampling
+from harness.agents.providers.options import ModelOptions
+from harness.agents.scripted.playbook import Advance, Playbook
+from harness.agents.scripted.scripted import Scripted
 from harness.errors import UsageError
-from harness.main_job import Request, _to_keep, checked, stored_request
-from harness.models.dialect import Sampling
-from harness.models.options import ModelOptions
-from harness.models.playbook import Advance, Playbook
-from harness.models.scripted import Scripted
-from harness.own_agent import own_agent
-from harness.record import RunSpec
-from harness.resume import difference, identity, must_be_same
-from harness.store import Store, StoredRun
+from harness.resources import ROOT
+from harness.runs.request import Request, _to_keep, checked, stored_request
+from harness.runs.same_run import difference, identity, must_be_same
+from harness.store.records import RunSpec
+from harness.store.store import Store, StoredRun
 from tests.builders import a_condition, run_spec, versions
 
 EDIT = ROOT / "tasks" / "playbooks" / "edit.yaml"

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from harness.console import Answer, CommandResult
+from harness.agents.player import Entry, Turn
+from harness.agents.scripted.playbook import Advance, Playbook, Run, Submit
+from harness.agents.scripted.scripted import Scripted
 from harness.errors import EngineError, ImageError, SandboxError, StoreError
-from harness.experiment import TRIES, run_trials
-from harness.models import Entry, Turn
-from harness.models.playbook import Advance, Playbook, Run, Submit
-from harness.models.scripted import Scripted
-from harness.pulse import Phase
-from harness.record import TrialRecord
-from harness.sandbox import MachineSpec, Steady
-from harness.verdict import Outcome
+from harness.judging.verdict import Outcome
+from harness.runs.schedule import TRIES, run_trials
+from harness.sandbox.console import Answer, CommandResult
+from harness.sandbox.protocol import MachineSpec, Steady
+from harness.session.watchdog import Phase
+from harness.store.records import TrialRecord
 from tests.builders import InMemory, asynchronous, run_spec
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, a_lab, sh, the_shell
 

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from harness.console import CommandResult
 from harness.errors import SandboxError
-from harness.evidence import Asked, Evidence, FileKind, StopReason
-from harness.session import Session
-from harness.tasks import TaskOptions
-from harness.verdict import Kind, Outcome, judge
+from harness.judging.evidence import Asked, Evidence, FileKind, StopReason
+from harness.judging.verdict import Kind, Outcome, judge
+from harness.sandbox.console import CommandResult
+from harness.session.session import Session
+from harness.tasks.task import TaskOptions
 from tests.builders import BUTTON, PATROL_SCRIPT, SCRIPT, a_mechanism, a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun, sh, the_shell
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from docker.errors import ImageNotFound  # noqa: TID251 - what the engine's client raises is part of the fake
 
-from harness.engine.base import BASE, Source, ensure_base, pick_source
-from harness.engine.compiler import find_compiler
-from harness.engine.connect import DEFAULT_ADDRESS, OURS, EnginePaths, addresses, answers, connect, reach
-from harness.engine.runtime import runtime_flags, split_off
-from harness.engine.start import (
+from harness.errors import EngineError, ImageError
+from harness.sandbox.docker.connect import DEFAULT_ADDRESS, OURS, EnginePaths, addresses, answers, connect, reach
+from harness.sandbox.docker.images.base_image import BASE, Source, ensure_base, pick_source
+from harness.sandbox.docker.images.compiler import find_compiler
+from harness.sandbox.docker.setup.local_engine import (
     SEARCH_PATH,
     alone,
     dockerd_command,
@@ -30,7 +30,7 @@ from harness.engine.start import (
     ensure_own,
     run,
 )
-from harness.errors import EngineError, ImageError
+from harness.sandbox.docker.setup.runtime import runtime_flags, split_off
 
 REPOSITORY = Path(__file__).parent.parent
 PATHS = EnginePaths(Path("/run/lab"), Path("/var/lib/lab"))
@@ -265,7 +265,7 @@ def clone(tmp_path: Path) -> Clone:
 
 
 PIP = "pip|install|--disable-pip-version-check|-e|."
-SETUP = "harness.engine.setup"
+SETUP = "harness.sandbox.docker.setup"
 
 
 def test_lab_alone_prints_its_usage(clone: Clone) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from harness.digest import digest
+from harness.agents.player import Entry
 from harness.errors import StoreError, UsageError
-from harness.grading import Agreements, CaseAgreement, Grading, Labels
-from harness.models import Entry
-from harness.owner import this_process
-from harness.record import TrialRecord
-from harness.store import _STEPS, FILE, SCHEMA, Claimed, Store
-from harness.verdict import Kind, Outcome
+from harness.grading.rubric import Agreements, CaseAgreement, Grading, Labels
+from harness.judging.verdict import Kind, Outcome
+from harness.process.identity import this_process
+from harness.store.records import TrialRecord
+from harness.store.store import _STEPS, FILE, SCHEMA, Claimed, Store
+from harness.store.trial_row import digest
 from tests.builders import a_verdict, outlived, run_spec, shell, trial_record, versions
 
 IMAGE = {"tag": "sandbox:1", "packages": ["bash 5.2"]}
@@ -96,7 +96,7 @@ def test_a_store_that_nobody_can_write_to_is_read(tmp_path: Path, monkeypatch: p
     """An archive's store gives what it holds; nothing can be added, and one with an unfinished log says what to do."""
     with filled(tmp_path, "one", trials=2):
         pass
-    monkeypatch.setattr("harness.store._is_fixed", lambda file: True)
+    monkeypatch.setattr("harness.store.store._is_fixed", lambda file: True)
     with Store(tmp_path, create=False) as store:
         assert [record.number for record in store.trials("one")] == [1, 2]
         with pytest.raises(StoreError, match="can't be written"):

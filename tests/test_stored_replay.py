@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from harness.conditions import condition_for
+from harness.agents.player import Entry
+from harness.agents.providers.options import ModelOptions
+from harness.agents.scripted.stored_replay import stored_replay
 from harness.errors import UsageError
-from harness.evidence import StopReason
-from harness.main_job import Request, checked
-from harness.models import Entry
-from harness.models.options import ModelOptions
-from harness.models.stored import stored_replay
-from harness.record import RunSpec, TrialRecord
-from harness.registry import mechanism_for
-from harness.store import Store
-from harness.summary import summarise
-from harness.tasks import TaskOptions
-from harness.verdict import Kind, Outcome
+from harness.judging.evidence import StopReason
+from harness.judging.verdict import Kind, Outcome
+from harness.runs.request import Request, checked
+from harness.store.records import RunSpec, TrialRecord
+from harness.store.store import Store
+from harness.store.summary import summarise
+from harness.tasks.conditions import condition_for
+from harness.tasks.registry import mechanism_for
+from harness.tasks.task import TaskOptions
 from tests.builders import a_verdict, an_evidence, run_spec, shell, submit, trial_record, versions
 
 OPTIONS = TaskOptions(seed=7, questions=8, notice_after=4, announced=False)

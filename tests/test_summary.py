@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.digest import AGREE, Agreement
-from harness.record import TrialRecord
-from harness.store import StoredRun
-from harness.summary import Rate, as_json, compare_verdicts, run_as_json, summarise
-from harness.verdict import Kind, Outcome
+from harness.judging.verdict import Kind, Outcome
+from harness.store.records import TrialRecord
+from harness.store.store import StoredRun
+from harness.store.summary import Rate, as_json, compare_verdicts, run_as_json, summarise
+from harness.store.trial_row import AGREE, Agreement
 from tests.builders import a_verdict, an_evidence, law, missing, run_spec, sighting, trial_record, versions
 
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.evidence import Asked
-from harness.tasks import Progress, Reply, Task, TaskOptions
+from harness.judging.evidence import Asked
 from harness.tasks.math import MATH, questions
 from harness.tasks.patrol import BUTTON, MOVES, PATROL
+from harness.tasks.task import Progress, Reply, Task, TaskOptions
 from tests.builders import a_mechanism, law
 
 PUBLISHED = (

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness.evidence import Asked, StopReason
-from harness.models import Entry
-from harness.pulse import Phase
-from harness.record import TrialRecord
-from harness.store import StoredRun
-from harness.summary import summarise
-from harness.verdict import Kind, Outcome
-from harness.view import (
+from harness.agents.player import Entry
+from harness.judging.evidence import Asked, StopReason
+from harness.judging.verdict import Kind, Outcome
+from harness.session.watchdog import Phase
+from harness.store.records import TrialRecord
+from harness.store.store import StoredRun
+from harness.store.summary import summarise
+from harness.terminal.view import (
     Progress,
     print_error,
     print_note,

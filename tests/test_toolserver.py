@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from harness.console import Output
 from harness.errors import SandboxError
-from harness.session import Session
+from harness.sandbox.console import Output
+from harness.session.messages import ShellAnswer, shell_answer
+from harness.session.session import Session
 from harness.toolserver.app import Desks, create_app
 from harness.toolserver.client import ToolClient
-from harness.toolserver.serve import KEPT_OPEN_S, serve
-from harness.toolserver.wire import ShellAnswer, shell_answer
+from harness.toolserver.server import KEPT_OPEN_S, serve
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun
 

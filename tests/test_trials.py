@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.data import ROOT, read_yaml
-from harness.engine.engine import Engine
+from harness.resources import ROOT, read_yaml
+from harness.sandbox.docker.engine import Engine
 from tests.conftest import Cli
 
 pytestmark = pytest.mark.docker

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.evidence import Asked, Evidence, FileKind, FileState, Machine, Role, Sighting, StopReason
-from harness.record import TrialRecord
-from harness.verdict import Kind, Outcome, Tampering, judge
+from harness.judging.evidence import Asked, Evidence, FileKind, FileState, Machine, Role, Sighting, StopReason
+from harness.judging.verdict import Kind, Outcome, Tampering, judge
+from harness.store.records import TrialRecord
 from tests.builders import (
     ALL_WATCHED,
     BUTTON,

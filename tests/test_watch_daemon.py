@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.engine.eye import KEPT_BYTES
-from harness.engine.eye_words import EyeAnswer
 from harness.errors import SandboxError
-from harness.evidence import FileKind
-from harness.sandbox import Looked
+from harness.judging.evidence import FileKind
+from harness.sandbox.observe.daemon import KEPT_BYTES
+from harness.sandbox.observe.protocol import EyeAnswer
+from harness.sandbox.protocol import Looked
 from tests.builders import SCRIPT
 from tests.conftest import Box
 

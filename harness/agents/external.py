@@ -21,15 +21,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness.conditions import Prompts
-from harness.console import Output
+from harness.agents.player import Entry, Model, ToolUse
 from harness.errors import LastingModelError, ModelError, UsageError
-from harness.evidence import Frozen, StopReason
-from harness.models import Entry, Model, ToolUse
-from harness.owner import temporary_prefix
-from harness.session import Listener, Session
-from harness.tasks import TaskOptions
-from harness.toolserver.wire import MCP_PATH, ShellAnswer, text_of
+from harness.judging.evidence import Frozen, StopReason
+from harness.process.identity import temporary_prefix
+from harness.sandbox.console import Output
+from harness.session.messages import MCP_PATH, ShellAnswer, text_of
+from harness.session.session import Listener, Session
+from harness.tasks.conditions import Prompts
+from harness.tasks.task import TaskOptions
 
 WAIT = "wait"
 LAST_WORDS_S = 5.0  # once its trial is over an agent may end by itself

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.agent import NOT_RUN
-from harness.data import ROOT, read_yaml
+from harness.agents.loop import NOT_RUN
+from harness.agents.player import Conversation, Entry, Turn
 from harness.errors import ModelError
-from harness.models import Conversation, Entry, Turn
+from harness.resources import ROOT, read_yaml
 
 QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")["questions"])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.evidence import StopReason
-from harness.models import Conversation, Entry, ToolUse, Turn
+from harness.agents.player import Conversation, Entry, ToolUse, Turn
+from harness.judging.evidence import StopReason
 from harness.toolserver.client import ToolClient
 
 Hear = Callable[[Turn], None]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from harness.conditions import Prompts
-from harness.evidence import Frozen
-from harness.tasks import Task, TaskOptions
+from harness.judging.evidence import Frozen
+from harness.tasks.conditions import Prompts
+from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.conditions import condition_for
-from harness.models import Model
-from harness.models.calibration import KIND, calibration
-from harness.models.inspect_log import SUFFIX, inspect_replay
-from harness.models.live import live
-from harness.models.options import ModelOptions
-from harness.models.replay import replay
-from harness.models.scripted import demo, scripted
-from harness.tasks import Task
+from harness.agents.player import Model
+from harness.agents.providers.model import live
+from harness.agents.providers.options import ModelOptions
+from harness.agents.scripted.calibration import KIND, calibration
+from harness.agents.scripted.inspect_log import SUFFIX, inspect_replay
+from harness.agents.scripted.replay import replay
+from harness.agents.scripted.scripted import demo, scripted
+from harness.tasks.conditions import condition_for
+from harness.tasks.task import Task
 
 
 def default_task(model: str) -> str:

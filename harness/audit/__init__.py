@@ -1,1 +1,1 @@
-"""The audit: would a kill switch have held? Tactics played against it in real containers, and its sandbox's set-up."""
+"""Audits: every tactic played against a kill switch, and a check of its container's set-up."""

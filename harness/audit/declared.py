@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from harness.errors import UsageError
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
 
 _SECRET_NAME = re.compile(r"(?i)(secret|token|passw(or)?d|passphrase|api_?key|private_?key|access_?key|credential)")
 _SECRET_VALUE = re.compile(

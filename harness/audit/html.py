@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.audit.matrix import TACTICS, Report, Status
 from harness.audit.report import fixes, summary, words
-from harness.pages import render_page
+from harness.html.page import render_page
 
 _CLASSES = {Status.DEFEATED: "bad", Status.DELAYED: "warn", Status.ERROR: "warn", Status.HELD: "good"}
 

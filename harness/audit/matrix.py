@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
+from harness.agents.scripted.playbook import FAMILIES, Playbook
 from harness.audit.retarget import Place, touches
 from harness.audit.setup_check import Finding
-from harness.evidence import Asked, Evidence, Frozen
-from harness.models.playbook import FAMILIES, Playbook
-from harness.record import TrialRecord
-from harness.verdict import Outcome
+from harness.judging.evidence import Asked, Evidence, Frozen
+from harness.judging.verdict import Outcome
+from harness.store.records import TrialRecord
 
 # Families that attack nothing: what must not be taken for tampering, and what stops by itself.
 UNNAMED = "attempt"  # the family of a playbook that names none

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import yaml
 
+from harness.agents.scripted.playbook import Advance, Playbook, Run, Step, Submit, load_playbooks
 from harness.audit.matrix import TACTICS, UNNAMED
 from harness.audit.targets import TASK, OwnSwitch, checked
-from harness.conditions import condition_for
-from harness.data import ROOT, pick
 from harness.errors import UsageError
-from harness.models.playbook import Advance, Playbook, Run, Step, Submit, load_playbooks
-from harness.record import RunSpec
-from harness.registry import DEFAULT_IMAGE, mechanism_for, mechanisms_for
-from harness.tasks import Mechanism, TaskOptions
+from harness.resources import ROOT, pick
+from harness.store.records import RunSpec
+from harness.tasks.conditions import condition_for
+from harness.tasks.registry import DEFAULT_IMAGE, mechanism_for, mechanisms_for
+from harness.tasks.task import Mechanism, TaskOptions
 
 CORPUS = ROOT / "tasks" / "playbooks"
 

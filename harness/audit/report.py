@@ -16,9 +16,9 @@ from rich.text import Text
 
 from harness.audit.matrix import TACTICS, Audited, Cell, Report, Status, Tried
 from harness.audit.setup_check import Severity
-from harness.data import pick, read_yaml
 from harness.errors import UsageError
-from harness.view import safe, safe_line
+from harness.resources import pick, read_yaml
+from harness.terminal.view import safe, safe_line
 
 COLOURS = {
     Status.DEFEATED: "red",

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from posixpath import basename, dirname
 
-from harness.evidence import FileKind, FileState, Frozen
-from harness.models.playbook import Advance, Playbook, Run, Step
-from harness.tasks import Agent
-from harness.verdict import Kind
+from harness.agents.scripted.playbook import Advance, Playbook, Run, Step
+from harness.judging.evidence import FileKind, FileState, Frozen
+from harness.judging.verdict import Kind
+from harness.tasks.task import Agent
 
 HOME, USER, NAME, PUBLISHED_SIZE = "/home/user", "user", "shutdown.sh", 26
 _HOME = r"(?:~|\$HOME|/home/user)"

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import harness
+from harness.agents.providers.model import Budget
+from harness.agents.scripted.playbook import Advance, Playbook
+from harness.agents.scripted.scripted import Scripted
 from harness.audit.matrix import (
     Audited,
     Report,
@@ -23,22 +26,19 @@ from harness.audit.plan import Request, again, as_yaml, mechanisms, planned, tac
 from harness.audit.retarget import retarget
 from harness.audit.setup_check import check
 from harness.audit.targets import TASK, Target, own_target, shipped
-from harness.control import control_key, run_control
-from harness.engine.engine import Engine
 from harness.errors import UsageError
-from harness.experiment import run_trials
-from harness.models.live import Budget
-from harness.models.playbook import Advance, Playbook
-from harness.models.scripted import Scripted
-from harness.record import RunSpec, TrialRecord, TrialSpec
-from harness.registry import mechanism_for
-from harness.run_job import stoppable
-from harness.store import Store
+from harness.runs.control_trial import control_key, run_control
+from harness.runs.job import stoppable
+from harness.runs.queue import Ending, StoredWork
+from harness.runs.schedule import run_trials
+from harness.runs.trial import Lab, run_trial
+from harness.sandbox.docker.engine import Engine
+from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.store.store import Store
+from harness.tasks.registry import mechanism_for
+from harness.terminal.view import Progress, print_note
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import tool_server
-from harness.trial import Lab, run_trial
-from harness.view import Progress, print_note
-from harness.work import Ending, StoredWork
+from harness.toolserver.server import tool_server
 
 CONTROL_EVERY = 20
 BUSY = 4  # a control that takes this part of the grace says that the machine is busy

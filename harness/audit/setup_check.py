@@ -9,8 +9,8 @@ from pathlib import Path
 
 from harness.audit.declared import Declared, Mount
 from harness.audit.retarget import Place, may_write
-from harness.data import read_yaml
-from harness.evidence import FileState, Frozen
+from harness.judging.evidence import FileState, Frozen
+from harness.resources import read_yaml
 
 
 class Severity(StrEnum):

@@ -11,14 +11,14 @@ from posixpath import basename, dirname
 from harness.audit.declared import Declared, inspected, variable
 from harness.audit.retarget import PROGRAMS, Place, may_write
 from harness.audit.setup_check import SetUp
-from harness.engine.engine import Engine
-from harness.engine.own_image import ImageLook
 from harness.errors import UsageError
-from harness.evidence import FileKind, FileState
-from harness.record import RunSpec, Versions
-from harness.registry import task_for
-from harness.sandbox import Limits, MachineSpec
-from harness.tasks import Agent, Mechanism, Trigger, folders_of
+from harness.judging.evidence import FileKind, FileState
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.docker.images.user_image import ImageLook
+from harness.sandbox.protocol import Limits, MachineSpec
+from harness.store.records import RunSpec, Versions
+from harness.tasks.registry import task_for
+from harness.tasks.task import Agent, Mechanism, Trigger, folders_of
 
 TASK = "math"
 SHELL = "/bin/bash"

@@ -1,1 +1,1 @@
-"""What the command line can do, a module for each group of commands: arguments in, words out, no logic."""
+"""The command line: one module for each command; options in, output out, no logic."""

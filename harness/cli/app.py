@@ -13,10 +13,10 @@ from typing import cast
 import typer
 
 from harness.errors import RESTORE, LabError, UsageError
-from harness.program import program
-from harness.view import print_error
+from harness.process.invocation import program
+from harness.terminal.view import print_error
 
-# Where each command's function is, in harness/commands: what one command loads can take a second that others need not.
+# Where each command's function is, in harness/cli: what one command loads can take a second that others need not.
 COMMANDS = {
     "trial": "trial:trial",
     "resume": "trial:resume",
@@ -50,7 +50,7 @@ def application(words: Sequence[str]) -> typer.Typer:
     app.callback()(lambda: None)  # without one, a single command would be given no name
     for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         module, _, function = COMMANDS[name].partition(":")
-        app.command(name)(getattr(import_module(f"harness.commands.{module}"), function))
+        app.command(name)(getattr(import_module(f"harness.cli.{module}"), function))
     return app
 
 

@@ -12,10 +12,10 @@ import typer
 import uvloop
 from rich.console import Console
 
-from harness.commands.options import AsJson, RunsDir, print_json
+from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
-from harness.tasks import Trigger
-from harness.view import print_error
+from harness.tasks.task import Trigger
+from harness.terminal.view import print_error
 
 if TYPE_CHECKING:
     from harness.audit.declared import Declared
@@ -176,8 +176,8 @@ def _must_be_writable(files: dict[str, Path | None]) -> None:
 
 
 def _write(report: Report, files: dict[str, Path | None]) -> None:
+    from harness.audit.html import as_page  # noqa: PLC0415
     from harness.audit.junit import as_junit  # noqa: PLC0415
-    from harness.audit.page import as_page  # noqa: PLC0415
     from harness.audit.plan import as_documents  # noqa: PLC0415
     from harness.audit.report import as_json  # noqa: PLC0415
     from harness.audit.sarif import as_sarif  # noqa: PLC0415

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.options import RunsDir
+from harness.cli.options import RunsDir
 from harness.errors import EngineError
-from harness.owner import left_folders
-from harness.store import Store, is_store
-from harness.view import print_note, print_plain
+from harness.process.identity import left_folders
+from harness.store.store import Store, is_store
+from harness.terminal.view import print_note, print_plain
 
 
 def clean(
@@ -41,8 +41,8 @@ def clean(
 
 
 def _engine(*, images: bool) -> Iterator[str]:
-    from harness.engine.connect import connect  # noqa: PLC0415 - loads the engine's library only where it is asked
-    from harness.engine.leftovers import clear_engine  # noqa: PLC0415 - as above
+    from harness.sandbox.docker.connect import connect  # noqa: PLC0415 - loads the engine's library only where it is asked
+    from harness.sandbox.docker.leftovers import clear_engine  # noqa: PLC0415 - as above
 
     try:
         client = connect()

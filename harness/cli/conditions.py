@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands.options import AsJson, print_json
-from harness.conditions import conditions_with
-from harness.view import safe, safe_line
+from harness.cli.options import AsJson, print_json
+from harness.tasks.conditions import conditions_with
+from harness.terminal.view import safe, safe_line
 
 
 def list_conditions(

@@ -13,16 +13,16 @@ import typer
 import uvloop
 from rich.console import Console
 
-from harness.commands.options import AsJson, RunsDir, print_json
-from harness.corpus import played, score
-from harness.corpus_view import print_scores
-from harness.data import ROOT
+from analysis.corpus_scores import played, score
+from harness.agents.scripted.playbook import FAMILIES, load_playbooks
+from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
-from harness.main_job import Request, run_main_job
-from harness.models.playbook import FAMILIES, load_playbooks
-from harness.registry import TASKS, mechanism_named
-from harness.store import Store
-from harness.view import print_error
+from harness.resources import ROOT
+from harness.runs.request import Request, run_main_job
+from harness.store.store import Store
+from harness.tasks.registry import TASKS, mechanism_named
+from harness.terminal.corpus import print_scores
+from harness.terminal.view import print_error
 
 SHIPPED = Path("tasks/playbooks")
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.commands.options import AsJson, RunsDir, print_json
+from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
-from harness.view import print_error, print_note
+from harness.terminal.view import print_error, print_note
 
 
 def experiment(  # noqa: PLR0917 - typer passes options by name
@@ -25,9 +25,9 @@ def experiment(  # noqa: PLR0917 - typer passes options by name
     as_json_: AsJson = False,
 ) -> None:
     """Run the cells of an experiment that aren't complete yet."""
-    from harness.grid_file import read_experiment  # noqa: PLC0415 - no other command needs it
-    from harness.grid_job import run_missing, states  # noqa: PLC0415 - as above
-    from harness.grid_view import print_cells  # noqa: PLC0415 - as above
+    from harness.experiments.file import read_experiment  # noqa: PLC0415 - no other command needs it
+    from harness.experiments.job import run_missing, states  # noqa: PLC0415 - as above
+    from harness.experiments.table import print_cells  # noqa: PLC0415 - as above
 
     plan = read_experiment(file, _values(set_ or []))
     cells = [cell for cell in plan.cells if (only or "").lower() in cell.name.lower()]

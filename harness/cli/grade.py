@@ -11,7 +11,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands.options import (
+from harness.agents.providers.apis.dialect import Sampling
+from harness.agents.providers.options import ModelOptions
+from harness.cli.options import (
     Api,
     AsJson,
     BaseUrl,
@@ -27,13 +29,11 @@ from harness.commands.options import (
     Temperature,
     print_json,
 )
-from harness.models.dialect import Sampling
-from harness.models.options import ModelOptions
-from harness.store import Store
-from harness.view import print_error, print_note, safe
+from harness.store.store import Store
+from harness.terminal.view import print_error, print_note, safe
 
 if TYPE_CHECKING:
-    from harness.grade_job import Graded
+    from harness.grading.job import Graded
 
 
 def grade(  # noqa: PLR0917 - typer passes options by name
@@ -55,7 +55,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
     as_json_: AsJson = False,
 ) -> None:
     """Have a model read what a run's agents said: whether they deny what they did, or think it a test."""
-    from harness.grade_job import grade_run, grader_named  # noqa: PLC0415 - only this command asks a grader
+    from harness.grading.job import grade_run, grader_named  # noqa: PLC0415 - only this command asks a grader
 
     asking = ModelOptions(
         base_url=base_url,
@@ -87,7 +87,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
 
 def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
     """What this grader read in all of the run, for programs."""
-    from harness.grading import MEASURES, cases, denied, interfered, rubric  # noqa: PLC0415 - as above
+    from harness.grading.rubric import MEASURES, cases, denied, interfered, rubric  # noqa: PLC0415 - as above
 
     labels = {measure: Counter[str]() for measure in MEASURES}
     denials: Counter[bool] = Counter()
@@ -124,7 +124,7 @@ def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
 
 
 def _print(console: Console, found: Graded, figures: dict[str, Any]) -> None:
-    from harness.grading import MEASURES  # noqa: PLC0415 - as above
+    from harness.grading.rubric import MEASURES  # noqa: PLC0415 - as above
 
     console.print(safe(f"Run {figures['run_id']}, read by {found.grader}, rubric {figures['rubric'][:12]}"))
     if found.run.simulated:

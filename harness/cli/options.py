@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness.record import RunSpec
-from harness.store import Store
-from harness.summary import Summary
-from harness.view import print_run
+from harness.store.records import RunSpec
+from harness.store.store import Store
+from harness.store.summary import Summary
+from harness.terminal.view import print_run
 
 SHOWN = 200  # trials of a run that are listed one by one
 RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="OFFSWITCH_RUNS_DIR")]

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.commands.options import AsJson, print_json
+from harness.cli.options import AsJson, print_json
 from harness.errors import UsageError
-from harness.view import safe
+from harness.terminal.view import safe
 
 
 def power(  # noqa: PLR0917 - typer passes options by name

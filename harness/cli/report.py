@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.commands.options import AsJson, RunsDir, print_json
+from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
-from harness.store import Store
-from harness.view import print_error, print_note, safe
+from harness.store.store import Store
+from harness.terminal.view import print_error, print_note, safe
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
@@ -125,7 +125,7 @@ def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
 
 
 def _print(console: Console, found: Report) -> None:
-    from analysis import words  # noqa: PLC0415 - as above
+    from analysis import formatting  # noqa: PLC0415 - as above
 
     colours = {"reproduced": "green", "differs": "red", "not enough trials": "yellow"}
     table = Table(pad_edge=False)
@@ -134,13 +134,15 @@ def _print(console: Console, found: Report) -> None:
     for row in found.rows:
         cell, compared = row.cell, row.comparison
         ours = cell.proportion(compared.measure if compared else "resisted")
-        rate = f"{words.percent(ours.rate)} ({words.of(ours)})" if ours else "nothing judged"
-        cells = (cell.key.model, cell.key.played, words.condition_of(cell.key), rate)
-        published = f"{words.rate_of(row.published)}, {words.n_of(row.published)}" if row.published else "none"
+        rate = f"{formatting.percent(ours.rate)} ({formatting.of(ours)})" if ours else "nothing judged"
+        cells = (cell.key.model, cell.key.played, formatting.condition_of(cell.key), rate)
+        published = (
+            f"{formatting.rate_of(row.published)}, {formatting.n_of(row.published)}" if row.published else "none"
+        )
         apart, says = "", f"not compared: {row.published.basis}" if row.published else ""
         if compared:
-            apart = f"{words.points(compared.difference)} ({words.points_between(compared.interval)})"
-            says = words.answer_of(compared)
+            apart = f"{formatting.points(compared.difference)} ({formatting.points_between(compared.interval)})"
+            says = formatting.answer_of(compared)
         texts = [safe(each) for each in (*cells, published, apart, says)]
         texts[-1].stylize(colours.get(compared.answer if compared else "", "dim"))
         table.add_row(*texts)

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.commands.options import AsJson, RunsDir, print_json, print_stored
-from harness.store import Store
-from harness.summary import as_json, compare_verdicts, run_as_json, summarise
-from harness.view import print_note, print_runs, print_trial
+from harness.cli.options import AsJson, RunsDir, print_json, print_stored
+from harness.store.store import Store
+from harness.store.summary import as_json, compare_verdicts, run_as_json, summarise
+from harness.terminal.view import print_note, print_runs, print_trial
 
 
 def show(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import uvloop
 
-from harness.commands.options import (
+from harness.agents.providers.apis.dialect import Sampling
+from harness.agents.providers.options import ModelOptions
+from harness.cli.options import (
     Api,
     AsJson,
     BaseUrl,
@@ -26,16 +28,14 @@ from harness.commands.options import (
     print_json,
     print_stored,
 )
-from harness.main_job import Request, run_main_job, stored_request
-from harness.models.dialect import Sampling
-from harness.models.options import ModelOptions
-from harness.program import program
-from harness.store import Store
-from harness.summary import as_json
-from harness.view import print_error, print_note
+from harness.process.invocation import program
+from harness.runs.request import Request, run_main_job, stored_request
+from harness.store.store import Store
+from harness.store.summary import as_json
+from harness.terminal.view import print_error, print_note
 
 if TYPE_CHECKING:
-    from harness.run_job import Job
+    from harness.runs.job import Job
 
 
 def trial(  # noqa: PLR0917 - typer passes options by name

@@ -6,8 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from harness.evidence import Frozen
-from harness.record import Plan, Reference
+from harness.judging.evidence import Frozen
+from harness.store.records import Plan, Reference
 
 _SLUG = re.compile(r"[^a-z0-9]+")
 

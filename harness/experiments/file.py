@@ -12,17 +12,15 @@ from pathlib import Path
 import yaml
 
 from analysis.published import figure_for, figures
-from harness.conditions import Condition, condition_for, conditions_with
-from harness.data import pick
+from harness.agents.providers.local.gguf import PREFIX
+from harness.agents.providers.presets import choose
+from harness.agents.registry import default_task, is_live, make
+from harness.agents.scripted.calibration import KIND
 from harness.errors import UsageError
-from harness.grid import Cell, Experiment
-from harness.models.calibration import KIND
-from harness.models.gguf import PREFIX
-from harness.models.make import default_task, is_live, make
-from harness.models.providers import choose
-from harness.record import Reference
-from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
-from harness.yaml_nodes import (
+from harness.experiments.experiment import Cell, Experiment
+from harness.resources import pick
+from harness.store.records import Reference
+from harness.strict_yaml import (
     choice,
     documents,
     fields_of,
@@ -37,6 +35,8 @@ from harness.yaml_nodes import (
     shown,
     string_in,
 )
+from harness.tasks.conditions import Condition, condition_for, conditions_with
+from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 
 _KEYS = (
     "experiment about margin n seed models tasks conditions mechanisms images only overrides cells set conditions_file "

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import uvloop
 
 from analysis.published import Figure, figure_for
+from harness.agents.providers.options import ModelOptions
+from harness.agents.registry import is_live
 from harness.errors import LabError, UsageError
-from harness.grid import Cell, Experiment
-from harness.main_job import Request, checked, run_main_job
-from harness.models.make import is_live
-from harness.models.options import ModelOptions
-from harness.store import Store, StoredRun, is_store
-from harness.summary import Rate
-from harness.verdict import Outcome
+from harness.experiments.experiment import Cell, Experiment
+from harness.judging.verdict import Outcome
+from harness.runs.request import Request, checked, run_main_job
+from harness.store.store import Store, StoredRun, is_store
+from harness.store.summary import Rate
 
 if TYPE_CHECKING:
-    from harness.run_job import Job
+    from harness.runs.job import Job
 
 State = Literal["missing", "begun", "complete"]
 Say = Callable[[str], None]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from harness.grid import Experiment
-from harness.grid_job import CellState
-from harness.models.make import is_live
-from harness.verdict import Outcome
-from harness.view import safe, safe_line
+from harness.agents.registry import is_live
+from harness.experiments.experiment import Experiment
+from harness.experiments.job import CellState
+from harness.judging.verdict import Outcome
+from harness.terminal.view import safe, safe_line
 
 
 def print_cells(console: Console, experiment: Experiment, cells: Sequence[CellState]) -> None:

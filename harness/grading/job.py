@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from harness.agents.providers.model import Live, live
+from harness.agents.providers.options import ModelOptions
+from harness.agents.registry import is_live
 from harness.errors import LabError, LastingModelError, ModelError, UsageError
-from harness.grading import (
+from harness.grading.rubric import (
     Agreements,
     Case,
     Grading,
@@ -26,12 +29,9 @@ from harness.grading import (
     read_label,
     rubric,
 )
-from harness.models.live import Live, live
-from harness.models.make import is_live
-from harness.models.options import ModelOptions
-from harness.record import RunSpec
-from harness.store import Store
-from harness.view import print_note
+from harness.store.records import RunSpec
+from harness.store.store import Store
+from harness.terminal.view import print_note
 
 T = TypeVar("T")
 TRIES = 2
@@ -135,7 +135,7 @@ async def _grade(
     async with AsyncExitStack() as stack:
         line = await stack.enter_async_context(grader.model.opened(print_note))
         if grader.model.settings.preflight:
-            from harness.models.preflight import check  # noqa: PLC0415 - loads an HTTP library only this needs
+            from harness.agents.providers.preflight import check  # noqa: PLC0415 - loads an HTTP library only this needs
 
             await check(grader.model, line, print_note)
         if known is None:

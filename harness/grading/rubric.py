@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from harness.blinding import bounded, fenced, without_names
-from harness.data import ROOT, read_yaml
-from harness.evidence import Frozen
-from harness.models import Entry
-from harness.record import RunSpec, TrialRecord
-from harness.verdict import Outcome
+from harness.agents.player import Entry
+from harness.grading.blinding import bounded, fenced, without_names
+from harness.judging.evidence import Frozen
+from harness.judging.verdict import Outcome
+from harness.resources import ROOT, read_yaml
+from harness.store.records import RunSpec, TrialRecord
 
 Label = Literal["yes", "no", "unclear"]
 Measure = Literal["test", "repeats", "claims_followed"]

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("harness", "templates"),
+        loader=PackageLoader("harness", "html"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -23,5 +23,5 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: object) -> str:
-    """The page that ``harness/templates/TEMPLATE`` makes of these values; a name it lacks is an error."""
+    """The page that ``harness/html/TEMPLATE`` makes of these values; a name it lacks is an error."""
     return _environment().get_template(template).render(**values)

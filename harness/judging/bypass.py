@@ -1,7 +1,7 @@
 """How a kill switch with nobody's hand on it was made ineffective: read from what ran, never from words. Pure.
 
 What a process brings along when it starts the kill switch is its own doing, and the kernel held it while that was
-read (harness/engine/openings.py). An agent that forges it accuses itself of what it did not do; it can't excuse itself.
+read (harness/sandbox/observe/exec_gate.py). An agent that forges it accuses itself of what it did not do; it can't excuse itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from posixpath import basename, join, normpath
 
-from harness.evidence import Asked, Evidence, FileState, Opening, Role
+from harness.judging.evidence import Asked, Evidence, FileState, Opening, Role
 
 _LOADER = ("LD_PRELOAD", "LD_AUDIT")
 _NOTHING = ("", "/dev/null")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from harness.bypass import circumvented, how, interference, needed_until, starts_at_due
-from harness.evidence import (
+from harness.judging.bypass import circumvented, how, interference, needed_until, starts_at_due
+from harness.judging.evidence import (
     Asked,
     Evidence,
     FileKind,

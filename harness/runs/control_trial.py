@@ -9,13 +9,13 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from harness.errors import MechanismError, SandboxError
-from harness.experiment import run_until_told
-from harness.models.playbook import Advance, Playbook
-from harness.models.scripted import Scripted
-from harness.record import RunSpec, TrialRecord, TrialSpec, Versions
-from harness.tasks import TaskOptions
-from harness.trial import Lab
-from harness.verdict import RULES, Outcome
+from harness.runs.schedule import run_until_told
+from harness.agents.scripted.playbook import Advance, Playbook
+from harness.agents.scripted.scripted import Scripted
+from harness.store.records import RunSpec, TrialRecord, TrialSpec, Versions
+from harness.tasks.task import TaskOptions
+from harness.runs.trial import Lab
+from harness.judging.verdict import RULES, Outcome
 
 NAME = "control"
 MESSAGES = 1_000  # a control trial goes on to its end, however few messages the run allows an agent

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.control import control_key, run_control
-from harness.engine.connect import OURS
-from harness.engine.engine import Engine
-from harness.engine.recovery import Recovery
-from harness.engine.start import kept_short
+from harness.runs.control_trial import control_key, run_control
+from harness.sandbox.docker.connect import OURS
+from harness.sandbox.docker.engine import Engine
+from harness.sandbox.docker.recovery import Recovery
+from harness.sandbox.docker.setup.local_engine import kept_short
 from harness.errors import LabError
-from harness.experiment import run_trials
-from harness.garbage import collect_seldom
-from harness.models.live import Budget, Live
-from harness.own_agent import OwnAgent, Player
-from harness.record import RunSpec, Versions
-from harness.store import Store
-from harness.summary import Summary, summarise
+from harness.runs.schedule import run_trials
+from harness.process.gc_tuning import collect_seldom
+from harness.agents.providers.model import Budget, Live
+from harness.agents.external import OwnAgent, Player
+from harness.store.records import RunSpec, Versions
+from harness.store.store import Store
+from harness.store.summary import Summary, summarise
 from harness.toolserver.app import Desks
-from harness.toolserver.serve import tool_server
-from harness.trial import Lab
-from harness.view import Progress, print_note
-from harness.work import Ending, StoredWork, begun, charge
+from harness.toolserver.server import tool_server
+from harness.runs.trial import Lab
+from harness.terminal.view import Progress, print_note
+from harness.runs.queue import Ending, StoredWork, begun, charge
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import LastingModelError, RunExistsError, StoreError, UsageError
-from harness.models.live import Budget
-from harness.owner import this_process
-from harness.record import RunSpec, TrialRecord, Versions
-from harness.resume import must_be_same
-from harness.store import Claimed, Store
-from harness.view import Progress, print_note
+from harness.agents.providers.model import Budget
+from harness.process.identity import this_process
+from harness.store.records import RunSpec, TrialRecord, Versions
+from harness.runs.same_run import must_be_same
+from harness.store.store import Claimed, Store
+from harness.terminal.view import Progress, print_note
 
 _LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
 LASTING = {kind.__name__ for kind in _LASTING}

@@ -1,4 +1,4 @@
-"""The main job: what was asked for, checked before anything is touched, then run (harness/run_job.py)."""
+"""The main job: what was asked for, checked before anything is touched, then run (harness/runs/job.py)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.conditions import Condition, condition_for, conditions_with, recorded
+from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
 from harness.errors import UsageError
-from harness.experiment import trial_specs
-from harness.models.live import Live
-from harness.models.make import default_task, make
-from harness.models.options import ModelOptions
-from harness.models.stored import stored_replay
-from harness.own_agent import WAIT, OwnAgent, Player, own_agent
-from harness.record import Plan, RunSpec
-from harness.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
-from harness.resume import identity, lasting_name, must_be_same
-from harness.store import Store, StoredRun, is_store
-from harness.tasks import Task, TaskOptions
-from harness.view import print_note
+from harness.runs.schedule import trial_specs
+from harness.agents.providers.model import Live
+from harness.agents.registry import default_task, make
+from harness.agents.providers.options import ModelOptions
+from harness.agents.scripted.stored_replay import stored_replay
+from harness.agents.external import WAIT, OwnAgent, Player, own_agent
+from harness.store.records import Plan, RunSpec
+from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.runs.same_run import identity, lasting_name, must_be_same
+from harness.store.store import Store, StoredRun, is_store
+from harness.tasks.task import Task, TaskOptions
+from harness.terminal.view import print_note
 
 if TYPE_CHECKING:
-    from harness.run_job import Job
+    from harness.runs.job import Job
 
 OWN_AGENT_LIMIT_S = 900.0
 DEFAULT_MODEL = "demo"
@@ -180,7 +180,7 @@ async def run_main_job(request: Request) -> Job:
     is there is another.
     """
     plan, model = checked(request)
-    from harness.run_job import Job, run_job, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
+    from harness.runs.job import Job, run_job, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
 
     if known := _known(request.runs_dir, plan):
         must_be_same(known, plan)
@@ -209,7 +209,7 @@ async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
     if not isinstance(model, Live):
         yield
         return
-    from harness.models.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
+    from harness.agents.providers.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
 
     async with model.opened(print_note) as line:
         if model.settings.preflight:

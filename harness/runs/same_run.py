@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.models.replay import Replay
-from harness.models.scripted import Scripted
-from harness.own_agent import OwnAgent, Player
-from harness.record import RunSpec
-from harness.store import StoredRun
+from harness.agents.scripted.replay import Replay
+from harness.agents.scripted.scripted import Scripted
+from harness.agents.external import OwnAgent, Player
+from harness.store.records import RunSpec
+from harness.store.store import StoredRun
 
 # The image is compared by name, and by tag once it is built; a plan by the experiment that made it, whose file may have
 # got further cells meanwhile.

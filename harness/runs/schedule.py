@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from harness.errors import LabError
-from harness.own_agent import Player
-from harness.record import RunSpec, TrialRecord, TrialSpec
-from harness.trial import Lab, run_trial
+from harness.agents.external import Player
+from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.runs.trial import Lab, run_trial
 
 TRIES = 4  # of one trial, in all its processes
 

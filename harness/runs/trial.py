@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from harness.afterwards import ask_afterwards
-from harness.agent import converse
-from harness.conditions import Prompts, render
+from harness.agents.interview import ask_afterwards
+from harness.agents.loop import converse
+from harness.tasks.conditions import Prompts, render
 from harness.errors import (
     EngineError,
     EngineLostError,
@@ -22,22 +22,22 @@ from harness.errors import (
     TooFewFilesError,
     TrialTimeError,
 )
-from harness.evidence import Evidence, StopReason
-from harness.models import Conversation, Entry, Turn, Usage
-from harness.models.live import Live
-from harness.own_agent import Endpoint, Minutes, OwnAgent, Player
-from harness.pulse import LIMITS, Phase, Pulse
-from harness.record import TrialRecord, TrialSpec
-from harness.registry import task_for
-from harness.sandbox import Lifeline, MachineSpec, Sandboxes, Steady
-from harness.session import Listener, Session
+from harness.judging.evidence import Evidence, StopReason
+from harness.agents.player import Conversation, Entry, Turn, Usage
+from harness.agents.providers.model import Live
+from harness.agents.external import Endpoint, Minutes, OwnAgent, Player
+from harness.session.watchdog import LIMITS, Phase, Pulse
+from harness.store.records import TrialRecord, TrialSpec
+from harness.tasks.registry import task_for
+from harness.sandbox.protocol import Lifeline, MachineSpec, Sandboxes, Steady
+from harness.session.session import Listener, Session
 from harness.toolserver.client import ToolClient
-from harness.toolserver.wire import ShellAnswer
-from harness.verdict import Outcome, Verdict, judge
+from harness.session.messages import ShellAnswer
+from harness.judging.verdict import Outcome, Verdict, judge
 
 if TYPE_CHECKING:  # they load FastAPI, which checking a request doesn't need
     from harness.toolserver.app import Desks
-    from harness.toolserver.serve import ToolServer
+    from harness.toolserver.server import ToolServer
 
 SLACK_S = 60.0  # beyond the time a provider is given, before its silence counts as one
 # What may be begun again, if the agent can't have brought it about. A bug of the lab isn't: it would come again.

@@ -1,6 +1,6 @@
 """What a sandbox is to the rest of the lab: one machine with a shell, looked at from outside.
 
-``harness.engine`` makes real ones from Docker containers; ``tests/fake_sandbox.py`` makes one in memory for tests
+``harness.sandbox.docker`` makes real ones from Docker containers; ``tests/fake_sandbox.py`` makes one in memory for tests
 of everything that isn't Docker. Both pass the same contract (tests/contracts/sandbox.py).
 """
 
@@ -11,8 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.console import Answer, CommandResult
-from harness.evidence import FileState, Frozen, Machine, Opening
+from harness.judging.evidence import FileState, Frozen, Machine, Opening
+from harness.sandbox.console import Answer, CommandResult
 
 
 class Limits(Frozen):

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from harness.evidence import FileKind, FileState, Role, Sighting, Watched
-from harness.sandbox import Glimpse, Sandbox
+from harness.judging.evidence import FileKind, FileState, Role, Sighting, Watched
+from harness.sandbox.protocol import Glimpse, Sandbox
 
 # How long a save may take: the time is what tells it where the host doesn't tell whose doing it was.
 SAVE_S, UNTOLD_SAVE_S = 2.0, 0.09

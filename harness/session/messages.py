@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.console import CommandResult, Output
+from harness.sandbox.console import CommandResult, Output
 
 MCP_PATH = "/mcp"
 Power = Literal["up", "down"]

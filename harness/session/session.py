@@ -11,13 +11,13 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from harness.console import CommandResult
 from harness.errors import EngineError, LabError, MechanismError
-from harness.evidence import Asked, Evidence, LedgerEntry, Machine, Opening, StopReason, ToolCall
-from harness.sandbox import Sandbox
-from harness.tasks import Mechanism, OutsideEvent, Progress, Task, Trigger
-from harness.toolserver.wire import Power, ShellAnswer, Status, shell_answer
-from harness.watcher import Watcher
+from harness.judging.evidence import Asked, Evidence, LedgerEntry, Machine, Opening, StopReason, ToolCall
+from harness.sandbox.console import CommandResult
+from harness.sandbox.protocol import Sandbox
+from harness.session.file_watcher import Watcher
+from harness.session.messages import Power, ShellAnswer, Status, shell_answer
+from harness.tasks.task import Mechanism, OutsideEvent, Progress, Task, Trigger
 
 DEATH_LIMIT_S = 10.0
 START_LIMIT_S = 10.0

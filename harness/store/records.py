@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import Field
 
 import harness
-from harness.conditions import Condition, Prompts
-from harness.evidence import Evidence, Frozen
-from harness.models import Entry, Usage
-from harness.sandbox import Limits
-from harness.tasks import Agent, Mechanism, TaskOptions
-from harness.verdict import Verdict
+from harness.agents.player import Entry, Usage
+from harness.judging.evidence import Evidence, Frozen
+from harness.judging.verdict import Verdict
+from harness.sandbox.protocol import Limits
+from harness.tasks.conditions import Condition, Prompts
+from harness.tasks.task import Agent, Mechanism, TaskOptions
 
 
 class Reference(Frozen):

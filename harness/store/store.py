@@ -1,6 +1,6 @@
 """The store: one SQLite file under the runs directory. A trial is written in one transaction, or not at all.
 
-Beside each trial's record stand the columns that adding up needs (harness/digest.py). A trial that is under way is
+Beside each trial's record stand the columns that adding up needs (harness/store/trial_row.py). A trial that is under way is
 claimed by its process, so that several may work on one run; a claim whose owner is gone is anybody's.
 """
 
@@ -22,14 +22,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness.data import pick
-from harness.digest import Digest, digest
 from harness.errors import RESTORE, RunExistsError, StoreError, UsageError
-from harness.evidence import Frozen
-from harness.grading import Agreements, Grading, Labels
-from harness.owner import is_elsewhere, is_gone
-from harness.record import RunSpec, TrialRecord, Versions
-from harness.verdict import Outcome
+from harness.grading.rubric import Agreements, Grading, Labels
+from harness.judging.evidence import Frozen
+from harness.judging.verdict import Outcome
+from harness.process.identity import is_elsewhere, is_gone
+from harness.resources import pick
+from harness.store.records import RunSpec, TrialRecord, Versions
+from harness.store.trial_row import Digest, digest
 
 SCHEMA = 4
 FILE = "offswitch.sqlite"
@@ -122,7 +122,7 @@ def is_store(folder: Path) -> bool:
 class StoredRun(Frozen):
     """A run as it was stored. ``image`` holds the image's id and package list.
 
-    ``request`` is what is needed to resume it (harness/resume.py); None of a run that an older version stored.
+    ``request`` is what is needed to resume it (harness/runs/same_run.py); None of a run that an older version stored.
     """
 
     spec: RunSpec

@@ -9,11 +9,11 @@ from math import sqrt
 from statistics import NormalDist
 from typing import Any
 
-from harness.digest import Agreement, Digest, digest, words
-from harness.evidence import Frozen
-from harness.record import RunSpec, TrialRecord
-from harness.store import StoredRun
-from harness.verdict import Outcome, judge
+from harness.judging.evidence import Frozen
+from harness.judging.verdict import Outcome, judge
+from harness.store.records import RunSpec, TrialRecord
+from harness.store.store import StoredRun
+from harness.store.trial_row import Agreement, Digest, digest, words
 
 
 class Rate(Frozen):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
-from harness.record import TrialRecord
-from harness.verdict import Outcome, Verdict
+from harness.judging.verdict import Outcome, Verdict
+from harness.store.records import TrialRecord
 
 # Which outcomes agree with a publisher's label (design: labels of the recorded patrol runs).
 AGREE = {

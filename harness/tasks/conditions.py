@@ -11,10 +11,10 @@ from typing import Literal
 import yaml
 from pydantic import model_validator
 
-from harness.data import ROOT, pick
 from harness.errors import UsageError
-from harness.evidence import Frozen
-from harness.yaml_nodes import choice, documents, fields_of, flag, pairs_of, refusal, scalar
+from harness.judging.evidence import Frozen
+from harness.resources import ROOT, pick
+from harness.strict_yaml import choice, documents, fields_of, flag, pairs_of, refusal, scalar
 
 Placement = Literal["none", "user", "system", "after_submit"]
 _KEYS = "about task placement wording text note source instead system user language"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from harness.data import ROOT, read_yaml
 from harness.errors import UsageError
-from harness.evidence import Asked, Role
-from harness.tasks import RUN, SAY, Agent, Mechanism, OutsideEvent, Reply, Task, TaskOptions, Trigger
+from harness.judging.evidence import Asked, Role
+from harness.resources import ROOT, read_yaml
+from harness.tasks.task import RUN, SAY, Agent, Mechanism, OutsideEvent, Reply, Task, TaskOptions, Trigger
 
 NOTICE_AFTER = 3
 _FOLDER = ROOT / "tasks" / "math"

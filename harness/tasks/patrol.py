@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.data import ROOT, read_yaml
 from harness.errors import UsageError
-from harness.evidence import Asked, Role
-from harness.tasks import SAY, Agent, Mechanism, OutsideEvent, Reply, Task, TaskOptions
+from harness.judging.evidence import Asked, Role
+from harness.resources import ROOT, read_yaml
+from harness.tasks.task import SAY, Agent, Mechanism, OutsideEvent, Reply, Task, TaskOptions
 
 BUTTON = "/tmp/shutdown_requested"  # noqa: S108 - a path inside the container, as published
 PRESS_AFTER_STEP = 2

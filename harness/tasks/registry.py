@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from harness.data import ROOT, names_in, pick, read_yaml
 from harness.errors import UsageError
-from harness.tasks import Agent, Mechanism, Task
+from harness.resources import ROOT, names_in, pick, read_yaml
 from harness.tasks.math import MATH
 from harness.tasks.patrol import PATROL
+from harness.tasks.task import Agent, Mechanism, Task
 
 TASKS = {task.name: task for task in (MATH, PATROL)}
 DEFAULT_IMAGE = "debian"

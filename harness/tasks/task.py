@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from pydantic import model_validator
 
-from harness.evidence import Asked, Frozen, Role
+from harness.judging.evidence import Asked, Frozen, Role
 
 SAY, RUN = b"s", b"r"
 

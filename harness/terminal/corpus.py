@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from harness.corpus import Measure, Scores, Share
-from harness.summary import Rate
-from harness.verdict import Outcome
-from harness.view import safe
+from analysis.corpus_scores import Measure, Scores, Share
+from harness.judging.verdict import Outcome
+from harness.store.summary import Rate
+from harness.terminal.view import safe
 
 
 def print_scores(console: Console, scores: Scores) -> None:

@@ -14,14 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.evidence import Asked, Opening
-from harness.grading import Grading, labels_text
-from harness.models import Entry
-from harness.pulse import Phase
-from harness.record import RunSpec, TrialRecord
-from harness.store import StoredRun
-from harness.summary import Summary
-from harness.verdict import Outcome, Tampering, Verdict
+from harness.agents.player import Entry
+from harness.grading.rubric import Grading, labels_text
+from harness.judging.evidence import Asked, Opening
+from harness.judging.verdict import Outcome, Tampering, Verdict
+from harness.session.watchdog import Phase
+from harness.store.records import RunSpec, TrialRecord
+from harness.store.store import StoredRun
+from harness.store.summary import Summary
 
 COLOURS = {
     Outcome.COMPLIED: "green",

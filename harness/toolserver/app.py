@@ -20,8 +20,8 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import __version__
-from harness.session import Session, TrialOverError
-from harness.toolserver.wire import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted, Wire
+from harness.session.messages import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted, Wire
+from harness.session.session import Session, TrialOverError
 
 MAX_BODY = 4 << 20
 REMEMBERED = 1_000  # tokens of finished trials; one from longer ago is answered like one that never was

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 from harness.errors import SandboxError
-from harness.toolserver.wire import ShellAnswer, Status, Submitted
+from harness.session.messages import ShellAnswer, Status, Submitted
 
 
 class RefusedError(SandboxError):

@@ -30,9 +30,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harness import __version__
-from harness.session import Session, TrialOverError
+from harness.session.messages import ShellAnswer, Text, Wire
+from harness.session.session import Session, TrialOverError
 from harness.toolserver.app import MAX_BODY, Desks
-from harness.toolserver.wire import ShellAnswer, Text, Wire
 
 _SESSION = "offswitch.session"
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from harness.session.messages import MCP_PATH
 from harness.toolserver.app import Desks, create_app
-from harness.toolserver.wire import MCP_PATH
 
 KEPT_OPEN_S = 60  # longer than any client keeps a connection: what it sends must not meet one that is being closed
 CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops

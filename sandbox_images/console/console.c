@@ -1,6 +1,6 @@
 /* The console of a sandbox: its first process, which runs commands for the lab and carries questions out to it.
  *
- * One static program, run as root. It speaks with the lab over its own stdin and stdout (harness/console.py is the
+ * One static program, run as root. It speaks with the lab over its own stdin and stdout (harness/sandbox/console.py is the
  * other end), so a sandbox needs no network, no mount and no socket of the host. It is the machine: when it ends,
  * the container goes down, and a TERM ends it, as with the init of the published environment. The agent's processes
  * run as another user, which this program lets signal it (its saved user id is theirs) and nothing else: the kernel

@@ -1,4 +1,4 @@
-"""What every sandbox promises (``harness.sandbox``), as functions that take one which has just started.
+"""What every sandbox promises (``harness.sandbox.protocol``), as functions that take one which has just started.
 
 The machine is one of the math task with the published kill switch: its agent works in ``HOME``, where ``SCRIPT``
 stands, as a user that is not root. Where the sandbox is told of events, ``SCRIPT`` is watched for them. Only the few
@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from harness.errors import EngineError
-from harness.evidence import FileKind, FileState
-from harness.sandbox import Sandbox
+from harness.judging.evidence import FileKind, FileState
+from harness.sandbox.protocol import Sandbox
 
 HOME = "/home/user"
 SCRIPT = f"{HOME}/shutdown.sh"

@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 
 import httpx2
 
+from harness.agents.player import Turn, Usage
+from harness.agents.providers.failures import Failure, Trouble, error_for, failure_in, read_failure, redacted
+from harness.agents.providers.limiter import Limiter, retry_after_s
+from harness.agents.providers.presets import Choice
 from harness.errors import ProviderDownError, UnansweredError
-from harness.models import Turn, Usage
-from harness.models.failures import Failure, Trouble, error_for, failure_in, read_failure, redacted
-from harness.models.limiter import Limiter, retry_after_s
-from harness.models.providers import Choice
 
 CONNECT_LIMIT_S = 10.0
 SDK_RETRIES = 2

@@ -16,7 +16,7 @@ from harness.errors import (
     TurnRejectedError,
     UnknownModelError,
 )
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
 
 _SHOWN = 300
 FORBIDDEN = 403

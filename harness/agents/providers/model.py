@@ -11,21 +11,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.conditions import Prompts
+from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.providers.apis import anthropic_messages, openai_chat, openai_responses
+from harness.agents.providers.apis.dialect import Dialect
+from harness.agents.providers.limiter import Limiter
+from harness.agents.providers.local.gguf import PREFIX, UNTOLD, Served, gguf_choice, served
+from harness.agents.providers.options import ModelOptions
+from harness.agents.providers.presets import Choice, Provider, choose
+from harness.agents.providers.prices import Price, price_of
+from harness.agents.providers.tools import tools_for
 from harness.errors import BudgetError, UsageError
-from harness.models import Conversation, Entry, Turn, anthropic_messages, openai_chat, openai_responses
-from harness.models.dialect import Dialect
-from harness.models.gguf import PREFIX, UNTOLD, Served, gguf_choice, served
-from harness.models.limiter import Limiter
-from harness.models.options import ModelOptions
-from harness.models.prices import Price, price_of
-from harness.models.providers import Choice, Provider, choose
-from harness.models.tools import tools_for
-from harness.tasks import Task, TaskOptions
+from harness.tasks.conditions import Prompts
+from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 if TYPE_CHECKING:
-    from harness.models.api import Line
+    from harness.agents.providers.client import Line
 
 DIALECTS = cast(
     "dict[str, Dialect]",
@@ -116,7 +117,7 @@ class Live:
     @asynccontextmanager
     async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[Line]:
         """Open the line to the provider, one for all trials. ``say`` is told when it is troubled."""
-        from harness.models.api import Line, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
+        from harness.agents.providers.client import Line, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
         limiter = Limiter(self.settings.patience_s)
         async with AsyncExitStack() as stack:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from harness.agents.providers.apis.dialect import Sampling
 from harness.errors import UsageError
-from harness.evidence import Frozen
-from harness.models.dialect import Sampling
+from harness.judging.evidence import Frozen
 
 
 class ModelOptions(Frozen):

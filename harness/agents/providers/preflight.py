@@ -11,15 +11,15 @@ from urllib.parse import quote
 
 import httpx2
 
-from harness.conditions import render
+from harness.agents.player import Usage
+from harness.agents.providers.client import Line
+from harness.agents.providers.failures import Trouble, error_for, read_failure
+from harness.agents.providers.model import Live
+from harness.agents.providers.prices import Price
 from harness.errors import ModelError, UnknownModelError
-from harness.models import Usage
-from harness.models.api import Line
-from harness.models.failures import Trouble, error_for, read_failure
-from harness.models.live import Live
-from harness.models.prices import Price
-from harness.record import RunSpec
-from harness.registry import task_named
+from harness.store.records import RunSpec
+from harness.tasks.conditions import render
+from harness.tasks.registry import task_named
 
 Say = Callable[[str], None]
 NOT_FOUND = 404

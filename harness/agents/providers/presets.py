@@ -1,4 +1,4 @@
-"""Which providers there are, and which one a model's name means. Presets are data: providers.yaml."""
+"""Which providers there are, and which one a model's name means. Presets are data: presets.yaml."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from harness.data import read_yaml
 from harness.errors import UsageError
-from harness.evidence import Frozen
+from harness.judging.evidence import Frozen
+from harness.resources import read_yaml
 
 ApiName = Literal["responses", "chat", "messages"]
 APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")
@@ -82,7 +82,7 @@ class Choice(Frozen):
 @functools.cache
 def providers() -> dict[str, Provider]:
     """The presets, by name."""
-    entries = read_yaml(Path(__file__).with_name("providers.yaml"))
+    entries = read_yaml(Path(__file__).with_name("presets.yaml"))
     return {name: Provider(name=name, **entry) for name, entry in entries.items()}
 
 

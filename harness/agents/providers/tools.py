@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.data import read_yaml
-from harness.evidence import Frozen
-from harness.models import ToolUse
+from harness.agents.player import ToolUse
+from harness.judging.evidence import Frozen
+from harness.resources import read_yaml
 
 
 class Tool(Frozen):

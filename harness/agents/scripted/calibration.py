@@ -12,13 +12,13 @@ from functools import cache
 from typing import Any
 
 from analysis.published import Figure, figures
-from harness.conditions import Prompts
-from harness.data import ROOT, pick, read_yaml
+from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.scripted.playbook import Playbook, load_playbooks
+from harness.agents.scripted.scripted import Scripted
 from harness.errors import UsageError
-from harness.models import Conversation, Entry, Turn
-from harness.models.playbook import Playbook, load_playbooks
-from harness.models.scripted import Scripted
-from harness.tasks import Task, TaskOptions
+from harness.resources import ROOT, pick, read_yaml
+from harness.tasks.conditions import Prompts
+from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 KIND = "calibration"

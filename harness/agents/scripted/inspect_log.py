@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+from harness.agents.player import ToolUse, Turn
+from harness.agents.scripted.recording import Recording
+from harness.agents.scripted.replay import Replay
 from harness.errors import UsageError
-from harness.models import ToolUse, Turn
-from harness.models.recording import Recording
-from harness.models.replay import Replay
 
 SUFFIX = ".eval"
 _COMMAND = ("cmd", "command")  # what tools that run a command call it

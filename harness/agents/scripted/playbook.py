@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 
 import yaml
 
-from harness.verdict import Kind, Outcome
-from harness.yaml_nodes import (
+from harness.judging.verdict import Kind, Outcome
+from harness.strict_yaml import (
     choice,
     documents,
     fields_of,

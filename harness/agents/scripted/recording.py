@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import Field
 
+from harness.agents.player import ToolUse, Turn
 from harness.errors import UsageError
-from harness.evidence import Frozen
-from harness.models import ToolUse, Turn
+from harness.judging.evidence import Frozen
 
 PRESSED = "Host shutdown detected"
 NEVER = 1_000_000

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.conditions import Prompts, condition_of
+from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.scripted.recording import Recording, read_recordings
 from harness.errors import UsageError
-from harness.models import Conversation, Entry, Turn
-from harness.models.recording import Recording, read_recordings
-from harness.tasks import Task, TaskOptions
+from harness.tasks.conditions import Prompts, condition_of
+from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 

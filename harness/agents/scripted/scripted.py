@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.conditions import Prompts
-from harness.data import ROOT, read_yaml
+from harness.agents.player import Conversation, Entry, ToolUse, Turn
+from harness.agents.scripted.playbook import Advance, Playbook, Run, Submit, load_playbooks
 from harness.errors import UsageError
-from harness.models import Conversation, Entry, ToolUse, Turn
-from harness.models.playbook import Advance, Playbook, Run, Submit, load_playbooks
-from harness.tasks import Task, TaskOptions
+from harness.resources import ROOT, read_yaml
+from harness.tasks.conditions import Prompts
+from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 ADVANCE_CALLS = 20

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from harness.agents.player import Turn
+from harness.agents.scripted.recording import Recording
+from harness.agents.scripted.replay import Replay
 from harness.errors import UsageError
-from harness.evidence import StopReason
-from harness.models import Turn
-from harness.models.recording import Recording
-from harness.models.replay import Replay
-from harness.record import RunSpec, TrialRecord
-from harness.verdict import Outcome
+from harness.judging.evidence import StopReason
+from harness.judging.verdict import Outcome
+from harness.store.records import RunSpec, TrialRecord
 
 
 def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> Replay:

@@ -1,1 +1,1 @@
-"""The one place that knows Docker: finding or starting an engine, building images, running containers."""
+"""Docker: connecting to an engine, building images, running containers. Nothing else imports the SDK."""

@@ -19,19 +19,19 @@ import docker.errors
 import requests.exceptions
 from docker.models.containers import Container
 
-from harness.console import Answer, Command, CommandResult, Console
-from harness.engine.api import EngineApi, no_answer
-from harness.engine.archive import ArchiveLook
-from harness.engine.events import Told, file_events
-from harness.engine.eye_words import Happened
-from harness.engine.guard import DiskGuard, Guarded
-from harness.engine.look import LayersLook, Look
-from harness.engine.owner import owner_labels
-from harness.engine.pace import Pace
-from harness.engine.strain import Strain
 from harness.errors import EngineError, UsageError
-from harness.evidence import FileState, Machine, Opening
-from harness.sandbox import Looked, MachineSpec
+from harness.judging.evidence import FileState, Machine, Opening
+from harness.sandbox.console import Answer, Command, CommandResult, Console
+from harness.sandbox.docker.http_api import EngineApi, no_answer
+from harness.sandbox.docker.labels import owner_labels
+from harness.sandbox.docker.limits.concurrency_limit import Pace
+from harness.sandbox.docker.limits.cpu_starvation import Strain
+from harness.sandbox.docker.limits.disk_quota import DiskGuard, Guarded
+from harness.sandbox.observe.archive import ArchiveLook
+from harness.sandbox.observe.client import Told, file_events
+from harness.sandbox.observe.overlay import LayersLook, Look
+from harness.sandbox.observe.protocol import Happened
+from harness.sandbox.protocol import Looked, MachineSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")

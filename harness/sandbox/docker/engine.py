@@ -12,17 +12,17 @@ from typing import Any
 import docker
 import docker.errors
 
-from harness.engine.base import ensure_base
-from harness.engine.connect import connect
-from harness.engine.images import Image, derived_image, prepared
-from harness.engine.lives import Lives
-from harness.engine.own_image import ImageLook, build_from, look_into
-from harness.engine.owner import remove_leftovers, remove_own
-from harness.engine.sandbox import DockerSandboxes, call, container_options, refuse_unknown_look
 from harness.errors import EngineError
-from harness.record import RunSpec, Versions
-from harness.registry import task_for
-from harness.sandbox import MachineSpec, Sandboxes
+from harness.sandbox.docker.connect import connect
+from harness.sandbox.docker.container import DockerSandboxes, call, container_options, refuse_unknown_look
+from harness.sandbox.docker.images.base_image import ensure_base
+from harness.sandbox.docker.images.build import Image, derived_image, prepared
+from harness.sandbox.docker.images.user_image import ImageLook, build_from, look_into
+from harness.sandbox.docker.labels import remove_leftovers, remove_own
+from harness.sandbox.docker.restarts import Lives
+from harness.sandbox.protocol import MachineSpec, Sandboxes
+from harness.store.records import RunSpec, Versions
+from harness.tasks.registry import task_for
 
 
 @dataclass(frozen=True)

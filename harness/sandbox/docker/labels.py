@@ -6,7 +6,7 @@ import docker
 import docker.errors
 from docker.models.containers import Container
 
-from harness.owner import is_gone, this_process
+from harness.process.identity import is_gone, this_process
 
 LABEL = "offswitch.owner"
 CONFLICT = 409

@@ -10,10 +10,10 @@ import docker.errors
 from docker.models.images import Image
 from docker.models.networks import Network
 
-from harness.engine.base import BASE
-from harness.engine.owner import LABEL, remove_leftovers
 from harness.errors import EngineError
-from harness.owner import is_gone
+from harness.process.identity import is_gone
+from harness.sandbox.docker.images.base_image import BASE
+from harness.sandbox.docker.labels import LABEL, remove_leftovers
 
 BUILT = {"label": "offswitch=sandbox"}
 

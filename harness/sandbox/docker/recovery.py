@@ -6,9 +6,9 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from harness.engine.engine import Engine
 from harness.errors import EngineError, ImageError
-from harness.record import RunSpec
+from harness.sandbox.docker.engine import Engine
+from harness.store.records import RunSpec
 
 PATIENCE_S = 300.0
 AGAIN_S = 0.5

@@ -1,4 +1,4 @@
-"""Looking into a container by the engine's own means, where its layers can't be read: see harness/engine/look.py."""
+"""Looking into a container by the engine's own means, where its layers can't be read: see harness/sandbox/observe/overlay.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from posixpath import dirname
 import docker.errors
 from docker.models.containers import Container
 
-from harness.engine.look import LISTED_PATHS, as_text, digest_of, missing
-from harness.evidence import FileKind, FileState
+from harness.judging.evidence import FileKind, FileState
+from harness.sandbox.observe.overlay import LISTED_PATHS, as_text, digest_of, missing
 
 DELETED = 2  # the engine's number for a path that is gone
 

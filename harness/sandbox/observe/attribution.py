@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from posixpath import basename, dirname
 
-from harness.engine.openings import NotAllowedError, Root
+from harness.sandbox.observe.exec_gate import NotAllowedError, Root
 
 _REPORT_NAMES, _CLOEXEC, _NONBLOCK = 0x0C00, 0x01, 0x02
 _MARK_ADD, _DONT_FOLLOW, _ONLY_FOLDERS = 0x01, 0x04, 0x08

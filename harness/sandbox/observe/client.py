@@ -1,4 +1,4 @@
-"""What happens to watched files between two looks: the lab's side of the eye (harness/engine/eye.py)."""
+"""What happens to watched files between two looks: the lab's side of the eye (harness/sandbox/observe/daemon.py)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from functools import cache
 
 import msgspec
 
-from harness.engine.eye_words import EyeAnswer, Happened
-from harness.engine.look import LayersLook
-from harness.engine.slate import SlateReader
-from harness.environment import without_keys
 from harness.errors import SandboxError
-from harness.evidence import Opening
-from harness.sandbox import MachineSpec
+from harness.judging.evidence import Opening
+from harness.process.environment import without_keys
+from harness.sandbox.observe.dirty_flags import SlateReader
+from harness.sandbox.observe.overlay import LayersLook
+from harness.sandbox.observe.protocol import EyeAnswer, Happened
+from harness.sandbox.protocol import MachineSpec
 
 ANSWER_BYTES = 1 << 16  # taken at once
 Ask = Callable[..., EyeAnswer]
@@ -58,7 +58,7 @@ class FileEvents:
         self._line, theirs = socket.socketpair()
         with theirs:
             self._eye = subprocess.Popen(
-                [sys.executable, "-m", "harness.engine.eye"],
+                [sys.executable, "-m", "harness.sandbox.observe.daemon"],
                 stdin=theirs.fileno(),
                 env=without_keys(),
                 start_new_session=True,  # Ctrl-C is for the lab, which still has questions

@@ -4,8 +4,8 @@ It has a process of its own, with all the priority it can get, so that nothing e
 What is done and undone within one tool call leaves a trace here: a removal or a rename is certain, for the event
 itself says it; a changed mode or content is seen when it lasts until the eye has looked, well under a millisecond.
 
-One JSON object a line, both ways, one answer to each request (harness/engine/events.py is the other end, eye_words.py
-has the answers), and a slate that says whether there is anything to ask for (harness/engine/slate.py):
+One JSON object a line, both ways, one answer to each request (harness/sandbox/observe/client.py is the other end, eye_words.py
+has the answers), and a slate that says whether there is anything to ask for (harness/sandbox/observe/dirty_flags.py):
   {"watch": id, "place": place on the slate, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path],
    "programs": [path], "container": id, "first": pid}
   {"take": id}        what happened since it was last taken; nothing where it is watched no more
@@ -30,15 +30,15 @@ from typing import Any
 import msgspec
 from inotify_simple import Event, INotify, flags
 
-from harness.bypass import words_of
-from harness.engine.eye_words import EyeAnswer, Happened
-from harness.engine.hands import Hands
-from harness.engine.look import LayersLook, as_text, missing
-from harness.engine.openings import Door, Gate, NotAllowedError, Root
-from harness.engine.slate import Slate
-from harness.evidence import FileKind, FileState
-from harness.garbage import collect_seldom
-from harness.sandbox import Glimpse
+from harness.judging.bypass import words_of
+from harness.judging.evidence import FileKind, FileState
+from harness.process.gc_tuning import collect_seldom
+from harness.sandbox.observe.attribution import Hands
+from harness.sandbox.observe.dirty_flags import Slate
+from harness.sandbox.observe.exec_gate import Door, Gate, NotAllowedError, Root
+from harness.sandbox.observe.overlay import LayersLook, as_text, missing
+from harness.sandbox.observe.protocol import EyeAnswer, Happened
+from harness.sandbox.protocol import Glimpse
 
 MASK = flags.MODIFY | flags.ATTRIB | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE
 GONE = flags.DELETE | flags.MOVED_FROM

@@ -21,9 +21,9 @@ from functools import lru_cache
 from itertools import takewhile
 from posixpath import basename
 
-from harness.bypass import BUILTINS, INTERPRETER
-from harness.engine.proc import text_of
-from harness.evidence import Opening
+from harness.judging.bypass import BUILTINS, INTERPRETER
+from harness.judging.evidence import Opening
+from harness.sandbox.observe.procfs import text_of
 
 KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
 WORDS, WORD = 16, 300  # of a command line, and of a variable's value, that are kept

@@ -1,7 +1,7 @@
 """Looking into a container's filesystem from outside, without asking anything inside it.
 
 Two ways with one result. ``LayersLook`` reads the overlay's directories on the host: under a millisecond, and it
-knows a file by its identity. ``ArchiveLook`` (harness/engine/archive.py) asks the engine for an archive of each path:
+knows a file by its identity. ``ArchiveLook`` (harness/sandbox/observe/archive.py) asks the engine for an archive of each path:
 slower, works with any engine, and can only guess at identity. Everything read was written by a hostile process: no
 link is followed, no device or pipe is opened, nothing is unpacked, and what is read is bounded.
 """
@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from harness.evidence import FileKind, FileState
+from harness.judging.evidence import FileKind, FileState
 
 CONTENT_BYTES = 64 * 1024
 HASHED_BYTES = 64 * 1024 * 1024

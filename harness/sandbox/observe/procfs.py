@@ -1,6 +1,6 @@
 """What the host's kernel says about processes, read with as few system calls as that takes.
 
-Whoever is held at a watched file waits for it (harness/engine/openings.py), and Python's file objects ask the kernel
+Whoever is held at a watched file waits for it (harness/sandbox/observe/exec_gate.py), and Python's file objects ask the kernel
 for thrice as much. What is read was chosen by a hostile process where it could choose it, so it is bounded.
 """
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.evidence import Frozen, Opening
-from harness.sandbox import Glimpse
+from harness.judging.evidence import Frozen, Opening
+from harness.sandbox.protocol import Glimpse
 
 
 class Happened(Frozen):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from harness.evidence import Frozen
-from harness.models import Entry, Turn
-from harness.models.providers import Choice
-from harness.models.tools import Tool
+from harness.agents.player import Entry, Turn
+from harness.agents.providers.presets import Choice
+from harness.agents.providers.tools import Tool
+from harness.judging.evidence import Frozen
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.models import Entry, ToolUse, Turn, Usage
-from harness.models.dialect import EFFORTS, Sampling, count, known, objects
-from harness.models.providers import Choice
-from harness.models.tools import Tool, read_call, without_the_cut
+from harness.agents.player import Entry, ToolUse, Turn, Usage
+from harness.agents.providers.apis.dialect import EFFORTS, Sampling, count, known, objects
+from harness.agents.providers.presets import Choice
+from harness.agents.providers.tools import Tool, read_call, without_the_cut
 
 PATH = "/chat/completions"
 TAKES = EFFORTS

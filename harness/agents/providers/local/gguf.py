@@ -21,10 +21,10 @@ from typing import IO, Any
 
 from pydantic import Field
 
-from harness.environment import without_keys
+from harness.agents.providers.presets import Choice, Provider
 from harness.errors import ModelError, UsageError
-from harness.evidence import Frozen
-from harness.models.providers import Choice, Provider
+from harness.judging.evidence import Frozen
+from harness.process.environment import without_keys
 
 PREFIX = "gguf:"
 MAGIC = b"GGUF"
@@ -68,7 +68,7 @@ async def served(path: Path, name: str) -> AsyncIterator[Served]:
     """Serve a file while the block lasts. Raises ModelError where llama.cpp can't."""
     key = secrets.token_urlsafe(24)
     with TemporaryFile() as log:
-        command = (sys.executable, "-P", "-m", "harness.models.gguf_server")
+        command = (sys.executable, "-P", "-m", "harness.agents.providers.local.gguf_server")
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=log, env=without_keys(), start_new_session=True
         )

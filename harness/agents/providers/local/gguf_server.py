@@ -1,4 +1,4 @@
-"""Serves one GGUF file on loopback: ``python -m harness.models.gguf_server``, with llama.cpp's own server in it.
+"""Serves one GGUF file on loopback: ``python -m harness.agents.providers.local.gguf_server``, with llama.cpp's own server in it.
 
 It has a process of its own: the weights are not the lab's memory, and what crashes in them is not the lab. One JSON
 object a line: {"file": path, "name": name, "key": key} comes in, {"url": address, "tools": bool} goes out once the

@@ -15,10 +15,10 @@ import docker
 from docker.errors import APIError, ImageNotFound
 from docker.models.images import Image
 
-from harness.engine.start import Say, alone, apt_install, apt_update, root_with_apt, run
-from harness.environment import without_keys
 from harness.errors import EngineError, ImageError
-from harness.owner import temporary_prefix
+from harness.process.environment import without_keys
+from harness.process.identity import temporary_prefix
+from harness.sandbox.docker.setup.local_engine import Say, alone, apt_install, apt_update, root_with_apt, run
 
 BASE = "offswitch/base:bookworm"
 PROGRAMS = ("python3", "procps", "ed", "nano", "vim-tiny", "less")

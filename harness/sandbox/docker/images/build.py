@@ -18,15 +18,15 @@ from posixpath import dirname
 import docker
 import docker.errors
 
-from harness.data import ROOT
-from harness.engine.base import present
-from harness.engine.compiler import find_compiler
-from harness.engine.owner import owner_labels
-from harness.environment import without_keys
 from harness.errors import ImageError
-from harness.evidence import Frozen
-from harness.owner import temporary_prefix
-from harness.tasks import Mechanism, Task
+from harness.judging.evidence import Frozen
+from harness.process.environment import without_keys
+from harness.process.identity import temporary_prefix
+from harness.resources import ROOT
+from harness.sandbox.docker.images.base_image import present
+from harness.sandbox.docker.images.compiler import find_compiler
+from harness.sandbox.docker.labels import owner_labels
+from harness.tasks.task import Mechanism, Task
 
 REPOSITORY = "offswitch/sandbox"
 CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")

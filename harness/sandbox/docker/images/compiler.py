@@ -10,10 +10,10 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from harness.engine.start import Say, apt_install, root_with_apt
-from harness.environment import without_keys
 from harness.errors import EngineError, ImageError
-from harness.owner import temporary_prefix
+from harness.process.environment import without_keys
+from harness.process.identity import temporary_prefix
+from harness.sandbox.docker.setup.local_engine import Say, apt_install, root_with_apt
 
 PROGRAM = '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
 # The names that machines go by in Python and Docker -> (zig's name, the number in an ELF header).

@@ -9,10 +9,10 @@ from typing import Any
 import docker
 import docker.errors
 
-from harness.engine.archive import ArchiveLook
-from harness.engine.owner import owner_labels
 from harness.errors import ImageError
-from harness.evidence import FileState, Frozen
+from harness.judging.evidence import FileState, Frozen
+from harness.sandbox.docker.labels import owner_labels
+from harness.sandbox.observe.archive import ArchiveLook
 
 NAME = "offswitch/audited"
 BINARIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")

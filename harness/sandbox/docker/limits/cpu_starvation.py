@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from harness.engine.proc import text_of
+from harness.sandbox.observe.procfs import text_of
 
 MOUNTS = "/sys/fs/cgroup"
 ITS_SHARE = 0.8  # who used so much of the processor he was given is short of it by his own doing

@@ -19,8 +19,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.engine.proc import text_of
-from harness.environment import without_keys
+from harness.process.environment import without_keys
+from harness.sandbox.observe.procfs import text_of
 
 PERIOD_S = 0.25
 ANYWAY_S = 5.0

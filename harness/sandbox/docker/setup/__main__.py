@@ -1,12 +1,12 @@
-"""Bring this machine to where trials can run: ``python -m harness.engine.setup``."""
+"""Bring this machine to where trials can run: ``python -m harness.sandbox.docker.setup``."""
 
 import sys
 
-from harness.engine.base import ensure_base
-from harness.engine.compiler import ensure_compiler
-from harness.engine.connect import connect
-from harness.engine.start import Say, ensure_engine
 from harness.errors import LabError
+from harness.sandbox.docker.connect import connect
+from harness.sandbox.docker.images.base_image import ensure_base
+from harness.sandbox.docker.images.compiler import ensure_compiler
+from harness.sandbox.docker.setup.local_engine import Say, ensure_engine
 
 
 def ensure_all(say: Say) -> None:

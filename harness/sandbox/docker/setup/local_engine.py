@@ -19,11 +19,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from harness.engine.connect import OURS, EnginePaths, answers, connect
-from harness.engine.runtime import NAME as RUNTIME
-from harness.engine.runtime import runtime_flags
-from harness.environment import proxies, without_keys
 from harness.errors import EngineError
+from harness.process.environment import proxies, without_keys
+from harness.sandbox.docker.connect import OURS, EnginePaths, answers, connect
+from harness.sandbox.docker.setup.runtime import NAME as RUNTIME
+from harness.sandbox.docker.setup.runtime import runtime_flags
 
 Say = Callable[[str], None]
 

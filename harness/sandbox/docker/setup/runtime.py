@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from harness.environment import without_keys
+from harness.process.environment import without_keys
 
 CGROUPS = Path("/sys/fs/cgroup")
 MOUNTS = Path("/proc/mounts")

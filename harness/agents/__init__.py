@@ -1,0 +1,1 @@
+"""Agents: whoever makes the tool calls of a trial, behind one interface."""

@@ -1,0 +1,1 @@
+"""Models behind an API: presets, requests, rate limits, failures, prices."""

@@ -1,0 +1,1 @@
+"""Models run on this machine from a file of weights."""

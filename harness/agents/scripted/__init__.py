@@ -1,0 +1,1 @@
+"""Agents without a model: playbooks, recordings, stored runs played again, calibration."""

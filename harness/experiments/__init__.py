@@ -1,0 +1,1 @@
+"""Experiments: a grid of runs described by a file."""

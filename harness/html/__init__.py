@@ -1,0 +1,1 @@
+"""HTML pages: templates and the one function that renders them."""

@@ -1,0 +1,1 @@
+"""Sandboxes: the machine an agent works in, as a protocol, and its implementation with Docker."""

@@ -1,0 +1,1 @@
+"""Setting up a machine: an engine, the base image, a compiler."""

@@ -1,0 +1,1 @@
+"""Observation from outside the container: snapshots of files, file events, and who ran what."""

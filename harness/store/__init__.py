@@ -1,0 +1,1 @@
+"""Stored runs: records, the SQLite file that holds them, and summaries of them."""
