@@ -1,1 +1,1 @@
-"""Published figures, and (with the statistics extra, to come) what is computed from runs and compared with them."""
+"""Published figures, statistics over stored runs, and the report that sets them side by side."""

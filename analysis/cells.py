@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from analysis.grader_readings import GraderKey, Said
+from analysis.grader_readings import GraderKey, GraderReadings
 from analysis.measures import Measures, measure
 from analysis.rates import Proportion
-from analysis.record_reader import Glance, Words, glance
-from harness.grading.rubric import Grading
+from analysis.record_reader import PromptsView, RecordView, read_record
 from harness.judging.evidence import Frozen
+from harness.store.gradings import Grading
 from harness.store.records import RunSpec
 from harness.store.store import Store, StoredRun
 
@@ -19,7 +19,7 @@ LISTED = 100  # trials of a cell that are kept one by one: so many that stand ou
 RECORDED = "recorded"
 
 
-class CellKey(Frozen):
+class ResultCellKey(Frozen):
     """What the trials of a cell have in common.
 
     ``simulated`` says in words what stood in for a model; None is a live one, or ``own``: a program of the user's.
@@ -58,10 +58,10 @@ class TrialLine(Frozen):
 
 
 @dataclass
-class Cell:
+class ResultCell:
     """The trials of one cell. Counters count trials; ``ways`` and ``kinds`` each trial once for each."""
 
-    key: CellKey
+    key: ResultCellKey
     margin: float | None = None  # the narrowest that an experiment's file fixed for one of its runs
     runs: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -70,7 +70,7 @@ class Cell:
     strict: Counter[bool] = field(default_factory=Counter)
     inspected: Counter[bool] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
-    prompts: dict[str, Words] = field(default_factory=dict)
+    prompts: dict[str, PromptsView] = field(default_factory=dict)
     watches: Counter[str] = field(default_factory=Counter)
     rules: Counter[int] = field(default_factory=Counter)
     attempts: int = 0
@@ -78,18 +78,18 @@ class Cell:
     early: int = 0
     calls_to: list[int] = field(default_factory=list)
     seconds_to: list[float] = field(default_factory=list)
-    said: dict[GraderKey, Said] = field(default_factory=dict)
+    said: dict[GraderKey, GraderReadings] = field(default_factory=dict)
     notable: list[TrialLine] = field(default_factory=list)
     others: list[TrialLine] = field(default_factory=list)
 
-    def add(self, trial: Glance, measures: Measures) -> None:
+    def add(self, trial: RecordView, measures: Measures) -> None:
         """Count one more trial. One that ended in error is in no measure."""
         self.runs[trial.run_id] += 1
         self.outcomes[trial.verdict.outcome] += 1
         self.prompts.setdefault(trial.prompts_sha256, trial.prompts)
         self.rules[trial.verdict.rules] += 1
         if trial.evidence:
-            held = ", processes held" if trial.evidence.openings is not None else ""
+            held = ", processes held" if trial.evidence.file_accesses is not None else ""
             self.watches[trial.evidence.watch + held] += 1
         self._list(trial, measures)
         if trial.verdict.outcome == "error":
@@ -108,12 +108,12 @@ class Cell:
             self.calls_to.append(measures.calls_to)
             self.seconds_to.append(measures.seconds_to)
 
-    def read(self, trial: Glance, gradings: Iterable[Grading]) -> None:
+    def read(self, trial: RecordView, gradings: Iterable[Grading]) -> None:
         """Count what graders read in a trial. One that ended in error is in no measure."""
         for each in gradings if trial.verdict.outcome != "error" else ():
-            self.said.setdefault(GraderKey(each.grader, each.rubric), Said()).add(trial, each)
+            self.said.setdefault(GraderKey(each.grader, each.rubric), GraderReadings()).add(trial, each)
 
-    def _list(self, trial: Glance, measures: Measures) -> None:
+    def _list(self, trial: RecordView, measures: Measures) -> None:
         stands_out = bool(measures.kinds) or trial.verdict.outcome in ("resisted", "error")
         kept = self.notable if stands_out else self.others
         if len(kept) < LISTED:
@@ -161,19 +161,19 @@ class Cell:
         return tuple(sorted((*self.notable, *self.others), key=lambda line: (line.run_id, line.number)))
 
 
-def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[Cell]:
+def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[ResultCell]:
     """The cells of these runs, in the order in which they were first met."""
-    cells: dict[CellKey, Cell] = {}
+    cells: dict[ResultCellKey, ResultCell] = {}
     for stored in runs:
-        keys: dict[tuple[object, ...], CellKey] = {}
+        keys: dict[tuple[object, ...], ResultCellKey] = {}
         read: dict[int, list[Grading]] = {}
         for grading in store.gradings(stored.spec.run_id):
             read.setdefault(grading.number, []).append(grading)
-        for text in store.texts(stored.spec.run_id):
-            trial = glance(text)
+        for text in store.record_texts(stored.spec.run_id):
+            trial = read_record(text)
             apart = _apart(trial)
             key = keys.get(apart) or keys.setdefault(apart, cell_key(stored.spec, trial))
-            cell = cells.setdefault(key, Cell(key))
+            cell = cells.setdefault(key, ResultCell(key))
             if stored.spec.plan and stored.spec.plan.margin:
                 cell.margin = min(cell.margin or 1.0, stored.spec.plan.margin)
             cell.add(trial, measure(trial))
@@ -181,10 +181,10 @@ def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[Cell]:
     return list(cells.values())
 
 
-def cell_key(run: RunSpec, trial: Glance) -> CellKey:
+def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
     """The cell a trial belongs to. A recording knows its own model, condition and setting."""
     recorded_model, condition, setting = _apart(trial)[:3]
-    return CellKey(
+    return ResultCellKey(
         model=recorded_model or run.model,
         condition=condition or run.condition.name,
         task=run.task,
@@ -199,7 +199,7 @@ def cell_key(run: RunSpec, trial: Glance) -> CellKey:
     )
 
 
-def _apart(trial: Glance) -> tuple[str, str, str | None, str | None]:
+def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
     """What may differ within one run: a recording's model, condition and setting, and what is simulated."""
     agent = trial.agent
     tags = agent.get("tags")

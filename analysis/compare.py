@@ -20,8 +20,8 @@ from scipy.stats import binom, fisher_exact
 from statsmodels.stats.contingency_tables import StratifiedTable
 from statsmodels.stats.multitest import multipletests
 
-from analysis.cells import Cell, CellKey
-from analysis.matching import Published, published_for
+from analysis.cells import ResultCell, ResultCellKey
+from analysis.matching import PublishedCounts, published_for
 from analysis.rates import Interval, Proportion, difference, differences
 from harness.judging.evidence import Frozen
 
@@ -46,8 +46,8 @@ class Comparison(Frozen):
     which a true reproduction is found in four cases of five; None where the published n is too small for any.
     """
 
-    key: CellKey
-    published: Published
+    key: ResultCellKey
+    published: PublishedCounts
     measure: str
     ours: Proportion
     theirs: Proportion
@@ -101,7 +101,7 @@ def power_of(n: int, theirs: Proportion, margin: float) -> float:
     return float(binom.pmf(k, n, rate)[(-margin < low) & (high < margin)].sum())
 
 
-def compare_cells(cells: Iterable[Cell], margin: float | None = None) -> list[Comparison]:
+def compare_cells(cells: Iterable[ResultCell], margin: float | None = None) -> list[Comparison]:
     """Every cell beside every figure it may be compared with.
 
     ``margin`` goes before what the cells' experiments fixed; where neither says one, it is ``MARGIN``.
@@ -122,7 +122,14 @@ def compare_cells(cells: Iterable[Cell], margin: float | None = None) -> list[Co
 
 
 def _comparison(
-    cell: Cell, published: Published, *, ours: Proportion, theirs: Proportion, margin: float, p: float, adjusted: float
+    cell: ResultCell,
+    published: PublishedCounts,
+    *,
+    ours: Proportion,
+    theirs: Proportion,
+    margin: float,
+    p: float,
+    adjusted: float,
 ) -> Comparison:
     return Comparison(
         key=cell.key,

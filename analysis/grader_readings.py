@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from analysis.rates import Proportion
-from analysis.record_reader import Glance
-from harness.grading.rubric import MEASURES, Agreements, Grading, Label, Measure, denied, interfered
+from analysis.record_reader import RecordView
+from harness.store.gradings import MEASURES, Agreements, Grading, Label, Measure, denied, interfered
 
 DENIED = "denied"
 TITLES: dict[str, str] = {
@@ -35,7 +35,7 @@ class GraderLine(NamedTuple):
 
 
 @dataclass
-class Said:
+class GraderReadings:
     """One grader's readings of a cell's trials, counted."""
 
     labels: dict[Measure, Counter[Label]] = field(default_factory=lambda: {each: Counter() for each in MEASURES})
@@ -43,7 +43,7 @@ class Said:
     trials: int = 0
     failed: int = 0
 
-    def add(self, trial: Glance, grading: Grading) -> None:
+    def add(self, trial: RecordView, grading: Grading) -> None:
         """Count one more trial."""
         self.trials += 1
         self.failed += len(grading.labels.failed)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from analysis.cells import CellKey
+from analysis.cells import ResultCellKey
 from analysis.published import Figure, figures
 from analysis.rates import Proportion, intervals
 from harness.judging.evidence import Frozen
@@ -19,7 +19,7 @@ _PUBLISHED_MECHANISMS = ("published", "patrol")
 _OWN_SETTINGS = {"patrol": "simulated robot"}
 
 
-class Published(Frozen):
+class PublishedCounts(Frozen):
     """A published figure in counts. ``basis`` says where n is from, in words."""
 
     figure: Figure
@@ -37,7 +37,7 @@ def _words(name: str) -> list[str]:
     return sorted(re.findall(r"[a-z]+|\d+", plain))
 
 
-def published_for(key: CellKey) -> list[Published]:
+def published_for(key: ResultCellKey) -> list[PublishedCounts]:
     """The figures for a cell's model, condition, language and setting; none where the machinery was another."""
     if key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
         return []
@@ -51,16 +51,16 @@ def published_for(key: CellKey) -> list[Published]:
     ]
 
 
-def in_counts(figure: Figure) -> Published:
+def in_counts(figure: Figure) -> PublishedCounts:
     """K of n as published, from rate and n, or with the n that the published interval implies."""
     if figure.k is not None and figure.n:
-        return Published(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")
+        return PublishedCounts(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")
     if figure.rate is None:
-        return Published(figure=figure, counts=None, basis="no rate published")
+        return PublishedCounts(figure=figure, counts=None, basis="no rate published")
     n, basis = (figure.n, "rate and n published") if figure.n else (implied_n(figure), "n implied by the interval")
     if n is None:
-        return Published(figure=figure, counts=None, basis="neither n nor an interval published")
-    return Published(figure=figure, counts=Proportion(k=round(figure.rate * n), n=n), basis=basis)
+        return PublishedCounts(figure=figure, counts=None, basis="neither n nor an interval published")
+    return PublishedCounts(figure=figure, counts=Proportion(k=round(figure.rate * n), n=n), basis=basis)
 
 
 def implied_n(figure: Figure) -> int | None:

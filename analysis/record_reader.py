@@ -13,7 +13,7 @@ import msgspec
 from harness.errors import StoreError
 
 
-class Done(msgspec.Struct, frozen=True):
+class TamperingView(msgspec.Struct, frozen=True):
     """A piece of tampering (harness.judging.verdict.Tampering)."""
 
     kind: str
@@ -23,16 +23,16 @@ class Done(msgspec.Struct, frozen=True):
     why: str
 
 
-class Judged(msgspec.Struct, frozen=True):
+class VerdictView(msgspec.Struct, frozen=True):
     """A verdict."""
 
     outcome: str
-    tampering: tuple[Done, ...]
+    tampering: tuple[TamperingView, ...]
     because: str
     rules: int = 1
 
 
-class Line(msgspec.Struct, frozen=True):
+class LedgerLine(msgspec.Struct, frozen=True):
     """A line of the ledger."""
 
     call: int
@@ -41,57 +41,63 @@ class Line(msgspec.Struct, frozen=True):
     request: str = ""
 
 
-class Call(msgspec.Struct, frozen=True):
+class CallView(msgspec.Struct, frozen=True):
     """A call of the shell tool."""
 
     number: int
     cmd: str
 
 
-class Path(msgspec.Struct, frozen=True):
+class WatchedPath(msgspec.Struct, frozen=True):
     """A watched path."""
 
     path: str
     role: str
 
 
-class Opened(msgspec.Struct, frozen=True):
+class AccessView(msgspec.Struct, frozen=True):
     """Whoever opened a watched file."""
 
     path: str
     started: bool
 
 
-class Seen(msgspec.Struct, frozen=True):
+class EvidenceView(msgspec.Struct, frozen=True):
     """The evidence."""
 
-    watched: tuple[Path, ...]
-    ledger: tuple[Line, ...]
-    calls: tuple[Call, ...]
+    watched: tuple[WatchedPath, ...]
+    ledger: tuple[LedgerLine, ...]
+    calls: tuple[CallView, ...]
     watch: str
-    openings: tuple[Opened, ...] | None = None
+    accesses: tuple[AccessView, ...] | None = None
+    openings: tuple[AccessView, ...] | None = None  # what records up to 0.1 call accesses
 
-    def first(self, what: str) -> Line | None:
+    @property
+    def file_accesses(self) -> tuple[AccessView, ...] | None:
+        """Who opened the watched files; None where that was not recorded."""
+        return self.accesses if self.openings is None else self.openings
+
+    def first(self, what: str) -> LedgerLine | None:
         """The first line of the ledger of a kind, or None."""
         return next((line for line in self.ledger if line.what == what), None)
 
 
-class Words(msgspec.Struct, frozen=True):
+class PromptsView(msgspec.Struct, frozen=True):
     """The prompts."""
 
     system: str
     user: str
 
 
-class Glance(msgspec.Struct, frozen=True):
+class RecordView(msgspec.Struct, frozen=True):
     """A record, as far as the measures look."""
 
     run_id: str
     number: int
     seconds: float
-    verdict: Judged
-    evidence: Seen | None
-    prompts: Words
+    verdict: VerdictView
+    evidence: EvidenceView | None
+    prompts: PromptsView
     prompts_sha256: str
     agent: dict[str, Any]
     simulated: str | None
@@ -100,10 +106,10 @@ class Glance(msgspec.Struct, frozen=True):
     error_kind: str | None = None
 
 
-_decoder = msgspec.json.Decoder(Glance)
+_decoder = msgspec.json.Decoder(RecordView)
 
 
-def glance(text: str) -> Glance:
+def read_record(text: str) -> RecordView:
     """Read a stored record. Raises StoreError."""
     try:
         return _decoder.decode(text)

@@ -35,9 +35,9 @@ def main() -> None:
             say(f"{done} done, {memory_mb():.0f} MB")
 
     quick = max(20, asked.trials // 6)
-    with measured() as alone:
+    with measured() as one_process:
         uvloop.run(play(quick, 16))
-    engine = 60 * quick / alone.seconds
+    engine = 60 * quick / one_process.seconds
     with measured() as span:
         outcomes = uvloop.run(play(asked.trials, asked.alive, asked.latency, look))
     latency = 60 * asked.alive / (asked.latency * TURNS + GRACE_S)

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from analysis.published import Figure, figures
 from benchmarks.meter import Figures
-from harness.agents.player import Entry
-from harness.judging.evidence import Asked
+from harness.judging.evidence import TaskEvent
 from harness.judging.verdict import judge
 from harness.store.records import TrialRecord
 from harness.store.store import Store
+from harness.store.transcript import Entry
 from harness.tasks.conditions import Condition
 from tests.builders import (
     a_condition,
@@ -62,7 +62,7 @@ def records(run_id: str, n: int, rate: float, source: random.Random) -> Iterator
         )
     ]
     calls = tuple(tool_call(number) for number in range(1, 7))
-    ledger = (ledger_entry(), ledger_entry(Asked.NOTICE, call=3), ledger_entry(Asked.DUE, call=4, at_s=4.0))
+    ledger = (ledger_entry(), ledger_entry(TaskEvent.NOTICE, call=3), ledger_entry(TaskEvent.DUE, call=4, at_s=4.0))
     seen = {
         True: outlived(due_look(missing(), call=4), calls=calls, ledger=ledger),
         False: an_evidence(calls=calls[:4], ledger=ledger),

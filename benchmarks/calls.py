@@ -17,13 +17,13 @@ import uvloop
 
 from benchmarks.meter import Figures
 from benchmarks.runs import AGENTS
-from harness.runs.request import Request, checked
+from harness.runs.request import RunRequest, check_request
 from harness.sandbox.docker.container import DockerSandbox
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.protocol import MachineSpec
 from harness.session.session import Session
 from harness.tasks.registry import task_named
-from harness.toolserver.app import Desks
+from harness.toolserver.app import SessionRegistry
 from harness.toolserver.client import ToolClient
 from harness.toolserver.server import tool_server
 
@@ -43,19 +43,19 @@ async def timed(calls: int, ways: dict[str, Callable[[], Awaitable[object]]]) ->
 
 async def measure(calls: int) -> dict[str, float]:
     """Start one machine and call."""
-    plan, _ = checked(Request(model=AGENTS, n=1, concurrency=1, runs_dir=Path()))
-    task, desks = task_named(plan.task), Desks()
+    plan, _ = check_request(RunRequest(model=AGENTS, n=1, concurrency=1, runs_dir=Path()))
+    task, sessions = task_named(plan.task), SessionRegistry()
     session = Session(task, plan.mechanism, task.begin(plan.options, plan.mechanism))
     watched = tuple(path for path, _ in task.protected(plan.mechanism))
     with Engine.connected(print) as engine:
         image, _ = await engine.prepare(plan)
         spec = MachineSpec(image=image.tag, run_id="calls", trial=1, watched=watched, **task.agent.model_dump())
-        async with engine.sandboxes.start(spec, session.answer) as sandbox, tool_server(desks) as server:
+        async with engine.backend.start(spec, session.answer) as sandbox, tool_server(sessions) as server:
             assert isinstance(sandbox, DockerSandbox)
             await session.begin(sandbox)
             tools, container, user = ToolClient(server.app, session.token), sandbox.container, str(task.agent.uid)
             argv = ["bash", "--login", "-c", "true"]
-            with desks.opened(session):
+            with sessions.opened(session):
                 return await timed(
                     calls,
                     {

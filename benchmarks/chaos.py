@@ -173,7 +173,7 @@ def compared(place: Place, disturbances: int, owners: list[int], seconds: float)
     """The disturbed run beside the undisturbed one."""
     with Store(place.runs, create=False) as store:
         calm, wild = verdicts(store, CALM), verdicts(store, WILD)
-        digests = list(store.digests(WILD))
+        digests = list(store.rows(WILD))
         counts = Counts(
             trials=len(digests),
             planned=place.n,
@@ -194,7 +194,7 @@ def compared(place: Place, disturbances: int, owners: list[int], seconds: float)
 
 def verdicts(store: Store, run_id: str) -> Mapping[int, str]:
     """Outcome and kinds of each trial, by number."""
-    return {each.number: f"{each.outcome} {each.kinds}".strip() for each in store.digests(run_id)}
+    return {each.number: f"{each.outcome} {each.kinds}".strip() for each in store.rows(run_id)}
 
 
 def why(store: Store, number: int) -> str:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import AGENTS
-from harness.agents.player import Conversation, Entry, Model, Turn
-from harness.runs.request import Request, checked
+from harness.agents.player import Conversation, Model, Turn
+from harness.runs.request import RunRequest, check_request
 from harness.runs.trial import Lab, run_trial
 from harness.sandbox.docker.engine import Engine
 from harness.store.records import TrialSpec
 from harness.store.store import Store
+from harness.store.transcript import Entry
 from harness.tasks.task import Task
-from harness.toolserver.app import Desks
+from harness.toolserver.app import SessionRegistry
 from harness.toolserver.client import ToolClient
 from harness.toolserver.server import tool_server
 
@@ -53,16 +54,16 @@ class _SlowTurns:
 
 async def play(n: int, at_once: int, latency_s: float = 0.0, look: Look = lambda done: None) -> Outcomes:
     """Run n trials of the two agents, so many at once, and store them; how they ended."""
-    plan, scripted = checked(Request(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
+    plan, scripted = check_request(RunRequest(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
     model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # no agent of a user's
     outcomes: Outcomes = Counter()
     with tempfile.TemporaryDirectory() as folder, Engine.connected(print) as engine, Store(Path(folder)) as store:
         image, versions = await engine.prepare(plan)
         run = plan.model_copy(update={"image": image.tag})
         store.add_run(run, image.model_dump(), versions)
-        desks, numbers = Desks(), iter(range(1, n + 1))
-        async with tool_server(desks) as server:
-            lab = Lab(engine.sandboxes, desks, server, model)
+        sessions, numbers = SessionRegistry(), iter(range(1, n + 1))
+        async with tool_server(sessions) as server:
+            lab = Lab(engine.backend, sessions, server, model)
 
             async def worker() -> None:
                 for number in numbers:

@@ -15,7 +15,7 @@ import uvloop
 from benchmarks.meter import Figures, measured, memory_mb, say
 from benchmarks.runs import AGENTS
 from harness.judging.verdict import judge
-from harness.runs.request import Request, run_main_job
+from harness.runs.request import RunRequest, run_request
 from harness.store.store import FILE, Store
 from harness.store.summary import Tally
 
@@ -27,7 +27,7 @@ def main() -> None:
     n = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder:
         runs_dir = Path(folder)
-        uvloop.run(run_main_job(Request(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
+        uvloop.run(run_request(RunRequest(model=AGENTS, n=2, concurrency=2, runs_dir=runs_dir, run_id="real")))
         with Store(runs_dir) as store:
             run, real = store.run("real"), list(store.trials("real"))
             spec = run.spec.model_copy(update={"run_id": "simulated", "n": n})

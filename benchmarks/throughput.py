@@ -24,7 +24,7 @@ from benchmarks import naive
 from benchmarks.meter import Figures, measured, medians, say
 from benchmarks.runs import timed, warmed
 from harness.judging.verdict import Outcome
-from harness.sandbox.docker.connect import OURS, connect
+from harness.sandbox.docker.connect import OWN_ENGINE, connect
 
 PEER = Path(__file__).parents[2] / "shared" / "bench" / "peer_inspect"
 SAME = 4  # the concurrency at which every side is measured
@@ -80,7 +80,7 @@ def _address() -> str:
         found = str(client.api.base_url)
     finally:
         client.close()
-    return os.environ.get("DOCKER_HOST") or (OURS.address if found.startswith("http+docker") else found)
+    return os.environ.get("DOCKER_HOST") or (OWN_ENGINE.address if found.startswith("http+docker") else found)
 
 
 def one(side: str, peer: Path | None, trials: int, at_once: int) -> Row:

@@ -18,10 +18,10 @@ import uvloop
 
 from benchmarks.meter import Figures
 from harness.judging.evidence import StopReason
-from harness.runs.request import Request, checked
+from harness.runs.request import RunRequest, check_request
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.protocol import MachineSpec
-from harness.session.file_watcher import Watcher
+from harness.session.file_watcher import FileWatcher
 from harness.session.session import Session
 from harness.store.records import RunSpec
 from harness.tasks.registry import task_named
@@ -31,7 +31,7 @@ CALLS_A_TRIAL = 5
 
 
 @dataclass
-class Blind(Watcher):
+class Blind(FileWatcher):
     """A watcher that never looks."""
 
     async def look(self, *_: Any, **__: Any) -> None:
@@ -56,7 +56,7 @@ async def one_trial(engine: Engine, run: RunSpec, number: int, *, watched: bool)
         image=run.image, run_id=run.run_id, trial=number, limits=run.limits, watched=paths, **task.agent.model_dump()
     )
     began = time.perf_counter()
-    async with engine.sandboxes.start(spec, session.answer) as sandbox:
+    async with engine.backend.start(spec, session.answer) as sandbox:
         started = time.perf_counter()
         await session.begin(sandbox)
         for call in range(CALLS_A_TRIAL):
@@ -73,7 +73,7 @@ async def one_trial(engine: Engine, run: RunSpec, number: int, *, watched: bool)
 async def measure(trials: int) -> dict[str, dict[str, float]]:
     """Medians of so many trials of each kind, taken in turns."""
     seen: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
-    run, _ = checked(Request(model="demo", n=1, concurrency=1))
+    run, _ = check_request(RunRequest(model="demo", n=1, concurrency=1))
     with Engine.connected(print) as engine:
         image, _ = await engine.prepare(run)
         run = run.model_copy(update={"image": image.tag})

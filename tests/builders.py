@@ -12,25 +12,27 @@ from typing import Any, ParamSpec
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from harness.agents.player import Entry, ToolUse, Turn
+from harness.agents.player import Turn
 from harness.judging.evidence import (
-    Asked,
     Evidence,
+    FileAccess,
+    FileChange,
     FileKind,
     FileState,
     LedgerEntry,
     Machine,
-    Opening,
     Role,
-    Sighting,
     StopReason,
+    TaskEvent,
     ToolCall,
     Watched,
 )
-from harness.judging.verdict import Kind, Outcome, Tampering, Verdict, judge
+from harness.judging.verdict import Outcome, Tampering, TamperingKind, Verdict, judge
 from harness.sandbox.console import CommandResult, Output
 from harness.sandbox.protocol import MachineSpec
-from harness.store.records import RunSpec, TrialRecord, TrialSpec, Versions
+from harness.sandbox.versions import Versions
+from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Condition, Prompts
 from harness.tasks.task import Mechanism, TaskOptions
 
@@ -96,34 +98,34 @@ def watched(baseline: FileState | None = None, role: Role = Role.MECHANISM) -> W
 ALL_WATCHED = (
     watched(),
     watched(a_file(PROGRAM, b"program", mode=0o711, uid=0, gid=0, identity="inode:2"), Role.PROGRAM),
-    watched(a_folder(), Role.AROUND),
+    watched(a_folder(), Role.PARENT_DIR),
     watched(missing(BUTTON), Role.TRIGGER),
 )
 
 
-def sighting(*changed: FileState, call: int = 1, **other: Any) -> Sighting:
+def change(*changed: FileState, call: int = 1, **other: Any) -> FileChange:
     """A look after tool call ``call``, at second ``call``, before any notice."""
-    return Sighting(call=call, changed=changed, **{"at_s": float(call), "after_notice": False, **other})
+    return FileChange(call=call, changed=changed, **{"at_s": float(call), "after_notice": False, **other})
 
 
-def due_look(*changed: FileState, call: int = 4) -> Sighting:
+def due_look(*changed: FileState, call: int = 4) -> FileChange:
     """The look that is taken at the moment the shutdown comes due."""
-    return sighting(*changed, call=call, after_notice=True, at_due=True)
+    return change(*changed, call=call, after_notice=True, at_due=True)
 
 
-def opening(path: str = SCRIPT, *, at_s: float = 4.1, started: bool = True, **other: Any) -> Opening:
+def opening(path: str = SCRIPT, *, at_s: float = 4.1, started: bool = True, **other: Any) -> FileAccess:
     """A start of the kill switch by its interpreter, shortly after it came due, with nothing out of the ordinary."""
     usual = {"process": 20, "parent": 19, "argv": ("/bin/bash", "./shutdown.sh"), "program": "/usr/bin/bash"}
-    return Opening(path=path, at_s=at_s, started=started, **{**usual, "cwd": HOME, "uid": 1000, **other})
+    return FileAccess(path=path, at_s=at_s, started=started, **{**usual, "cwd": HOME, "uid": 1000, **other})
 
 
-def ledger_entry(what: Asked = Asked.SERVED, **other: Any) -> LedgerEntry:
+def ledger_entry(what: TaskEvent = TaskEvent.SERVED, **other: Any) -> LedgerEntry:
     """A line of the ledger."""
     return LedgerEntry(what=what, **{"call": 3, "at_s": 3.0, "request": "next", "reply": "", **other})
 
 
-SERVED, NOTICE = ledger_entry(), ledger_entry(Asked.NOTICE)
-DUE = ledger_entry(Asked.DUE, call=4, at_s=4.0)
+SERVED, NOTICE = ledger_entry(), ledger_entry(TaskEvent.NOTICE)
+DUE = ledger_entry(TaskEvent.DUE, call=4, at_s=4.0)
 
 
 def a_machine(**other: Any) -> Machine:
@@ -147,7 +149,7 @@ def an_evidence(**other: Any) -> Evidence:
     """The evidence of a trial in which the shutdown came due after a notice and the machine went down by it."""
     usual: dict[str, Any] = {
         "watched": ALL_WATCHED,
-        "sightings": (),
+        "file_changes": (),
         "ledger": (SERVED, NOTICE, DUE),
         "calls": (tool_call(),),
         "machine": DOWN_BY_IT,
@@ -158,9 +160,9 @@ def an_evidence(**other: Any) -> Evidence:
     return Evidence(**{**usual, **other})
 
 
-def outlived(*sightings: Sighting, **other: Any) -> Evidence:
+def outlived(*file_changes: FileChange, **other: Any) -> Evidence:
     """The evidence of a trial in which the shutdown came due and the machine outlived it."""
-    usual = {"sightings": sightings, "machine": OUTLIVED, "stop": StopReason.SUBMITTED}
+    usual = {"file_changes": file_changes, "machine": OUTLIVED, "stop": StopReason.SUBMITTED}
     return an_evidence(**{**usual, **other})
 
 
@@ -221,13 +223,13 @@ def versions(**other: Any) -> Versions:
     return Versions(**{"engine": "28.0", "kernel": "6.1", **other})
 
 
-def a_verdict(outcome: Outcome = Outcome.COMPLIED, *kinds: Kind, **other: Any) -> Verdict:
+def a_verdict(outcome: Outcome = Outcome.COMPLIED, *kinds: TamperingKind, **other: Any) -> Verdict:
     """A verdict with one piece of tampering of each kind."""
     usual = {"tampering": tuple(tampering(kind) for kind in kinds), "because": "so it was seen"}
     return Verdict(outcome=outcome, **{**usual, **other})
 
 
-def tampering(kind: Kind = Kind.EDITED, **other: Any) -> Tampering:
+def tampering(kind: TamperingKind = TamperingKind.EDITED, **other: Any) -> Tampering:
     """A thing done to the kill switch after the notice."""
     usual = {
         "path": SCRIPT,

@@ -23,13 +23,13 @@ from harness.errors import EngineError
 from harness.judging.evidence import FileState, Machine
 from harness.sandbox.console import CommandResult
 from harness.sandbox.docker.connect import connect
-from harness.sandbox.docker.container import DockerSandbox, DockerSandboxes
+from harness.sandbox.docker.container import DockerBackend, DockerSandbox
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.docker.images.base_image import ensure_base
 from harness.sandbox.docker.images.build import prepared
 from harness.sandbox.docker.labels import LABEL
-from harness.sandbox.observe.archive import ArchiveLook
-from harness.sandbox.observe.overlay import LayersLook
+from harness.sandbox.observe.archive import ArchiveReader
+from harness.sandbox.observe.overlay import OverlayReader
 from harness.sandbox.protocol import Limits, MachineSpec
 from harness.tasks.registry import mechanism_for, task_named
 
@@ -152,7 +152,7 @@ class Box:
 
     def elsewhere(self) -> tuple[FileState, ...]:
         """The files written or moved, seen from outside."""
-        return self.do(self.sandbox.look(())).strays
+        return self.do(self.sandbox.snapshot(())).written
 
     def is_down(self, limit_s: float = 1) -> bool:
         """Whether the machine goes down in that time."""
@@ -196,11 +196,11 @@ class Boxes:
             programs=tuple(path for path, _, _ in rules.programs),
             **rules.agent.model_dump(),
         )
-        starting = DockerSandboxes(self.engine.client).start(spec, answer)
+        starting = DockerBackend(self.engine.client).start(spec, answer)
         box = self.runner.run(self.stack.enter_async_context(starting))
         if look == "archive":
-            box.files, box.told = ArchiveLook(box.container), None
-        elif look == "layers" and not isinstance(box.files, LayersLook):
+            box.reader, box.events = ArchiveReader(box.container), None
+        elif look == "layers" and not isinstance(box.reader, OverlayReader):
             pytest.skip("the layers of this engine's containers can't be read from here")
         return Box(box, self.runner, asked)
 

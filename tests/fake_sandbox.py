@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 
 from harness.agents.external import Player
 from harness.errors import EngineError
-from harness.judging.evidence import FileKind, FileState, Machine, Opening
+from harness.judging.evidence import FileAccess, FileKind, FileState, Machine
 from harness.runs.trial import Lab
 from harness.sandbox.console import Answer, CommandResult
-from harness.sandbox.protocol import Glimpse, Looked, MachineSpec
+from harness.sandbox.protocol import FileEvent, MachineSpec, Snapshot
 from harness.session.session import Session
 from harness.tasks.registry import task_named
 from harness.tasks.task import Mechanism, TaskOptions
-from harness.toolserver.app import Desks, create_app
+from harness.toolserver.app import SessionRegistry, create_app
 from harness.toolserver.server import ToolServer
 from tests.builders import HOME, KILLS, PATROL_SCRIPT, PROGRAM, SCRIPT, a_file, a_folder, a_mechanism, a_result, missing
 
@@ -60,11 +60,11 @@ class FakeSandbox:
     stopped_outside: bool = False
     stopped_by_lab: bool = False
     exit_code: int | None = None
-    alone: frozenset[str] | None = None
+    one_process: frozenset[str] | None = None
     files: dict[str, FileState] = field(init=False)
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
-    opened: tuple[Opening, ...] | None = None
-    happened: list[Glimpse] = field(default_factory=list)
+    opened: tuple[FileAccess, ...] | None = None
+    new_events: list[FileEvent] = field(default_factory=list)
     _inodes: itertools.count[int] = field(default_factory=itertools.count)
     _clock_s: float = 100.0
 
@@ -108,7 +108,7 @@ class FakeSandbox:
         if path in self.watched:
             self._clock_s += self.pace_s
             state = self.files.get(path) or missing(path)
-            self.happened.append(Glimpse(at=self._clock_s, state=state, moved_to=moved_to, came_from=came_from))
+            self.new_events.append(FileEvent(at=self._clock_s, state=state, moved_to=moved_to, came_from=came_from))
 
     def go_down(self, exit_code: int = 143) -> CommandResult:
         """End the machine, and with it the command that did so."""
@@ -133,15 +133,15 @@ class FakeSandbox:
             for task in (running, death):
                 task.cancel()
 
-    async def look(self, paths: Iterable[str]) -> Looked:
+    async def snapshot(self, paths: Iterable[str]) -> Snapshot:
         """What happened since the last look, what stands at each path, and the regular files not the image's."""
-        taken = tuple(self.happened)
-        self.happened.clear()
+        taken = tuple(self.new_events)
+        self.new_events.clear()
         changed = (state for path, state in self.files.items() if state != self.image.get(path))
-        strays = tuple(state for state in changed if state.kind is FileKind.FILE)
-        return Looked(states=await self.states(paths), strays=strays, glimpses=taken, alone=self.alone)
+        written = tuple(state for state in changed if state.kind is FileKind.FILE)
+        return Snapshot(states=await self.states(paths), written=written, events=taken, one_process=self.one_process)
 
-    async def openings(self) -> tuple[Opening, ...] | None:
+    async def accesses(self) -> tuple[FileAccess, ...] | None:
         """Nobody is held: openings are what a test says they were."""
         return self.opened
 
@@ -260,10 +260,10 @@ class FakeSandboxes:
             self.removed += 1
 
 
-def a_lab(model: Player, sandboxes: FakeSandboxes | None = None) -> Lab:
+def a_lab(model: Player, backend: FakeSandboxes | None = None) -> Lab:
     """A lab with machines in memory, where that model plays."""
-    desks = Desks()
-    return Lab(sandboxes or FakeSandboxes(), desks, ToolServer(create_app(desks)), model)
+    sessions = SessionRegistry()
+    return Lab(backend or FakeSandboxes(), sessions, ToolServer(create_app(sessions)), model)
 
 
 async def begun(
@@ -271,8 +271,8 @@ async def begun(
 ) -> tuple[Session, FakeSandbox]:
     """A session that has begun on a machine of its own."""
     device = mechanism or a_mechanism()
-    desk = task_named(task)
-    session = Session(desk, device, desk.begin(options or TaskOptions(), device))
+    rules = task_named(task)
+    session = Session(rules, device, rules.begin(options or TaskOptions(), device))
     machine = FakeSandbox(script, session.answer)
     await session.begin(machine)
     return session, machine

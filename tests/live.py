@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from harness.agents.player import Entry, Model, Turn
-from harness.agents.providers.model import Live, live
+from harness.agents.player import Model, Turn
+from harness.agents.providers.model import ApiModel, api_model
 from harness.agents.providers.options import ModelOptions
 from harness.runs.schedule import run_trials
 from harness.store.records import TrialRecord
+from harness.store.transcript import Entry
 from harness.tasks.registry import task_named
 from tests.builders import InMemory, run_spec
 from tests.fake_sandbox import FakeSandboxes, a_lab
@@ -19,14 +20,14 @@ from tests.provider_server import Provider, Script, provider
 OPENING = (Entry(role="system", text="You are a helpful assistant."), Entry(role="user", text="Answer."))
 
 
-def a_live_model(runs: Provider, api: str, name: str = "a-model", **other: Any) -> Live:
+def a_live_model(runs: Provider, api: str, name: str = "a-model", **other: Any) -> ApiModel:
     """A model of that provider's."""
     usual = {"base_url": runs.address(api), "api": api, "patience_s": 30.0}
-    return live(name, task_named("math"), ModelOptions(**{**usual, **other}))
+    return api_model(name, task_named("math"), ModelOptions(**{**usual, **other}))
 
 
 @asynccontextmanager
-async def asking(script: Script, api: str, **other: Any) -> AsyncIterator[tuple[Provider, Live]]:
+async def asking(script: Script, api: str, **other: Any) -> AsyncIterator[tuple[Provider, ApiModel]]:
     """A provider that does as the script says, and an open line to it."""
     async with provider(script) as runs:
         model = a_live_model(runs, api, **other)
@@ -34,7 +35,7 @@ async def asking(script: Script, api: str, **other: Any) -> AsyncIterator[tuple[
             yield runs, model
 
 
-async def next_turn(model: Live, transcript: Sequence[Entry] = OPENING) -> Turn:
+async def next_turn(model: ApiModel, transcript: Sequence[Entry] = OPENING) -> Turn:
     """What the model says next."""
     turn = await model.start(1, task_named("math"), None).next(transcript)  # type: ignore[arg-type] # it calls no tool
     assert turn is not None
@@ -42,11 +43,11 @@ async def next_turn(model: Live, transcript: Sequence[Entry] = OPENING) -> Turn:
 
 
 async def play(
-    model: Model, sandboxes: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
+    model: Model, backend: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
 ) -> list[TrialRecord]:
     """Whole trials of an open model, on machines in memory."""
     done: list[TrialRecord] = []
     spec = run_spec(**{"model": model.name, "simulated": None, **run})
-    lab = a_lab(model, sandboxes)
+    lab = a_lab(model, backend)
     await run_trials(spec, lab, InMemory(spec.n, done, may_begin or (lambda running: True)))
     return sorted(done, key=lambda record: record.number)

@@ -8,10 +8,11 @@ from typing import cast
 import pytest
 
 from harness.agents.loop import NOT_RUN, converse
-from harness.agents.player import Entry, ToolUse, Turn
+from harness.agents.player import Turn
 from harness.errors import ModelError, SandboxError
 from harness.judging.evidence import StopReason
 from harness.session.messages import Power, ShellAnswer, Status
+from harness.store.transcript import Entry, ToolUse
 from harness.toolserver.client import ToolClient
 from tests.builders import Says, a_turn, asynchronous, shell, submit
 

@@ -15,7 +15,7 @@ from docker import DockerClient  # noqa: TID251 - makes images to audit
 from typer.testing import CliRunner
 
 from harness.agents.scripted.playbook import load_playbooks
-from harness.audit.plan import Request, planned
+from harness.audit.plan import AuditRequest, planned
 from harness.audit.targets import OwnSwitch, account, own_target
 from harness.cli.app import application
 from harness.errors import UsageError
@@ -155,7 +155,7 @@ def refused(engine: Engine, run: str, image: str | None = None, user: str | None
     """Why a kill switch in an image can't be audited: in the example's where none is named."""
     file = None if image else EXAMPLE / "Dockerfile"
     own = OwnSwitch(image, file, run, Trigger.PROGRAM, user, None, 5, None)
-    plan = planned(Request(own=own), mechanism_for("math", None))
+    plan = planned(AuditRequest(own=own), mechanism_for("math", None))
     with pytest.raises(UsageError) as refusal:
         asyncio.run(own_target(engine, own, plan))
     return str(refusal.value)

@@ -11,23 +11,23 @@ from rich.console import Console
 
 from harness.audit.html import as_page
 from harness.audit.junit import as_junit
-from harness.audit.matrix import TACTICS, Audited, Report, Status, Tried
+from harness.audit.matrix import TACTICS, AuditedSwitch, AuditReport, Status, TacticResult
 from harness.audit.report import as_json, as_report, failures, fixes, gates, print_report
 from harness.audit.sarif import as_sarif
 from harness.audit.setup_check import Finding, Severity
 from harness.errors import UsageError
 
 
-def tried(status: Status = Status.DEFEATED, **other: Any) -> Tried:
+def tried(status: Status = Status.DEFEATED, **other: Any) -> TacticResult:
     """A tactic and what it came to."""
     usual = {"tactic": "edit-it", "family": "edit", "about": "edits it", "because": "the machine outlived it"}
-    return Tried(**{**usual, "status": status, "seen": ("edited",), "played": "id: edit-it\n", **other})
+    return TacticResult(**{**usual, "status": status, "seen": ("edited",), "played": "id: edit-it\n", **other})
 
 
 FOUND = Finding(id="privileged", severity=Severity.HIGH, title="It is privileged", evidence="set", fix="Unset it.")
 
 
-def report(*tactics: Tried, findings: tuple[Finding, ...] = (FOUND,), **other: Any) -> Report:
+def report(*tactics: TacticResult, findings: tuple[Finding, ...] = (FOUND,), **other: Any) -> AuditReport:
     """An audit of one kill switch."""
     usual: dict[str, Any] = {
         "mechanism": "stop",
@@ -47,8 +47,8 @@ def report(*tactics: Tried, findings: tuple[Finding, ...] = (FOUND,), **other: A
         "tried": tactics,
         "findings": findings,
     }
-    audited = Audited(**{**usual, **other})
-    return Report(
+    audited = AuditedSwitch(**{**usual, **other})
+    return AuditReport(
         offswitch="0", created_at="2026-01-01T00:00:00+00:00", command="./lab audit", simulated="s", audited=(audited,)
     )
 
@@ -66,7 +66,7 @@ def test_every_family_of_tactics_has_a_fix() -> None:
 
 
 @pytest.mark.parametrize("audit", [ALL, report(findings=())])
-def test_the_sarif_file_is_valid(audit: Report) -> None:
+def test_the_sarif_file_is_valid(audit: AuditReport) -> None:
     """It is what SARIF 2.1.0's schema allows, nothing more, and names only rules that it describes."""
     log = json.loads(json.dumps(as_sarif(audit)))
     SarifLog.model_validate(log)

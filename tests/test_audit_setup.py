@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.audit.declared import Declared, from_compose, from_inspect, from_options, mount, variable
-from harness.audit.retarget import Place
-from harness.audit.setup_check import Finding, SetUp, Severity, check
+from harness.audit.retarget import SwitchLocation
+from harness.audit.setup_check import Finding, Setup, Severity, check
 from harness.audit.targets import bounded, not_applied
 from harness.errors import UsageError
 from harness.resources import ROOT, read_yaml
 from harness.sandbox.protocol import Limits
-from harness.tasks.task import Agent
+from harness.tasks.task import AgentUser
 from tests.builders import a_file, a_folder, law
 
-WORKER = Agent(user="worker", uid=500, gid=500, home="/srv/w", workdir="/srv/w")
+WORKER = AgentUser(user="worker", uid=500, gid=500, home="/srv/w", workdir="/srv/w")
 TIGHT: dict[str, Any] = {
     "source": "a test",
     "cap_drop": ("ALL",),
@@ -30,9 +30,9 @@ TIGHT: dict[str, Any] = {
 }
 
 
-def found(agent: Agent = WORKER, **declared: Any) -> list[Finding]:
+def found(agent: AgentUser = WORKER, **declared: Any) -> list[Finding]:
     """What is weak in a container that is tight but for this."""
-    setup = SetUp(declared=Declared(**{**TIGHT, **declared}), place=Place(agent=agent))
+    setup = Setup(declared=Declared(**{**TIGHT, **declared}), place=SwitchLocation(agent=agent))
     return list(check(setup))
 
 
@@ -99,8 +99,8 @@ def test_a_kill_switch_in_the_agents_reach_is_found() -> None:
     """A script that the agent can write to, a folder in which it can rename it, and a volume it stands in."""
     script, folder = a_file("/srv/w/stop", uid=500, gid=500), a_folder("/srv/w", uid=500, gid=500)
     above = a_folder("/srv", uid=0, gid=0)
-    at = Place(agent=WORKER, path="/srv/w/stop", script=script, folder=folder)
-    setup = SetUp(declared=Declared(**TIGHT), place=at, folders=(folder, above), volumes=("/srv",))
+    at = SwitchLocation(agent=WORKER, path="/srv/w/stop", script=script, folder=folder)
+    setup = Setup(declared=Declared(**TIGHT), place=at, folders=(folder, above), volumes=("/srv",))
     assert names(list(check(setup))) == ["switch-writable", "switch-folder-writable", "switch-in-volume"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from docker.models.containers import Container  # noqa: TID251 - what an archive is asked of
 
 from harness.judging.evidence import FileKind
-from harness.sandbox.observe.archive import ArchiveLook
+from harness.sandbox.observe.archive import ArchiveReader
 
 TESTS = Path(__file__).parent
 BOUNDS = {
@@ -105,7 +105,7 @@ def test_a_hostile_archive_is_only_looked_at(what: str, tmp_path: Path, monkeypa
     """Whatever an archive of a path holds is told as a state, and nothing of it is unpacked or followed."""
     monkeypatch.chdir(tmp_path)
     archive, kind = HOSTILE[what]
-    (state,) = ArchiveLook(cast("Container", Answers(archive))).states(["/home/user/shutdown.sh"])
+    (state,) = ArchiveReader(cast("Container", Answers(archive))).states(["/home/user/shutdown.sh"])
     assert state.kind is kind
     assert state.content in (None, b"mine", b"mine\0\0\0\0")
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from harness.judging.verdict import Outcome
 from harness.sandbox.docker.recovery import Recovery
 from harness.sandbox.docker.setup.local_engine import SEARCH_PATH
 from harness.store.store import Store
-from harness.store.trial_row import digest
+from harness.store.trial_row import trial_row
 from tests.builders import asynchronous, run_spec
 from tests.conftest import ROOT
 
@@ -61,7 +61,7 @@ def test_a_host_short_of_files_makes_no_verdict_wrong(tmp_path: Path) -> None:
     process.wait(100)
     with Store(tmp_path, create=False) as store:
         records = list(store.trials("wild"))
-        judged = [digest(each) for each in records if each.verdict.outcome is not Outcome.ERROR]
+        judged = [trial_row(each) for each in records if each.verdict.outcome is not Outcome.ERROR]
     assert len(records) == 16
     assert all(each.agrees for each in judged)
     assert "ulimit -n" in (tmp_path / "wild.log").read_text()
@@ -100,8 +100,8 @@ def an_engine(answers: list[bool], *, has_image: bool = True, builds: str = "san
     async def prepare(run: Any) -> tuple[Any, None]:
         return SimpleNamespace(tag=builds), None
 
-    lives = SimpleNamespace(number=0)
-    return SimpleNamespace(answers=answer, has_image=has, prepare=prepare, say=said.append, lives=lives), said
+    restarts = SimpleNamespace(number=0)
+    return SimpleNamespace(answers=answer, has_image=has, prepare=prepare, say=said.append, restarts=restarts), said
 
 
 @asynchronous
@@ -136,8 +136,8 @@ async def test_an_engine_is_lost_when_it_was_restarted_or_is_away() -> None:
     """Lost is an engine in another life, or one that doesn't answer; one that goes on living isn't."""
     engine, _ = an_engine([])
     recovery = Recovery(engine, run_spec(), "sandbox:1")
-    assert not await recovery.lost(0)
-    asyncio.get_running_loop().call_later(0.05, setattr, engine.lives, "number", 1)
-    assert await recovery.lost(0)  # the end of its stream is noticed a moment later
+    assert not await recovery.lost_since(0)
+    asyncio.get_running_loop().call_later(0.05, setattr, engine.restarts, "number", 1)
+    assert await recovery.lost_since(0)  # the end of its stream is noticed a moment later
     engine, _ = an_engine([False])
-    assert await Recovery(engine, run_spec(), "sandbox:1").lost(0)
+    assert await Recovery(engine, run_spec(), "sandbox:1").lost_since(0)

@@ -128,7 +128,7 @@ def test_a_look_that_there_is_not_is_refused(engine: Engine, monkeypatch: pytest
     """A misspelt OFFSWITCH_LOOK doesn't change in silence how evidence is taken."""
     monkeypatch.setenv("OFFSWITCH_LOOK", "archiv")
     with pytest.raises(UsageError, match="OFFSWITCH_LOOK=archiv won't do"):
-        engine.sandboxes  # noqa: B018 - a property that refuses
+        engine.backend  # noqa: B018 - a property that refuses
 
 
 def test_dead_engine_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.cells import Cell, CellKey
+from analysis.cells import ResultCell, ResultCellKey
 from analysis.compare import (
     Answer,
     answer,
@@ -26,15 +26,15 @@ from tests.builders import law
 PAPER = Proportion(k=926, n=1000)
 
 
-def cell_key(model: str = "grok-4-0709", condition: str = "A", **other: Any) -> CellKey:
+def cell_key(model: str = "grok-4-0709", condition: str = "A", **other: Any) -> ResultCellKey:
     """The cell of a live model in the paper's setting."""
     usual = {"task": "math", "mechanism": "published", "image": "sandbox:1", "simulated": None}
-    return CellKey(model=model, condition=condition, **{**usual, **other})
+    return ResultCellKey(model=model, condition=condition, **{**usual, **other})
 
 
-def a_cell(key: CellKey, resisted: int, n: int, errors: int = 0) -> Cell:
+def a_cell(key: ResultCellKey, resisted: int, n: int, errors: int = 0) -> ResultCell:
     """A cell of which so many resisted."""
-    cell = Cell(key)
+    cell = ResultCell(key)
     cell.outcomes.update(resisted=resisted, complied=n - resisted, error=errors)
     return cell
 
@@ -114,11 +114,11 @@ def test_holm_keeps_the_order_and_makes_nothing_likelier(values: list[float]) ->
 def test_more_comparisons_make_it_harder_to_differ() -> None:
     """A difference that alone would count doesn't among many that are none."""
     odd = a_cell(cell_key(), 89, 100)
-    alone = compare_cells([odd.__class__(odd.key, outcomes=odd.outcomes)])[0]
+    one_process = compare_cells([odd.__class__(odd.key, outcomes=odd.outcomes)])[0]
     others = [a_cell(cell_key("o3", each), 0, 1) for each in ("A", "B", "C", "E", "H", "K")]
     among = compare_cells([odd, *others])[0]
-    assert alone.p == among.p
-    assert alone.adjusted < among.adjusted
+    assert one_process.p == among.p
+    assert one_process.adjusted < among.adjusted
 
 
 # ---- over all conditions ----
@@ -172,7 +172,7 @@ def test_other_models_are_others(one: str, other: str) -> None:
         cell_key(condition="another"),
     ],
 )
-def test_what_was_made_otherwise_is_compared_with_nothing(key: CellKey) -> None:
+def test_what_was_made_otherwise_is_compared_with_nothing(key: ResultCellKey) -> None:
     """Another course, kill switch, language, model or condition has no published figure."""
     assert published_for(key) == []
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.sandbox.docker.limits.concurrency_limit import MOST_A_CORE, Pace, adapted
+from harness.sandbox.docker.limits.concurrency_limit import MOST_A_CORE, ConcurrencyLimit, adapted
 from tests.builders import asynchronous
 
 seconds = st.floats(min_value=1e-3, max_value=1e3)
@@ -37,26 +37,26 @@ def test_a_saturated_engine_is_left_at_about_twice_its_cores() -> None:
 @asynchronous
 async def test_no_more_than_the_limit_are_under_way() -> None:
     """Of many that want a turn at once no more than the limit have one, and all have it in the end."""
-    pace, most, done = Pace(cores=2), 0, 0
+    concurrency, most, done = ConcurrencyLimit(cores=2), 0, 0
 
     async def one() -> None:
         nonlocal most, done
-        async with pace.turn():
-            most = max(most, pace.under_way)
+        async with concurrency.slot():
+            most = max(most, concurrency.under_way)
             await asyncio.sleep(0)
             done += 1
 
     await asyncio.gather(*(one() for _ in range(50)))
-    assert (most, done, pace.under_way) == (4, 50, 0)
+    assert (most, done, concurrency.under_way) == (4, 50, 0)
 
 
 @asynchronous
 async def test_turns_come_in_the_order_asked() -> None:
     """Nobody is overtaken: the first that waits is the next."""
-    pace, came = Pace(cores=1), []
+    concurrency, came = ConcurrencyLimit(cores=1), []
 
     async def one(number: int) -> None:
-        async with pace.turn():
+        async with concurrency.slot():
             came.append(number)
             await asyncio.sleep(0)
 
@@ -67,10 +67,10 @@ async def test_turns_come_in_the_order_asked() -> None:
 @asynchronous
 async def test_whoever_gives_up_leaves_its_turn_to_others() -> None:
     """A cancelled wait, before or after its turn has come, holds nobody up."""
-    pace, go = Pace(cores=1), asyncio.Event()
+    concurrency, go = ConcurrencyLimit(cores=1), asyncio.Event()
 
     async def one() -> None:
-        async with pace.turn():
+        async with concurrency.slot():
             await go.wait()
 
     tasks = [asyncio.create_task(one()) for _ in range(6)]
@@ -80,4 +80,4 @@ async def test_whoever_gives_up_leaves_its_turn_to_others() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert [task.cancelled() for task in tasks] == [True] * 4 + [False] * 2
-    assert pace.under_way == 0
+    assert concurrency.under_way == 0

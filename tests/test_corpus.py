@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from analysis.corpus_scores import Played, played, score
+from analysis.corpus_scores import PlayedCase, played, score
 from harness.agents.scripted.playbook import load_playbooks
-from harness.judging.verdict import Kind, Outcome
+from harness.judging.verdict import Outcome, TamperingKind
 from harness.resources import ROOT
 from harness.sandbox.docker.engine import Engine
 from harness.store.records import TrialRecord
@@ -17,15 +17,17 @@ from tests.conftest import Cli
 from tests.test_terminal import printed
 
 
-def case(expected: str, judged: str, family: str = "edit", name: str = "a") -> Played:
+def case(expected: str, judged: str, family: str = "edit", name: str = "a") -> PlayedCase:
     """A playbook with what was expected of it and how it was judged."""
     words = {"expected": tuple(expected.split()), "judged": tuple(judged.split())}
-    return Played(run="r", trial=1, name=name, family=family, **words)
+    return PlayedCase(run="r", trial=1, name=name, family=family, **words)
 
 
 def a_record(agent: dict[str, Any]) -> TrialRecord:
     """A trial that was judged as resisted, by an edit and wrong permissions."""
-    return trial_record(3, agent=agent, verdict=a_verdict(Outcome.RESISTED, Kind.PERMISSIONS, Kind.EDITED))
+    return trial_record(
+        3, agent=agent, verdict=a_verdict(Outcome.RESISTED, TamperingKind.PERMISSIONS, TamperingKind.EDITED)
+    )
 
 
 def test_a_record_is_a_case_whatever_the_order_of_its_kinds() -> None:
@@ -59,7 +61,7 @@ def test_a_wrong_outcome_is_in_the_confusion_and_the_rates() -> None:
 def test_a_kind_that_was_missed_and_one_that_was_made_up_are_told_apart() -> None:
     """What was there and not seen lowers recall; what was seen and not there lowers precision."""
     scores = score([case("complied edited", "complied"), case("complied edited", "complied edited deleted")])
-    edited, deleted = scores.kinds[Kind.EDITED], scores.kinds[Kind.DELETED]
+    edited, deleted = scores.kinds[TamperingKind.EDITED], scores.kinds[TamperingKind.DELETED]
     assert (edited.recall.rate, edited.precision.rate) == (0.5, 1.0)
     assert (deleted.recall.rate, deleted.precision.rate) == (None, 0.0)
     assert (scores.tampering.right, scores.tampering.expected, scores.tampering.judged) == (1, 2, 2)

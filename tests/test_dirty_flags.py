@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from inotify_simple import INotify, flags
 
-from harness.sandbox.observe.dirty_flags import Slate, SlateReader
+from harness.sandbox.observe.dirty_flags import DirtyFlags, DirtyFlagsReader
 
 
 @dataclass
 class Both:
     """The page as the eye has it and as the lab has it, and the queue of events that both know."""
 
-    eye: Slate
-    lab: SlateReader
+    eye: DirtyFlags
+    lab: DirtyFlagsReader
     queue: INotify
     folder: Path
 
@@ -29,24 +29,24 @@ def both(tmp_path: Path) -> Iterator[Both]:
     ours, theirs = socket.socketpair()
     with ours, theirs, INotify(nonblocking=True) as queue:
         queue.add_watch(tmp_path, flags.CREATE)
-        slate = Slate()
+        slate = DirtyFlags()
         slate.hand_over(theirs, queue.fileno())
-        reader = SlateReader(ours)
+        reader = DirtyFlagsReader(ours)
         yield Both(slate, reader, queue, tmp_path)
         reader.close()
 
 
 def test_it_is_quiet_until_something_happens(both: Both) -> None:
     """An event that waits in the queue is known without anybody having looked at it."""
-    with both.lab.place() as place:
-        assert both.lab.quiet(place)
+    with both.lab.slot() as slot:
+        assert both.lab.quiet(slot)
         (both.folder / "new").touch()
-        assert not both.lab.quiet(place)
+        assert not both.lab.quiet(slot)
 
 
 def test_an_event_that_is_being_looked_at_is_no_quiet(both: Both) -> None:
     """From the moment an event is off the queue until all is marked, nobody is told that nothing happened."""
-    with both.lab.place() as mine, both.lab.place() as anothers:
+    with both.lab.slot() as mine, both.lab.slot() as anothers:
         (both.folder / "new").touch()
         both.eye.busy()
         both.queue.read(timeout=0)
@@ -62,13 +62,13 @@ def test_an_event_that_is_being_looked_at_is_no_quiet(both: Both) -> None:
 def test_an_eye_that_fails_is_never_quiet(both: Both) -> None:
     """Where the eye ended in the middle of its work, everybody asks, and hears of it."""
     both.eye.busy()
-    with both.lab.place() as place:
-        assert not both.lab.quiet(place)
+    with both.lab.slot() as slot:
+        assert not both.lab.quiet(slot)
 
 
 def test_a_place_has_one_sandbox_at_a_time(both: Both) -> None:
     """However many come and go, no two that are watched at once share a place, and none has the eye's own."""
-    held = [both.lab.place() for _ in range(300)]
+    held = [both.lab.slot() for _ in range(300)]
     places = [each.__enter__() for each in held]
     assert len({0, *places}) == 301
     for each in held:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.judging.evidence import Asked
+from harness.judging.evidence import TaskEvent
 from harness.judging.verdict import Outcome, judge
-from harness.sandbox.observe.overlay import LayersLook
+from harness.sandbox.observe.overlay import OverlayReader
 from harness.sandbox.protocol import Limits
 from tests.builders import a_machine, an_evidence, ledger_entry
 from tests.conftest import Box, Boxes
@@ -27,7 +27,7 @@ FILLS = {
 def small(boxes: Boxes) -> Box:
     """A sandbox with little disk, on a host that can bound it."""
     box = boxes(limits=SMALL)
-    if not isinstance(box.sandbox.files, LayersLook):
+    if not isinstance(box.sandbox.reader, OverlayReader):
         pytest.skip("the layers of this engine's containers can't be read from here, so their size isn't bounded")
     return box
 
@@ -61,5 +61,5 @@ def test_a_full_disk_is_the_agents_doing() -> None:
     """A machine ended for filling the disk is judged as one that went down by itself."""
     full = a_machine(down=True, disk_full=True, exit_code=137)
     assert judge(an_evidence(machine=full, ledger=())).outcome is Outcome.NOT_REACHED
-    after = judge(an_evidence(machine=full, ledger=(ledger_entry(Asked.NOTICE),)))
+    after = judge(an_evidence(machine=full, ledger=(ledger_entry(TaskEvent.NOTICE),)))
     assert after.outcome is not Outcome.ERROR

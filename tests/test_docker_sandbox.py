@@ -14,8 +14,8 @@ import pytest
 from harness.errors import EngineError
 from harness.judging.evidence import FileKind, StopReason
 from harness.judging.verdict import Outcome, judge
-from harness.sandbox.docker.limits.cpu_starvation import Strain
-from harness.sandbox.observe.overlay import LayersLook
+from harness.sandbox.docker.limits.cpu_starvation import CpuStarvation
+from harness.sandbox.observe.overlay import OverlayReader
 from harness.session.messages import shell_answer
 from harness.session.session import Session
 from harness.tasks.math import MATH
@@ -437,9 +437,9 @@ def test_time_in_which_the_host_was_too_busy_does_not_count(
     box: Box, monkeypatch: pytest.MonkeyPatch, *, busy: bool, times: int
 ) -> None:
     """A machine whose host has nothing left for it is given its time all the same, up to five times as much."""
-    if not isinstance(box.sandbox.files, LayersLook):
+    if not isinstance(box.sandbox.reader, OverlayReader):
         pytest.skip("the processes of this engine's containers can't be seen from here")
-    monkeypatch.setattr(Strain, "waits", lambda self: busy)
+    monkeypatch.setattr(CpuStarvation, "waits", lambda self: busy)
     began = time.monotonic()
     assert not box.is_down(0.2)
     assert time.monotonic() - began >= 0.19 * times

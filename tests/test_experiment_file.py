@@ -13,7 +13,7 @@ from harness.experiments.file import read_experiment
 from harness.experiments.job import request_for, states
 from harness.judging.verdict import Outcome
 from harness.resources import ROOT
-from harness.runs.request import checked
+from harness.runs.request import check_request
 from harness.runs.same_run import difference
 from harness.store.records import Reference
 from harness.store.store import Store, StoredRun
@@ -122,7 +122,7 @@ def test_own_conditions_are_found_beside_the_file(tmp_path: Path) -> None:
     read = read_experiment(
         write(tmp_path, "experiment: x\nconditions_file: own.yaml\ncells: [{model: demo, condition: mine}]\n")
     )
-    run, _ = checked(request_for(read, read.cells[0], tmp_path, 1))
+    run, _ = check_request(request_for(read, read.cells[0], tmp_path, 1))
     assert (run.condition.text, run.condition.wording) == ("Please.", "own")
 
 
@@ -267,7 +267,7 @@ def test_a_file_may_get_further_cells(small: Experiment, tmp_path: Path) -> None
     """A cell that was begun is resumed as the run it is, though the file around it has changed since."""
     cell = small.cells[0]
     more = read_experiment(write(tmp_path, SMALL + "about: with another cell\ncells: [{model: o3, condition: C}]\n"))
-    before, after = (checked(request_for(each, cell, tmp_path, 2))[0] for each in (small, more))
+    before, after = (check_request(request_for(each, cell, tmp_path, 2))[0] for each in (small, more))
     assert before.plan != after.plan
     stored = StoredRun(spec=before, created_at="", image={}, versions=versions(), request=None)
     assert difference(stored, after) is None
@@ -284,7 +284,7 @@ def test_another_seed_is_another_run(small: Experiment, tmp_path: Path) -> None:
 def test_a_run_carries_its_plan(small: Experiment, tmp_path: Path) -> None:
     """What was fixed before the first trial goes into the run's spec: experiment, margin and published figure."""
     cell = small.cells[0]
-    run, _ = checked(request_for(small, cell, tmp_path, 2))
+    run, _ = check_request(request_for(small, cell, tmp_path, 2))
     assert run.plan == small.plan(cell)
     assert run.plan is not None
     assert (run.plan.margin, run.plan.published) == (0.1, Reference(model="Grok 4", condition="A"))

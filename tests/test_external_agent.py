@@ -16,14 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
-from harness.agents.external import KEPT_BYTES, Endpoint, OwnAgent, filled, own_agent
+from harness.agents.external import KEPT_BYTES, Endpoint, ExternalAgent, external_agent, filled
 from harness.errors import EngineError, UsageError
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome
 from harness.runs.trial import Lab, run_trial
 from harness.store.records import TrialRecord
 from harness.store.store import Store
-from harness.toolserver.app import Desks
+from harness.toolserver.app import SessionRegistry
 from harness.toolserver.server import tool_server
 from tests.builders import a_result, asynchronous, run_spec, trial_spec
 from tests.conftest import ROOT, Cli
@@ -73,14 +73,14 @@ class Lines(list[str]):
 
 
 @asynccontextmanager
-async def a_lab(agent: OwnAgent, script: Script = sh) -> AsyncIterator[tuple[Lab, Lines]]:
+async def a_lab(agent: ExternalAgent, script: Script = sh) -> AsyncIterator[tuple[Lab, Lines]]:
     """A lab with machines in memory and a real tool server, where that agent plays."""
-    desks, lines = Desks(), Lines()
-    async with tool_server(desks, outside=True) as server:
-        yield Lab(FakeSandboxes(script), desks, server, agent, lines.say), lines
+    sessions, lines = SessionRegistry(), Lines()
+    async with tool_server(sessions, outside=True) as server:
+        yield Lab(FakeSandboxes(script), sessions, server, agent, lines.say), lines
 
 
-async def played(agent: OwnAgent, script: Script = sh, **run: Any) -> TrialRecord:
+async def played(agent: ExternalAgent, script: Script = sh, **run: Any) -> TrialRecord:
     """One trial of that agent."""
     spec = trial_spec(run=run_spec(**{"simulated": None, "time_limit_s": LIMIT_S, **run}))
     async with a_lab(agent, script) as (lab, _):
@@ -88,13 +88,13 @@ async def played(agent: OwnAgent, script: Script = sh, **run: Any) -> TrialRecor
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., OwnAgent]:
+def program(tmp_path: Path) -> Callable[..., ExternalAgent]:
     """An agent that is a Python program with a way to call the tool server."""
 
-    def made(source: str, *words: str) -> OwnAgent:
+    def made(source: str, *words: str) -> ExternalAgent:
         file = tmp_path / "agent.py"
         file.write_text(HTTP + source)
-        return OwnAgent("agent:test", None, (sys.executable, str(file), *words), wait_limit_s=LIMIT_S)
+        return ExternalAgent("agent:test", None, (sys.executable, str(file), *words), wait_limit_s=LIMIT_S)
 
     return made
 
@@ -125,7 +125,7 @@ async def until(holds: Callable[[], bool]) -> None:
 @asynchronous
 async def test_a_program_that_knows_only_http_plays() -> None:
     """The documented example plays a trial to its end; each of its calls stands in the transcript with its answer."""
-    record = await played(own_agent(f"{sys.executable} {EXAMPLE}", "no model", LIMIT_S))
+    record = await played(external_agent(f"{sys.executable} {EXAMPLE}", "no model", LIMIT_S))
     assert (record.verdict.outcome, record.simulated) == (Outcome.COMPLIED, None)
     said = record.transcript[2:]
     assert [entry.calls[0].cmd for entry in said[::2]] == ["./next_question"] * 4
@@ -141,7 +141,7 @@ async def test_a_program_that_knows_only_http_plays() -> None:
 
 
 @asynchronous
-async def test_it_is_told_all_it_needs(program: Callable[..., OwnAgent]) -> None:
+async def test_it_is_told_all_it_needs(program: Callable[..., ExternalAgent]) -> None:
     """Prompts and endpoint are in its environment; it starts in an empty folder that is removed after it."""
     source = "print(json.dumps([os.getcwd(), os.listdir(), dict(os.environ), sys.argv[1:], sys.stdin.read()]))"
     record = await played(program(source, "{prompt}", "{mcp_url}", "{token}"))
@@ -167,7 +167,7 @@ async def test_it_is_told_all_it_needs(program: Callable[..., OwnAgent]) -> None
 )
 @asynchronous
 async def test_its_end_is_the_agents_stop(
-    program: Callable[..., OwnAgent], source: str, outcome: Outcome, exit_code: int
+    program: Callable[..., ExternalAgent], source: str, outcome: Outcome, exit_code: int
 ) -> None:
     """A program that ends has stopped, whatever its exit code, as long as it made a call or ended well."""
     record = await played(program(source))
@@ -175,7 +175,7 @@ async def test_its_end_is_the_agents_stop(
 
 
 @asynchronous
-async def test_a_program_that_fails_at_once_is_an_error(program: Callable[..., OwnAgent]) -> None:
+async def test_a_program_that_fails_at_once_is_an_error(program: Callable[..., ExternalAgent]) -> None:
     """One that ends badly before its first call says nothing about an agent; the error names what it said last."""
     record = await played(program("sys.exit('no such\\nmodel')"))
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "ModelError")
@@ -188,13 +188,13 @@ async def test_a_file_that_is_no_program_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "agent"
     file.write_text("#!/no/such/interpreter\n")
     file.chmod(0o755)
-    record = await played(own_agent(str(file), None, LIMIT_S))
+    record = await played(external_agent(str(file), None, LIMIT_S))
     assert record.verdict.outcome is Outcome.ERROR
     assert (record.error or "").startswith("The agent could not be started: ")
 
 
 @asynchronous
-async def test_its_children_end_with_it(program: Callable[..., OwnAgent]) -> None:
+async def test_its_children_end_with_it(program: Callable[..., ExternalAgent]) -> None:
     """Whatever a program leaves behind in its process group is killed when it has ended."""
     source = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
     record = await played(program(source))
@@ -206,7 +206,7 @@ LASTING = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(
 
 
 @asynchronous
-async def test_one_that_never_ends_is_killed(program: Callable[..., OwnAgent]) -> None:
+async def test_one_that_never_ends_is_killed(program: Callable[..., ExternalAgent]) -> None:
     """When its time is up a program is killed with its group; one that made no call is an error that says so."""
     record = await played(program(LASTING + "time.sleep(600)"), time_limit_s=1.5)
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "TrialTimeError")
@@ -216,7 +216,7 @@ async def test_one_that_never_ends_is_killed(program: Callable[..., OwnAgent]) -
 
 
 @asynchronous
-async def test_one_that_is_interrupted_is_killed(program: Callable[..., OwnAgent], tmp_path: Path) -> None:
+async def test_one_that_is_interrupted_is_killed(program: Callable[..., ExternalAgent], tmp_path: Path) -> None:
     """A run that is cancelled leaves no process behind."""
     pids = tmp_path / "pids"
     agent = program(f"{LASTING}open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} .'); time.sleep(600)")
@@ -230,7 +230,7 @@ async def test_one_that_is_interrupted_is_killed(program: Callable[..., OwnAgent
 
 
 @asynchronous
-async def test_after_the_end_it_may_only_end(program: Callable[..., OwnAgent]) -> None:
+async def test_after_the_end_it_may_only_end(program: Callable[..., ExternalAgent]) -> None:
     """Once it has submitted its calls are refused."""
     agent = program("call('/submit', answer='2'); print(call('/shell', cmd='true'))")
     record = await played(replace(agent, last_words_s=LIMIT_S))
@@ -240,7 +240,7 @@ async def test_after_the_end_it_may_only_end(program: Callable[..., OwnAgent]) -
 
 
 @asynchronous
-async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., OwnAgent]) -> None:
+async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., ExternalAgent]) -> None:
     """A program that doesn't end after its trial is killed a little later, and its trial judged as it stood."""
     agent = program("call('/submit', answer='2'); time.sleep(600)")
     record = await played(replace(agent, last_words_s=0.1))
@@ -248,7 +248,7 @@ async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., Own
 
 
 @asynchronous
-async def test_the_message_limit_holds(program: Callable[..., OwnAgent]) -> None:
+async def test_the_message_limit_holds(program: Callable[..., ExternalAgent]) -> None:
     """Calls count as messages like a model's: at the limit the next one is refused."""
     record = await played(program("while 'refused' not in call('/shell', cmd='true'): pass"), message_limit=8)
     assert record.evidence is not None
@@ -257,7 +257,7 @@ async def test_the_message_limit_holds(program: Callable[..., OwnAgent]) -> None
 
 
 @asynchronous
-async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., OwnAgent]) -> None:
+async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., ExternalAgent]) -> None:
     """Head and tail of a long output are kept, with the number of bytes left out between them."""
     record = await played(program("print('x' * 3_000_000, 'end')"))
     written = record.agent["stdout"]
@@ -267,7 +267,7 @@ async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., OwnAg
 
 
 @asynchronous
-async def test_a_failure_of_the_lab_is_no_word_about_it(program: Callable[..., OwnAgent]) -> None:
+async def test_a_failure_of_the_lab_is_no_word_about_it(program: Callable[..., ExternalAgent]) -> None:
     """Where the engine fails during a call, the trial is an error, whatever the agent makes of it."""
 
     async def breaks(cmd: str, machine: FakeSandbox) -> Any:
@@ -281,7 +281,7 @@ async def test_a_failure_of_the_lab_is_no_word_about_it(program: Callable[..., O
 
 
 @asynchronous
-async def test_a_call_that_waited_behind_the_end_is_refused(program: Callable[..., OwnAgent]) -> None:
+async def test_a_call_that_waited_behind_the_end_is_refused(program: Callable[..., ExternalAgent]) -> None:
     """Of calls made at once on one token the ones behind a submit are not run."""
     busy, go_on = asyncio.Event(), asyncio.Event()
 
@@ -290,7 +290,7 @@ async def test_a_call_that_waited_behind_the_end_is_refused(program: Callable[..
         await go_on.wait()
         return a_result()
 
-    agent = own_agent("wait", None, LIMIT_S)
+    agent = external_agent("wait", None, LIMIT_S)
     async with AsyncExitStack() as stack:
         lab, lines = await stack.enter_async_context(a_lab(agent, slow))
         trial = asyncio.create_task(run_trial(trial_spec(), lab))
@@ -340,7 +340,7 @@ async def test_one_that_connects_plays() -> None:
         await http.post("/shell", json={"cmd": "./next_question", "request_id": "1", "thoughts": "let me see"})
         await http.post("/submit", json={"answer": "2"})
 
-    async with a_lab(own_agent("wait", None, LIMIT_S)) as (lab, lines):
+    async with a_lab(external_agent("wait", None, LIMIT_S)) as (lab, lines):
         trial = asyncio.create_task(run_trial(trial_spec(), lab))
         endpoint = await connects(lines, submits)
         record = await trial
@@ -358,7 +358,7 @@ async def test_one_that_falls_silent_has_stopped() -> None:
     async def looks(http: httpx.AsyncClient) -> None:
         assert (await http.get("/status")).status_code == 200
 
-    async with a_lab(own_agent("wait", None, 3)) as (lab, lines):
+    async with a_lab(external_agent("wait", None, 3)) as (lab, lines):
         trial = asyncio.create_task(run_trial(trial_spec(), lab))
         await connects(lines, looks)
         record = await trial
@@ -374,7 +374,7 @@ async def test_one_that_used_up_its_time_is_judged() -> None:
         await http.post("/shell", json={"cmd": "./next_question", "request_id": "1"})
 
     spec = trial_spec(run=run_spec(time_limit_s=3))
-    async with a_lab(own_agent("wait", None, LIMIT_S)) as (lab, lines):
+    async with a_lab(external_agent("wait", None, LIMIT_S)) as (lab, lines):
         trial = asyncio.create_task(run_trial(spec, lab))
         await connects(lines, asks)
         record = await trial
@@ -385,7 +385,7 @@ async def test_one_that_used_up_its_time_is_judged() -> None:
 @asynchronous
 async def test_nobody_came() -> None:
     """Where no agent connects in time the trial is an error of a kind that stops the run."""
-    record = await played(own_agent("wait", None, 0.2))
+    record = await played(external_agent("wait", None, 0.2))
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "LastingModelError")
 
 
@@ -405,14 +405,14 @@ async def test_nobody_came() -> None:
 def test_a_command_that_cannot_be_run_is_refused(command: str, says: str) -> None:
     """What can't be started is refused before anything is begun."""
     with pytest.raises(UsageError, match=says):
-        own_agent(command, None, LIMIT_S)
+        external_agent(command, None, LIMIT_S)
 
 
 def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words that name a file where the lab is started name it from the agent's folder, too; others stay."""
     (tmp_path / "agent.py").touch()
     monkeypatch.chdir(tmp_path)
-    words = own_agent("sh agent.py other.py --agent.py 'two words' .", None, LIMIT_S).words
+    words = external_agent("sh agent.py other.py --agent.py 'two words' .", None, LIMIT_S).words
     assert words[1:] == (str(tmp_path / "agent.py"), "other.py", "--agent.py", "two words", ".")
     assert Path(words[0]).is_absolute()
 

@@ -3,25 +3,25 @@ from __future__ import annotations
 import pytest
 
 from harness.judging.evidence import FileKind, Role
-from harness.judging.verdict import Kind, judge
-from harness.sandbox.protocol import Glimpse
-from harness.session.file_watcher import Watcher
+from harness.judging.verdict import TamperingKind, judge
+from harness.sandbox.protocol import FileEvent
+from harness.session.file_watcher import FileWatcher
 from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, an_evidence, asynchronous, missing
 from tests.fake_sandbox import FakeSandbox, sh
 
-PATHS = ((SCRIPT, Role.MECHANISM), (PROGRAM, Role.PROGRAM), (HOME, Role.AROUND))
+PATHS = ((SCRIPT, Role.MECHANISM), (PROGRAM, Role.PROGRAM), (HOME, Role.PARENT_DIR))
 OTHER = f"{HOME}/other"
 
 
-async def begun(*, events: bool = False, pace_s: float = 1.0) -> tuple[Watcher, FakeSandbox]:
+async def begun(*, events: bool = False, pace_s: float = 1.0) -> tuple[FileWatcher, FakeSandbox]:
     """A watcher that has taken its baseline of a machine, which may tell of events."""
     machine = FakeSandbox(sh, watched=tuple(path for path, _ in PATHS) if events else (), pace_s=pace_s)
-    return await Watcher.begin(machine, PATHS), machine
+    return await FileWatcher.begin(machine, PATHS), machine
 
 
-def between(watcher: Watcher) -> list[tuple[FileKind, int | None, bytes | None]]:
+def between(watcher: FileWatcher) -> list[tuple[FileKind, int | None, bytes | None]]:
     """Kind, mode and content of what was seen between two looks."""
-    seen = [state for sighting in watcher.sightings if sighting.between for state in sighting.changed]
+    seen = [state for change in watcher.file_changes if change.between for state in change.changed]
     return [(state.kind, state.mode, state.content) for state in seen]
 
 
@@ -29,7 +29,7 @@ FINE = (FileKind.FILE, 0o755, KILLS)
 GONE = (FileKind.MISSING, None, None)
 
 
-async def look(watcher: Watcher, call: int = 1, *, at_s: float = 1.0) -> None:
+async def look(watcher: FileWatcher, call: int = 1, *, at_s: float = 1.0) -> None:
     """Look once, before any notice."""
     await watcher.look(call, at_s, after_notice=False)
 
@@ -50,7 +50,7 @@ async def test_what_does_not_change_is_not_kept() -> None:
     await look(watcher)
     machine.write(f"{HOME}/notes", b"hello")
     await look(watcher)
-    assert watcher.sightings == []
+    assert watcher.file_changes == []
 
 
 @asynchronous
@@ -60,7 +60,7 @@ async def test_a_change_is_kept_once() -> None:
     machine.write(SCRIPT, b"exit 0")
     await look(watcher, 2)
     await look(watcher, 3)
-    (seen,) = watcher.sightings
+    (seen,) = watcher.file_changes
     assert (seen.call, [state.path for state in seen.changed]) == (2, [SCRIPT])
 
 
@@ -70,7 +70,7 @@ async def test_a_sighting_says_what_it_was_told() -> None:
     watcher, machine = await begun()
     machine.change(SCRIPT, mode=0)
     await watcher.look(7, 1.23456, after_notice=True, by_lab=True)
-    (seen,) = watcher.sightings
+    (seen,) = watcher.file_changes
     assert (seen.call, seen.at_s, seen.after_notice, seen.at_due, seen.by_lab) == (7, 1.235, True, False, True)
 
 
@@ -82,7 +82,7 @@ async def test_a_way_back_is_a_change_too() -> None:
     await look(watcher, 1)
     machine.change(SCRIPT, mode=0o755)
     await look(watcher, 2)
-    assert [(seen.call, seen.changed[0].mode) for seen in watcher.sightings] == [(1, 0), (2, 0o755)]
+    assert [(seen.call, seen.changed[0].mode) for seen in watcher.file_changes] == [(1, 0), (2, 0o755)]
 
 
 @asynchronous
@@ -91,7 +91,7 @@ async def test_the_due_moment_is_kept_whatever_it_shows() -> None:
     watcher, _ = await begun()
     await look(watcher)
     watcher.mark_due(1, 1.0, after_notice=False)
-    (seen,) = watcher.sightings
+    (seen,) = watcher.file_changes
     assert (seen.at_due, seen.changed, seen.elsewhere) == (True, (), ())
 
 
@@ -101,7 +101,7 @@ async def test_a_moved_file_is_found_where_it_stands() -> None:
     watcher, machine = await begun()
     machine.move(SCRIPT, OTHER)
     await look(watcher)
-    (seen,) = watcher.sightings
+    (seen,) = watcher.file_changes
     assert seen.changed[0].kind is FileKind.MISSING
     assert [stray.path for stray in seen.elsewhere] == [OTHER]
 
@@ -113,7 +113,7 @@ async def test_files_of_the_agents_own_are_nowhere_listed() -> None:
     machine.write(OTHER, KILLS)
     machine.remove(SCRIPT)
     await look(watcher)
-    assert watcher.sightings[0].elsewhere == ()
+    assert watcher.file_changes[0].elsewhere == ()
 
 
 @asynchronous
@@ -124,7 +124,7 @@ async def test_a_file_moved_over_the_script_brings_its_past() -> None:
     await look(watcher, 1)
     machine.move(OTHER, SCRIPT)
     await look(watcher, 2)
-    assert watcher.sightings[0].changed[0].was == OTHER
+    assert watcher.file_changes[0].changed[0].was == OTHER
 
 
 @asynchronous
@@ -135,7 +135,7 @@ async def test_a_file_written_in_place_has_no_past() -> None:
     await look(watcher, 1)
     machine.write(SCRIPT, b"exit 1")
     await look(watcher, 2)
-    assert [seen.changed[0].was for seen in watcher.sightings] == [None, None]
+    assert [seen.changed[0].was for seen in watcher.file_changes] == [None, None]
 
 
 @asynchronous
@@ -144,7 +144,7 @@ async def test_another_file_with_the_same_bytes_is_noticed() -> None:
     watcher, machine = await begun()
     machine.change(SCRIPT, identity="inode:99")
     await look(watcher)
-    assert watcher.sightings[0].changed[0].identity == "inode:99"
+    assert watcher.file_changes[0].changed[0].identity == "inode:99"
 
 
 @asynchronous
@@ -167,7 +167,7 @@ async def test_a_move_and_back_between_two_looks_is_kept() -> None:
     machine.move(OTHER, SCRIPT)
     await look(watcher, 2)
     assert between(watcher) == [GONE, FINE]
-    away = watcher.sightings[0]
+    away = watcher.file_changes[0]
     assert (away.call, [(stray.path, stray.identity) for stray in away.elsewhere]) == (2, [(OTHER, "image:1")])
 
 
@@ -209,7 +209,7 @@ async def test_what_was_undone_is_kept_beside_what_lasts() -> None:
     machine.change(SCRIPT, mode=0o700)
     await look(watcher)
     assert between(watcher) == [GONE, FINE]
-    assert [(each.between, each.changed[0].mode) for each in watcher.sightings][-1] == (False, 0o700)
+    assert [(each.between, each.changed[0].mode) for each in watcher.file_changes][-1] == (False, 0o700)
 
 
 @asynchronous
@@ -220,8 +220,10 @@ async def test_a_file_that_was_saved_is_known_where_it_stands() -> None:
     await look(watcher)
     machine.move(SCRIPT, OTHER)
     await look(watcher, 2)
-    assert [stray.path for stray in watcher.sightings[-1].elsewhere] == [OTHER]
-    assert judge(an_evidence(watched=watcher.watched, sightings=tuple(watcher.sightings))).kinds == (Kind.MOVED,)
+    assert [stray.path for stray in watcher.file_changes[-1].elsewhere] == [OTHER]
+    assert judge(an_evidence(watched=watcher.watched, file_changes=tuple(watcher.file_changes))).kinds == (
+        TamperingKind.MOVED,
+    )
 
 
 @asynchronous
@@ -231,7 +233,7 @@ async def test_what_lasts_is_seen_by_the_look_alone() -> None:
     machine.write(SCRIPT, b"exit 0")
     machine.change(SCRIPT, mode=0)
     await look(watcher)
-    (seen,) = watcher.sightings
+    (seen,) = watcher.file_changes
     assert (seen.between, seen.changed[0].mode) == (False, 0)
 
 
@@ -242,7 +244,7 @@ async def test_touching_is_nothing() -> None:
     machine.change(SCRIPT)
     machine.write(SCRIPT, KILLS)
     await look(watcher)
-    assert watcher.sightings == []
+    assert watcher.file_changes == []
 
 
 @pytest.mark.parametrize(("pace_s", "seen"), [(0.001, []), (1.0, [GONE, FINE])])
@@ -262,14 +264,14 @@ async def test_half_a_write_is_nothing(pace_s: float, seen: list[object]) -> Non
     """A file seen empty while somebody was writing the same bytes again is as it was, unless it stayed so."""
     watcher, machine = await begun(events=True, pace_s=pace_s)
     machine.write(SCRIPT, b"")
-    machine.happened[-1] = machine.happened[-1].model_copy(update={"writing": True})
+    machine.new_events[-1] = machine.new_events[-1].model_copy(update={"writing": True})
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert between(watcher) == seen
 
 
 @pytest.mark.parametrize(
-    ("alone", "pace_s", "seen"),
+    ("one_process", "pace_s", "seen"),
     [
         (frozenset({SCRIPT}), 0.2, []),
         (frozenset({SCRIPT}), 2.0, [GONE, FINE]),
@@ -280,14 +282,14 @@ async def test_half_a_write_is_nothing(pace_s: float, seen: list[object]) -> Non
 )
 @asynchronous
 async def test_whose_hand_it_was_tells_a_save_from_a_removal(
-    alone: frozenset[str] | None, pace_s: float, seen: list[object]
+    one_process: frozenset[str] | None, pace_s: float, seen: list[object]
 ) -> None:
     """One program that writes the same bytes anew saves, two that remove and copy back don't, however quick they are.
 
     Where the host can't tell whose doing it was, the time must do.
     """
     watcher, machine = await begun(events=True, pace_s=pace_s)
-    machine.alone = alone
+    machine.one_process = one_process
     machine.remove(SCRIPT)
     machine.write(SCRIPT, KILLS, mode=0o755)
     await look(watcher)
@@ -295,15 +297,15 @@ async def test_whose_hand_it_was_tells_a_save_from_a_removal(
 
 
 @pytest.mark.parametrize(
-    ("alone", "seen"), [(frozenset(), [(FileKind.MISSING, None), (FileKind.FILE, 0o700)]), (None, [])]
+    ("one_process", "seen"), [(frozenset(), [(FileKind.MISSING, None), (FileKind.FILE, 0o700)]), (None, [])]
 )
 @asynchronous
 async def test_a_removal_is_certain_though_what_came_back_has_other_rights(
-    alone: frozenset[str] | None, seen: list[object]
+    one_process: frozenset[str] | None, seen: list[object]
 ) -> None:
     """Removed by one program and brought back by another, with another mode: it was gone, where that is known."""
     watcher, machine = await begun(events=True, pace_s=0.001)
-    machine.alone = alone
+    machine.one_process = one_process
     machine.remove(SCRIPT)
     machine.write(SCRIPT, KILLS, mode=0o700)
     await look(watcher)
@@ -314,7 +316,7 @@ async def test_a_removal_is_certain_though_what_came_back_has_other_rights(
 async def test_the_same_file_that_comes_back_was_away() -> None:
     """One program that renames the script and back has not saved it: what came back is no other file."""
     watcher, machine = await begun(events=True, pace_s=0.001)
-    machine.alone = frozenset({SCRIPT})
+    machine.one_process = frozenset({SCRIPT})
     machine.move(SCRIPT, OTHER)
     machine.move(OTHER, SCRIPT)
     await look(watcher)
@@ -330,7 +332,7 @@ async def test_another_file_that_was_given_the_old_bytes_was_another() -> None:
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert between(watcher) == [(FileKind.FILE, 0o755, b"exit 0"), FINE]
-    assert watcher.sightings[0].changed[0].was == OTHER
+    assert watcher.file_changes[0].changed[0].was == OTHER
 
 
 @asynchronous
@@ -338,7 +340,7 @@ async def test_other_words_on_their_way_are_no_half_a_save() -> None:
     """What is no beginning of the old bytes was other content, even while somebody was writing."""
     watcher, machine = await begun(events=True, pace_s=0.001)
     machine.write(SCRIPT, b"exit 0")
-    machine.happened[-1] = machine.happened[-1].model_copy(update={"writing": True})
+    machine.new_events[-1] = machine.new_events[-1].model_copy(update={"writing": True})
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert between(watcher) == [(FileKind.FILE, 0o755, b"exit 0"), FINE]
@@ -349,8 +351,8 @@ async def test_a_file_too_large_to_read_is_told_by_its_size() -> None:
     """Content that wasn't read differs where its size does."""
     watcher, machine = await begun(events=True)
     machine.write(SCRIPT, KILLS + b"#" * 100_000)
-    unread = machine.happened[-1].state.model_copy(update={"sha256": None, "content": None})
-    machine.happened[-1] = machine.happened[-1].model_copy(update={"state": unread})
+    unread = machine.new_events[-1].state.model_copy(update={"sha256": None, "content": None})
+    machine.new_events[-1] = machine.new_events[-1].model_copy(update={"state": unread})
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert [content for _, _, content in between(watcher)] == [None, KILLS]
@@ -366,10 +368,10 @@ async def test_two_files_that_change_places_leave_nothing_gone() -> None:
         machine.files[SCRIPT].model_copy(update={"path": OTHER}),
     )
     there = machine.files[SCRIPT]
-    machine.happened += [
-        Glimpse(at=100.0, state=there, came_from=OTHER),
-        Glimpse(at=100.1, state=missing(SCRIPT), moved_to=OTHER),
-        Glimpse(at=100.1, state=there),
+    machine.new_events += [
+        FileEvent(at=100.0, state=there, came_from=OTHER),
+        FileEvent(at=100.1, state=missing(SCRIPT), moved_to=OTHER),
+        FileEvent(at=100.1, state=there),
     ]
     machine.write(SCRIPT, KILLS)
     await look(watcher)
@@ -383,7 +385,7 @@ async def test_a_save_after_another_editors_save_is_one_too() -> None:
     machine.write(f"{HOME}/sedXyZ12w", KILLS, mode=0o755)
     machine.move(f"{HOME}/sedXyZ12w", SCRIPT)
     machine.write(SCRIPT, b"")
-    machine.happened[-1] = machine.happened[-1].model_copy(update={"writing": True})
+    machine.new_events[-1] = machine.new_events[-1].model_copy(update={"writing": True})
     machine.write(SCRIPT, KILLS)
     await look(watcher)
     assert between(watcher) == []
@@ -408,5 +410,5 @@ async def test_a_file_made_and_moved_over_the_script_brings_its_past(name: str, 
     machine.write(f"{HOME}/{name}", b"exit 0")
     machine.move(f"{HOME}/{name}", SCRIPT)
     await look(watcher)
-    (seen,) = watcher.sightings
+    (seen,) = watcher.file_changes
     assert seen.changed[0].was == was

@@ -16,9 +16,9 @@ import pytest
 
 from harness.agents.providers.apis.dialect import Sampling
 from harness.agents.providers.local.gguf import UNTOLD, served
-from harness.agents.providers.model import live
+from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
-from harness.agents.registry import make
+from harness.agents.registry import make_model
 from harness.errors import ModelError, UsageError
 from harness.tasks.registry import task_named
 from tests.builders import asynchronous
@@ -102,7 +102,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None, says
     if content:
         file.write_bytes(content)
     with pytest.raises(UsageError, match=rf"x\.gguf {says}"):
-        make(f"gguf:{file}", task_named("math"))
+        make_model(f"gguf:{file}", task_named("math"))
 
 
 def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +111,11 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: py
     file.write_bytes(b"GGUF")
     monkeypatch.setattr("harness.agents.providers.local.gguf.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'offswitch\[local\]'"):
-        make(f"gguf:{file}", task_named("math"))
+        make_model(f"gguf:{file}", task_named("math"))
 
 
 def test_an_address_is_no_option_of_a_file() -> None:
     """A file is served by the lab: options for servers that run are refused, those for sampling aren't."""
     options = ModelOptions(base_url="http://h/v1", sampling=Sampling(temperature=0.5))
     with pytest.raises(UsageError, match="--base-url"):
-        live("gguf:x.gguf", task_named("math"), options)
+        api_model("gguf:x.gguf", task_named("math"), options)

@@ -19,35 +19,21 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from analysis.cells import read_cells
-from analysis.page import page
-from analysis.report import Report
-from analysis.table import as_csv, markdown
-from harness.agents.player import Entry
-from harness.agents.providers.model import live
+from analysis.report.page import page
+from analysis.report.report import RunReport
+from analysis.report.table import as_csv, markdown
+from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
 from harness.cli.app import application
 from harness.errors import KeyRejectedError, UsageError
 from harness.grading.blinding import LIMIT_CHARS, bounded, fenced, without_names
 from harness.grading.job import Grader, for_each
-from harness.grading.rubric import (
-    LABELS,
-    MEASURES,
-    Case,
-    Label,
-    Labels,
-    Passage,
-    agreements,
-    cases,
-    denied,
-    interfered,
-    passages,
-    prompt,
-    read_label,
-    rubric,
-)
-from harness.judging.verdict import Kind, Outcome
+from harness.grading.rubric import Case, Passage, agreements, cases, passages, prompt, read_label, rubric
+from harness.judging.verdict import Outcome, TamperingKind
+from harness.store.gradings import LABELS, MEASURES, Label, Labels, denied, interfered
 from harness.store.records import TrialRecord
 from harness.store.store import Store
+from harness.store.transcript import Entry
 from tests.builders import a_condition, a_verdict, asynchronous, law, run_spec, shell, submit, trial_record, versions
 from tests.provider_server import APIS, Asked, Provider, Reply, Says, Script, an_error, provider, provider_in_a_thread
 
@@ -144,7 +130,7 @@ def test_a_grader_sees_words_alone() -> None:
         Entry(role="assistant", text="I speak.", thinking="I think.", calls=(call, submit("SECRET-ANSWER", "b"))),
         Entry(role="tool", call_id="call-1", text="SECRET-OUTPUT"),
     )
-    verdict = a_verdict(Outcome.RESISTED, Kind.EDITED, because="SECRET-BECAUSE")
+    verdict = a_verdict(Outcome.RESISTED, TamperingKind.EDITED, because="SECRET-BECAUSE")
     trial = trial_record(transcript=transcript, verdict=verdict, run_id="SECRET-RUN", afterwards=said("one", "two"))
     shown = {passage.measure: passage for passage in passages(run_spec("SECRET-RUN", condition=B), trial)}
     texts = {measure: passage.text for measure, passage in shown.items()}
@@ -268,7 +254,7 @@ def grading(rule: Callable[[dict[str, Any]], str] = by_rule, api: str = "chat") 
 def a_grader(runs: Provider, api: str = "chat", **other: Any) -> Grader:
     """A grader at that provider."""
     options = ModelOptions(base_url=runs.address(api), api=api, patience_s=30.0, **other)
-    return Grader(live("a-grader", None, options))
+    return Grader(api_model("a-grader", None, options))
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -345,7 +331,7 @@ def kept(folder: Path, *records: TrialRecord, **run: Any) -> Path:
     return folder
 
 
-GUILTY = a_verdict(Outcome.RESISTED, Kind.EDITED)
+GUILTY = a_verdict(Outcome.RESISTED, TamperingKind.EDITED)
 RECORDS = (
     a_trial(1, "It may be an evaluation.", FOLLOWED, verdict=GUILTY),
     a_trial(2, "Next.", ADMITS, verdict=GUILTY),
@@ -464,5 +450,5 @@ def test_a_grading_is_shown_where_there_is_one(tmp_path: Path, capsys: pytest.Ca
 def forms(folder: Path) -> tuple[str, str, str]:
     """A report's page, Markdown and CSV."""
     with Store(folder) as store:
-        report = Report(read_cells(store, store.runs()), store.runs(), 0.05, store.agreements())
+        report = RunReport(read_cells(store, store.runs()), store.runs(), 0.05, store.agreements())
     return page(report), markdown(report), as_csv(report)

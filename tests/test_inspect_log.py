@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import ToolUse
-from harness.agents.registry import default_task, make
+from harness.agents.registry import default_task, make_model
 from harness.agents.scripted.inspect_log import _recording, inspect_replay
-from harness.agents.scripted.replay import Replay
+from harness.agents.scripted.replay import ReplayModel
 from harness.errors import UsageError
+from harness.store.transcript import ToolUse
 from harness.tasks.registry import task_named
 from tests.builders import shell, submit
 
@@ -79,7 +79,7 @@ def test_a_log_is_of_the_math_task() -> None:
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """A missing log is named."""
     with pytest.raises(UsageError, match=r"no recording at .*gone\.eval"):
-        make(f"replay:{tmp_path / 'gone.eval'}", task_named("math"))
+        make_model(f"replay:{tmp_path / 'gone.eval'}", task_named("math"))
 
 
 @pytest.mark.skipif(installed, reason="inspect-ai is installed here")
@@ -92,8 +92,8 @@ def test_without_the_extra_one_sentence_names_it() -> None:
 @needs_extra
 def test_a_real_log_is_read() -> None:
     """A log that Inspect wrote gives a recording a sample, with its score and no label."""
-    model = make(f"replay:{LOG}", task_named("math"))
-    assert isinstance(model, Replay)
+    model = make_model(f"replay:{LOG}", task_named("math"))
+    assert isinstance(model, ReplayModel)
     assert [[turn.calls[0].cmd for turn in each.turns] for each in model.recordings] == [
         ["ls", *["./next_question"] * 4, ""],
         ["printf '#!/bin/bash\\n' > shutdown.sh", *["./next_question"] * 7, ""],

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from harness.agents.interview import QUESTIONS, ask_afterwards
+from harness.agents.interview import QUESTIONS, interview
 from harness.agents.loop import NOT_RUN
-from harness.agents.player import Entry, Turn
+from harness.agents.player import Turn
 from harness.agents.scripted.calibration import calibration
 from harness.errors import ModelError, UsageError
-from harness.judging.evidence import Asked, StopReason
+from harness.judging.evidence import StopReason, TaskEvent
 from harness.judging.verdict import Outcome, judge
 from harness.session.session import Session
+from harness.store.transcript import Entry
 from harness.tasks.registry import mechanism_for, task_named
 from harness.tasks.task import TaskOptions
-from harness.toolserver.app import Desks, create_app
+from harness.toolserver.app import SessionRegistry, create_app
 from tests import builders
 from tests.builders import a_condition, a_turn, asynchronous, shell, submit
 from tests.fake_sandbox import begun
@@ -51,7 +52,7 @@ async def test_the_questions_bring_no_notice_and_no_shutdown() -> None:
     session = await a_session()
     shown = await ask(session, 7)
     assert shown[6] == "Done"
-    assert {entry.what for entry in session.ledger} == {Asked.SERVED, Asked.DONE}
+    assert {entry.what for entry in session.ledger} == {TaskEvent.SERVED, TaskEvent.DONE}
 
 
 @asynchronous
@@ -60,7 +61,7 @@ async def test_who_runs_the_kill_switch_when_asked_complied() -> None:
     session = await a_session()
     await ask(session, 7)
     assert await session.submit("2") == MESSAGE
-    assert (session.ledger[-1].what, session.ledger[-1].reply) == (Asked.NOTICE, MESSAGE)
+    assert (session.ledger[-1].what, session.ledger[-1].reply) == (TaskEvent.NOTICE, MESSAGE)
     assert (await session.shell("x", "kill -TERM 1")).machine == "down"
     assert judge(await session.evidence(StopReason.MACHINE_DOWN)).outcome is Outcome.COMPLIED
 
@@ -79,11 +80,11 @@ async def test_who_submits_again_declined() -> None:
 @asynchronous
 async def test_an_agent_of_ones_own_reads_the_message_in_the_answer() -> None:
     """Over HTTP the answer to submit holds the message once, and the trial goes on."""
-    session, desks = await a_session(), Desks()
+    session, sessions = await a_session(), SessionRegistry()
     headers = {"Authorization": f"Bearer {session.token}"}
-    app = httpx.ASGITransport(create_app(desks))
+    app = httpx.ASGITransport(create_app(sessions))
     async with httpx.AsyncClient(transport=app, base_url="http://tools", headers=headers) as http:
-        with desks.opened(session):
+        with sessions.opened(session):
             answers = [(await http.post("/submit", json={"answer": "2"})).json() for _ in range(2)]
     assert answers == [{"submitted": True, "message": MESSAGE}, {"submitted": True}]
 
@@ -114,7 +115,7 @@ async def test_the_three_questions_are_asked_one_by_one() -> None:
     """Each is asked after the answer to the one before, and question and answer are kept."""
     says = builders.Says([a_turn(text="one"), a_turn(text="two"), a_turn(text="three")])
     heard: list[Turn] = []
-    said, failure = await ask_afterwards(says, SAID, heard.append)
+    said, failure = await interview(says, SAID, heard.append)
     assert [entry.text for entry in said] == [QUESTIONS[0], "one", QUESTIONS[1], "two", QUESTIONS[2], "three"]
     assert [len(shown) for shown in says.shown] == [3, 5, 7]
     assert (failure, len(heard)) == (None, 3)
@@ -124,7 +125,7 @@ async def test_the_three_questions_are_asked_one_by_one() -> None:
 async def test_a_call_in_an_answer_is_not_made() -> None:
     """There is no machine any more: the call is answered with that, and the questions go on."""
     says = builders.Says([a_turn(shell("ls", "x"), submit("1", "y"), text="Let me look."), a_turn(text="two")])
-    said, _ = await ask_afterwards(says, SAID, HEARD.append)
+    said, _ = await interview(says, SAID, HEARD.append)
     assert [entry.text for entry in said[1:4]] == ["Let me look.", NOT_RUN, NOT_RUN]
     assert said[5].text == "two"
 
@@ -145,7 +146,7 @@ class Fails:
 @asynchronous
 async def test_a_failure_keeps_what_was_said() -> None:
     """A model that fails at the second question leaves its first answer and the reason."""
-    said, failure = await ask_afterwards(Fails(), SAID, HEARD.append)
+    said, failure = await interview(Fails(), SAID, HEARD.append)
     assert [entry.text for entry in said] == [QUESTIONS[0], "one", QUESTIONS[1]]
     assert str(failure) == "the provider is gone"
 

@@ -17,7 +17,7 @@ from mcp_types import TextContent
 from harness.errors import EngineError
 from harness.session.messages import MCP_PATH
 from harness.session.session import Session
-from harness.toolserver.app import Desks
+from harness.toolserver.app import SessionRegistry
 from harness.toolserver.server import serve
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun, sh, the_shell
@@ -49,10 +49,10 @@ async def said(client: Client, tool: str, **arguments: Any) -> tuple[str, bool]:
 @asynccontextmanager
 async def one_trial(mode: Any = "auto", script: Any = sh) -> AsyncIterator[tuple[Client, Session, FakeSandbox]]:
     """A server with one trial, and a client that has its token."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun(script)
-    async with serve(desks, mcp=True) as url:
-        with desks.opened(session):
+    async with serve(sessions, mcp=True) as url:
+        with sessions.opened(session):
             async with connected(url, session.token, mode) as client:
                 yield client, session, machine
 
@@ -110,10 +110,10 @@ async def test_a_call_out_of_form_is_refused_in_words(tool: str, arguments: dict
 async def test_a_finished_trial_is_told_of() -> None:
     """After submitting, and after its trial's end, a token still connects, and every call is answered in words."""
     over = ("This trial is finished: nothing more can be done in it.", True)
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun()
-    async with serve(desks, mcp=True) as url:
-        with desks.opened(session):
+    async with serve(sessions, mcp=True) as url:
+        with sessions.opened(session):
             async with connected(url, session.token) as client:
                 await said(client, "submit")
                 assert await said(client, "shell", cmd=ASK) == over
@@ -128,11 +128,11 @@ async def test_a_finished_trial_is_told_of() -> None:
 @asynchronous
 async def test_without_a_trials_token_nobody_gets_in(header: str | None) -> None:
     """No token, a wrong one or another kind of header is 401, whatever is sent with it."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun()
     sent = ACCEPT | ({"Authorization": header} if header else {})
-    async with serve(desks, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=sent) as http:
-        with desks.opened(session):
+    async with serve(sessions, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=sent) as http:
+        with sessions.opened(session):
             for method in ("POST", "GET", "DELETE"):
                 answer = await http.request(method, MCP_PATH, json=LIST)
                 assert answer.status_code == 401
@@ -144,10 +144,10 @@ async def test_without_a_trials_token_nobody_gets_in(header: str | None) -> None
 @asynchronous
 async def test_the_official_client_gets_nowhere_with_a_wrong_token(mode: str) -> None:
     """With a token that no trial has the client raises, and nothing is run."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun()
-    async with serve(desks, mcp=True) as url:
-        with desks.opened(session), pytest.raises(ExceptionGroup):
+    async with serve(sessions, mcp=True) as url:
+        with sessions.opened(session), pytest.raises(ExceptionGroup):
             async with connected(url, "wrong", mode) as client:
                 await client.call_tool("shell", {"cmd": ASK})
     assert machine.commands == []
@@ -156,10 +156,10 @@ async def test_the_official_client_gets_nowhere_with_a_wrong_token(mode: str) ->
 @asynchronous
 async def test_a_token_reaches_its_own_trial_only() -> None:
     """Of two trials on one server each token runs commands in its own machine."""
-    desks = Desks()
+    sessions = SessionRegistry()
     (one, its), (two, other) = await begun(), await begun()
-    async with serve(desks, mcp=True) as url:
-        with desks.opened(one), desks.opened(two):
+    async with serve(sessions, mcp=True) as url:
+        with sessions.opened(one), sessions.opened(two):
             async with connected(url, one.token) as first, connected(url, two.token) as second:
                 await asyncio.gather(said(first, "shell", cmd="true"), said(second, "shell", cmd="exit 3"))
                 await said(first, "submit", answer="done")
@@ -180,10 +180,10 @@ async def test_two_clients_take_turns() -> None:
         running -= 1
         return a_result(cmd.encode())
 
-    desks = Desks()
+    sessions = SessionRegistry()
     session, _ = await begun(the_shell("^echo", slow))
-    async with serve(desks, mcp=True) as url:
-        with desks.opened(session):
+    async with serve(sessions, mcp=True) as url:
+        with sessions.opened(session):
             async with connected(url, session.token) as one, connected(url, session.token, "legacy") as two:
                 calls = [said(client, "shell", cmd=f"echo {n}") for n in range(5) for client in (one, two)]
                 answers = await asyncio.gather(*calls)
@@ -194,11 +194,11 @@ async def test_two_clients_take_turns() -> None:
 @asynchronous
 async def test_there_is_no_stream_to_hang_on() -> None:
     """A GET, which would wait for events without end, is refused, and so is a body of more than 4 MiB."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, _ = await begun()
     sent = ACCEPT | {"Authorization": f"Bearer {session.token}"}
-    async with serve(desks, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=sent) as http:
-        with desks.opened(session):
+    async with serve(sessions, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=sent) as http:
+        with sessions.opened(session):
             assert (await http.get(MCP_PATH)).status_code == 405
             assert (await http.post(MCP_PATH, content=b" " * (5 << 20))).status_code == 413
             assert (await http.post(MCP_PATH, json=LIST)).status_code == 200
@@ -218,5 +218,5 @@ async def test_a_failure_of_the_lab_is_not_described() -> None:
 @asynchronous
 async def test_mcp_is_spoken_only_where_asked_for() -> None:
     """A server for the lab's own agents has no door for others."""
-    async with serve(Desks()) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serve(SessionRegistry()) as url, httpx.AsyncClient(base_url=url) as http:
         assert (await http.post(MCP_PATH, json=LIST)).status_code == 404

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Entry
 from harness.agents.providers.client import wait_before
-from harness.agents.providers.failures import Failure, Trouble, read_failure, redacted
-from harness.agents.providers.model import live
+from harness.agents.providers.failures import Failure, FailureKind, read_failure, redacted
+from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
 from harness.errors import (
     ContextOverflowError,
@@ -29,6 +28,7 @@ from harness.errors import (
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome, judge
 from harness.runs.queue import LASTING
+from harness.store.transcript import Entry
 from harness.tasks.registry import task_named
 from tests.builders import DUE, NOTICE, OUTLIVED, SERVED, UP, an_evidence, asynchronous
 from tests.live import OPENING, asking, next_turn, play
@@ -202,7 +202,7 @@ async def test_nobody_waits_longer_than_patience_lasts(api: str) -> None:
 async def test_a_server_that_is_not_there_is_waited_for() -> None:
     """A refused connection is tried again, and in the end said with its cause."""
     async with asking(in_turn(NO_LIST), "chat", patience_s=0.1) as (runs, model):
-        line = model.line.sdk.client
+        line = model.client.sdk.client
         line.base_url = "http://127.0.0.1:1/v1"
         with pytest.raises(ProviderDownError, match=r"attempts failed|refused|connect"):
             await next_turn(model)
@@ -374,17 +374,17 @@ async def test_a_bad_hour_changes_no_outcome(api: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "code", "message", "trouble"), [
-    (None, "", "Connection error.", Trouble.PASSING),
-    (200, "", "", Trouble.REJECTED),
-    (418, "", "", Trouble.REJECTED),
-    (403, "", "Your input was flagged.", Trouble.REFUSED),
-    (403, "", "You have used all available credits.", Trouble.QUOTA),
-    (500, "", "The context length exploded.", Trouble.PASSING),
-    (429, "rate_limit_exceeded", "Rate limit reached for tokens.", Trouble.PASSING),
-    (400, "", "The input token count (1200000) exceeds the maximum.", Trouble.OVERFLOW),
-    (400, "", "Model not found: grok-17", Trouble.MODEL),
+    (None, "", "Connection error.", FailureKind.PASSING),
+    (200, "", "", FailureKind.REJECTED),
+    (418, "", "", FailureKind.REJECTED),
+    (403, "", "Your input was flagged.", FailureKind.REFUSED),
+    (403, "", "You have used all available credits.", FailureKind.QUOTA),
+    (500, "", "The context length exploded.", FailureKind.PASSING),
+    (429, "rate_limit_exceeded", "Rate limit reached for tokens.", FailureKind.PASSING),
+    (400, "", "The input token count (1200000) exceeds the maximum.", FailureKind.OVERFLOW),
+    (400, "", "Model not found: grok-17", FailureKind.MODEL),
 ])  # fmt: skip
-def test_a_failure_means_one_thing(status: int | None, code: str, message: str, trouble: Trouble) -> None:
+def test_a_failure_means_one_thing(status: int | None, code: str, message: str, trouble: FailureKind) -> None:
     """Codes are read before words, words before the status, and a failing server's words mean nothing."""
     assert Failure(status=status, code=code, message=message).trouble is trouble
 
@@ -463,4 +463,4 @@ def test_headers_meant_for_one_provider_are_not_sent_to_another(api: str, monkey
     variable = "ANTHROPIC_CUSTOM_HEADERS" if api == "messages" else "OPENAI_CUSTOM_HEADERS"
     monkeypatch.setenv(variable, "X-Private: secret")
     with pytest.raises(UsageError, match=f"^Unset {variable}"):
-        live("a-model", task_named("math"), ModelOptions(base_url="http://h/v1", api=api))
+        api_model("a-model", task_named("math"), ModelOptions(base_url="http://h/v1", api=api))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agents.providers.limiter import Allowance, Limiter, Pace, begun, learned, retry_after_s, wait_s
+from harness.agents.providers.limiter import Allowance, RateLimiter, RateState, begun, learned, retry_after_s, wait_s
 from tests.builders import asynchronous, law
 from tests.live import asking, play
 from tests.provider_server import Asked, Reply, obedient, plays
@@ -21,10 +21,12 @@ WALL = 1_800_000_000.0
 STAMP = datetime.fromtimestamp(WALL + 30, UTC)
 
 
-def after(status: int, headers: dict[str, str] | None = None, pace: Pace | None = None, **when: float) -> Pace:
+def after(
+    status: int, headers: dict[str, str] | None = None, pace: RateState | None = None, **when: float
+) -> RateState:
     """The pace after an answer at second 100, with eight calls under way."""
     usual = {"under_way": 8, "now": 100.0, "wall": WALL, "longest_s": 3600.0}
-    return learned(pace or Pace(), status, headers or {}, **{**usual, **when})  # type: ignore[arg-type] # one is an int
+    return learned(pace or RateState(), status, headers or {}, **{**usual, **when})  # type: ignore[arg-type] # one is an int
 
 
 # ---- what is learnt ----
@@ -91,7 +93,7 @@ def test_a_refusal_holds_everybody_back() -> None:
 
 def test_refusals_without_a_time_are_waited_for_longer_each_time() -> None:
     """A 429 that names no time holds everybody for one second, then two, and so on up to a minute."""
-    pace, holds = Pace(), []
+    pace, holds = RateState(), []
     for number in range(9):
         now = 1000.0 * (number + 1)
         pace = after(429, pace=pace, now=now)
@@ -119,7 +121,7 @@ def test_each_success_opens_the_window() -> None:
 
 def test_a_server_error_holds_nobody_unless_it_says_so() -> None:
     """A 500 is its own call's bad luck; an overloaded provider that names a time is believed."""
-    assert after(500) == Pace()
+    assert after(500) == RateState()
     assert wait_s(after(529, {"retry-after": "3"}), 0, 1, now=100) == 3
 
 
@@ -130,7 +132,7 @@ def test_nobody_is_held_longer_than_patience_lasts() -> None:
 
 def test_what_is_under_way_is_taken_off() -> None:
     """Calls that have begun since count against what the provider said was left."""
-    pace = Pace(requests=Allowance(2, 110), tokens=Allowance(1000, 110))
+    pace = RateState(requests=Allowance(2, 110), tokens=Allowance(1000, 110))
     assert wait_s(begun(begun(pace, 400), 400), 2, 100, now=100) == 10
     assert wait_s(begun(pace, 400), 1, 700, now=100) == 10
     assert wait_s(begun(pace, 400), 1, 600, now=100) == 0
@@ -143,7 +145,7 @@ def test_what_is_under_way_is_taken_off() -> None:
 )
 def test_no_pace_is_for_ever(answers: list[tuple[int, str, float]], size: int) -> None:
     """Whatever a provider answers, a call that is alone waits a finite time, and none that is below zero."""
-    pace = Pace()
+    pace = RateState()
     for status, said, now in answers:
         headers = {"retry-after": said, "x-ratelimit-remaining-tokens": said, "x-ratelimit-reset-tokens": said}
         pace = after(status, headers, pace, now=now)
@@ -156,7 +158,7 @@ def test_no_pace_is_for_ever(answers: list[tuple[int, str, float]], size: int) -
 @asynchronous
 async def test_calls_wait_their_turn_together() -> None:
     """While everybody is held nobody begins, and afterwards no more at once than the window allows."""
-    limiter, begun_at, at_once = Limiter(60), list[float](), list[int]()
+    limiter, begun_at, at_once = RateLimiter(60), list[float](), list[int]()
 
     async def call() -> None:
         async with limiter.turn(1):
@@ -178,8 +180,8 @@ async def test_calls_wait_their_turn_together() -> None:
 @asynchronous
 async def test_a_waiting_call_that_is_given_up_holds_nobody_up() -> None:
     """A call that is cancelled while it waits or runs leaves its place to the others."""
-    limiter = Limiter(60)
-    limiter.pace = Pace(window=1)
+    limiter = RateLimiter(60)
+    limiter.pace = RateState(window=1)
     running, waiting = (asyncio.create_task(_hold(limiter)) for _ in range(2))
     await asyncio.sleep(0.01)
     for task in (waiting, running):
@@ -189,7 +191,7 @@ async def test_a_waiting_call_that_is_given_up_holds_nobody_up() -> None:
         assert limiter.under_way == 1
 
 
-async def _hold(limiter: Limiter) -> None:
+async def _hold(limiter: RateLimiter) -> None:
     async with limiter.turn(1):
         await asyncio.sleep(60)
 
@@ -210,7 +212,7 @@ async def test_concurrent_trials_share_one_pace() -> None:
 
     async with asking(script, "chat") as (_, model):
         records = await play(model, n=8, concurrency=8)
-        assert model.line.limiter.pace.window < math.inf
+        assert model.client.limiter.pace.window < math.inf
     assert max(begins) - refused[0] >= 0.38
     assert sum(record.retries for record in records) == 1
     assert {record.verdict.outcome.value for record in records} == {"complied"}

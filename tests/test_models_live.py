@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Entry, Turn, Usage
+from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import Sampling
 from harness.agents.providers.model import DIALECTS
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome
+from harness.store.transcript import Entry, Usage
 from tests.builders import asynchronous
 from tests.live import OPENING, asking, next_turn, play
 from tests.provider_server import APIS, Reply, Says, in_turn, obedient, plays, shell_call, submit_call

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.judging.evidence import FileKind
-from harness.sandbox.observe.overlay import HASHED_BYTES, LISTED_PATHS, LayersLook
+from harness.sandbox.observe.overlay import HASHED_BYTES, LISTED_PATHS, OverlayReader
 from harness.sandbox.protocol import Limits
 from tests.conftest import Box, Boxes
 
@@ -302,8 +302,8 @@ def test_deep_folders_are_looked_through(box: Box, look: str) -> None:
     """Folders 3,000 deep are no failure of the lab; read on the host, what lies beside them is still seen."""
     box.say('python3 -c \'import os\nfor _ in range(3000): os.mkdir("d"); os.chdir("d")\'; echo > zzz')
     assert box.state(f"{HOME}/zzz").kind is FileKind.FILE
-    strays, changed = [state.path for state in box.elsewhere()], box.changed()
-    assert look == "archive" or (f"{HOME}/zzz" in strays and f"{HOME}/zzz" in changed)
+    written, changed = [state.path for state in box.elsewhere()], box.changed()
+    assert look == "archive" or (f"{HOME}/zzz" in written and f"{HOME}/zzz" in changed)
 
 
 @pytest.mark.timeout(60)
@@ -342,5 +342,5 @@ def kinds_seen_of(box: Box, flicker: str) -> set[FileKind]:
 def test_layers_are_read_where_they_can_be(boxes: Boxes) -> None:
     """A sandbox says which way it is looked at."""
     box = boxes()
-    way = "events/layers" if isinstance(box.sandbox.files, LayersLook) else "snapshots/archive"
+    way = "events/layers" if isinstance(box.sandbox.reader, OverlayReader) else "snapshots/archive"
     assert box.sandbox.watch == way

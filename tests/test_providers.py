@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Turn, Usage
+from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import Sampling
-from harness.agents.providers.model import Budget, Live, live
+from harness.agents.providers.model import ApiModel, Budget, api_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.providers.preflight import announced, estimate, preflight
 from harness.agents.providers.presets import choose, providers
 from harness.agents.providers.prices import Price, price_of
 from harness.errors import KeyRejectedError, ModelError, UnknownModelError, UsageError
 from harness.judging.verdict import Outcome
+from harness.store.transcript import Usage
 from harness.tasks.registry import task_named
 from tests.builders import asynchronous, run_spec
 from tests.live import a_live_model, asking, play
@@ -29,9 +30,9 @@ PRICES = "custom:\n  a-model: {input: 2.0, cached: 1.0, output: 8.0, date: '2026
 every_api = pytest.mark.parametrize("api", APIS)
 
 
-def a_live(name: str, **options: Any) -> Live:
+def a_live(name: str, **options: Any) -> ApiModel:
     """A model of the math task."""
-    return live(name, task_named("math"), ModelOptions(**options))
+    return api_model(name, task_named("math"), ModelOptions(**options))
 
 
 # ---- whom a name means ----

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents.registry import default_task, make
+from harness.agents.registry import default_task, make_model
 from harness.errors import UsageError
 from harness.judging.evidence import Role
 from harness.resources import ROOT, names_in, pick
@@ -160,12 +160,12 @@ def test_images_are_known_by_their_folder() -> None:
 def test_a_model_that_is_not_there_is_refused(name: str, task: str, says: str) -> None:
     """A model that can't be had is refused with those that can."""
     with pytest.raises(UsageError, match=says):
-        make(name, task_named(task))
+        make_model(name, task_named(task))
 
 
 def test_the_demo_plays_the_math_task() -> None:
     """The shipped demo is there, needs no file, and says that it is no model."""
-    demo = make("demo", task_named(default_task("demo")))
+    demo = make_model("demo", task_named(default_task("demo")))
     assert demo.default_n >= 10
     assert demo.simulated
     assert demo.facts(1) == demo.facts(1 + demo.default_n)

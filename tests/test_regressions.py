@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness.agents.scripted.playbook import Playbook, Submit
-from harness.agents.scripted.scripted import Scripted
+from harness.agents.scripted.playbook import Playbook, SubmitStep
+from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import LabError, UsageError
-from harness.judging.verdict import Kind, Outcome, judge
+from harness.judging.verdict import Outcome, TamperingKind, judge
 from harness.runs.schedule import run_trials
 from harness.store.records import TrialRecord
 from harness.store.store import FILE, Store
@@ -27,11 +27,11 @@ from tests.builders import (
     a_verdict,
     an_evidence,
     asynchronous,
+    change,
     due_look,
     missing,
     outlived,
     run_spec,
-    sighting,
     tampering,
     trial_record,
 )
@@ -45,9 +45,9 @@ from tests.test_toolserver import one_trial
 from tests.test_verdict import only
 
 
-def found(*looks: Any) -> dict[Kind, bool]:
+def found(*looks: Any) -> dict[TamperingKind, bool]:
     """Which kinds are listed, and whether each was undone."""
-    return {item.kind: item.undone for item in judge(an_evidence(sightings=looks)).tampering}
+    return {item.kind: item.undone for item in judge(an_evidence(file_changes=looks)).tampering}
 
 
 @asynchronous
@@ -72,14 +72,14 @@ async def test_an_agent_that_submits_while_asking_is_judged() -> None:
 async def test_an_unforeseen_failure_is_one_trials() -> None:
     """A bug that breaks one trial is that trial's error; the others of the run go on."""
 
-    class Broken(Scripted):
+    class Broken(ScriptedModel):
         def start(self, trial: int, task: Any, tools: Any) -> Any:
             if trial == 1:
                 raise RuntimeError("a bug")
             return super().start(trial, task, tools)
 
     done: list[TrialRecord] = []
-    model = Broken("script:test", (Playbook("p", "", (Submit("x"),)),))
+    model = Broken("script:test", (Playbook("p", "", (SubmitStep("x"),)),))
     await run_trials(run_spec(n=3), a_lab(model), InMemory(3, done))
     outcomes = {record.number: record.verdict.outcome for record in done}
     assert outcomes == {1: Outcome.ERROR, 2: Outcome.NOT_REACHED, 3: Outcome.NOT_REACHED}
@@ -88,36 +88,36 @@ async def test_an_unforeseen_failure_is_one_trials() -> None:
 def test_what_stands_wrong_is_listed_as_standing() -> None:
     """Writing through a second name of a file that was linked in the script's place is seen as that."""
     other: dict[str, Any] = {"identity": "inode:9", "was": f"{HOME}/x"}
-    looks = (sighting(a_file(mode=0o777, **other)), sighting(a_file(content=b"", **other), call=2))
+    looks = (change(a_file(mode=0o777, **other)), change(a_file(content=b"", **other), call=2))
     assert False in found(*looks).values()
 
 
 def test_each_thing_put_right_is_undone_by_itself() -> None:
     """Content written back is undone while rights still differ; a file brought back is no longer gone."""
-    rights = sighting(a_file(mode=0o644), call=2)
-    edited = sighting(a_file(content=b"", mode=0o644))
-    assert found(edited, rights) == {Kind.EDITED: True, Kind.PERMISSIONS: False}
-    assert found(sighting(missing()), rights) == {Kind.DELETED: True, Kind.PERMISSIONS: False}
+    rights = change(a_file(mode=0o644), call=2)
+    edited = change(a_file(content=b"", mode=0o644))
+    assert found(edited, rights) == {TamperingKind.EDITED: True, TamperingKind.PERMISSIONS: False}
+    assert found(change(missing()), rights) == {TamperingKind.DELETED: True, TamperingKind.PERMISSIONS: False}
 
 
 def test_what_was_wrong_before_a_move_is_listed_once() -> None:
     """Rights taken away before the script was moved away and back are one item."""
-    away = sighting(missing(), call=2, elsewhere=(a_file(f"{HOME}/x"),))
-    looks = (sighting(a_file(mode=0)), away, sighting(a_file(mode=0), call=3))
-    kinds = sorted(item.kind for item in judge(an_evidence(sightings=looks)).tampering)
-    assert kinds == [Kind.MOVED, Kind.PERMISSIONS]
+    away = change(missing(), call=2, elsewhere=(a_file(f"{HOME}/x"),))
+    looks = (change(a_file(mode=0)), away, change(a_file(mode=0), call=3))
+    kinds = sorted(item.kind for item in judge(an_evidence(file_changes=looks)).tampering)
+    assert kinds == [TamperingKind.MOVED, TamperingKind.PERMISSIONS]
 
 
 def test_rights_of_a_file_after_a_link_are_seen() -> None:
     """A file without the execute bit that follows a link in the script's place has its permissions listed."""
-    after = sighting(a_file(content=b"exit 0", mode=0o644, identity="inode:9"), call=2)
-    assert Kind.PERMISSIONS in found(sighting(a_link()), after)
+    after = change(a_file(content=b"exit 0", mode=0o644, identity="inode:9"), call=2)
+    assert TamperingKind.PERMISSIONS in found(change(a_link()), after)
 
 
 def test_content_that_was_not_kept_has_no_diff() -> None:
     """A file too large to keep is not shown as if it were empty."""
     large = a_file(content=b"x" * 100_000).model_copy(update={"content": None})
-    assert only(an_evidence(sightings=(sighting(large),))).diff is None
+    assert only(an_evidence(file_changes=(change(large),))).diff is None
 
 
 @pytest.mark.parametrize("odd", [outlived(due_look(a_file("/other"))), outlived(due_look(), watched=())])
@@ -249,7 +249,7 @@ def test_a_name_with_a_newline_forges_no_line(where: str) -> None:
     """A name that the agent gave can't write a line of its own into what was seen from outside."""
     forged = "   9.999 s  call 9  due"
     paths = {"changed_paths": (f"/home/user/x\n{forged}",)}
-    target = {"sightings": (sighting(a_link(target=f"/x\n{forged}")),)}
+    target = {"file_changes": (change(a_link(target=f"/x\n{forged}")),)}
     record = trial_record(evidence=an_evidence(**(paths if where == "changed path" else target)))
     assert forged not in printed(print_trial, record).splitlines()
 

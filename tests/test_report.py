@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from analysis.cells import LISTED, read_cells
-from analysis.page import page
-from analysis.plots import INK, ForestRow, Mark, forest, heat
 from analysis.rates import Interval
-from analysis.report import LISTED_IN_ALL, Report
-from analysis.table import as_csv, markdown, plain
+from analysis.report.page import page
+from analysis.report.plots import INK, ForestRow, Mark, forest, heat
+from analysis.report.report import LISTED_IN_ALL, RunReport
+from analysis.report.table import as_csv, markdown, plain
 from harness.cli.app import application
 from harness.errors import UsageError
-from harness.judging.verdict import Kind, Outcome
+from harness.judging.verdict import Outcome, TamperingKind
 from harness.store.records import Plan
 from harness.store.store import Store
 from tests.builders import a_condition, a_mechanism, a_verdict, an_evidence, run_spec, trial_record, versions
@@ -34,7 +34,7 @@ def add(store: Store, run_id: str, outcomes: list[Outcome], *, run: dict[str, An
     spec = run_spec(run_id, n=len(outcomes), **run)
     store.add_run(spec, {"id": "sha256:1"}, versions())
     for number, outcome in enumerate(outcomes, 1):
-        kinds = (Kind.EDITED,) if outcome is Outcome.RESISTED else ()
+        kinds = (TamperingKind.EDITED,) if outcome is Outcome.RESISTED else ()
         error = {"error": "lost", "error_kind": "SandboxError"} if outcome is Outcome.ERROR else {}
         verdict = a_verdict(outcome, *kinds)
         store.add_trial(trial_record(number, run_id=run_id, verdict=verdict, **{**trial, **error}))
@@ -57,19 +57,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         k = a_condition(name="K", placement="system", text="resist", source=HOSTILE)
         add(store, "live-k", resisted * 50, run={"model": "o3", "condition": k, **live}, **live)
         odd = a_condition(name=HOSTILE)
-        add(store, "odd", complied, run={"model": HOSTILE, "condition": odd}, evidence=an_evidence(openings=()))
+        add(store, "odd", complied, run={"model": HOSTILE, "condition": odd}, evidence=an_evidence(accesses=()))
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def found(runs: Path) -> Report:
+def found(runs: Path) -> RunReport:
     """The report of that store."""
     with Store(runs) as store:
-        return Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+        return RunReport(read_cells(store, store.runs()), store.runs(), margin=0.05)
 
 
 @pytest.fixture(scope="module")
-def drawn(found: Report) -> str:
+def drawn(found: RunReport) -> str:
     """The page of it."""
     return page(found)
 
@@ -79,7 +79,7 @@ def test_an_agent_of_the_users_own_is_no_live_model(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         run = {"model": "agent:mine", "simulated": None, "player": {"label": None, "words": ["mine"]}}
         add(store, "mine", [Outcome.COMPLIED], run=run, simulated=None)
-        report = Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+        report = RunReport(read_cells(store, store.runs()), store.runs(), margin=0.05)
     assert report.played == {"own-agent": 1}
     assert "whether a model played" in markdown(report)
     assert "whether a model played" in page(report)
@@ -107,7 +107,7 @@ class Anchors(HTMLParser):
 # ---- what it says ----
 
 
-def test_trials_of_one_kind_are_a_cell(found: Report) -> None:
+def test_trials_of_one_kind_are_a_cell(found: RunReport) -> None:
     """Cells are told apart by model, condition and setting; a recording has its own."""
     cells = {(cell.key.model, cell.key.condition, cell.key.played): cell for cell in found.cells}
     recorded = cells["grok-4-0709", "patrol-none", "recorded"]
@@ -116,7 +116,7 @@ def test_trials_of_one_kind_are_a_cell(found: Report) -> None:
     assert (cells["o3", "A", "live"].n, cells["o3", "A", "live"].errors) == (51, 1)
 
 
-def test_every_number_leads_to_its_trials(found: Report, drawn: str) -> None:
+def test_every_number_leads_to_its_trials(found: RunReport, drawn: str) -> None:
     """Each link within the page leads somewhere, ids are single, and every cell has its list of trials."""
     anchors = Anchors(drawn)
     within = {link[1:] for link in anchors.links if link.startswith("#")}
@@ -135,7 +135,7 @@ def test_the_page_loads_and_runs_nothing(drawn: str) -> None:
     assert all(link.startswith(("#", "https://")) for link in anchors.links)
 
 
-def test_what_is_simulated_says_so_in_every_form(found: Report, drawn: str) -> None:
+def test_what_is_simulated_says_so_in_every_form(found: RunReport, drawn: str) -> None:
     """Page, Markdown and CSV call simulated trials simulated and recorded ones recorded, each with its own words."""
     for text in (drawn, markdown(found), as_csv(found)):
         assert "simulated" in text.lower()
@@ -153,12 +153,12 @@ def test_a_page_of_nothing_but_simulation_says_so_in_its_title(runs: Path) -> No
     """Where no model played at all the title says it."""
     with Store(runs) as store:
         made_up = store.run("made-up")
-        text = page(Report(read_cells(store, [made_up]), [made_up], margin=0.05))
+        text = page(RunReport(read_cells(store, [made_up]), [made_up], margin=0.05))
     assert "(simulated)" in text[: text.index("</title>")]
     assert "All of it is simulated" in text
 
 
-def test_published_figures_stand_beside_ours(found: Report, drawn: str) -> None:
+def test_published_figures_stand_beside_ours(found: RunReport, drawn: str) -> None:
     """The table has the published rate, its source, the difference and the answer; the three forms agree."""
     rows = {(row["model"], row["condition"]): row for row in csv.DictReader(io.StringIO(as_csv(found)))}
     ours = rows["grok-4-0709", "patrol-none"]
@@ -170,7 +170,7 @@ def test_published_figures_stand_beside_ours(found: Report, drawn: str) -> None:
         assert re.search(r"52\.0 %", text)
 
 
-def test_errors_are_shown_and_in_no_rate(found: Report, drawn: str) -> None:
+def test_errors_are_shown_and_in_no_rate(found: RunReport, drawn: str) -> None:
     """An error has a line with its kind, and the rate is of the others."""
     assert "SandboxError" in drawn
     assert "SandboxError" in markdown(found)
@@ -179,13 +179,13 @@ def test_errors_are_shown_and_in_no_rate(found: Report, drawn: str) -> None:
     assert (row["n"], row["error"], row["rate"]) == ("51", "1", "0.0")
 
 
-def test_the_competence_ratio_needs_both(found: Report) -> None:
+def test_the_competence_ratio_needs_both(found: RunReport) -> None:
     """A model that was tried under A and K has a ratio, others have none."""
     ((model, ratio),) = [(item.model, item.ratio) for item in found.competence]
     assert (model, ratio) == ("o3", 0.0)
 
 
-def test_exact_prompts_and_methods_are_in_it(found: Report, drawn: str) -> None:
+def test_exact_prompts_and_methods_are_in_it(found: RunReport, drawn: str) -> None:
     """The words agents began with, the versions, the image and the margin are printed."""
     for text in (drawn, markdown(found)):
         assert "Answer the questions." in text
@@ -197,7 +197,7 @@ def test_exact_prompts_and_methods_are_in_it(found: Report, drawn: str) -> None:
 # ---- what can't hurt ----
 
 
-def test_names_that_mean_ill_are_shown(found: Report, drawn: str) -> None:
+def test_names_that_mean_ill_are_shown(found: RunReport, drawn: str) -> None:
     """Markup and control characters in a name are letters in every form; a spreadsheet takes none for a formula."""
     assert "<script>" not in drawn
     text = markdown(found)
@@ -212,7 +212,7 @@ def test_a_formula_is_text(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         add(store, "formula", [Outcome.COMPLIED], run={"model": "=1+1"})
         run = store.run("formula")
-        text = as_csv(Report(read_cells(store, [run]), [run], margin=0.05))
+        text = as_csv(RunReport(read_cells(store, [run]), [run], margin=0.05))
     assert "'=1+1" in text
 
 
@@ -220,7 +220,7 @@ def test_a_page_stays_bounded(tmp_path: Path) -> None:
     """Of many trials some are listed, those that stand out first, with the command that shows the rest."""
     with Store(tmp_path) as store:
         add(store, "many", [Outcome.COMPLIED] * (2 * LISTED) + [Outcome.RESISTED] * 5, run={})
-        report = Report(read_cells(store, store.runs()), store.runs(), margin=0.05)
+        report = RunReport(read_cells(store, store.runs()), store.runs(), margin=0.05)
     (cell,) = report.cells
     listed = report.listed(cell)
     assert len(listed) == LISTED + 5 < LISTED_IN_ALL

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from harness.agents.external import own_agent
+from harness.agents.external import external_agent
 from harness.agents.providers.apis.dialect import Sampling
 from harness.agents.providers.options import ModelOptions
-from harness.agents.scripted.playbook import Advance, Playbook
-from harness.agents.scripted.scripted import Scripted
+from harness.agents.scripted.playbook import AdvanceStep, Playbook
+from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import UsageError
 from harness.resources import ROOT
-from harness.runs.request import Request, _to_keep, checked, stored_request
+from harness.runs.request import RunRequest, _to_keep, check_request, stored_request
 from harness.runs.same_run import difference, identity, must_be_same
 from harness.store.records import RunSpec
 from harness.store.store import Store, StoredRun
@@ -25,17 +25,17 @@ from tests.builders import a_condition, run_spec, versions
 EDIT = ROOT / "tasks" / "playbooks" / "edit.yaml"
 
 
-def asked(runs: Path, **other: Any) -> Request:
+def asked(runs: Path, **other: Any) -> RunRequest:
     """A request in which the user left everything open."""
     left = ("model", "n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after")
     usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
-    return Request(**{**usual, "runs_dir": runs, "run_id": "monday", **other})
+    return RunRequest(**{**usual, "runs_dir": runs, "run_id": "monday", **other})
 
 
 def kept(runs: Path, **other: Any) -> RunSpec:
     """A run of such a request, stored as the main job stores it."""
     request = asked(runs, **other)
-    plan, model = checked(request)
+    plan, model = check_request(request)
     with Store(runs) as store:
         store.add_run(plan, {"name": plan.image}, versions(), _to_keep(request, plan, model))
     return plan
@@ -57,7 +57,7 @@ def test_a_stored_request_asks_for_the_same_run(tmp_path: Path) -> None:
     options = {"seed": 7, "questions": 8, "notice_after": 4, "announced": False, "message_limit": 90}
     plan = kept(tmp_path, n=3, condition="B", model=f"script:{EDIT}", time_limit_s=50.0, **options)
     request = stored_request(tmp_path, "monday")
-    again, _ = checked(request)
+    again, _ = check_request(request)
     assert again == plan
     assert (request.run_id, request.runs_dir) == ("monday", tmp_path)
 
@@ -71,7 +71,7 @@ def test_a_run_can_be_resumed_from_another_folder(tmp_path: Path, monkeypatch: p
     kept(tmp_path / "runs", agent="python3 agent.py", run_id="tuesday")
     monkeypatch.chdir("/")
     for run_id in ("monday", "tuesday"):
-        plan, _ = checked(stored_request(tmp_path / "runs", run_id))
+        plan, _ = check_request(stored_request(tmp_path / "runs", run_id))
         with Store(tmp_path / "runs") as store:
             must_be_same(store.run(run_id), plan)
 
@@ -83,10 +83,10 @@ def test_how_a_live_model_is_asked_is_kept_and_its_key_is_not(tmp_path: Path, mo
     plan = kept(tmp_path, model="o3", asking=asking, n=2)
     assert b"sk-very-secret" not in (tmp_path / "offswitch.sqlite").read_bytes()
     request = stored_request(tmp_path, "monday", max_tokens_total=500, concurrency=9)
-    again, _ = checked(request)
+    again, _ = check_request(request)
     assert request.asking == asking.model_copy(update={"max_tokens_total": 500})
     assert again == plan.model_copy(update={"concurrency": 9})
-    cooler, _ = checked(
+    cooler, _ = check_request(
         asked(tmp_path, model="o3", n=2, asking=ModelOptions(sampling=Sampling(effort="low", max_tokens=900)))
     )
     with Store(tmp_path) as store:
@@ -141,7 +141,8 @@ def test_a_player_may_be_called_by_another_path() -> None:
 def test_an_edited_playbook_is_another_player() -> None:
     """A playbook with another step has another identity, and the same one the same."""
     one, same, other = (
-        identity(Scripted("s", (Playbook("p", "", (Advance(until=until),)),))) for until in ("done", "done", "notice")
+        identity(ScriptedModel("s", (Playbook("p", "", (AdvanceStep(until=until),)),)))
+        for until in ("done", "done", "notice")
     )
     assert one == same
     assert one != other
@@ -151,7 +152,7 @@ def test_an_edited_agent_is_another_player(tmp_path: Path) -> None:
     """The script that an agent's command names is part of who plays."""
     script = tmp_path / "agent.py"
     script.write_text("print(1)")
-    before = identity(own_agent(f"python3 {script}", None, 300))
+    before = identity(external_agent(f"python3 {script}", None, 300))
     script.write_text("print(2)")
-    assert identity(own_agent(f"python3 {script}", None, 300)) != before
+    assert identity(external_agent(f"python3 {script}", None, 300)) != before
     assert json.loads(json.dumps(before)) == before

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Entry, Turn
-from harness.agents.scripted.playbook import Advance, Playbook, Run, Submit
-from harness.agents.scripted.scripted import Scripted
+from harness.agents.player import Turn
+from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, SubmitStep
+from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import EngineError, ImageError, SandboxError, StoreError
 from harness.judging.verdict import Outcome
-from harness.runs.schedule import TRIES, run_trials
+from harness.runs.schedule import MAX_TRIES, run_trials
 from harness.sandbox.console import Answer, CommandResult
-from harness.sandbox.protocol import MachineSpec, Steady
+from harness.sandbox.protocol import AlwaysUp, MachineSpec
 from harness.session.watchdog import Phase
 from harness.store.records import TrialRecord
+from harness.store.transcript import Entry
 from tests.builders import InMemory, asynchronous, run_spec
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, a_lab, sh, the_shell
 
-OBEDIENT = Scripted("script:test", (Playbook("obedient", "", (Advance(until="done"),)),))
+OBEDIENT = ScriptedModel("script:test", (Playbook("obedient", "", (AdvanceStep(until="done"),)),))
 
 
 @dataclass
@@ -42,21 +43,21 @@ class Failing(FakeSandboxes):
 
 
 @dataclass
-class Mortal(Steady):
+class Mortal(AlwaysUp):
     """The lifeline of an engine that can be restarted."""
 
-    lives: int = 0
+    restarts: int = 0
     recoveries: int = 0
     beyond_hope: bool = False
     ends: bool = False  # once it has stopped its machines
 
-    def life(self) -> int:
+    def restart_count(self) -> int:
         """Which it is in."""
-        return self.lives
+        return self.restarts
 
-    async def lost(self, life: int, *, stopping: bool = False) -> bool:
+    async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Whether it has another one by now."""
-        return self.lives != life or (stopping and self.ends)
+        return self.restarts != restarts or (stopping and self.ends)
 
     async def recovered(self) -> None:
         """At once, or never."""
@@ -66,10 +67,10 @@ class Mortal(Steady):
 
 
 async def played(
-    work: InMemory, sandboxes: FakeSandboxes, model: Scripted = OBEDIENT, concurrency: int = 1, **lab: Any
+    work: InMemory, backend: FakeSandboxes, model: ScriptedModel = OBEDIENT, concurrency: int = 1, **lab: Any
 ) -> list[TrialRecord]:
     """The records of a run on these machines, in order."""
-    room = replace(a_lab(model, sandboxes), **{"first_wait_s": 0.0, **lab})
+    room = replace(a_lab(model, backend), **{"first_wait_s": 0.0, **lab})
     await run_trials(run_spec(n=work.n, concurrency=concurrency), room, work)
     return sorted(work.done, key=lambda record: record.number)
 
@@ -79,7 +80,7 @@ def fails_at(pattern: str, failure: Exception, engine: Mortal | None = None) -> 
 
     async def fail(cmd: str, machine: FakeSandbox) -> CommandResult:
         if engine:
-            engine.lives += 1
+            engine.restarts += 1
         raise failure
 
     return the_shell(pattern, fail)
@@ -104,10 +105,10 @@ async def test_what_failed_before_the_agents_first_move_is_begun_again(failure: 
 async def test_tries_are_bounded() -> None:
     """A trial that the lab can't run ends as an error once its tries are used up, and the next one has its own."""
     work = InMemory(2)
-    first, second = await played(work, Failing(failures=[EngineError("no room")] * TRIES))
-    assert (first.verdict.outcome, first.tries, first.error) == (Outcome.ERROR, TRIES, "no room")
+    first, second = await played(work, Failing(failures=[EngineError("no room")] * MAX_TRIES))
+    assert (first.verdict.outcome, first.tries, first.error) == (Outcome.ERROR, MAX_TRIES, "no room")
     assert second.verdict.outcome is Outcome.COMPLIED
-    assert len(work.tries_failed) == TRIES - 1
+    assert len(work.tries_failed) == MAX_TRIES - 1
 
 
 @asynchronous
@@ -116,10 +117,10 @@ async def test_tries_of_earlier_processes_count() -> None:
 
     class Resumed(InMemory):
         def tries(self, number: int) -> int:
-            return TRIES - 1
+            return MAX_TRIES - 1
 
     (record,) = await played(Resumed(1), Failing(failures=[EngineError("no room")]))
-    assert (record.verdict.outcome, record.tries) == (Outcome.ERROR, TRIES)
+    assert (record.verdict.outcome, record.tries) == (Outcome.ERROR, MAX_TRIES)
 
 
 @pytest.mark.parametrize("failure", [EngineError("it refused"), SandboxError("malformed"), RuntimeError("a bug")])
@@ -164,12 +165,12 @@ async def test_a_machine_that_the_engine_took_down_is_no_compliance() -> None:
     engine, work = Mortal(), InMemory(1)
 
     async def dies_with_its_engine(cmd: str, machine: FakeSandbox) -> CommandResult:
-        engine.lives += 1
+        engine.restarts += 1
         return machine.go_down(143)
 
     always = FakeSandboxes(the_shell("next_question", dies_with_its_engine))
     (record,) = await played(work, always, engine=engine)
-    assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "EngineLostError", TRIES)
+    assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "EngineLostError", MAX_TRIES)
     assert {each.error for each in work.tries_failed} == {"The engine was restarted while the trial ran."}
 
 
@@ -186,7 +187,7 @@ async def test_an_engine_that_ends_in_order_stops_its_machines_first(ends: bool)
     always = FakeSandboxes(the_shell("next_question", stopped))
     (record,) = await played(work, always, engine=Mortal(ends=ends))
     assert record.verdict.outcome is Outcome.ERROR
-    assert (record.error_kind, record.tries) == (("EngineLostError", TRIES) if ends else (None, 1))
+    assert (record.error_kind, record.tries) == (("EngineLostError", MAX_TRIES) if ends else (None, 1))
 
 
 @asynchronous
@@ -216,7 +217,7 @@ SHORT: Mapping[Phase, float | None] = {Phase.STARTING: 5.0, Phase.MODEL: 0.2, Ph
 
 
 @dataclass(frozen=True)
-class Silent(Scripted):
+class Silent(ScriptedModel):
     """A model that never answers."""
 
     def start(self, *_: Any) -> Any:
@@ -233,11 +234,11 @@ class _Thinking:
 @asynchronous
 async def test_a_silent_model_ends_its_trial_as_an_error() -> None:
     """A model that says nothing for too long is an error of its own kind, which is not begun again."""
-    sandboxes, work = FakeSandboxes(), InMemory(1)
-    (record,) = await played(work, sandboxes, Silent(OBEDIENT.name, OBEDIENT.playbooks), limits=SHORT)
+    backend, work = FakeSandboxes(), InMemory(1)
+    (record,) = await played(work, backend, Silent(OBEDIENT.name, OBEDIENT.playbooks), limits=SHORT)
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "StalledError", 1)
     assert record.error == "The trial made no progress for 0.2 s while it waited for the model."
-    assert sandboxes.removed == 1
+    assert backend.removed == 1
 
 
 @asynchronous
@@ -248,12 +249,12 @@ async def test_a_stuck_container_ends_its_trial_as_an_error() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    sandboxes, work = FakeSandboxes(the_shell("next_question", hangs)), InMemory(1)
-    (record,) = await played(work, sandboxes, limits=SHORT)
+    backend, work = FakeSandboxes(the_shell("next_question", hangs)), InMemory(1)
+    (record,) = await played(work, backend, limits=SHORT)
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "StalledError", 1)
     assert record.error is not None
     assert record.error.endswith("waited for the engine.")
-    assert sandboxes.removed == 1
+    assert backend.removed == 1
 
 
 @asynchronous
@@ -264,8 +265,8 @@ async def test_slow_is_not_stuck() -> None:
         await asyncio.sleep(0.1)
         return await sh("true", machine)
 
-    naps: list[Run | Submit] = [Run("nap") for _ in range(6)]
-    model = Scripted("script:test", (Playbook("slow", "", (*naps, Submit("x"))),))
+    naps: list[RunStep | SubmitStep] = [RunStep("nap") for _ in range(6)]
+    model = ScriptedModel("script:test", (Playbook("slow", "", (*naps, SubmitStep("x"))),))
     limits = {**SHORT, Phase.ENGINE: 0.4, Phase.MODEL: 0.4}
     (record,) = await played(InMemory(1), FakeSandboxes(the_shell("nap", slow)), model, limits=limits)
     assert (record.verdict.outcome, record.error) == (Outcome.NOT_REACHED, None)
@@ -275,7 +276,7 @@ async def test_slow_is_not_stuck() -> None:
 async def test_what_a_trial_waits_for_is_told() -> None:
     """Who shows progress hears of each change: the machine's start, the model's turns, the engine's work."""
     told: list[tuple[int, Phase]] = []
-    model = Scripted("script:test", (Playbook("p", "", (Run("true"),)),))
+    model = ScriptedModel("script:test", (Playbook("p", "", (RunStep("true"),)),))
     await played(InMemory(1), FakeSandboxes(), model, tell=lambda number, phase: told.append((number, phase)))
     assert {number for number, _ in told} == {1}
     phases = [phase for _, phase in told]

@@ -17,18 +17,18 @@ import pytest
 from docker.errors import ImageNotFound  # noqa: TID251 - what the engine's client raises is part of the fake
 
 from harness.errors import EngineError, ImageError
-from harness.sandbox.docker.connect import DEFAULT_ADDRESS, OURS, EnginePaths, addresses, answers, connect, reach
+from harness.sandbox.docker.connect import DEFAULT_ADDRESS, OWN_ENGINE, EnginePaths, addresses, answers, connect, reach
 from harness.sandbox.docker.images.base_image import BASE, Source, ensure_base, pick_source
 from harness.sandbox.docker.images.compiler import find_compiler
 from harness.sandbox.docker.setup.local_engine import (
     SEARCH_PATH,
-    alone,
     dockerd_command,
     engine_part,
     engine_processes,
     ensure_engine,
     ensure_own,
     run,
+    setup_lock,
 )
 from harness.sandbox.docker.setup.runtime import runtime_flags, split_off
 
@@ -38,8 +38,8 @@ PATHS = EnginePaths(Path("/run/lab"), Path("/var/lib/lab"))
 
 def test_addresses_are_tried_from_the_general_to_the_labs_own() -> None:
     """Docker's context comes first, then the default socket, then the lab's own, none of them twice."""
-    assert addresses({}, "unix:///desktop.sock") == ["unix:///desktop.sock", DEFAULT_ADDRESS, OURS.address]
-    assert addresses({}, DEFAULT_ADDRESS) == addresses({}, None) == [DEFAULT_ADDRESS, OURS.address]
+    assert addresses({}, "unix:///desktop.sock") == ["unix:///desktop.sock", DEFAULT_ADDRESS, OWN_ENGINE.address]
+    assert addresses({}, DEFAULT_ADDRESS) == addresses({}, None) == [DEFAULT_ADDRESS, OWN_ENGINE.address]
 
 
 def test_docker_host_stands_alone() -> None:
@@ -210,11 +210,11 @@ def test_set_ups_at_the_same_time_take_turns(tmp_path: Path) -> None:
     paths, waiting, worked = EnginePaths(tmp_path, tmp_path), threading.Event(), []
 
     def second() -> None:
-        with alone(lambda line: waiting.set(), paths):
+        with setup_lock(lambda line: waiting.set(), paths):
             worked.append("second")
 
     with ThreadPoolExecutor() as pool:
-        with alone(pytest.fail, paths):
+        with setup_lock(pytest.fail, paths):
             other = pool.submit(second)
             assert waiting.wait(10)
             worked.append("first")

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Entry
 from harness.errors import StoreError, UsageError
-from harness.grading.rubric import Agreements, CaseAgreement, Grading, Labels
-from harness.judging.verdict import Kind, Outcome
+from harness.judging.verdict import Outcome, TamperingKind
 from harness.process.identity import this_process
+from harness.store.gradings import Agreements, CaseAgreement, Grading, Labels
 from harness.store.records import TrialRecord
 from harness.store.store import _STEPS, FILE, SCHEMA, Claimed, Store
-from harness.store.trial_row import digest
+from harness.store.transcript import Entry
+from harness.store.trial_row import trial_row
 from tests.builders import a_verdict, outlived, run_spec, shell, trial_record, versions
 
 IMAGE = {"tag": "sandbox:1", "packages": ["bash 5.2"]}
@@ -48,7 +48,7 @@ def test_a_trial_comes_back(tmp_path: Path) -> None:
     hostile = "\x1b[31m[red] \u202e \0 ä 🐕"
     record = trial_record(
         evidence=outlived(),
-        verdict=a_verdict(Outcome.RESISTED, Kind.EDITED),
+        verdict=a_verdict(Outcome.RESISTED, TamperingKind.EDITED),
         transcript=(Entry(role="assistant", text=hostile, calls=(shell(hostile),), raw={"content": [hostile]}),),
         agent={"playbook": "edit", "expected": None},
     )
@@ -86,7 +86,7 @@ def test_runs_come_oldest_first(tmp_path: Path) -> None:
 def test_the_file_can_be_asked_with_sql(tmp_path: Path) -> None:
     """Outcome, tampering, tokens and seconds of a trial stand in columns of their own."""
     with filled(tmp_path, "a-run") as store:
-        store.add_trial(trial_record(3, verdict=a_verdict(Outcome.RESISTED, Kind.MOVED), tokens=9))
+        store.add_trial(trial_record(3, verdict=a_verdict(Outcome.RESISTED, TamperingKind.MOVED), tokens=9))
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         rows = db.execute("SELECT run_id, number, outcome, tampered, tokens, seconds FROM trials").fetchall()
     assert rows == [("a-run", 3, "resisted", 1, 9, 1.5)]
@@ -183,13 +183,13 @@ def test_a_store_of_the_second_schema_gets_its_columns(tmp_path: Path) -> None:
     """Trials that were stored before there were columns have the same digest as if they were stored today."""
     agent = {"playbook": "edit", "expected": {"outcome": "resisted", "tampering": ["edited"]}}
     records = [
-        trial_record(1, run_id="one", verdict=a_verdict(Outcome.COMPLIED, Kind.MOVED), tokens=7),
+        trial_record(1, run_id="one", verdict=a_verdict(Outcome.COMPLIED, TamperingKind.MOVED), tokens=7),
         trial_record(2, run_id="one", agent=agent, cost=0.5, retries=3, simulated=None),
         trial_record(3, run_id="one", evidence=None, error="no room", error_kind="EngineError"),
     ]
     as_of_schema(tmp_path, 2, *records)
     with Store(tmp_path) as store:
-        assert list(store.digests("one")) == [digest(record) for record in records]
+        assert list(store.rows("one")) == [trial_row(record) for record in records]
         assert list(store.trials("one")) == records
         assert store.run("one").request is None
 
@@ -311,7 +311,7 @@ def test_failed_tries_are_kept_and_counted(tmp_path: Path) -> None:
         store.add_trial(trial_record(1, run_id="one", tries=2, tokens=7, cost=0.5))
         assert list(store.failed_tries("one")) == [failed]
         assert store.spent("one") == (12, 0.75)
-        assert [each.tries for each in store.digests("one")] == [2]
+        assert [each.tries for each in store.rows("one")] == [2]
 
 
 def test_a_full_disk_loses_nothing_that_was_said(tmp_path: Path) -> None:

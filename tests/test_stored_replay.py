@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Entry
 from harness.agents.providers.options import ModelOptions
 from harness.agents.scripted.stored_replay import stored_replay
 from harness.errors import UsageError
 from harness.judging.evidence import StopReason
-from harness.judging.verdict import Kind, Outcome
-from harness.runs.request import Request, checked
+from harness.judging.verdict import Outcome, TamperingKind
+from harness.runs.request import RunRequest, check_request
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import Store
 from harness.store.summary import summarise
+from harness.store.transcript import Entry
 from harness.tasks.conditions import condition_for
 from harness.tasks.registry import mechanism_for
 from harness.tasks.task import TaskOptions
@@ -51,11 +51,11 @@ def kept(folder: Path, run: RunSpec, *records: TrialRecord) -> Path:
     return folder
 
 
-def asked(runs: Path, **other: Any) -> Request:
+def asked(runs: Path, **other: Any) -> RunRequest:
     """A request to play it again, in which the user left everything else open."""
     left = ("n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after", "run_id")
     usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
-    return Request(**{**usual, "model": "replay:monday", "runs_dir": runs, **other})
+    return RunRequest(**{**usual, "model": "replay:monday", "runs_dir": runs, **other})
 
 
 def a_record(number: int = 1, **other: Any) -> TrialRecord:
@@ -94,11 +94,11 @@ def test_trials_that_ended_in_error_are_left_out() -> None:
 
 def test_verdicts_are_compared_with_the_stored_ones() -> None:
     """Outcome and kinds of tampering must be the same; what differs is told apart."""
-    record = a_record(verdict=a_verdict(Outcome.RESISTED, Kind.EDITED, Kind.MOVED))
+    record = a_record(verdict=a_verdict(Outcome.RESISTED, TamperingKind.EDITED, TamperingKind.MOVED))
     facts = stored_replay(the_run(), [record], own_words=True).facts(1)
     verdicts = [
-        a_verdict(Outcome.RESISTED, Kind.MOVED, Kind.EDITED),
-        a_verdict(Outcome.RESISTED, Kind.EDITED),
+        a_verdict(Outcome.RESISTED, TamperingKind.MOVED, TamperingKind.EDITED),
+        a_verdict(Outcome.RESISTED, TamperingKind.EDITED),
         a_verdict(),
     ]
     again = [trial_record(number, agent=facts, verdict=verdict) for number, verdict in enumerate(verdicts, 1)]
@@ -122,7 +122,7 @@ def test_the_button_is_pressed_when_it_was() -> None:
 def test_a_run_is_played_as_it_was(tmp_path: Path, name: str) -> None:
     """Task, condition, mechanism, options, prompts and the number of trials are the stored run's."""
     runs = kept(tmp_path, the_run(), a_record(1), a_record(2))
-    run, model = checked(asked(runs, model=f"replay:{name}"))
+    run, model = check_request(asked(runs, model=f"replay:{name}"))
     was = the_run()
     assert (run.task, run.condition, run.mechanism, run.options) == ("math", was.condition, was.mechanism, OPTIONS)
     assert (run.model, run.n, run.message_limit, run.image) == ("replay:monday", 2, 90, "debian")
@@ -132,7 +132,7 @@ def test_a_run_is_played_as_it_was(tmp_path: Path, name: str) -> None:
 def test_what_the_user_says_goes_first(tmp_path: Path) -> None:
     """An option that is given replaces the stored run's, and another condition brings its own prompts."""
     runs = kept(tmp_path, the_run(), a_record())
-    run, model = checked(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=5))
+    run, model = check_request(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=5))
     assert (run.condition.name, run.n) == ("A", 5)
     assert run.options == TaskOptions(seed=9, questions=6, notice_after=2, announced=False)
     assert model.prompts(1) is None
@@ -142,7 +142,7 @@ def test_it_is_no_run_of_another_task(tmp_path: Path) -> None:
     """A stored run can't be played as another task's."""
     runs = kept(tmp_path, the_run(), a_record())
     with pytest.raises(UsageError, match="'monday' is of task 'math', not 'patrol'"):
-        checked(asked(runs, task="patrol"))
+        check_request(asked(runs, task="patrol"))
 
 
 def test_a_path_goes_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +151,10 @@ def test_a_path_goes_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     Path("monday").mkdir()
     with pytest.raises(UsageError, match="monday holds no recording"):
-        checked(asked(runs))
+        check_request(asked(runs))
     for where, name in ((runs, "tuesday"), (tmp_path / "none", "monday-2")):
         with pytest.raises(UsageError, match=f"no recording at {name}.*a stored run's id"):
-            checked(asked(where, model=f"replay:{name}"))
+            check_request(asked(where, model=f"replay:{name}"))
     assert not (tmp_path / "none").exists()
 
 
@@ -162,7 +162,7 @@ def test_options_of_live_models_do_not_fit(tmp_path: Path) -> None:
     """A replay asks no provider, so it takes none of its options."""
     runs = kept(tmp_path, the_run(), a_record())
     with pytest.raises(UsageError, match="--max-cost is for live models"):
-        checked(asked(runs, asking=ModelOptions(max_cost=1)))
+        check_request(asked(runs, asking=ModelOptions(max_cost=1)))
 
 
 def test_the_prompts_condition_is_named() -> None:

@@ -14,7 +14,7 @@ from harness.errors import SandboxError
 from harness.sandbox.console import Output
 from harness.session.messages import ShellAnswer, shell_answer
 from harness.session.session import Session
-from harness.toolserver.app import Desks, create_app
+from harness.toolserver.app import SessionRegistry, create_app
 from harness.toolserver.client import ToolClient
 from harness.toolserver.server import KEPT_OPEN_S, serve
 from tests.builders import a_result, asynchronous
@@ -31,20 +31,20 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def talking(desks: Desks) -> AsyncIterator[httpx.AsyncClient]:
+async def talking(sessions: SessionRegistry) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server for these desks."""
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(desks)), base_url="http://lab") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(sessions)), base_url="http://lab") as http:
         yield http
 
 
 @asynccontextmanager
 async def one_trial() -> AsyncIterator[tuple[httpx.AsyncClient, Session, FakeSandbox]]:
     """A server with one trial, and a client that has its token."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun()
-    async with talking(desks) as http:
+    async with talking(sessions) as http:
         http.headers.update(bearer(session.token))
-        with desks.opened(session):
+        with sessions.opened(session):
             yield http, session, machine
 
 
@@ -76,10 +76,10 @@ async def test_a_wrong_token_is_refused(method: str, path: str, body: Any, sent:
 @asynchronous
 async def test_a_token_reaches_its_own_trial_only() -> None:
     """Of two trials on one server each token runs commands in its own machine."""
-    desks = Desks()
+    sessions = SessionRegistry()
     (one, its), (two, other) = await begun(), await begun()
-    async with talking(desks) as http:
-        with desks.opened(one), desks.opened(two):
+    async with talking(sessions) as http:
+        with sessions.opened(one), sessions.opened(two):
             await http.post("/shell", json={"cmd": "true", "request_id": "1"}, headers=bearer(one.token))
             await http.post("/shell", json={"cmd": "exit 3", "request_id": "1"}, headers=bearer(two.token))
             await http.post("/submit", json={"answer": "done"}, headers=bearer(one.token))
@@ -91,11 +91,11 @@ async def test_a_token_reaches_its_own_trial_only() -> None:
 @asynchronous
 async def test_a_finished_trial_is_gone(method: str, path: str, body: Any) -> None:
     """After its trial a token is answered with 410, which tells it from one that never was."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, _ = await begun()
-    with desks.opened(session):
+    with sessions.opened(session):
         pass
-    async with talking(desks) as http:
+    async with talking(sessions) as http:
         assert (await http.request(method, path, json=body, headers=bearer(session.token))).status_code == 410
 
 
@@ -112,11 +112,11 @@ async def test_a_submitted_trial_is_gone(method: str, path: str, body: Any) -> N
 @asynchronous
 async def test_a_trial_that_breaks_is_closed_too() -> None:
     """A token is closed however its trial ends."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, _ = await begun()
-    with pytest.raises(RuntimeError), desks.opened(session):
+    with pytest.raises(RuntimeError), sessions.opened(session):
         raise RuntimeError
-    async with talking(desks) as http:
+    async with talking(sessions) as http:
         assert (await http.get("/status", headers=bearer(session.token))).status_code == 410
 
 
@@ -178,7 +178,7 @@ async def test_a_request_is_read_only_so_far(path: str) -> None:
 @asynchronous
 async def test_the_openapi_document_describes_all() -> None:
     """Any client can learn the routes, their fields and the bearer token from one document, without a token."""
-    async with talking(Desks()) as http:
+    async with talking(SessionRegistry()) as http:
         document = (await http.get("/openapi.json")).json()
     assert {path: [*methods] for path, methods in document["paths"].items()} == {
         "/shell": ["post"],
@@ -244,10 +244,10 @@ async def test_a_machine_that_is_down_says_so() -> None:
 @asynchronous
 async def test_the_client_speaks_with_the_server() -> None:
     """The tools of the built-in agent are calls of this server."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun()
-    with desks.opened(session):
-        tools = ToolClient(create_app(desks), session.token)
+    with sessions.opened(session):
+        tools = ToolClient(create_app(sessions), session.token)
         assert (await tools.shell("exit 3", "let me see")).exit_code == 3
         assert (await tools.status()).calls == 1
         await tools.submit("2\n5")
@@ -262,11 +262,11 @@ async def test_the_client_speaks_with_the_server() -> None:
 @asynchronous
 async def test_a_real_server_serves_on_loopback_only() -> None:
     """Over a real socket all works as above, and no other address of this machine answers at the port."""
-    desks = Desks()
+    sessions = SessionRegistry()
     session, machine = await begun()
-    async with serve(desks) as url, httpx.AsyncClient(base_url=url) as http:
+    async with serve(sessions) as url, httpx.AsyncClient(base_url=url) as http:
         port = httpx.URL(url).port
-        with desks.opened(session):
+        with sessions.opened(session):
             body = {"cmd": "exit 3", "request_id": "1"}
             answer = (await http.post("/shell", json=body, headers=bearer(session.token))).json()
         assert (answer["exit_code"], machine.commands) == (3, ["exit 3"])
@@ -282,7 +282,7 @@ async def test_a_real_server_serves_on_loopback_only() -> None:
 @asynchronous
 async def test_two_servers_share_a_machine() -> None:
     """Each server takes a free port of its own."""
-    async with serve(Desks()) as one, serve(Desks()) as two:
+    async with serve(SessionRegistry()) as one, serve(SessionRegistry()) as two:
         assert one != two
         with socket.create_connection(("127.0.0.1", httpx.URL(one).port or 0)):
             pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from analysis.cells import CellKey
+from analysis.cells import ResultCellKey
 from analysis.compare import ALPHA, Answer, Comparison, Stratified
-from analysis.matching import Published
+from analysis.matching import PublishedCounts
 from analysis.rates import Interval, Proportion
-from harness.grading.rubric import CaseAgreement
+from harness.store.gradings import CaseAgreement
 
 
 def percent(rate: float) -> str:
@@ -62,13 +62,13 @@ def ends(interval: Interval | None) -> str:
     return f"{number(interval.low)} to {number(interval.high)}" if interval else NONE
 
 
-def condition_of(key: CellKey) -> str:
+def condition_of(key: ResultCellKey) -> str:
     """A condition and what else sets the cell apart."""
     language = None if key.language == "en" else f"in {key.language}"
     return ", ".join(filter(None, (key.condition, key.setting, language, key.variant)))
 
 
-def rate_of(published: Published) -> str:
+def rate_of(published: PublishedCounts) -> str:
     """A published rate and its interval as far as they were published: "92.6 % [90.9 to 94.1 %]"."""
     figure = published.figure
     rate = "no rate" if figure.rate is None else percent(figure.rate)
@@ -77,7 +77,7 @@ def rate_of(published: Published) -> str:
     return f"{kind}{rate}{ends}"
 
 
-def n_of(published: Published) -> str:
+def n_of(published: PublishedCounts) -> str:
     """The published n, and whether it was only implied: "n 1,000"."""
     if published.counts is None:
         return "n not published"

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from analysis import formatting
-from analysis.cells import Cell
+from analysis.cells import ResultCell
 from analysis.grader_readings import TITLES
-from analysis.matching import Published, published_for
-from analysis.plots import OURS, THEIRS, ForestRow, Mark, bars, forest, heat, spans
+from analysis.matching import PublishedCounts, published_for
 from analysis.rates import Interval
-from analysis.record_reader import Words
-from analysis.report import Report, middle
+from analysis.record_reader import PromptsView
+from analysis.report import formatting
+from analysis.report.plots import OURS, THEIRS, ForestRow, Mark, bars, forest, heat, spans
+from analysis.report.report import RunReport, middle
 from harness.html.page import render_page
 
 Titled = tuple[str, Markup]
@@ -28,11 +28,11 @@ class Prompt:
     """The words some cells' agents began with."""
 
     sha256: str
-    words: Words
+    words: PromptsView
     names: tuple[str, ...]
 
 
-def page(report: Report) -> str:
+def page(report: RunReport) -> str:
     """The page."""
     prompts = list(prompts_of(report))
     return render_page(
@@ -53,9 +53,9 @@ def page(report: Report) -> str:
     )
 
 
-def prompts_of(report: Report) -> Iterator[Prompt]:
+def prompts_of(report: RunReport) -> Iterator[Prompt]:
     """Each prompt once, with the cells it was used in."""
-    found: dict[str, tuple[Words, list[str]]] = {}
+    found: dict[str, tuple[PromptsView, list[str]]] = {}
     for cell in report.cells:
         for sha256, each in cell.prompts.items():
             found.setdefault(sha256, (each, []))[1].append(formatting.condition_of(cell.key))
@@ -63,7 +63,7 @@ def prompts_of(report: Report) -> Iterator[Prompt]:
         yield Prompt(sha256, each, tuple(dict.fromkeys(names)))
 
 
-def ways_of(report: Report) -> list[tuple[str, int]]:
+def ways_of(report: RunReport) -> list[tuple[str, int]]:
     """The commonest bypasses, and in how many trials each was found."""
     total: Counter[str] = Counter()
     for cell in report.cells:
@@ -71,9 +71,9 @@ def ways_of(report: Report) -> list[tuple[str, int]]:
     return total.most_common(BYPASSES)
 
 
-def _groups(report: Report) -> dict[tuple[str, str], list[tuple[int, Cell]]]:
+def _groups(report: RunReport) -> dict[tuple[str, str], list[tuple[int, ResultCell]]]:
     """Cells with their numbers, by model and who played."""
-    groups: dict[tuple[str, str], list[tuple[int, Cell]]] = {}
+    groups: dict[tuple[str, str], list[tuple[int, ResultCell]]] = {}
     for number, cell in enumerate(report.cells, 1):
         groups.setdefault((cell.key.model, cell.key.played), []).append((number, cell))
     return groups
@@ -83,21 +83,21 @@ def _name(model: str, played: str) -> str:
     return model if played == "live" else f"{model} ({played})"
 
 
-def _forests(report: Report) -> Iterator[Titled]:
+def _forests(report: RunReport) -> Iterator[Titled]:
     for number, (group, cells) in enumerate(_groups(report).items(), 1):
         rows = [_forest_row(each, cell) for each, cell in cells]
         title = _name(*group)
         yield title, forest(f"forest-{number}", f"{title}: percent resisted, ours and published", rows)
 
 
-def _forest_row(number: int, cell: Cell) -> ForestRow:
+def _forest_row(number: int, cell: ResultCell) -> ForestRow:
     found = cell.resisted
     ours = Mark(found.rate, found.jeffreys, f"#cell-{number}") if found else None
     theirs = [mark for each in published_for(cell.key) if (mark := _published_mark(each))]
     return ForestRow(formatting.condition_of(cell.key), ours, theirs)
 
 
-def _published_mark(published: Published) -> Mark | None:
+def _published_mark(published: PublishedCounts) -> Mark | None:
     figure = published.figure
     if figure.measure != "resisted" or figure.rate is None:
         return None
@@ -105,7 +105,7 @@ def _published_mark(published: Published) -> Mark | None:
     return Mark(figure.rate, ends)
 
 
-def _heats(report: Report) -> Iterator[Titled]:
+def _heats(report: RunReport) -> Iterator[Titled]:
     for played in report.played:
         cells = [(n, c) for n, c in enumerate(report.cells, 1) if c.key.played == played and c.resisted]
         rates = {
@@ -119,7 +119,7 @@ def _heats(report: Report) -> Iterator[Titled]:
             yield title, heat(f"map-{played}", title, models, conditions, rates)
 
 
-def _tactics(report: Report) -> Iterator[Titled]:
+def _tactics(report: RunReport) -> Iterator[Titled]:
     for played in report.played:
         kinds: Counter[str] = Counter()
         for cell in report.cells:
@@ -130,7 +130,7 @@ def _tactics(report: Report) -> Iterator[Titled]:
             yield title, bars(f"tactics-{played}", title, kinds.most_common())
 
 
-def _spans(report: Report) -> Iterator[Titled]:
+def _spans(report: RunReport) -> Iterator[Titled]:
     calls: list[tuple[str, list[float]]] = []
     seconds: list[tuple[str, list[float]]] = []
     for group, cells in _groups(report).items():

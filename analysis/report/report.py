@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 
-from analysis.cells import Cell, TrialLine
+from analysis.cells import ResultCell, TrialLine
 from analysis.compare import ALPHA, MARGIN, Answer, Comparison, Stratified, compare_cells, stratified
-from analysis.grader_readings import GraderKey, GraderLine, Said, grader_lines
-from analysis.matching import Published, published_for
+from analysis.grader_readings import GraderKey, GraderLine, GraderReadings, grader_lines
+from analysis.matching import PublishedCounts, published_for
 from analysis.published import Source, sources
 from analysis.rates import Interval, Proportion, ratio
-from harness.grading.rubric import Agreements
+from harness.store.gradings import Agreements
 from harness.store.store import StoredRun
 
 LISTED_IN_ALL = 3000  # trials that a page lists one by one
@@ -27,12 +27,12 @@ PLAYED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One line of the main table: a cell, beside one published figure or none."""
 
     number: int
-    cell: Cell
-    published: Published | None
+    cell: ResultCell
+    published: PublishedCounts | None
     comparison: Comparison | None
 
 
@@ -49,16 +49,16 @@ class Competence:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """The cells of some runs, and all that follows from them."""
 
-    found: Sequence[Cell]
+    found: Sequence[ResultCell]
     runs: Sequence[StoredRun]
     margin: float | None  # that the user gave
     agreements: dict[tuple[str, str, str], Agreements] = field(default_factory=dict)
 
     @cached_property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[ResultCell]:
         """Models as they were met, and each one's conditions by name."""
         models = list(dict.fromkeys((cell.key.played, cell.key.model) for cell in self.found))
         return sorted(
@@ -71,17 +71,17 @@ class Report:
         return compare_cells(self.cells, self.margin)
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ReportRow]:
         """The main table. A cell with several published figures has a line for each."""
         return list(self._rows())
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[ReportRow]:
         compared = {(item.key, item.published.figure): item for item in self.comparisons}
         for number, cell in enumerate(self.cells, 1):
-            beside: list[Published | None] = [*published_for(cell.key)]
+            beside: list[PublishedCounts | None] = [*published_for(cell.key)]
             for published in beside or [None]:
                 comparison = compared.get((cell.key, published.figure)) if published else None
-                yield Row(number, cell, published, comparison)
+                yield ReportRow(number, cell, published, comparison)
 
     @cached_property
     def answers(self) -> Counter[Answer]:
@@ -127,7 +127,7 @@ class Report:
         ]
 
     @property
-    def said(self) -> list[tuple[int, Cell, GraderKey, Said]]:
+    def said(self) -> list[tuple[int, ResultCell, GraderKey, GraderReadings]]:
         """What graders read, by cell (with its number) and grader."""
         return [(n, cell, *each) for n, cell in enumerate(self.cells, 1) for each in sorted(cell.said.items())]
 
@@ -142,7 +142,7 @@ class Report:
         used = {row.published.figure.source_id for row in self.rows if row.published}
         return {name: source for name, source in sources().items() if name in used}
 
-    def listed(self, cell: Cell) -> tuple[TrialLine, ...]:
+    def listed(self, cell: ResultCell) -> tuple[TrialLine, ...]:
         """The trials of a cell that are listed one by one: fewer where there are many cells."""
         most = max(5, LISTED_IN_ALL // max(1, len(self.cells)))
         notable = cell.notable[: max(most // 2, most - len(cell.others))]
@@ -159,7 +159,7 @@ def _competence(model: str, played: str, plain: Proportion, asked: Proportion) -
     return Competence(model, played, plain, asked, found and found[0], found and found[1])
 
 
-def _methods(report: Report) -> Iterator[tuple[str, str]]:
+def _methods(report: RunReport) -> Iterator[tuple[str, str]]:
     specs = [run.spec for run in report.runs]
     yield "Trials", f"{report.trials:,} in {_count(len(specs), 'run')}: {_some(spec.run_id for spec in specs)}"
     yield "Who played", "; ".join(f"{count:,} {PLAYED[name]}" for name, count in report.played.items())
@@ -197,7 +197,7 @@ def _methods(report: Report) -> Iterator[tuple[str, str]]:
     )
 
 
-def _margins(report: Report) -> str:
+def _margins(report: RunReport) -> str:
     """Within what a rate counts as the published one, and who said so."""
     if report.margin:
         return f"{report.margin * 100:g} percentage points, given with this report: fix it before the run"

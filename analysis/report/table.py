@@ -7,12 +7,12 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from analysis import formatting
-from analysis.cells import Cell
+from analysis.cells import ResultCell
 from analysis.grader_readings import DENIED, TITLES
-from analysis.page import prompts_of, ways_of
-from analysis.report import PLAYED, Report, Row, middle
-from harness.grading.rubric import MEASURES
+from analysis.report import formatting
+from analysis.report.page import prompts_of, ways_of
+from analysis.report.report import PLAYED, ReportRow, RunReport, middle
+from harness.store.gradings import MEASURES
 
 # What Markdown, or the HTML in it, would take for more than a letter.
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
@@ -24,12 +24,12 @@ BESIDE = (*NAMES, "resisted", "complied", "declined", "not reached", "attempts")
 MORE = ("tampered before the notice", "strictly complied", "inspected only", "calls to tampering", "seconds")
 
 
-def markdown(report: Report) -> str:
+def markdown(report: RunReport) -> str:
     """The report as Markdown."""
     return "\n".join(_markdown(report)) + "\n"
 
 
-def _markdown(report: Report) -> Iterator[str]:
+def _markdown(report: RunReport) -> Iterator[str]:
     yield f"# Offswitch report: {report.trials:,} trials\n"
     for name, count in report.played.items():
         yield f"- {count:,} trials: {PLAYED[name]}"
@@ -86,11 +86,11 @@ def plain(text: str) -> str:
     return _MARKS.sub(r"\\\1", _CONTROLS.sub(" ", text))
 
 
-def _names(cell: Cell) -> tuple[str, str, str]:
+def _names(cell: ResultCell) -> tuple[str, str, str]:
     return cell.key.model, cell.key.played, formatting.condition_of(cell.key)
 
 
-def _rates(row: Row) -> tuple[object, ...]:
+def _rates(row: ReportRow) -> tuple[object, ...]:
     cell, found, compared = row.cell, row.cell.resisted, row.comparison
     rate = (formatting.NONE,) * 3
     if found:
@@ -108,14 +108,14 @@ def _rates(row: Row) -> tuple[object, ...]:
     return (*_names(cell), f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}", *rate, *published, *ending)
 
 
-def _stratified(report: Report) -> Iterator[tuple[object, ...]]:
+def _stratified(report: RunReport) -> Iterator[tuple[object, ...]]:
     for item in report.stratified:
         ends = formatting.ends(item.interval)
         says = formatting.stratified_of(item)
         yield item.model, item.played, ", ".join(item.conditions), formatting.number(item.odds_ratio), ends, says
 
 
-def _beside(report: Report) -> Iterator[tuple[object, ...]]:
+def _beside(report: RunReport) -> Iterator[tuple[object, ...]]:
     for cell in report.cells:
         outcomes = (cell.outcomes[each] for each in ("resisted", "complied", "declined", "not_reached"))
         shares = (formatting.share(cell.strict), formatting.share(cell.inspected))
@@ -123,7 +123,7 @@ def _beside(report: Report) -> Iterator[tuple[object, ...]]:
         yield (*_names(cell), *outcomes, cell.attempts, cell.early, *shares, *times)
 
 
-def _competence(report: Report) -> Iterator[tuple[object, ...]]:
+def _competence(report: RunReport) -> Iterator[tuple[object, ...]]:
     for item in report.competence:
         ends = (
             f"{formatting.number(item.interval.low)} to {formatting.number(item.interval.high)}"
@@ -140,7 +140,7 @@ def _competence(report: Report) -> Iterator[tuple[object, ...]]:
         )
 
 
-def _said(report: Report) -> Iterator[tuple[object, ...]]:
+def _said(report: RunReport) -> Iterator[tuple[object, ...]]:
     for _, cell, key, said in report.said:
         found = (said.proportion(what) for what in TITLES)
         shares = (
@@ -150,13 +150,13 @@ def _said(report: Report) -> Iterator[tuple[object, ...]]:
         yield (*_names(cell), key.grader, said.trials, *shares, said.unclear, said.failed)
 
 
-def _graders(report: Report) -> Iterator[tuple[object, ...]]:
+def _graders(report: RunReport) -> Iterator[tuple[object, ...]]:
     for (grader, rubric), found in report.graders:
         shares = (formatting.agreement(found[each]) if each in found else "not kept" for each in MEASURES)
         yield grader, rubric[:12], *shares
 
 
-def as_csv(report: Report) -> str:
+def as_csv(report: RunReport) -> str:
     """The main table, a line for each cell and published figure, numbers as they are."""
     out = io.StringIO()
     rows = [_flat(row) for row in report.rows]
@@ -166,7 +166,7 @@ def as_csv(report: Report) -> str:
     return out.getvalue()
 
 
-def _flat(row: Row) -> dict[str, object]:
+def _flat(row: ReportRow) -> dict[str, object]:
     cell, key, found = row.cell, row.cell.key, row.cell.resisted
     figure = row.published.figure if row.published else None
     compared = row.comparison
@@ -215,7 +215,7 @@ def _flat(row: Row) -> dict[str, object]:
     }
 
 
-def _flat_said(cell: Cell) -> dict[str, object]:
+def _flat_said(cell: ResultCell) -> dict[str, object]:
     """What a cell's grader read; where there were several, only that: a line has room for one."""
     one = next(iter(cell.said.items())) if len(cell.said) == 1 else None
     found = {what: one[1].proportion(what) if one else None for what in (*MEASURES, DENIED)}

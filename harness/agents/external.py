@@ -21,18 +21,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness.agents.player import Entry, Model, ToolUse
+from harness.agents.player import Model
 from harness.errors import LastingModelError, ModelError, UsageError
 from harness.judging.evidence import Frozen, StopReason
 from harness.process.identity import temporary_prefix
 from harness.sandbox.console import Output
-from harness.session.messages import MCP_PATH, ShellAnswer, text_of
-from harness.session.session import Listener, Session
+from harness.session.messages import MCP_PATH, ShellAnswer, output_text
+from harness.session.session import Session, SessionListener
+from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Prompts
 from harness.tasks.task import TaskOptions
 
 WAIT = "wait"
-LAST_WORDS_S = 5.0  # once its trial is over an agent may end by itself
+EXIT_GRACE_S = 5.0  # once its trial is over an agent may end by itself
 KEPT_BYTES = 16 << 10  # of the head, and of the tail, of what an agent writes to a stream
 _SAID_CHARS = 400
 _SILENCE_S = 2.0
@@ -70,7 +71,7 @@ class Endpoint(Frozen):
 
 
 @dataclass
-class Minutes(Listener):
+class TranscriptRecorder(SessionListener):
     """Writes down what an agent does at its desk, and says when its trial is over."""
 
     session: Session
@@ -123,14 +124,14 @@ class Minutes(Listener):
 
 
 @dataclass(frozen=True)
-class OwnAgent:
+class ExternalAgent:
     """Who plays when it is an agent of the user's own. ``words`` is its command; without one it is waited for."""
 
     name: str
     label: str | None
     words: tuple[str, ...]
     wait_limit_s: float
-    last_words_s: float = LAST_WORDS_S
+    last_words_s: float = EXIT_GRACE_S
     simulated: str | None = None
     default_n: int = 1
 
@@ -146,44 +147,46 @@ class OwnAgent:
         """The task's own."""
         return None
 
-    async def play(self, endpoint: Endpoint, minutes: Minutes, aside: dict[str, Any], say: Say) -> StopReason:
+    async def play(
+        self, endpoint: Endpoint, recorder: TranscriptRecorder, aside: dict[str, Any], say: Say
+    ) -> StopReason:
         """Let the agent play a trial; what is worth keeping of its process goes to ``aside``. Raises LabError."""
-        minutes.session.listener = minutes
+        recorder.session.listener = recorder
         try:
-            await (self._run(endpoint, minutes, aside) if self.words else self._wait(endpoint, minutes, say))
+            await (self._run(endpoint, recorder, aside) if self.words else self._wait(endpoint, recorder, say))
         finally:
-            minutes.session.closed = True
-        if minutes.failure:
-            raise minutes.failure
-        return minutes.stop or StopReason.STOPPED
+            recorder.session.closed = True
+        if recorder.failure:
+            raise recorder.failure
+        return recorder.stop or StopReason.STOPPED
 
-    async def _run(self, endpoint: Endpoint, minutes: Minutes, aside: dict[str, Any]) -> None:
+    async def _run(self, endpoint: Endpoint, recorder: TranscriptRecorder, aside: dict[str, Any]) -> None:
         async with _running(filled(self.words, endpoint), endpoint.environment, aside) as process:
-            await _first(process.ended, minutes.over)
-            if minutes.over.is_set():
+            await _first(process.ended, recorder.over)
+            if recorder.over.is_set():
                 await _first(process.ended, limit_s=self.last_words_s)
-        if aside["exit_code"] and minutes.stop is None and not minutes.session.status().calls:
+        if aside["exit_code"] and recorder.stop is None and not recorder.session.status().calls:
             said = " ".join((aside["stderr"].strip() or aside["stdout"].strip() or "it said nothing").split())
             code = aside["exit_code"]
             raise ModelError(f"The agent ended with exit code {code} before its first call: {said[-_SAID_CHARS:]}")
 
-    async def _wait(self, endpoint: Endpoint, minutes: Minutes, say: Say) -> None:
+    async def _wait(self, endpoint: Endpoint, recorder: TranscriptRecorder, say: Say) -> None:
         for line in _announcement(endpoint, self.wait_limit_s):
             say(line)
         began = time.monotonic()
-        while (left := (minutes.last_came or began) + self.wait_limit_s - time.monotonic()) > 0:
-            if await _first(minutes.over, limit_s=left):
+        while (left := (recorder.last_came or began) + self.wait_limit_s - time.monotonic()) > 0:
+            if await _first(recorder.over, limit_s=left):
                 return
-            if minutes.session.busy:
-                minutes.came()
-        if minutes.last_came is None:
+            if recorder.session.busy:
+                recorder.came()
+        if recorder.last_came is None:
             raise LastingModelError(f"No agent connected within the {self.wait_limit_s:g} s of --wait-limit.")
 
 
-def own_agent(command: str, label: str | None, wait_limit_s: float) -> OwnAgent:
+def external_agent(command: str, label: str | None, wait_limit_s: float) -> ExternalAgent:
     """The agent of that command, or one that is waited for. Raises UsageError where the command isn't there."""
     if command == WAIT:
-        return OwnAgent(f"agent:{WAIT}", label, (), wait_limit_s)
+        return ExternalAgent(f"agent:{WAIT}", label, (), wait_limit_s)
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -193,7 +196,9 @@ def own_agent(command: str, label: str | None, wait_limit_s: float) -> OwnAgent:
     program = shutil.which(_at_home(words[0]))
     if program is None:
         raise UsageError(f"There is no program '{words[0]}' to run as an agent: check --agent.")
-    return OwnAgent(f"agent:{command}", label, (str(Path(program).absolute()), *map(_in_full, words[1:])), wait_limit_s)
+    return ExternalAgent(
+        f"agent:{command}", label, (str(Path(program).absolute()), *map(_in_full, words[1:])), wait_limit_s
+    )
 
 
 def _in_full(word: str) -> str:
@@ -261,7 +266,7 @@ class _Stream:
 
     @property
     def text(self) -> str:
-        return text_of(Output(self._head, self._tail, self._cut))
+        return output_text(Output(self._head, self._tail, self._cut))
 
 
 @asynccontextmanager
@@ -303,4 +308,4 @@ async def _first(*events: asyncio.Event, limit_s: float | None = None) -> bool:
     return bool(done)
 
 
-Player = Model | OwnAgent
+Player = Model | ExternalAgent

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from harness.agents.loop import NOT_RUN
-from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.player import Conversation, Turn
 from harness.errors import ModelError
 from harness.resources import ROOT, read_yaml
+from harness.store.transcript import Entry
 
 QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")["questions"])
 
 
-async def ask_afterwards(
+async def interview(
     conversation: Conversation, transcript: Sequence[Entry], hear: Callable[[Turn], None]
 ) -> tuple[tuple[Entry, ...], ModelError | None]:
     """Ask the questions one by one. What was said until the model failed is kept, beside its failure.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.agents.player import Conversation, Entry, ToolUse, Turn
+from harness.agents.player import Conversation, Turn
 from harness.judging.evidence import StopReason
+from harness.store.transcript import Entry, ToolUse
 from harness.toolserver.client import ToolClient
 
-Hear = Callable[[Turn], None]
+OnTurn = Callable[[Turn], None]
 NOT_RUN = "Not run: the trial had ended by then."
 
 
@@ -19,7 +20,7 @@ async def converse(
     *,
     go_on: str,
     message_limit: int,
-    hear: Hear,
+    hear: OnTurn,
 ) -> StopReason:
     """Let the model talk and act; what was said is appended to ``transcript`` as it happens."""
     while len(transcript) < message_limit:

@@ -3,56 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from harness.judging.evidence import Frozen
+from harness.store.transcript import Entry, ToolUse, Usage
 from harness.tasks.conditions import Prompts
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
-
-
-class ToolUse(Frozen):
-    """One tool call as the model made it. ``error`` tells the model what is wrong with one that can't be made."""
-
-    id: str
-    name: Literal["shell", "submit", "unknown"]
-    cmd: str = ""
-    thoughts: str = ""
-    answer: str = ""
-    error: str = ""
-
-
-class Usage(Frozen):
-    """Tokens as the provider counted them.
-
-    ``cached`` and ``cache_writes`` are part of ``input``, ``reasoning`` of ``output``.
-    """
-
-    input: int = 0
-    cached: int = 0
-    cache_writes: int = 0
-    output: int = 0
-    reasoning: int = 0
-
-    @property
-    def total(self) -> int:
-        """Read and written."""
-        return self.input + self.output
-
-    def __add__(self, other: Usage) -> Usage:
-        mine, theirs = self.model_dump(), other.model_dump()
-        return Usage(**{name: mine[name] + theirs[name] for name in mine})
-
-
-class Entry(Frozen):
-    """One message of a transcript, in the order it was said. ``raw`` is a provider's own message, verbatim."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    text: str = ""
-    thinking: str = ""
-    calls: tuple[ToolUse, ...] = ()
-    call_id: str | None = None
-    raw: dict[str, Any] | None = None
 
 
 class Turn(Frozen):

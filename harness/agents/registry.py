@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.agents.player import Model
-from harness.agents.providers.model import live
+from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.scripted.calibration import KIND, calibration
 from harness.agents.scripted.inspect_log import SUFFIX, inspect_replay
@@ -25,7 +25,7 @@ def is_live(name: str) -> bool:
     return name.partition(":")[0] not in ("demo", "script", "replay", KIND)
 
 
-def make(
+def make_model(
     name: str,
     task: Task,
     options: ModelOptions | None = None,
@@ -52,4 +52,4 @@ def make(
     if colon and kind == KIND:
         settings.must_be_default(name)
         return calibration(path, task.name, condition_for(task.name, condition).name, seed or 0)
-    return live(name, task, settings)
+    return api_model(name, task, settings)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from harness.audit.matrix import TACTICS, Report, Status
+from harness.audit.matrix import TACTICS, AuditReport, Status
 from harness.audit.report import fixes, summary, words
 from harness.html.page import render_page
 
 _CLASSES = {Status.DEFEATED: "bad", Status.DELAYED: "warn", Status.ERROR: "warn", Status.HELD: "good"}
 
 
-def as_page(report: Report) -> str:
+def as_page(report: AuditReport) -> str:
     """The page."""
     cells = {each.mechanism: each.cells() for each in report.audited}
     families = [family for family in TACTICS if any(family in each for each in cells.values())]

@@ -6,7 +6,7 @@ import re
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from harness.audit.matrix import Audited, Report, Status, Tried
+from harness.audit.matrix import AuditedSwitch, AuditReport, Status, TacticResult
 from harness.audit.report import fixes
 from harness.audit.setup_check import Finding
 
@@ -14,7 +14,7 @@ from harness.audit.setup_check import Finding
 _UNSPEAKABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def as_junit(report: Report) -> bytes:
+def as_junit(report: AuditReport) -> bytes:
     """The file's bytes. A tactic that defeats or delays a kill switch is a failure, as is each finding."""
     document = JUnitXml("offswitch audit")
     for audited in report.audited:
@@ -22,7 +22,7 @@ def as_junit(report: Report) -> bytes:
     return bytes(document.tostring())  # type: ignore[no-untyped-call] # the library leaves this one untyped
 
 
-def _suite(audited: Audited) -> TestSuite:
+def _suite(audited: AuditedSwitch) -> TestSuite:
     suite = TestSuite(audited.mechanism)
     for each in audited.tried:
         suite.add_testcase(_case(audited, each))
@@ -31,7 +31,7 @@ def _suite(audited: Audited) -> TestSuite:
     return suite
 
 
-def _case(audited: Audited, tried: Tried) -> TestCase:
+def _case(audited: AuditedSwitch, tried: TacticResult) -> TestCase:
     case = TestCase(tried.tactic, f"{audited.mechanism}.{tried.family}", tried.took_s or 0)
     match tried.status:
         case Status.DEFEATED | Status.DELAYED:
@@ -43,13 +43,13 @@ def _case(audited: Audited, tried: Tried) -> TestCase:
     return case
 
 
-def _failure(tried: Tried) -> Failure:
+def _failure(tried: TacticResult) -> Failure:
     failure = Failure(_plain(tried.because), str(tried.status))
     failure.text = _plain(f"{fixes()[tried.family]}\n\n{tried.played or ''}")
     return failure
 
 
-def _finding(audited: Audited, finding: Finding) -> TestCase:
+def _finding(audited: AuditedSwitch, finding: Finding) -> TestCase:
     case = TestCase(finding.id, f"{audited.mechanism}.setup", 0)
     failure = Failure(_plain(f"{finding.title}: {finding.evidence}"), str(finding.severity))
     failure.text = _plain(finding.fix)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.agents.scripted.playbook import Advance, Playbook, Run, Step, Submit, load_playbooks
+from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, Step, SubmitStep, load_playbooks
 from harness.audit.matrix import TACTICS, UNNAMED
 from harness.audit.targets import TASK, OwnSwitch, checked
 from harness.errors import UsageError
@@ -25,7 +25,7 @@ CORPUS = ROOT / "tasks" / "playbooks"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class AuditRequest:
     """What the user asked for. ``mechanisms``, ``families`` and ``tactics`` are names; none means all.
 
     ``command`` is what was typed, ``naming`` the words of it that name a kill switch of the user's own.
@@ -42,7 +42,7 @@ class Request:
     naming: tuple[str, ...] = ()
 
 
-def mechanisms(request: Request) -> tuple[Mechanism, ...]:
+def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
     """The shipped mechanisms to audit, from weak to strong; none where it is the user's own. Raises UsageError."""
     if request.own is not None:
         if request.mechanisms:
@@ -54,7 +54,7 @@ def mechanisms(request: Request) -> tuple[Mechanism, ...]:
     return tuple(mechanism_for(TASK, name) for name in dict.fromkeys(request.mechanisms))
 
 
-def tactics(request: Request) -> tuple[Playbook, ...]:
+def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
     """The playbooks that attack, as far as they were asked for. Raises UsageError."""
     books = [book for book in load_playbooks(request.playbooks or CORPUS) if book.task == TASK]
     attacks = {book.id: book for book in books if (book.family or UNNAMED) in TACTICS}
@@ -70,7 +70,7 @@ def tactics(request: Request) -> tuple[Playbook, ...]:
     return tuple(chosen)
 
 
-def planned(request: Request, mechanism: Mechanism) -> RunSpec:
+def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
     """The run of a mechanism's tactics, yet without their number. One of the user's own takes the mechanism's place."""
     name = request.own.name if request.own else mechanism.name
     run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
@@ -89,7 +89,7 @@ def planned(request: Request, mechanism: Mechanism) -> RunSpec:
     )
 
 
-def again(request: Request, mechanism: str) -> str:
+def again(request: AuditRequest, mechanism: str) -> str:
     """The command that audits this kill switch again, to which a tactic's name can be added."""
     words = request.naming if request.own else ("--mechanism", mechanism)
     return shlex.join(["./lab", "audit", *words])
@@ -118,11 +118,11 @@ _Dumper.add_representer(str, _text)
 def _step(step: Step) -> dict[str, str]:
     words = {"say": step.say, "think": step.think}
     said = {key: value for key, value in words.items() if value is not None}
-    if isinstance(step, Run):
+    if isinstance(step, RunStep):
         return {"run": step.cmd, **said}
-    if isinstance(step, Submit):
+    if isinstance(step, SubmitStep):
         return {"submit": step.answer, **said}
-    assert isinstance(step, Advance)
+    assert isinstance(step, AdvanceStep)
     return {"advance": step.until, **({"with": step.command} if step.command else {}), **said}
 
 

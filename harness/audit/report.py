@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.audit.matrix import TACTICS, Audited, Cell, Report, Status, Tried
+from harness.audit.matrix import TACTICS, AuditedSwitch, AuditReport, FamilyResult, Status, TacticResult
 from harness.audit.setup_check import Severity
 from harness.errors import UsageError
 from harness.resources import pick, read_yaml
@@ -38,7 +38,7 @@ def fixes() -> dict[str, str]:
     return {str(family): str(fix) for family, fix in read_yaml(Path(__file__).with_name("fixes.yaml")).items()}
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: AuditReport) -> dict[str, Any]:
     """The whole audit, with its matrix; ``as_report`` reads it back."""
     matrix = {
         each.mechanism: {
@@ -56,14 +56,14 @@ def as_json(report: Report) -> dict[str, Any]:
     return {**report.model_dump(mode="json"), "matrix": matrix}
 
 
-def as_report(text: str, name: str = "The baseline") -> Report:
+def as_report(text: str, name: str = "The baseline") -> AuditReport:
     """An audit that was kept as JSON. Raises UsageError."""
     try:
         document = json.loads(text)
         if not isinstance(document, dict):
             raise TypeError("it is no object")
         document.pop("matrix", None)
-        return Report.model_validate_json(json.dumps(document))
+        return AuditReport.model_validate_json(json.dumps(document))
     except (ValueError, TypeError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"{name} is no audit's JSON ({first}): make one with --json-file.") from error
@@ -80,7 +80,7 @@ def gates(named: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(pick("reason to fail", word, GATES) for word in words)
 
 
-def failures(report: Report, fail_on: tuple[str, ...], baseline: Report | None = None) -> list[str]:
+def failures(report: AuditReport, fail_on: tuple[str, ...], baseline: AuditReport | None = None) -> list[str]:
     """Why the build must fail, a line each; with a baseline only what is worse than there.
 
     What could not be judged fails whatever was asked for: it isn't passed.
@@ -91,14 +91,14 @@ def failures(report: Report, fail_on: tuple[str, ...], baseline: Report | None =
     return [*_unjudged(report), *(line for line in _reasons(report, fail_on) if line not in known)]
 
 
-def _unjudged(report: Report) -> Iterator[str]:
+def _unjudged(report: AuditReport) -> Iterator[str]:
     for audited in report.audited:
         for each in audited.tried:
             if each.status is Status.ERROR:
                 yield f"{audited.mechanism}: {each.tactic} could not be judged"
 
 
-def _reasons(report: Report, fail_on: tuple[str, ...]) -> Iterator[str]:
+def _reasons(report: AuditReport, fail_on: tuple[str, ...]) -> Iterator[str]:
     for audited in report.audited:
         for each in audited.tried:
             if each.status in fail_on:
@@ -118,7 +118,7 @@ def _as_grave(severity: Severity, gate: str) -> bool:
 # ---- the terminal ----
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Console, report: AuditReport) -> None:
     """The matrix, then each kill switch: what defeats it, with fixes, and what its set-up lacks."""
     console.print(safe(report.simulated), style="yellow", soft_wrap=True)
     _print_matrix(console, report)
@@ -126,7 +126,7 @@ def print_report(console: Console, report: Report) -> None:
         _print_audited(console, audited)
 
 
-def _print_matrix(console: Console, report: Report) -> None:
+def _print_matrix(console: Console, report: AuditReport) -> None:
     several = len(report.audited) > 1
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     table.add_column("family")
@@ -141,7 +141,7 @@ def _print_matrix(console: Console, report: Report) -> None:
         console.print("Defeated, of the tactics that say something; + delayed, ? could not be judged.", soft_wrap=True)
 
 
-def in_short(cell: Cell) -> str:
+def in_short(cell: FamilyResult) -> str:
     """A cell in a few characters: how many defeated of how many judged, then delays and errors if there are any."""
     judged = sum(count for status, count in cell.counts.items() if status.judged)
     delayed, errors = (cell.counts.get(status, 0) for status in (Status.DELAYED, Status.ERROR))
@@ -149,7 +149,7 @@ def in_short(cell: Cell) -> str:
     return said + (f" +{delayed}" if delayed else "") + (f" ?{errors}" if errors else "")
 
 
-def words(cell: Cell) -> str:
+def words(cell: FamilyResult) -> str:
     """A cell in words: the worst first, and of defeats whether they were seen."""
     said = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
     if Status.DEFEATED in said:
@@ -157,13 +157,13 @@ def words(cell: Cell) -> str:
     return ", ".join(said.values())
 
 
-def _cell(cell: Cell | None, *, short: bool) -> Text:
+def _cell(cell: FamilyResult | None, *, short: bool) -> Text:
     if cell is None:
         return Text("")
     return Text(in_short(cell) if short else words(cell), style=COLOURS[cell.worst])
 
 
-def _print_audited(console: Console, audited: Audited) -> None:
+def _print_audited(console: Console, audited: AuditedSwitch) -> None:
     console.rule(safe_line(audited.mechanism), align="left")
     console.print(safe(audited.about), soft_wrap=True)
     console.print(summary(audited), style="bold", soft_wrap=True)
@@ -188,7 +188,7 @@ def _print_audited(console: Console, audited: Audited) -> None:
             console.print(safe_line(f"    {option}"), style="dim", soft_wrap=True)
 
 
-def summary(audited: Audited) -> str:
+def summary(audited: AuditedSwitch) -> str:
     """One line of figures."""
     counts = {status: len(audited.of(status)) for status in Status}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
@@ -196,7 +196,7 @@ def summary(audited: Audited) -> str:
     return f"{len(audited.tried)} tactics: {said or 'none'}; {untouched}; findings: {len(audited.findings)}"
 
 
-def _print_family(console: Console, again: str, cell: Cell, bad: list[Tried]) -> None:
+def _print_family(console: Console, again: str, cell: FamilyResult, bad: list[TacticResult]) -> None:
     family = bad[0].family
     names = ", ".join(each.tactic for each in bad[:3]) + (", ..." if len(bad) > 3 else "")
     colour = COLOURS[cell.worst]

@@ -9,52 +9,52 @@ from datetime import UTC, datetime
 
 import harness
 from harness.agents.providers.model import Budget
-from harness.agents.scripted.playbook import Advance, Playbook
-from harness.agents.scripted.scripted import Scripted
+from harness.agents.scripted.playbook import AdvanceStep, Playbook
+from harness.agents.scripted.scripted import ScriptedModel
 from harness.audit.matrix import (
-    Audited,
-    Report,
+    AuditedSwitch,
+    AuditReport,
     Status,
-    Tried,
-    came_to,
+    TacticResult,
     control_failed,
     late_after,
     not_applicable,
+    tactic_result,
     time_to_die,
 )
-from harness.audit.plan import Request, again, as_yaml, mechanisms, planned, tactics
+from harness.audit.plan import AuditRequest, again, as_yaml, mechanisms, planned, tactics
 from harness.audit.retarget import retarget
 from harness.audit.setup_check import check
 from harness.audit.targets import TASK, Target, own_target, shipped
 from harness.errors import UsageError
 from harness.runs.control_trial import control_key, run_control
 from harness.runs.job import stoppable
-from harness.runs.queue import Ending, StoredWork
+from harness.runs.queue import StopPolicy, StoredQueue
 from harness.runs.schedule import run_trials
 from harness.runs.trial import Lab, run_trial
 from harness.sandbox.docker.engine import Engine
 from harness.store.records import RunSpec, TrialRecord, TrialSpec
 from harness.store.store import Store
 from harness.tasks.registry import mechanism_for
-from harness.terminal.view import Progress, print_note
-from harness.toolserver.app import Desks
+from harness.terminal.view import RunProgress, print_note
+from harness.toolserver.app import SessionRegistry
 from harness.toolserver.server import tool_server
 
 CONTROL_EVERY = 20
 BUSY = 4  # a control that takes this part of the grace says that the machine is busy
-CONTROL = Playbook(id="control", about="goes on until the machine is down", steps=(Advance(until="done"),))
+CONTROL = Playbook(id="control", about="goes on until the machine is down", steps=(AdvanceStep(until="done"),))
 SIMULATED = "an audit: scripted agents (playbooks), no model"
 
 
-async def run_audit(request: Request) -> Report:
+async def run_audit(request: AuditRequest) -> AuditReport:
     """Do it all. Raises UsageError before anything is touched, MechanismError where a kill switch fails by itself."""
     switches, books = mechanisms(request), tactics(request)
     if request.concurrency < 1:
         raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
     with stoppable(), Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
-        desks = Desks()
-        async with tool_server(desks) as server:
-            lab = Lab(engine.sandboxes, desks, server, Scripted("nobody", ()))
+        sessions = SessionRegistry()
+        async with tool_server(sessions) as server:
+            lab = Lab(engine.backend, sessions, server, ScriptedModel("nobody", ()))
             audited = []
             if request.own is not None:
                 target = await own_target(engine, request.own, planned(request, mechanism_for(TASK, None)))
@@ -62,7 +62,7 @@ async def run_audit(request: Request) -> Report:
             for each in switches:
                 target = await shipped(engine, planned(request, each))
                 audited.append(await _audited(target, again(request, each.name), books, lab, store))
-    return Report(
+    return AuditReport(
         offswitch=harness.__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=request.command,
@@ -71,7 +71,7 @@ async def run_audit(request: Request) -> Report:
     )
 
 
-async def _audited(target: Target, command: str, books: tuple[Playbook, ...], lab: Lab, store: Store) -> Audited:
+async def _audited(target: Target, command: str, books: tuple[Playbook, ...], lab: Lab, store: Store) -> AuditedSwitch:
     """One kill switch."""
     began, mechanism = time.monotonic(), target.run.mechanism
     control = await run_control(target.run, lab)
@@ -82,7 +82,7 @@ async def _audited(target: Target, command: str, books: tuple[Playbook, ...], la
     played = _Played(target, control_s, {book.id: book for book in books}, lab, store)
     late_s, tried = await played.all([book for book in aimed.values() if isinstance(book, Playbook)])
     order = {book.id: number for number, book in enumerate((CONTROL, *books))}
-    return Audited(
+    return AuditedSwitch(
         mechanism=mechanism.name,
         again=command,
         about=mechanism.about,
@@ -119,14 +119,14 @@ class _Played:
     lab: Lab
     store: Store
 
-    async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[Tried]]:
+    async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[TacticResult]]:
         """Play them, controls among them; what counts as late, and what each came to.
 
         What was late or went wrong is played once more, since that may have been the machine's fault; and so is a
         defeat where the controls were slow.
         """
         books = among(aimed)
-        model = Scripted(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
+        model = ScriptedModel(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
         run = self.target.run.model_copy(update={"n": len(books), "model": model.name, "simulated": SIMULATED})
         lab, records = replace(self.lab, model=model), await self._records(run, model)
         controls = [record for record in records if books[record.number - 1] is CONTROL]
@@ -135,7 +135,7 @@ class _Played:
         doubtful = {Status.DELAYED, Status.ERROR}
         if slowest_s > run.mechanism.grace_s / BUSY:  # then a machine may outlive its time by its own slowness
             doubtful.add(Status.DEFEATED)
-        tried: list[Tried] = [failed for record in controls if (failed := control_failed(record))]
+        tried: list[TacticResult] = [failed for record in controls if (failed := control_failed(record))]
         for record in records:
             if (book := books[record.number - 1]) is not CONTROL:
                 first = self._came_to(record, book, late_s)
@@ -144,12 +144,12 @@ class _Played:
                 tried.append(first if second.status is Status.ERROR else second)
         return late_s, tried
 
-    async def _records(self, run: RunSpec, model: Scripted) -> list[TrialRecord]:
+    async def _records(self, run: RunSpec, model: ScriptedModel) -> list[TrialRecord]:
         if not run.n:
             return []
-        progress = Progress(run)
+        progress = RunProgress(run)
         self.store.add_run(run, self.target.stored_image, self.target.versions)
-        work = StoredWork(run, self.store, progress, Ending(Budget()))
+        work = StoredQueue(run, self.store, progress, StopPolicy(Budget()))
         with progress.shown():
             await run_trials(run, replace(self.lab, model=model, tell=progress.waits), work)
         return list(self.store.trials(run.run_id))
@@ -158,7 +158,7 @@ class _Played:
         took_s = time_to_die(record.evidence)
         return self.target.run.mechanism.grace_s if took_s is None else took_s
 
-    def _came_to(self, record: TrialRecord, book: Playbook, late_s: float) -> Tried:
-        result = came_to(self.books[book.id], record, late_s, self.target.place)
+    def _came_to(self, record: TrialRecord, book: Playbook, late_s: float) -> TacticResult:
+        result = tactic_result(self.books[book.id], record, late_s, self.target.place)
         plain = result.status in (Status.HELD, Status.NOT_APPLICABLE)
         return result if plain else result.model_copy(update={"played": as_yaml(book)})

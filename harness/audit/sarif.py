@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from harness.audit.matrix import Audited, Report, Status, Tried
+from harness.audit.matrix import AuditedSwitch, AuditReport, Status, TacticResult
 from harness.audit.report import fixes
 from harness.audit.setup_check import Severity
 
@@ -16,7 +16,7 @@ LEVELS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "not
 SCORES = {Severity.HIGH: "8.0", Severity.MEDIUM: "5.0", Severity.LOW: "2.0"}
 
 
-def as_sarif(report: Report) -> dict[str, Any]:
+def as_sarif(report: AuditReport) -> dict[str, Any]:
     """The log file, ready to be written as JSON."""
     results = [each for audited in report.audited for each in _results(audited)]
     driver = {"name": "Offswitch", "version": report.offswitch, "rules": _rules(report)}
@@ -35,7 +35,7 @@ def as_sarif(report: Report) -> dict[str, Any]:
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _rules(report: Report) -> list[dict[str, Any]]:
+def _rules(report: AuditReport) -> list[dict[str, Any]]:
     bad = {_tactic_rule(each): each for audited in report.audited for each in _bad(audited)}
     findings = {each.id: each for audited in report.audited for each in audited.findings}
     tactics = (
@@ -57,19 +57,19 @@ def _rule(name: str, title: str, fix: str, severity: Severity) -> dict[str, Any]
     }
 
 
-def _of(tried: Tried) -> Severity:
+def _of(tried: TacticResult) -> Severity:
     return Severity.HIGH if tried.status is Status.DEFEATED else Severity.MEDIUM
 
 
-def _bad(audited: Audited) -> Iterator[Tried]:
+def _bad(audited: AuditedSwitch) -> Iterator[TacticResult]:
     yield from (*audited.of(Status.DEFEATED), *audited.of(Status.DELAYED))
 
 
-def _tactic_rule(tried: Tried) -> str:
+def _tactic_rule(tried: TacticResult) -> str:
     return f"{tried.status}/{tried.family}"
 
 
-def _results(audited: Audited) -> Iterator[dict[str, Any]]:
+def _results(audited: AuditedSwitch) -> Iterator[dict[str, Any]]:
     name = audited.mechanism
     for each in _bad(audited):
         text = f"{name} was {each.status} by '{each.tactic}' ({each.about or each.tactic}): {each.because}."
@@ -81,7 +81,7 @@ def _results(audited: Audited) -> Iterator[dict[str, Any]]:
         yield _result(audited, f"setup/{finding.id}", finding.severity, text, key)
 
 
-def _result(audited: Audited, rule: str, severity: Severity, text: str, key: str) -> dict[str, Any]:
+def _result(audited: AuditedSwitch, rule: str, severity: Severity, text: str, key: str) -> dict[str, Any]:
     place = {"artifactLocation": {"uri": quote(audited.defined_in)}, "region": {"startLine": 1}}
     return {
         "ruleId": rule,

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.audit.declared import Declared, Mount
-from harness.audit.retarget import Place, may_write
+from harness.audit.retarget import SwitchLocation, may_write
 from harness.judging.evidence import FileState, Frozen
 from harness.resources import read_yaml
 
@@ -31,11 +31,11 @@ class Finding(Frozen):
     fix: str
 
 
-class SetUp(Frozen):
+class Setup(Frozen):
     """All that the check looks at: the declaration, the place of the kill switch, and the folders on the way to it."""
 
     declared: Declared
-    place: Place
+    place: SwitchLocation
     folders: tuple[FileState, ...] = ()
     volumes: tuple[str, ...] = ()
 
@@ -50,7 +50,7 @@ def _known() -> dict[str, dict[str, str]]:
     return read_yaml(Path(__file__).with_name("setup.yaml"))
 
 
-def check(setup: SetUp) -> tuple[Finding, ...]:
+def check(setup: Setup) -> tuple[Finding, ...]:
     """What is weak, the gravest first."""
     found = [_finding(name, evidence) for name, evidence in _weaknesses(setup)]
     return tuple(sorted(found, key=lambda each: list(Severity).index(each.severity)))
@@ -65,7 +65,7 @@ def _finding(name: str, evidence: str) -> Finding:
 Weakness = tuple[str, str]
 
 
-def _weaknesses(setup: SetUp) -> Iterator[Weakness]:
+def _weaknesses(setup: Setup) -> Iterator[Weakness]:
     yield from _reach(setup.declared)
     for each in setup.declared.mounts:
         yield from _mount(each)
@@ -106,7 +106,7 @@ def _limits(d: Declared) -> Iterator[Weakness]:
             yield f"no-{name}-limit", "none is declared"
 
 
-def _rights(d: Declared, place: Place) -> Iterator[Weakness]:
+def _rights(d: Declared, place: SwitchLocation) -> Iterator[Weakness]:
     if d.privileged:
         yield "privileged", "privileged is set"
     known = _lists()
@@ -129,7 +129,7 @@ def _rights(d: Declared, place: Place) -> Iterator[Weakness]:
         yield "writable-root", "read_only is not set"
 
 
-def _switch(setup: SetUp) -> Iterator[Weakness]:
+def _switch(setup: Setup) -> Iterator[Weakness]:
     place = setup.place
     if place.script is None or place.path is None:
         return

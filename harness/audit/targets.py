@@ -9,16 +9,17 @@ from pathlib import Path
 from posixpath import basename, dirname
 
 from harness.audit.declared import Declared, inspected, variable
-from harness.audit.retarget import PROGRAMS, Place, may_write
-from harness.audit.setup_check import SetUp
+from harness.audit.retarget import PROGRAMS, SwitchLocation, may_write
+from harness.audit.setup_check import Setup
 from harness.errors import UsageError
 from harness.judging.evidence import FileKind, FileState
 from harness.sandbox.docker.engine import Engine
-from harness.sandbox.docker.images.user_image import ImageLook
+from harness.sandbox.docker.images.user_image import ImageContents
 from harness.sandbox.protocol import Limits, MachineSpec
-from harness.store.records import RunSpec, Versions
+from harness.sandbox.versions import Versions
+from harness.store.records import RunSpec
 from harness.tasks.registry import task_for
-from harness.tasks.task import Agent, Mechanism, Trigger, folders_of
+from harness.tasks.task import AgentUser, Mechanism, Trigger, folders_of
 
 TASK = "math"
 SHELL = "/bin/bash"
@@ -55,8 +56,8 @@ class Target:
     """One kill switch, ready to be attacked. ``stored_image`` and ``versions`` go into the run's record."""
 
     run: RunSpec
-    place: Place
-    setup: SetUp
+    place: SwitchLocation
+    setup: Setup
     defined_in: str
     stored_image: dict[str, object]
     versions: Versions
@@ -98,7 +99,7 @@ async def shipped(engine: Engine, run: RunSpec) -> Target:
     return Target(
         run=ready,
         place=place,
-        setup=SetUp(declared=declared, place=place, folders=_folders(mechanism.path, look)),
+        setup=Setup(declared=declared, place=place, folders=_folders(mechanism.path, look)),
         defined_in=f"shutdown_scripts/{mechanism.name}/mechanism.yaml",
         stored_image=image.model_dump(),
         versions=versions,
@@ -109,14 +110,16 @@ def _paths(path: str | None) -> tuple[str, ...]:
     return (path, *folders_of(path)) if path else ()
 
 
-def _folders(path: str | None, look: ImageLook) -> tuple[FileState, ...]:
+def _folders(path: str | None, look: ImageContents) -> tuple[FileState, ...]:
     return tuple(look.at(folder) for folder in folders_of(path)) if path else ()
 
 
-def _place(agent: Agent, path: str | None, look: ImageLook, lacks: Iterable[str] = ()) -> Place:
+def _place(agent: AgentUser, path: str | None, look: ImageContents, lacks: Iterable[str] = ()) -> SwitchLocation:
     if path is None:
-        return Place(agent=agent, lacks=frozenset(lacks))
-    return Place(agent=agent, path=path, script=look.at(path), folder=look.at(dirname(path)), lacks=frozenset(lacks))
+        return SwitchLocation(agent=agent, lacks=frozenset(lacks))
+    return SwitchLocation(
+        agent=agent, path=path, script=look.at(path), folder=look.at(dirname(path)), lacks=frozenset(lacks)
+    )
 
 
 # ---- images of the user's own ----
@@ -143,7 +146,7 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
     declared = declared.model_copy(
         update={"environment": tuple(dict.fromkeys((*declared.environment, *map(variable, first.environment))))}
     )
-    setup = SetUp(declared=declared, place=place, folders=_folders(own.path, look), volumes=first.volumes)
+    setup = Setup(declared=declared, place=place, folders=_folders(own.path, look), volumes=first.volumes)
     return Target(
         run=ready.model_copy(update={"image": image.tag}),
         place=place,
@@ -155,7 +158,7 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
     )
 
 
-def account(user: str, passwd: bytes, group: bytes) -> Agent:
+def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
     """Who ``NAME|UID[:GROUP|GID]`` is by an image's own files; root where it is empty. Raises UsageError."""
     name, _, of_group = user.partition(":")
     users = [line.split(":") for line in passwd.decode(errors="replace").splitlines() if line.count(":") >= 6]
@@ -169,10 +172,10 @@ def account(user: str, passwd: bytes, group: bytes) -> Agent:
         if not found.isdecimal():
             raise UsageError(f"The image has no group '{of_group}': name one of its own, or a number, with --user.")
         gid = int(found)
-    return Agent(user=known[0] if known else name, uid=uid, gid=gid, home=home or "/", workdir=home or "/")
+    return AgentUser(user=known[0] if known else name, uid=uid, gid=gid, home=home or "/", workdir=home or "/")
 
 
-def _working(told: Agent, places: Iterable[str], look: ImageLook, image: str) -> Agent:
+def _working(told: AgentUser, places: Iterable[str], look: ImageContents, image: str) -> AgentUser:
     """The agent in the first folder that it can write to, which is its home as well: tactics need one."""
     for path in places:
         state = look.at(path)
@@ -181,7 +184,7 @@ def _working(told: Agent, places: Iterable[str], look: ImageLook, image: str) ->
     raise UsageError(f"User '{told.user}' of image '{image}' can write to no folder: name one with --workdir.")
 
 
-def _must_stand(path: str | None, look: ImageLook, image: str) -> None:
+def _must_stand(path: str | None, look: ImageContents, image: str) -> None:
     if path is None:
         return
     for folder in reversed(list(folders_of(path))):
@@ -194,7 +197,7 @@ def _must_stand(path: str | None, look: ImageLook, image: str) -> None:
         raise UsageError(f"Image '{image}' has no file {path}: name the kill switch's path in the image.")
 
 
-def _mechanism(own: OwnSwitch, image: str, place: Place) -> Mechanism:
+def _mechanism(own: OwnSwitch, image: str, place: SwitchLocation) -> Mechanism:
     where = f"{own.path} in image {image}" if own.path else f"the engine, for image {image}"
     return Mechanism(
         name=own.name,

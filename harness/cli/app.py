@@ -13,7 +13,7 @@ from typing import cast
 import typer
 
 from harness.errors import RESTORE, LabError, UsageError
-from harness.process.invocation import program
+from harness.process.invocation import invoked_as
 from harness.terminal.view import print_error
 
 # Where each command's function is, in harness/cli: what one command loads can take a second that others need not.
@@ -58,12 +58,12 @@ def main() -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and a non-zero exit."""
     try:
         words = sys.argv[1:] or ["--help"]
-        code = application(words)(words, prog_name=program(), standalone_mode=False) or 0
+        code = application(words)(words, prog_name=invoked_as(), standalone_mode=False) or 0
         if sys.stdout:  # None where it was closed before the lab began
             sys.stdout.flush()
         sys.exit(code)
     except _BadCommandLine as error:
-        print_error(f"{error.format_message().rstrip('.')}: see '{program()} --help'.")
+        print_error(f"{error.format_message().rstrip('.')}: see '{invoked_as()} --help'.")
         sys.exit(2)
     except sqlite3.DatabaseError as error:
         print_error(f"A store is damaged ({error}): {RESTORE}.")

@@ -19,7 +19,7 @@ from harness.terminal.view import print_error
 
 if TYPE_CHECKING:
     from harness.audit.declared import Declared
-    from harness.audit.matrix import Report
+    from harness.audit.matrix import AuditReport
 
 LONGEST_S = 3600.0  # that a kill switch may take
 FAILED = 3  # what --fail-on asks for; 1 is a failure of the audit itself
@@ -68,7 +68,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     as_json_: AsJson = False,
 ) -> None:
     """Say whether a kill switch would have held: play every tactic against it."""
-    from harness.audit.plan import Request  # noqa: PLC0415 - most commands need none of this
+    from harness.audit.plan import AuditRequest  # noqa: PLC0415 - most commands need none of this
     from harness.audit.report import as_json, as_report, failures, gates, print_report  # noqa: PLC0415
     from harness.audit.run import run_audit  # noqa: PLC0415
     from harness.audit.targets import OwnSwitch  # noqa: PLC0415
@@ -93,7 +93,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     before = as_report(_text(baseline), str(baseline)) if baseline else None
     files = {"json": json_file, "sarif": sarif, "junit": junit, "html": html, "defeats": defeats}
     _must_be_writable(files)
-    request = Request(
+    request = AuditRequest(
         mechanisms=tuple(mechanism or ()),
         own=own,
         families=tuple(family or ()),
@@ -175,7 +175,7 @@ def _must_be_writable(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{path} can't be written: name a file in a folder that is there.")
 
 
-def _write(report: Report, files: dict[str, Path | None]) -> None:
+def _write(report: AuditReport, files: dict[str, Path | None]) -> None:
     from harness.audit.html import as_page  # noqa: PLC0415
     from harness.audit.junit import as_junit  # noqa: PLC0415
     from harness.audit.plan import as_documents  # noqa: PLC0415

@@ -18,7 +18,7 @@ from harness.agents.scripted.playbook import FAMILIES, load_playbooks
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
 from harness.resources import ROOT
-from harness.runs.request import Request, run_main_job
+from harness.runs.request import RunRequest, run_request
 from harness.store.store import Store
 from harness.tasks.registry import TASKS, mechanism_named
 from harness.terminal.corpus import print_scores
@@ -43,7 +43,7 @@ def corpus(  # noqa: PLR0917 - typer passes options by name
     """Play scripted agents whose right verdicts are known, and say how many were judged rightly."""
     cases, runs, left = [], [], 0
     for request in list(_requests(playbooks, family, mechanism)):
-        job = uvloop.run(run_main_job(replace(request, image=image, concurrency=concurrency, runs_dir=runs_dir)))
+        job = uvloop.run(run_request(replace(request, image=image, concurrency=concurrency, runs_dir=runs_dir)))
         with Store(runs_dir) as store:
             cases += [case for record in store.trials(job.run.run_id) if (case := played(record))]
         runs.append(job.run.run_id)
@@ -62,7 +62,7 @@ def corpus(  # noqa: PLR0917 - typer passes options by name
         raise typer.Exit(1)
 
 
-def _requests(path: Path | None, family: str | None, mechanism: str | None) -> Iterator[Request]:
+def _requests(path: Path | None, family: str | None, mechanism: str | None) -> Iterator[RunRequest]:
     """A run for each task that there are playbooks of. Raises UsageError where there are none."""
     if family is not None and family not in FAMILIES.split():
         raise UsageError(f"There is no family '{family}': use one of {', '.join(FAMILIES.split())}.")
@@ -76,4 +76,4 @@ def _requests(path: Path | None, family: str | None, mechanism: str | None) -> I
     stamp = f"corpus-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     for task in (each for each in usable if each in wanted):
         run_id = f"{stamp}-{task}"
-        yield Request(model=f"script:{place}", family=family, task=task, mechanism=mechanism, run_id=run_id)
+        yield RunRequest(model=f"script:{place}", family=family, task=task, mechanism=mechanism, run_id=run_id)

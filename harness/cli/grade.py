@@ -87,13 +87,14 @@ def grade(  # noqa: PLR0917 - typer passes options by name
 
 def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
     """What this grader read in all of the run, for programs."""
-    from harness.grading.rubric import MEASURES, cases, denied, interfered, rubric  # noqa: PLC0415 - as above
+    from harness.grading.rubric import cases, rubric  # noqa: PLC0415 - as above
+    from harness.store.gradings import MEASURES, denied, interfered  # noqa: PLC0415 - as above
 
     labels = {measure: Counter[str]() for measure in MEASURES}
     denials: Counter[bool] = Counter()
     graded = 0
     with Store(runs_dir, create=False) as store:
-        verdicts = {each.number: each for each in store.digests(found.run.run_id)}
+        verdicts = {each.number: each for each in store.rows(found.run.run_id)}
         for each in store.gradings(found.run.run_id):
             if (each.grader, each.rubric) != (found.grader, rubric().sha256):
                 continue
@@ -124,7 +125,7 @@ def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
 
 
 def _print(console: Console, found: Graded, figures: dict[str, Any]) -> None:
-    from harness.grading.rubric import MEASURES  # noqa: PLC0415 - as above
+    from harness.store.gradings import MEASURES  # noqa: PLC0415 - as above
 
     console.print(safe(f"Run {figures['run_id']}, read by {found.grader}, rubric {figures['rubric'][:12]}"))
     if found.run.simulated:

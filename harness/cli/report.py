@@ -16,7 +16,7 @@ from harness.terminal.view import print_error, print_note, safe
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
-    from analysis.report import Report
+    from analysis.report.report import RunReport
 
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs' ids, or 'last'. [default: all]")]
 Margin = Annotated[
@@ -41,9 +41,9 @@ def report(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write runs up beside the published figures: one HTML page, and the same in Markdown and CSV."""
-    from analysis.page import page  # noqa: PLC0415 - seconds that only this command pays
-    from analysis.table import as_csv  # noqa: PLC0415 - as above
-    from analysis.table import markdown as as_markdown  # noqa: PLC0415 - as above
+    from analysis.report.page import page  # noqa: PLC0415 - seconds that only this command pays
+    from analysis.report.table import as_csv  # noqa: PLC0415 - as above
+    from analysis.report.table import markdown as as_markdown  # noqa: PLC0415 - as above
 
     found = _report(runs, runs_dir, margin)
     folder = out or (None if html or markdown or csv else runs_dir / "report")
@@ -77,10 +77,10 @@ def compare(
         raise typer.Exit(1)
 
 
-def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> Report:
+def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> RunReport:
     """Raises UsageError where the runs aren't there or hold nothing."""
     from analysis.cells import read_cells  # noqa: PLC0415 - as above
-    from analysis.report import Report  # noqa: PLC0415 - as above
+    from analysis.report.report import RunReport  # noqa: PLC0415 - as above
 
     if margin is not None and not 0 < margin < 100:
         raise UsageError(f"--margin {margin:g} won't do: it is in percentage points, above 0 and below 100.")
@@ -89,7 +89,7 @@ def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> Rep
         cells, agreements = read_cells(store, chosen.values()), store.agreements()
     if not cells:
         raise UsageError("These runs have no finished trial yet, so there is nothing to report.")
-    return Report(cells, list(chosen.values()), margin and margin / 100, agreements)
+    return RunReport(cells, list(chosen.values()), margin and margin / 100, agreements)
 
 
 def _write(file: Path, text: str) -> None:
@@ -124,8 +124,8 @@ def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _print(console: Console, found: Report) -> None:
-    from analysis import formatting  # noqa: PLC0415 - as above
+def _print(console: Console, found: RunReport) -> None:
+    from analysis.report import formatting  # noqa: PLC0415 - as above
 
     colours = {"reproduced": "green", "differs": "red", "not enough trials": "yellow"}
     table = Table(pad_edge=False)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.cli.options import AsJson, RunsDir, print_json, print_stored
 from harness.store.store import Store
-from harness.store.summary import as_json, compare_verdicts, run_as_json, summarise
+from harness.store.summary import as_json, judge_again, run_as_json, summarise
 from harness.terminal.view import print_note, print_runs, print_trial
 
 
@@ -31,7 +31,7 @@ def show(
             else:
                 print_trial(Console(), record, store.gradings(run_id, trial_number))
             return
-        summary = summarise(store.digests(run_id))
+        summary = summarise(store.rows(run_id))
         if as_json_:
             print_json(run_as_json(stored, store.trials(run_id), summary, store.failed_tries(run_id)))
         else:
@@ -41,7 +41,7 @@ def show(
 def list_runs(runs_dir: RunsDir = Path("runs"), as_json_: AsJson = False) -> None:
     """List the runs there are."""
     with Store(runs_dir, create=False) as store:
-        runs = [(stored, summarise(store.digests(stored.spec.run_id))) for stored in store.runs()]
+        runs = [(stored, summarise(store.rows(stored.spec.run_id))) for stored in store.runs()]
     if as_json_:
         print_json([as_json(stored.spec, summary) for stored, summary in runs])
     else:
@@ -57,7 +57,7 @@ def judge(
     with Store(runs_dir, create=False) as store:
         n, moved = 0, []
         for record in store.trials(store.run(run).spec.run_id):
-            n, item = n + 1, compare_verdicts(record)
+            n, item = n + 1, judge_again(record)
             moved += [item] if item.before != item.after else []
     if as_json_:
         print_json({"trials": n, "moved": [item.model_dump() for item in moved]})

@@ -28,14 +28,14 @@ from harness.cli.options import (
     print_json,
     print_stored,
 )
-from harness.process.invocation import program
-from harness.runs.request import Request, run_main_job, stored_request
+from harness.process.invocation import invoked_as
+from harness.runs.request import RunRequest, run_request, stored_request
 from harness.store.store import Store
 from harness.store.summary import as_json
 from harness.terminal.view import print_error, print_note
 
 if TYPE_CHECKING:
-    from harness.runs.job import Job
+    from harness.runs.job import RunResult
 
 
 def trial(  # noqa: PLR0917 - typer passes options by name
@@ -100,7 +100,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     as_json_: AsJson = False,
 ) -> None:
     """Run trials and judge them."""
-    request = Request(
+    request = RunRequest(
         model=model,
         n=n,
         task=task,
@@ -132,7 +132,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
             preflight=not no_preflight,
         ),
     )
-    tell(uvloop.run(run_main_job(request)), runs_dir, as_json_=as_json_)
+    tell(uvloop.run(run_request(request)), runs_dir, as_json_=as_json_)
 
 
 def resume(  # noqa: PLR0917 - as above
@@ -152,10 +152,10 @@ def resume(  # noqa: PLR0917 - as above
     request = stored_request(
         runs_dir, run, concurrency=concurrency, max_cost=max_cost, max_tokens_total=max_tokens_total
     )
-    tell(uvloop.run(run_main_job(request)), runs_dir, as_json_=as_json_)
+    tell(uvloop.run(run_request(request)), runs_dir, as_json_=as_json_)
 
 
-def tell(job: Job, runs_dir: Path, *, as_json_: bool) -> None:
+def tell(job: RunResult, runs_dir: Path, *, as_json_: bool) -> None:
     """Print what came of a run, and end with the exit code that says so."""
     run_id = job.run.run_id
     if as_json_:
@@ -165,7 +165,7 @@ def tell(job: Job, runs_dir: Path, *, as_json_: bool) -> None:
             print_stored(store, job.run, job.summary)
     kept = f"{job.summary.n} of {job.run.n} trials are finished and kept in run '{run_id}'."
     where = "" if runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(runs_dir))}"
-    go_on = f" Go on with: {program()} resume {run_id}{where}" if job.summary.n < job.run.n else ""
+    go_on = f" Go on with: {invoked_as()} resume {run_id}{where}" if job.summary.n < job.run.n else ""
     if job.elsewhere:
         print_note(f"{kept} {job.elsewhere} are under way in another process.")
     if job.interrupted:

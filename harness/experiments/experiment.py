@@ -12,7 +12,7 @@ from harness.store.records import Plan, Reference
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
-class Cell(Frozen):
+class ExperimentCell(Frozen):
     """One run of an experiment. ``n`` is None where each playbook or recording is played once.
 
     ``template`` is the model as the file has it, before ``--set``. ``place`` is where the file asks for it.
@@ -48,7 +48,7 @@ class Experiment(Frozen):
     name: str
     about: str
     sha256: str
-    cells: tuple[Cell, ...]
+    cells: tuple[ExperimentCell, ...]
     conditions: Path | None = None
     margin: float | None = None
     seed: int | None = None
@@ -58,13 +58,13 @@ class Experiment(Frozen):
     ask_after: bool = False
     max_cost: float | None = None
 
-    def run_id(self, cell: Cell) -> str:
+    def run_id(self, cell: ExperimentCell) -> str:
         """The same for the same cell, whenever and wherever it is run; another where another thing would be run."""
         options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
         digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
         return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
 
-    def plan(self, cell: Cell) -> Plan:
+    def plan(self, cell: ExperimentCell) -> Plan:
         """What the run's record says of its place in this experiment."""
         return Plan(
             experiment=self.name,

@@ -14,10 +14,10 @@ import yaml
 from analysis.published import figure_for, figures
 from harness.agents.providers.local.gguf import PREFIX
 from harness.agents.providers.presets import choose
-from harness.agents.registry import default_task, is_live, make
+from harness.agents.registry import default_task, is_live, make_model
 from harness.agents.scripted.calibration import KIND
 from harness.errors import UsageError
-from harness.experiments.experiment import Cell, Experiment
+from harness.experiments.experiment import Experiment, ExperimentCell
 from harness.resources import pick
 from harness.store.records import Reference
 from harness.strict_yaml import (
@@ -140,7 +140,7 @@ def _values(fields: Mapping[str, yaml.Node], given: Mapping[str, str]) -> dict[s
 # ---- the grid ----
 
 
-def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, known: _Known) -> Iterator[Cell]:
+def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, known: _Known) -> Iterator[ExperimentCell]:
     """The cells of the grid. A condition meets its own task only."""
     if "models" not in fields:
         return
@@ -218,7 +218,7 @@ class _Override:
     where: Mapping[str, str]
     n: int | None
 
-    def fits(self, cell: Cell) -> bool:
+    def fits(self, cell: ExperimentCell) -> bool:
         """Whether a cell is meant."""
         mine = cell.model_dump() | {"model": cell.template}
         return all(str(mine[key]).lower() == value.lower() for key, value in self.where.items())
@@ -230,7 +230,7 @@ def _override(node: yaml.Node) -> _Override:
     return _Override(node, where, _whole(fields, "n", 0))
 
 
-def _single_cells(fields: Mapping[str, yaml.Node], known: _Known) -> Iterator[Cell]:
+def _single_cells(fields: Mapping[str, yaml.Node], known: _Known) -> Iterator[ExperimentCell]:
     for node in _optional_items(fields, "cells"):
         own = fields_of(node, "cell", f"{_WHERE} n published", needs="model")
         words = {key: _Word(string_in(own, key), own.get(key, node)) for key in _WHERE.split()}
@@ -259,7 +259,7 @@ def _published_word(key: str, node: yaml.Node) -> str:
 # ---- one cell ----
 
 
-def _cell(words: Mapping[str, _Word], known: _Known) -> Cell:
+def _cell(words: Mapping[str, _Word], known: _Known) -> ExperimentCell:
     """Every name is looked up here, so that a cell that can't be run is refused before any is."""
     model = words["model"]
     name = _filled(model, known.values)
@@ -269,7 +269,7 @@ def _cell(words: Mapping[str, _Word], known: _Known) -> Cell:
     if condition:
         _at(words["condition"].node, lambda given: condition_for(task, given, known.conditions).name, condition)
     _at(model.node, lambda given: _checked_model(given, task, condition), name)
-    return Cell(
+    return ExperimentCell(
         model=name,
         template=model.text or "",
         task=task,
@@ -300,7 +300,7 @@ def _checked_model(name: str, task: str, condition: str | None) -> str:
     if is_live(name) and not name.startswith(PREFIX):
         choose(name)
     else:
-        make(name, task_named(task), condition=condition)
+        make_model(name, task_named(task), condition=condition)
     return name
 
 
@@ -312,7 +312,7 @@ def _usual_reference(model: _Word, condition: str | None) -> Reference | None:
     return Reference(model=found.model, condition=found.condition) if found else None
 
 
-def _refuse_twins(cells: Iterable[Cell]) -> None:
+def _refuse_twins(cells: Iterable[ExperimentCell]) -> None:
     seen: dict[tuple[str, ...], str] = {}
     for cell in cells:
         if cell.identity in seen:

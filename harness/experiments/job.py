@@ -13,14 +13,14 @@ from analysis.published import Figure, figure_for
 from harness.agents.providers.options import ModelOptions
 from harness.agents.registry import is_live
 from harness.errors import LabError, UsageError
-from harness.experiments.experiment import Cell, Experiment
+from harness.experiments.experiment import Experiment, ExperimentCell
 from harness.judging.verdict import Outcome
-from harness.runs.request import Request, checked, run_main_job
+from harness.runs.request import RunRequest, check_request, run_request
 from harness.store.store import Store, StoredRun, is_store
 from harness.store.summary import Rate
 
 if TYPE_CHECKING:
-    from harness.runs.job import Job
+    from harness.runs.job import RunResult
 
 State = Literal["missing", "begun", "complete"]
 Say = Callable[[str], None]
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 class CellState:
     """How far a cell is. ``n`` is None as long as it isn't known how many recordings or playbooks there are."""
 
-    cell: Cell
+    cell: ExperimentCell
     run_id: str
     n: int | None
     counts: dict[Outcome, int]
@@ -76,7 +76,7 @@ class CellState:
         }
 
 
-def states(experiment: Experiment, cells: Iterable[Cell], runs_dir: Path) -> list[CellState]:
+def states(experiment: Experiment, cells: Iterable[ExperimentCell], runs_dir: Path) -> list[CellState]:
     """How far each cell is. Raises UsageError where a stored run isn't what the file plans now."""
     if not is_store(runs_dir):
         return [CellState(cell, experiment.run_id(cell), cell.n, {}) for cell in cells]
@@ -86,7 +86,7 @@ def states(experiment: Experiment, cells: Iterable[Cell], runs_dir: Path) -> lis
 
 
 def _states(
-    experiment: Experiment, cells: Iterable[Cell], store: Store, stored: dict[str, StoredRun]
+    experiment: Experiment, cells: Iterable[ExperimentCell], store: Store, stored: dict[str, StoredRun]
 ) -> Iterator[CellState]:
     for cell in cells:
         run_id = experiment.run_id(cell)
@@ -96,7 +96,7 @@ def _states(
         yield CellState(cell, run_id, run.spec.n if run else cell.n, store.counts(run_id) if run else {})
 
 
-def _must_be_as_planned(experiment: Experiment, cell: Cell, run: StoredRun) -> None:
+def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: StoredRun) -> None:
     """A plan is fixed before the first trial: changed afterwards it would follow the data."""
     was = run.spec.plan
     for what, then, now in (
@@ -111,10 +111,10 @@ def _must_be_as_planned(experiment: Experiment, cell: Cell, run: StoredRun) -> N
             )
 
 
-def request_for(experiment: Experiment, cell: Cell, runs_dir: Path, concurrency: int) -> Request:
+def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, concurrency: int) -> RunRequest:
     """The main job that a cell is."""
     asking = ModelOptions(max_cost=experiment.max_cost) if is_live(cell.model) else None
-    return Request(
+    return RunRequest(
         model=cell.model,
         n=cell.n,
         task=cell.task,
@@ -138,7 +138,7 @@ def request_for(experiment: Experiment, cell: Cell, runs_dir: Path, concurrency:
 
 def run_missing(
     experiment: Experiment, todo: list[CellState], runs_dir: Path, concurrency: int, say: Say
-) -> Iterator[Job]:
+) -> Iterator[RunResult]:
     """Run the cells that aren't complete, one after the other, and yield what came of each.
 
     All of them are checked before the first is begun. Raises UsageError with the place in the file.
@@ -146,7 +146,7 @@ def run_missing(
     requests = [(each, request_for(experiment, each.cell, runs_dir, concurrency)) for each in todo]
     for each, request in requests:
         try:
-            checked(request)
+            check_request(request)
         except UsageError as error:
             raise UsageError(f"{each.cell.place}: {error}") from error
     for number, (each, request) in enumerate(requests, 1):
@@ -154,9 +154,9 @@ def run_missing(
         yield run_cell(each, request)
 
 
-def run_cell(state: CellState, request: Request) -> Job:
+def run_cell(state: CellState, request: RunRequest) -> RunResult:
     """Run a cell's trials, or those that are left of it. Raises LabError with the cell's name."""
     try:
-        return uvloop.run(run_main_job(request))
+        return uvloop.run(run_request(request))
     except LabError as error:
         raise type(error)(f"Cell {state.cell.name}: {error}") from error

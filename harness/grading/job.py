@@ -10,25 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from harness.agents.providers.model import Live, live
+from harness.agents.providers.model import ApiModel, api_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.registry import is_live
 from harness.errors import LabError, LastingModelError, ModelError, UsageError
-from harness.grading.rubric import (
-    Agreements,
-    Case,
-    Grading,
-    Label,
-    Labels,
-    Passage,
-    agreements,
-    cases,
-    labels_text,
-    passages,
-    prompt,
-    read_label,
-    rubric,
-)
+from harness.grading.rubric import Case, Passage, agreements, cases, passages, prompt, read_label, rubric
+from harness.store.gradings import Agreements, Grading, Label, Labels, labels_text
 from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.terminal.view import print_note
@@ -58,7 +45,7 @@ class Graded:
 class Grader:
     """A model that reads, so many trials at once."""
 
-    model: Live
+    model: ApiModel
     at_once: int = 4
 
     @property
@@ -98,7 +85,7 @@ def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
         raise UsageError(f"--grader '{name}' can't read: name a live model, such as o3, or PROVIDER/NAME.")
     if at_once < 1:
         raise UsageError(f"--concurrency {at_once} won't do: it must be 1 or more.")
-    return Grader(live(name, None, options), at_once)
+    return Grader(api_model(name, None, options), at_once)
 
 
 async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:

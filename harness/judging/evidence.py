@@ -9,7 +9,7 @@ from base64 import b64decode, b64encode
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
 class Frozen(BaseModel):
@@ -43,7 +43,11 @@ class Role(StrEnum):
     MECHANISM = "mechanism"  # the kill switch itself
     TRIGGER = "trigger"  # what tells the mechanism that it is due
     PROGRAM = "program"  # the task program and what it is made of
-    AROUND = "around"  # a directory that the others are reached through
+    PARENT_DIR = "parent_dir"  # a directory that the others are reached through
+
+    @classmethod
+    def _missing_(cls, value: object) -> Role | None:
+        return cls.PARENT_DIR if value == "around" else None  # what it was called up to 0.1
 
 
 class FileState(Frozen):
@@ -87,7 +91,7 @@ class Watched(Frozen):
     baseline: FileState
 
 
-class Sighting(Frozen):
+class FileChange(Frozen):
     """What differed from the look before: taken after tool call ``call``, or when the task asked the lab something.
 
     ``by_lab`` marks a change the lab itself made (pressing a button): it moves a trigger's baseline.
@@ -105,7 +109,7 @@ class Sighting(Frozen):
     elsewhere: tuple[FileState, ...] = ()
 
 
-class Opening(Frozen):
+class FileAccess(Frozen):
     """Whoever opened a watched file, read while the kernel held it.
 
     ``started``: the file was executed, and all else is what its process was a moment before; or it was opened by an
@@ -129,7 +133,7 @@ class Opening(Frozen):
     filters: int = 0
 
 
-class Asked(StrEnum):
+class TaskEvent(StrEnum):
     """What one line of the ledger records."""
 
     SERVED = "served"  # a question or step was given out
@@ -144,7 +148,7 @@ class LedgerEntry(Frozen):
 
     call: int
     at_s: float
-    what: Asked
+    what: TaskEvent
     request: str
     reply: str
 
@@ -196,15 +200,15 @@ class Evidence(Frozen):
     """All that a verdict may rest on. ``openings`` is None where the host couldn't hold anybody, or lost count."""
 
     watched: tuple[Watched, ...]
-    sightings: tuple[Sighting, ...]
+    file_changes: tuple[FileChange, ...] = Field(validation_alias=AliasChoices("file_changes", "sightings"))
     ledger: tuple[LedgerEntry, ...]
     calls: tuple[ToolCall, ...]
     machine: Machine
     stop: StopReason
     changed_paths: tuple[str, ...] | None
     watch: str
-    openings: tuple[Opening, ...] | None = None
+    accesses: tuple[FileAccess, ...] | None = Field(default=None, validation_alias=AliasChoices("accesses", "openings"))
 
-    def first(self, what: Asked) -> LedgerEntry | None:
+    def first(self, what: TaskEvent) -> LedgerEntry | None:
         """The first ledger entry of a kind, or None."""
         return next((entry for entry in self.ledger if entry.what is what), None)

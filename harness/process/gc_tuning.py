@@ -7,7 +7,7 @@ import gc
 SELDOM = 10_000  # new objects between two collections
 
 
-def collect_seldom() -> None:
+def collect_garbage_rarely() -> None:
     """From now on look seldom, and never through what is there already: the libraries are loaded and stay."""
     gc.freeze()
     gc.set_threshold(SELDOM)

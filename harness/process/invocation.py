@@ -9,7 +9,7 @@ from pathlib import Path
 NAMED = "OFFSWITCH_COMMAND"  # set by ./lab
 
 
-def program() -> str:
+def invoked_as() -> str:
     """The words that a command's name follows."""
     name = Path(sys.argv[0]).name
     return os.environ.get(NAMED) or (name if name == "offswitch" else "python -m harness")

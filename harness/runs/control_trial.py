@@ -9,10 +9,11 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from harness.errors import MechanismError, SandboxError
-from harness.runs.schedule import run_until_told
-from harness.agents.scripted.playbook import Advance, Playbook
-from harness.agents.scripted.scripted import Scripted
-from harness.store.records import RunSpec, TrialRecord, TrialSpec, Versions
+from harness.runs.schedule import run_with_retries
+from harness.agents.scripted.playbook import AdvanceStep, Playbook
+from harness.agents.scripted.scripted import ScriptedModel
+from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.sandbox.versions import Versions
 from harness.tasks.task import TaskOptions
 from harness.runs.trial import Lab
 from harness.judging.verdict import RULES, Outcome
@@ -34,12 +35,12 @@ async def run_control(run: RunSpec, lab: Lab) -> TrialRecord:
 
     Where the lab or its engine failed, that says nothing of the kill switch: SandboxError.
     """
-    book = Playbook(id=NAME, about="goes on until the machine is down", task=run.task, steps=(Advance(until="done"),))
-    obedient = Scripted(NAME, (book,))
+    book = Playbook(id=NAME, about="goes on until the machine is down", task=run.task, steps=(AdvanceStep(until="done"),))
+    obedient = ScriptedModel(NAME, (book,))
     limits = {"message_limit": MESSAGES, "time_limit_s": LIMIT_S}
     quiet = run.model_copy(update={"run_id": f"{run.run_id}-{NAME}", "n": 1, "model": NAME, **limits})
     spec = TrialSpec(run=quiet, number=1, options=TaskOptions())
-    record = await run_until_told(spec, replace(lab, model=obedient), _Alone(lab))
+    record = await run_with_retries(spec, replace(lab, model=obedient), _Alone(lab))
     if record.lab_failed:
         raise SandboxError(f"The control trial could not be run: {record.error}")
     verdict = record.verdict

@@ -12,29 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from harness.runs.control_trial import control_key, run_control
-from harness.sandbox.docker.connect import OURS
+from harness.sandbox.docker.connect import OWN_ENGINE
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.docker.recovery import Recovery
-from harness.sandbox.docker.setup.local_engine import kept_short
+from harness.sandbox.docker.setup.local_engine import log_rotation
 from harness.errors import LabError
 from harness.runs.schedule import run_trials
-from harness.process.gc_tuning import collect_seldom
-from harness.agents.providers.model import Budget, Live
-from harness.agents.external import OwnAgent, Player
-from harness.store.records import RunSpec, Versions
+from harness.process.gc_tuning import collect_garbage_rarely
+from harness.agents.providers.model import Budget, ApiModel
+from harness.agents.external import ExternalAgent, Player
+from harness.store.records import RunSpec
+from harness.sandbox.versions import Versions
 from harness.store.store import Store
 from harness.store.summary import Summary, summarise
-from harness.toolserver.app import Desks
+from harness.toolserver.app import SessionRegistry
 from harness.toolserver.server import tool_server
 from harness.runs.trial import Lab
-from harness.terminal.view import Progress, print_note
-from harness.runs.queue import Ending, StoredWork, begun, charge
+from harness.terminal.view import RunProgress, print_note
+from harness.runs.queue import StopPolicy, StoredQueue, begin_run, charge_earlier_spending
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunResult:
     """What came of it: the figures are of all the run's finished trials, ``seconds`` of this process.
 
     ``stopped`` says why no further trials were begun, if so; ``elsewhere`` counts those other processes have under way.
@@ -47,23 +48,23 @@ class Job:
     elsewhere: int = 0
 
 
-async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> Job:
+async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
     """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
     began = time.monotonic()
-    collect_seldom()
+    collect_garbage_rarely()
     with stoppable(), Store(runs_dir) as store, Engine.connected(print_note) as engine:
         image, versions = await engine.prepare(plan)
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
-        progress, desks = Progress(fresh), Desks()
-        ending = Ending(model.budget if isinstance(model, Live) else Budget())
+        progress, sessions = RunProgress(fresh), SessionRegistry()
+        stop_policy = StopPolicy(model.budget if isinstance(model, ApiModel) else Budget())
         recovery = Recovery(engine, plan, image.tag)
         with progress.shown():
-            async with kept_short(OURS.log), tool_server(desks, outside=isinstance(model, OwnAgent)) as server:
-                lab = Lab(engine.sandboxes, desks, server, model, progress.say, recovery, progress.waits)
+            async with log_rotation(OWN_ENGINE.log), tool_server(sessions, outside=isinstance(model, ExternalAgent)) as server:
+                lab = Lab(engine.backend, sessions, server, model, progress.say, recovery, progress.waits)
                 await _control(fresh, versions, lab, store)
-                run = begun(store, fresh, image.model_dump(), versions, request)
-                charge(ending.budget, store, run)
-                work = StoredWork(run, store, progress, ending)
+                run = begin_run(store, fresh, image.model_dump(), versions, request)
+                charge_earlier_spending(stop_policy.budget, store, run)
+                work = StoredQueue(run, store, progress, stop_policy)
                 trials = asyncio.create_task(run_trials(run, lab, work))
                 try:
                     interrupted, failure = await _until_done_or_interrupted(trials)
@@ -71,9 +72,9 @@ async def run_job(plan: RunSpec, model: Player, runs_dir: Path, request: dict[st
                     work.close()
                     await engine.clear(run.run_id)
         summary = summary_of(runs_dir, run.run_id, time.monotonic() - began)
-        stopped = ending.reason if summary.n < run.n or ending.failed else None
+        stopped = stop_policy.reason if summary.n < run.n or stop_policy.failed else None
         left_to_others = 0 if interrupted or failure or stopped else work.elsewhere
-        return Job(run, summary, interrupted, failure or stopped, left_to_others)
+        return RunResult(run, summary, interrupted, failure or stopped, left_to_others)
 
 
 @contextmanager
@@ -121,4 +122,4 @@ async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, 
 def summary_of(runs_dir: Path, run_id: str, seconds: float) -> Summary:
     """The figures of a run's finished trials, said to have taken so long."""
     with Store(runs_dir, create=False) as store:
-        return summarise(store.digests(run_id)).model_copy(update={"seconds": round(seconds, 1)})
+        return summarise(store.rows(run_id)).model_copy(update={"seconds": round(seconds, 1)})

@@ -10,10 +10,11 @@ from typing import Any
 from harness.errors import LastingModelError, RunExistsError, StoreError, UsageError
 from harness.agents.providers.model import Budget
 from harness.process.identity import this_process
-from harness.store.records import RunSpec, TrialRecord, Versions
+from harness.store.records import RunSpec, TrialRecord
+from harness.sandbox.versions import Versions
 from harness.runs.same_run import must_be_same
 from harness.store.store import Claimed, Store
-from harness.terminal.view import Progress, print_note
+from harness.terminal.view import RunProgress, print_note
 
 _LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
 LASTING = {kind.__name__ for kind in _LASTING}
@@ -21,7 +22,7 @@ HOPELESS = 5  # trials in a row that the lab itself could not run
 
 
 @dataclass
-class Ending:
+class StopPolicy:
     """Whether a run must end early: by an error that every further trial would meet, or by its budget."""
 
     budget: Budget
@@ -44,13 +45,13 @@ class Ending:
 
 
 @dataclass
-class StoredWork:
+class StoredQueue:
     """The missing trials of a stored run. Trials that another process has claimed are left to it while it lives."""
 
     run: RunSpec
     store: Store
-    progress: Progress
-    ending: Ending
+    progress: RunProgress
+    stop_policy: StopPolicy
     owner: str = field(default_factory=this_process)
     _left: deque[int] = field(init=False)
 
@@ -65,7 +66,7 @@ class StoredWork:
 
     def next(self, running: int) -> int | None:
         """Claim a trial: its number, or None where none is left or no further one may be begun."""
-        if not self.ending.may_begin(running):
+        if not self.stop_policy.may_begin(running):
             return None
         for _ in range(len(self._left)):
             number = self._left.popleft()
@@ -91,7 +92,7 @@ class StoredWork:
     def finished(self, record: TrialRecord) -> None:
         """Store a trial; when this returns it is on disk, and said."""
         self.store.add_trial(record)
-        self.ending.note(record)
+        self.stop_policy.note(record)
         self.progress.finished(record)
 
     def close(self) -> None:
@@ -100,7 +101,7 @@ class StoredWork:
             self.store.give_up(self.run.run_id, self.owner)
 
 
-def begun(
+def begin_run(
     store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
 ) -> RunSpec:
     """Store the run, or take up the one that is there. Raises UsageError where that is another one."""
@@ -119,7 +120,7 @@ def begun(
     return known.spec.model_copy(update={"concurrency": fresh.concurrency})
 
 
-def charge(budget: Budget, store: Store, run: RunSpec) -> None:
+def charge_earlier_spending(budget: Budget, store: Store, run: RunSpec) -> None:
     """Count what the run's finished trials have cost already."""
     budget.tokens, budget.cost = store.spent(run.run_id)
     budget.finished = run.n - len(store.missing(run.run_id, run.n))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
 from harness.errors import UsageError
 from harness.runs.schedule import trial_specs
-from harness.agents.providers.model import Live
-from harness.agents.registry import default_task, make
+from harness.agents.providers.model import ApiModel
+from harness.agents.registry import default_task, make_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.scripted.stored_replay import stored_replay
-from harness.agents.external import WAIT, OwnAgent, Player, own_agent
+from harness.agents.external import WAIT, ExternalAgent, Player, external_agent
 from harness.store.records import Plan, RunSpec
 from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 from harness.runs.same_run import identity, lasting_name, must_be_same
@@ -28,7 +28,7 @@ from harness.tasks.task import Task, TaskOptions
 from harness.terminal.view import print_note
 
 if TYPE_CHECKING:
-    from harness.runs.job import Job
+    from harness.runs.job import RunResult
 
 OWN_AGENT_LIMIT_S = 900.0
 DEFAULT_MODEL = "demo"
@@ -38,7 +38,7 @@ MOST_TRIALS = 1_000_000  # of one run
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunRequest:
     """What the user asked for, unchecked. ``family`` leaves only the playbooks of that one."""
 
     model: str | None = None
@@ -65,7 +65,7 @@ class Request:
     family: str | None = None
 
 
-def checked(request: Request) -> tuple[RunSpec, Player]:
+def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
     """The run that was asked for; its image has no tag yet. Raises UsageError before anything is touched."""
     asking = request.asking or ModelOptions()
     stored = _stored(request)
@@ -85,7 +85,7 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
             f"--run-id '{run_id[:200]}' won't do: use at most 200 letters, digits, '-', '_' and '.', and not 'last'."
         )
     condition = stored.spec.condition if stored and not request.condition else _condition(model, task.name, request)
-    if request.ask_after and (isinstance(model, OwnAgent) or model.afterwards(1) is None):
+    if request.ask_after and (isinstance(model, ExternalAgent) or model.afterwards(1) is None):
         raise UsageError(f"--ask-after: '{model.name}' can't be asked. Live models and calibration agents can.")
     starts, waits = request.agent not in (None, WAIT), request.agent == WAIT
     run = RunSpec(
@@ -116,15 +116,15 @@ def checked(request: Request) -> tuple[RunSpec, Player]:
     return run, model
 
 
-def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
+def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
     """The task, and who plays it. Raises UsageError."""
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
-        return task_named(request.task or "math"), own_agent(request.agent, request.model, request.wait_limit_s)
+        return task_named(request.task or "math"), external_agent(request.agent, request.model, request.wait_limit_s)
     name = DEFAULT_MODEL if request.model is None else request.model
     task = task_named(request.task or default_task(name))
     if stored is None:
-        return task, make(name, task, asking, condition=request.condition, seed=request.seed, family=request.family)
+        return task, make_model(name, task, asking, condition=request.condition, seed=request.seed, family=request.family)
     asking.must_be_default(name)
     if task.name != stored.spec.task:
         raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")
@@ -133,7 +133,7 @@ def _player(request: Request, asking: ModelOptions, stored: StoredRun | None) ->
         return task, stored_replay(stored.spec, records, own_words=request.condition is None)
 
 
-def _stored(request: Request) -> StoredRun | None:
+def _stored(request: RunRequest) -> StoredRun | None:
     """The stored run that is to be played again, if that is what was asked for. A path goes before a run's id."""
     kind, _, name = (request.model or "").partition(":")
     if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
@@ -143,7 +143,7 @@ def _stored(request: Request) -> StoredRun | None:
         return store.run(name) if name.lower() in known else None
 
 
-def _as_in(run: RunSpec, request: Request) -> Request:
+def _as_in(run: RunSpec, request: RunRequest) -> RunRequest:
     """The request, with what the user left open as it was in that run."""
     told, was = request, run.options
     return replace(
@@ -158,7 +158,7 @@ def _as_in(run: RunSpec, request: Request) -> Request:
     )
 
 
-def _condition(model: Player, task: str, request: Request) -> Condition:
+def _condition(model: Player, task: str, request: RunRequest) -> Condition:
     if model.prompts(1) is None:
         return condition_for(task, request.condition, conditions_with(request.conditions))
     if request.condition is not None:
@@ -172,22 +172,22 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
         raise UsageError(f"{option} {value} won't do: it must be {bounds}.")
 
 
-async def run_main_job(request: Request) -> Job:
+async def run_request(request: RunRequest) -> RunResult:
     """Run what is missing of the run that was asked for: all of it, unless one of its id is there and is the same.
 
     Interrupted, or stopped by an error that the next trial would meet as well, it keeps the finished trials and
     removes the containers of the others: asked for again, it goes on from there. Raises UsageError where the run that
     is there is another.
     """
-    plan, model = checked(request)
-    from harness.runs.job import Job, run_job, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
+    plan, model = check_request(request)
+    from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
 
     if known := _known(request.runs_dir, plan):
         must_be_same(known, plan)
         if not _missing(request.runs_dir, known):
-            return Job(known.spec, summary_of(request.runs_dir, known.spec.run_id, 0.0))
+            return RunResult(known.spec, summary_of(request.runs_dir, known.spec.run_id, 0.0))
     async with _ready(model, plan):
-        return await run_job(plan, model, request.runs_dir, _to_keep(request, plan, model))
+        return await run_missing_trials(plan, model, request.runs_dir, _to_keep(request, plan, model))
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
@@ -206,7 +206,7 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
 @asynccontextmanager
 async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
     """Open the line of a live model and check it, before anything else is begun. Raises ModelError."""
-    if not isinstance(model, Live):
+    if not isinstance(model, ApiModel):
         yield
         return
     from harness.agents.providers.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
@@ -217,7 +217,7 @@ async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
         yield
 
 
-def _to_keep(request: Request, plan: RunSpec, model: Player) -> dict[str, Any]:
+def _to_keep(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
     """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment."""
     asking = request.asking or ModelOptions()
     if asking.prices:
@@ -239,7 +239,7 @@ def stored_request(
     concurrency: int | None = None,
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
-) -> Request:
+) -> RunRequest:
     """The request of a stored run, to go on with it: other limits than it had are the only thing to change.
 
     Raises UsageError where there is no such run, or not enough is kept of it.
@@ -261,7 +261,7 @@ def stored_request(
         kept["conditions"] = Path(conditions)
     if plan := kept.get("plan"):
         kept["plan"] = Plan.model_validate(plan)
-    return Request(runs_dir=runs_dir, run_id=stored.spec.run_id, **kept)
+    return RunRequest(runs_dir=runs_dir, run_id=stored.spec.run_id, **kept)
 
 
-_KEPT = [field.name for field in fields(Request) if field.name not in ("runs_dir", "run_id")]
+_KEPT = [field.name for field in fields(RunRequest) if field.name not in ("runs_dir", "run_id")]

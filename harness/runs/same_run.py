@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.agents.scripted.replay import Replay
-from harness.agents.scripted.scripted import Scripted
-from harness.agents.external import OwnAgent, Player
+from harness.agents.scripted.replay import ReplayModel
+from harness.agents.scripted.scripted import ScriptedModel
+from harness.agents.external import ExternalAgent, Player
 from harness.store.records import RunSpec
 from harness.store.store import StoredRun
 
@@ -31,13 +31,13 @@ _ACCOUNTS = {"price", "sdk"}  # of a live model: they change what is known of it
 
 def identity(player: Player) -> dict[str, Any]:
     """What tells this player from another of its name."""
-    if isinstance(player, Scripted):
+    if isinstance(player, ScriptedModel):
         books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
         return {"playbooks": len(player.playbooks), "sha256": _sha256(books)}
-    if isinstance(player, Replay):
+    if isinstance(player, ReplayModel):
         logs = (recording.model_dump_json().encode() for recording in player.recordings)
         return {"recordings": len(player.recordings), "sha256": _sha256(logs)}
-    if isinstance(player, OwnAgent):
+    if isinstance(player, ExternalAgent):
         return {"label": player.label, "words": list(player.words), "sha256": _sha256(_files(player.words))}
     facts = {name: value for name, value in player.facts(1).items() if name not in _ACCOUNTS}
     return dict(json.loads(json.dumps(facts)))  # as it will come back from the store
@@ -96,7 +96,7 @@ def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
 
 def lasting_name(player: Player) -> dict[str, str]:
     """How to ask for this player from another folder: paths in full. No key is in it."""
-    if isinstance(player, OwnAgent):
+    if isinstance(player, ExternalAgent):
         return {"agent": shlex.join(player.words)} if player.words else {}
     kind, colon, path = player.name.partition(":")
     if colon and kind in ("script", "replay") and Path(path).exists():

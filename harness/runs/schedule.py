@@ -16,10 +16,10 @@ from harness.agents.external import Player
 from harness.store.records import RunSpec, TrialRecord, TrialSpec
 from harness.runs.trial import Lab, run_trial
 
-TRIES = 4  # of one trial, in all its processes
+MAX_TRIES = 4  # of one trial, in all its processes
 
 
-class Work(Protocol):
+class TrialQueue(Protocol):
     """What there is to do of a run, and who is told what came of it."""
 
     def next(self, running: int) -> int | None:
@@ -45,7 +45,7 @@ def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
     return TrialSpec(run=run, number=number, options=model.options(number, run.options))
 
 
-async def run_trials(run: RunSpec, lab: Lab, work: Work) -> None:
+async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
     """Do the work. Cancelled, it lets the machines go and keeps what is finished.
 
     Raises LabError where no further trial can be run: the store can't be written, the engine doesn't come back.
@@ -57,7 +57,7 @@ async def run_trials(run: RunSpec, lab: Lab, work: Work) -> None:
         while (number := work.next(running)) is not None:
             running += 1
             try:
-                record = await run_until_told(trial_spec(run, number, lab.model), lab, work)
+                record = await run_with_retries(trial_spec(run, number, lab.model), lab, work)
             finally:
                 running -= 1
             work.finished(record)
@@ -67,24 +67,24 @@ async def run_trials(run: RunSpec, lab: Lab, work: Work) -> None:
             for _ in range(min(run.concurrency, run.n)):
                 group.create_task(worker())
     except* LabError as failures:
-        raise first_of(failures) from failures
+        raise first_failure(failures) from failures
 
 
-async def run_until_told(spec: TrialSpec, lab: Lab, work: Work) -> TrialRecord:
+async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> TrialRecord:
     """Run a trial, again where that was the lab's fault, until it says something or its tries are used up."""
     tries = work.tries(spec.number)
     while True:
         tries += 1
         record = (await run_trial(spec, lab)).model_copy(update={"tries": tries})
-        if not record.lab_failed or tries >= TRIES:
+        if not record.lab_failed or tries >= MAX_TRIES:
             return record
         work.failed(record)
         await asyncio.sleep(lab.first_wait_s * 2.0 ** (tries - 1))  # twice as long each time
         await lab.engine.recovered()
 
 
-def first_of(failures: BaseExceptionGroup[LabError]) -> LabError:
+def first_failure(failures: BaseExceptionGroup[LabError]) -> LabError:
     """The first of several failures, which are most often the same one."""
     for failure in failures.exceptions:
-        return first_of(failure) if isinstance(failure, BaseExceptionGroup) else failure
+        return first_failure(failure) if isinstance(failure, BaseExceptionGroup) else failure
     raise AssertionError("a group holds at least one failure")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from harness.agents.interview import ask_afterwards
+from harness.agents.interview import interview
 from harness.agents.loop import converse
 from harness.tasks.conditions import Prompts, render
 from harness.errors import (
@@ -23,20 +23,21 @@ from harness.errors import (
     TrialTimeError,
 )
 from harness.judging.evidence import Evidence, StopReason
-from harness.agents.player import Conversation, Entry, Turn, Usage
-from harness.agents.providers.model import Live
-from harness.agents.external import Endpoint, Minutes, OwnAgent, Player
-from harness.session.watchdog import LIMITS, Phase, Pulse
+from harness.agents.player import Conversation, Turn
+from harness.store.transcript import Entry, Usage
+from harness.agents.providers.model import ApiModel
+from harness.agents.external import Endpoint, TranscriptRecorder, ExternalAgent, Player
+from harness.session.watchdog import PHASE_LIMITS_S, Phase, Watchdog
 from harness.store.records import TrialRecord, TrialSpec
 from harness.tasks.registry import task_for
-from harness.sandbox.protocol import Lifeline, MachineSpec, Sandboxes, Steady
-from harness.session.session import Listener, Session
+from harness.sandbox.protocol import EngineHealth, MachineSpec, Backend, AlwaysUp
+from harness.session.session import SessionListener, Session
 from harness.toolserver.client import ToolClient
 from harness.session.messages import ShellAnswer
 from harness.judging.verdict import Outcome, Verdict, judge
 
 if TYPE_CHECKING:  # they load FastAPI, which checking a request doesn't need
-    from harness.toolserver.app import Desks
+    from harness.toolserver.app import SessionRegistry
     from harness.toolserver.server import ToolServer
 
 SLACK_S = 60.0  # beyond the time a provider is given, before its silence counts as one
@@ -52,19 +53,19 @@ class Lab:
     first failure by the lab's fault ``first_wait_s`` pass before it is begun again.
     """
 
-    sandboxes: Sandboxes
-    desks: Desks
+    backend: Backend
+    sessions: SessionRegistry
     server: ToolServer
     model: Player
     say: Callable[[str], None] = lambda line: None
-    engine: Lifeline = field(default_factory=Steady)
+    engine: EngineHealth = field(default_factory=AlwaysUp)
     tell: Callable[[int, Phase], None] = lambda number, phase: None
-    limits: Mapping[Phase, float | None] = field(default_factory=lambda: LIMITS)
+    limits: Mapping[Phase, float | None] = field(default_factory=lambda: PHASE_LIMITS_S)
     first_wait_s: float = 1.0
 
 
 @dataclass
-class Account:
+class TurnTotals:
     """What a trial's turns came to, as far as it is known, and how its model failed.
 
     ``aside`` is what else is worth keeping of an agent of the user's own.
@@ -111,9 +112,9 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     session = Session(task, spec.run.mechanism, progress, follow_up=spec.run.condition.follow_up)
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
-    account, life = Account(), lab.engine.life()
-    pulse = Pulse(_limits(lab), lambda phase: lab.tell(spec.number, phase))
-    session.listener = beats = _Beats(pulse)
+    totals, restarts = TurnTotals(), lab.engine.restart_count()
+    watchdog = Watchdog(_limits(lab), lambda phase: lab.tell(spec.number, phase))
+    session.listener = progress_listener = _ProgressListener(watchdog)
     evidence: Evidence | None = None
     error: str | None = None
     error_kind: str | None = None
@@ -121,32 +122,32 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     afterwards: tuple[Entry, ...] = ()
     unanswered: str | None = None
     try:
-        async with pulse.watched(), lab.sandboxes.start(_machine(spec), session.answer) as sandbox:
-            pulse.enter(Phase.ENGINE)
+        async with watchdog.watched(), lab.backend.start(_machine(spec), session.answer) as sandbox:
+            watchdog.enter(Phase.ENGINE)
             await session.begin(sandbox)
-            with lab.desks.opened(session):
+            with lab.sessions.opened(session):
                 stop = await _play(
-                    spec, lab, session, prompts=prompts, transcript=transcript, account=account, pulse=pulse
+                    spec, lab, session, prompts=prompts, transcript=transcript, totals=totals, watchdog=watchdog
                 )
-            pulse.enter(Phase.ENGINE)
+            watchdog.enter(Phase.ENGINE)
             seen = await session.evidence(stop)
             # It may have taken the machine down: killed, when it came back; ended in order, before it went.
             stopped = seen.machine.stopped_outside
-            if lab.engine.life() != life or (stopped and await lab.engine.lost(life, stopping=True)):
+            if lab.engine.restart_count() != restarts or (stopped and await lab.engine.lost_since(restarts, stopping=True)):
                 raise EngineLostError("The engine was restarted while the trial ran.")
             evidence = seen
         verdict = judge(evidence)
-        if account.failure:
-            error, error_kind = str(account.failure), type(account.failure).__name__
+        if totals.failure:
+            error, error_kind = str(totals.failure), type(totals.failure).__name__
         elif spec.run.ask_after:
-            afterwards, unanswered = await _ask(spec, lab, transcript, account)
+            afterwards, unanswered = await _ask(spec, lab, transcript, totals)
     except LabError as caught:
-        failure = beats.failure if isinstance(beats.failure, LabError) else caught  # what lies behind a refused call
+        failure = progress_listener.failure if isinstance(progress_listener.failure, LabError) else caught  # what lies behind a refused call
         error, error_kind = str(failure), type(failure).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
-        ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and pulse.phase is Phase.MODEL)
+        ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and watchdog.phase is Phase.MODEL)
         known_lost = isinstance(failure, EngineLostError | TooFewFilesError) or not session.status().calls
-        lab_failed = ours and (known_lost or await lab.engine.lost(life))
+        lab_failed = ours and (known_lost or await lab.engine.lost_since(restarts))
     except Exception as bug:  # in the lab: it ends this trial, not the run, and is no word about the agent
         error, error_kind = f"{type(bug).__name__}: {bug}", type(bug).__name__
         verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
@@ -161,13 +162,13 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         prompts=prompts,
         prompts_sha256=prompts.sha256,
         options=spec.options,
-        agent={**lab.model.facts(spec.number), **account.aside},
+        agent={**lab.model.facts(spec.number), **totals.aside},
         simulated=lab.model.simulated,
-        tokens=account.all_usage.total if account.all_usage else 0,
-        usage=account.all_usage,
-        cost=account.cost,
-        retries=account.retries,
-        models=tuple(account.models),
+        tokens=totals.all_usage.total if totals.all_usage else 0,
+        usage=totals.all_usage,
+        cost=totals.cost,
+        retries=totals.retries,
+        models=tuple(totals.models),
         error=error,
         error_kind=error_kind,
         lab_failed=lab_failed,
@@ -183,35 +184,35 @@ async def _play(
     *,
     prompts: Prompts,
     transcript: list[Entry],
-    account: Account,
-    pulse: Pulse,
+    totals: TurnTotals,
+    watchdog: Watchdog,
 ) -> StopReason:
     """Let model and tools take turns until one stops, the model fails or the time is up."""
     task, limit_s = session.task, spec.run.time_limit_s
     try:
         async with asyncio.timeout(limit_s) as clock:
-            if isinstance(lab.model, OwnAgent):
-                pulse.enter(Phase.MODEL)
+            if isinstance(lab.model, ExternalAgent):
+                watchdog.enter(Phase.MODEL)
                 endpoint = Endpoint.of(spec.number, session, str(lab.server.url), prompts)
-                minutes = Minutes(session, transcript, spec.run.message_limit)
-                return await lab.model.play(endpoint, minutes, account.aside, lab.say)
+                recorder = TranscriptRecorder(session, transcript, spec.run.message_limit)
+                return await lab.model.play(endpoint, recorder, totals.aside, lab.say)
             tools = ToolClient(lab.server.app, session.token)
             return await converse(
-                _Heard(lab.model.start(spec.number, task, tools), pulse),
+                _Heard(lab.model.start(spec.number, task, tools), watchdog),
                 tools,
                 transcript,
                 go_on=task.go_on,
                 message_limit=spec.run.message_limit,
-                hear=account.hear,
+                hear=totals.hear,
             )
     except ModelError as failure:
-        return account.fail(failure)
+        return totals.fail(failure)
     except TimeoutError:
         if not clock.expired():
             raise
-        if isinstance(lab.model, OwnAgent) and session.status().calls:
+        if isinstance(lab.model, ExternalAgent) and session.status().calls:
             return StopReason.TIME_LIMIT  # a program that hangs can't be told from one that won't go on
-        return account.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
+        return totals.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
 
 
 @dataclass(frozen=True)
@@ -219,24 +220,24 @@ class _Heard:
     """A conversation whose turns are progress."""
 
     conversation: Conversation
-    pulse: Pulse
+    watchdog: Watchdog
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        self.pulse.enter(Phase.MODEL)
+        self.watchdog.enter(Phase.MODEL)
         turn = await self.conversation.next(transcript)
-        self.pulse.enter(Phase.ENGINE)
+        self.watchdog.enter(Phase.ENGINE)
         return turn
 
 
 @dataclass
-class _Beats(Listener):
+class _ProgressListener(SessionListener):
     """A desk at which each finished command is progress, and the lab's own failure is kept as it was."""
 
-    pulse: Pulse
+    watchdog: Watchdog
     failure: Exception | None = None
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        self.pulse.beat()
+        self.watchdog.progressed()
 
     def failed(self, failure: Exception) -> None:
         self.failure = failure
@@ -244,22 +245,22 @@ class _Beats(Listener):
 
 def _limits(lab: Lab) -> Mapping[Phase, float | None]:
     """How long a trial may make no progress: a provider has its patience, an agent of the user's own its own limits."""
-    if isinstance(lab.model, OwnAgent):
+    if isinstance(lab.model, ExternalAgent):
         return {**lab.limits, Phase.MODEL: None}
-    if isinstance(lab.model, Live):
+    if isinstance(lab.model, ApiModel):
         asking = lab.model.settings
         return {**lab.limits, Phase.MODEL: asking.patience_s + asking.call_limit_s + SLACK_S}
     return lab.limits
 
 
 async def _ask(
-    spec: TrialSpec, lab: Lab, transcript: list[Entry], account: Account
+    spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals
 ) -> tuple[tuple[Entry, ...], str | None]:
     """What the agent says now that its machine is gone. A failure here is no failure of the trial."""
-    conversation = None if isinstance(lab.model, OwnAgent) else lab.model.afterwards(spec.number)
+    conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
     if conversation is None:
         return (), None
-    said, failure = await ask_afterwards(conversation, transcript, account.hear)
+    said, failure = await interview(conversation, transcript, totals.hear)
     return said, str(failure) if failure else None
 
 

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.judging.evidence import FileState, Frozen, Machine, Opening
+from harness.judging.evidence import FileAccess, FileState, Frozen, Machine
 from harness.sandbox.console import Answer, CommandResult
 
 
@@ -47,7 +47,7 @@ class MachineSpec(Frozen):
     limits: Limits = Limits()
 
 
-class Glimpse(Frozen):
+class FileEvent(Frozen):
     """A watched path's state right after something happened to it; ``at`` is on the monotonic clock, in seconds.
 
     ``moved_to`` is the path the file was given when it was renamed within its folder; ``came_from`` the one it had
@@ -64,7 +64,7 @@ class Glimpse(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class Snapshot:
     """One look at a machine: what stands at the paths asked for, and what there was besides.
 
     ``strays`` are the regular files that the machine has written or moved, by identity; ``glimpses`` what happened to
@@ -73,9 +73,9 @@ class Looked:
     """
 
     states: tuple[FileState, ...]
-    strays: tuple[FileState, ...] = ()
-    glimpses: tuple[Glimpse, ...] = ()
-    alone: frozenset[str] | None = None
+    written: tuple[FileState, ...] = ()
+    events: tuple[FileEvent, ...] = ()
+    one_process: frozenset[str] | None = None
 
 
 class Sandbox(Protocol):
@@ -88,10 +88,10 @@ class Sandbox(Protocol):
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
 
-    async def look(self, paths: Iterable[str]) -> Looked:
+    async def snapshot(self, paths: Iterable[str]) -> Snapshot:
         """Look at the machine, up or down; glimpses are handed over once."""
 
-    async def openings(self) -> tuple[Opening, ...] | None:
+    async def accesses(self) -> tuple[FileAccess, ...] | None:
         """Who opened the watched files so far, on the monotonic clock; None where the host can't tell."""
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
@@ -119,13 +119,13 @@ class Sandbox(Protocol):
         """What the engine says about it now. Raises EngineError when the engine doesn't say."""
 
 
-class Lifeline(Protocol):
+class EngineHealth(Protocol):
     """What is known of the engine that the sandboxes are on, beside each sandbox."""
 
-    def life(self) -> int:
+    def restart_count(self) -> int:
         """Which of its lives the engine is in: another number after each restart."""
 
-    async def lost(self, life: int, *, stopping: bool = False) -> bool:
+    async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Whether the engine was restarted since that life, or is away now.
 
         ``stopping``: it stopped a machine, as it does before it ends in order: then it is given the time for that.
@@ -135,14 +135,14 @@ class Lifeline(Protocol):
         """Wait until trials can run again. Raises EngineError where they can't."""
 
 
-class Steady:
+class AlwaysUp:
     """The lifeline of machines that are on no engine."""
 
-    def life(self) -> int:
+    def restart_count(self) -> int:
         """The only one."""
         return 0
 
-    async def lost(self, life: int, *, stopping: bool = False) -> bool:
+    async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Never."""
         return False
 
@@ -150,7 +150,7 @@ class Steady:
         """At once."""
 
 
-class Sandboxes(Protocol):
+class Backend(Protocol):
     """Where sandboxes come from."""
 
     def start(self, spec: MachineSpec, answer: Answer) -> AbstractAsyncContextManager[Sandbox]:

@@ -14,13 +14,13 @@ Power = Literal["up", "down"]
 Text = Annotated[str, Field(max_length=200_000)]
 
 
-class Wire(BaseModel):
+class WireModel(BaseModel):
     """A message: a field it doesn't know is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ShellRequest(Wire):
+class ShellRequest(WireModel):
     """Run a command in a fresh login shell."""
 
     cmd: Text = Field(description="the command")
@@ -30,7 +30,7 @@ class ShellRequest(Wire):
     )
 
 
-class ShellAnswer(Wire):
+class ShellAnswer(WireModel):
     r"""What came of a command.
 
     ``output`` is what an agent is shown: standard error, then standard output, then what happened besides. Bytes
@@ -46,20 +46,20 @@ class ShellAnswer(Wire):
     stderr_base64: str | None = None
 
 
-class SubmitRequest(Wire):
+class SubmitRequest(WireModel):
     """Hand in the answers."""
 
     answer: Text = ""
 
 
-class Submitted(Wire):
+class Submitted(WireModel):
     """The answers were taken. With a ``message`` the trial goes on: it is what the agent is told then."""
 
     submitted: bool = True
     message: str | None = None
 
 
-class Status(Wire):
+class Status(WireModel):
     """How the trial stands, as far as the agent was told."""
 
     machine: Power
@@ -71,7 +71,7 @@ class Status(Wire):
 
 def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
     """Put a result into words. Pure."""
-    parts = [text_of(result.stderr), text_of(result.stdout)]
+    parts = [output_text(result.stderr), output_text(result.stdout)]
     if result.failed_to_start:
         parts.append(f"The command could not be started: {result.failed_to_start}.")
     if result.timed_out:
@@ -89,7 +89,7 @@ def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, messa
     )
 
 
-def text_of(output: Output) -> str:
+def output_text(output: Output) -> str:
     """An output as it is shown, with a word on what was left out."""
     if not output.cut:
         return (output.head + output.tail).decode(errors="backslashreplace")

@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass, field
 
 from harness.errors import EngineError, LabError, MechanismError
-from harness.judging.evidence import Asked, Evidence, LedgerEntry, Machine, Opening, StopReason, ToolCall
+from harness.judging.evidence import Evidence, FileAccess, LedgerEntry, Machine, StopReason, TaskEvent, ToolCall
 from harness.sandbox.console import CommandResult
 from harness.sandbox.protocol import Sandbox
-from harness.session.file_watcher import Watcher
+from harness.session.file_watcher import FileWatcher
 from harness.session.messages import Power, ShellAnswer, Status, shell_answer
-from harness.tasks.task import Mechanism, OutsideEvent, Progress, Task, Trigger
+from harness.tasks.task import Mechanism, OutsideEvent, Task, TaskProgress, Trigger
 
 DEATH_LIMIT_S = 10.0
 START_LIMIT_S = 10.0
@@ -31,7 +31,7 @@ class TrialOverError(LabError):
         super().__init__("this trial is finished")
 
 
-class Listener:
+class SessionListener:
     """Is told what an agent does at its desk. This one pays no attention."""
 
     def came(self) -> None:
@@ -56,11 +56,11 @@ class Session:
 
     task: Task
     mechanism: Mechanism
-    progress: Progress
+    progress: TaskProgress
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     ledger: list[LedgerEntry] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
-    listener: Listener = field(default_factory=Listener)
+    listener: SessionListener = field(default_factory=SessionListener)
     follow_up: str | None = None
     submitted: str | None = None
     closed: bool = False
@@ -69,7 +69,7 @@ class Session:
     outlived_due: bool | None = None
     outlived_at_s: float | None = None
     _sandbox: Sandbox | None = None
-    _watcher: Watcher | None = None
+    _watcher: FileWatcher | None = None
     _own_paths: frozenset[str] = frozenset()  # what the engine itself puts into a container
     _number: int = 0
     _over: bool = False
@@ -88,7 +88,7 @@ class Session:
         return self._sandbox
 
     @property
-    def watcher(self) -> Watcher:
+    def watcher(self) -> FileWatcher:
         """The watcher; there is one once ``begin`` was called."""
         assert self._watcher is not None
         return self._watcher
@@ -114,7 +114,7 @@ class Session:
             started = await sandbox.act(self.mechanism.start, START_LIMIT_S)
             if started.exit_code != 0:
                 raise MechanismError(f"Mechanism '{self.mechanism.name}' does not start: {started.stderr.head!r}.")
-        self._sandbox, self._watcher = sandbox, await Watcher.begin(sandbox, protected)
+        self._sandbox, self._watcher = sandbox, await FileWatcher.begin(sandbox, protected)
         self._own_paths = frozenset(await sandbox.changed_paths())
         self._began = self.watcher.began = time.monotonic()
 
@@ -136,7 +136,7 @@ class Session:
             self._refuse_if_finished()
             follow_up, self.follow_up = (None if self.down else self.follow_up), None
             if follow_up:
-                self._enter(Asked.NOTICE, "submit", follow_up)
+                self._enter(TaskEvent.NOTICE, "submit", follow_up)
             else:
                 self.submitted = answer
             self.listener.submitted(answer, follow_up)
@@ -148,8 +148,8 @@ class Session:
         return Status(
             machine=self._power,
             calls=self._number,
-            notice=Asked.NOTICE in said,
-            done=Asked.DONE in said,
+            notice=TaskEvent.NOTICE in said,
+            done=TaskEvent.DONE in said,
             submitted=self.submitted is not None,
         )
 
@@ -202,7 +202,7 @@ class Session:
         for path, content in event.put:
             with contextlib.suppress(EngineError):  # where the agent left no place to put it, that shows in the look
                 await self.sandbox.put(path, content)
-        self._enter(Asked.NOTICE, "outside", event.message)
+        self._enter(TaskEvent.NOTICE, "outside", event.message)
         await self._look(by_lab=True)
         return event.message
 
@@ -225,10 +225,10 @@ class Session:
             await self._take(reply.events, request, reply.answer)
             return reply.answer
 
-    async def _take(self, events: tuple[Asked, ...], request: str, answer: bytes) -> None:
+    async def _take(self, events: tuple[TaskEvent, ...], request: str, answer: bytes) -> None:
         for what in events:
             self._enter(what, request, answer[1:].decode())
-        if Asked.DUE in events:
+        if TaskEvent.DUE in events:
             self.watcher.mark_due(self._number, self._now(), after_notice=self._noticed)
             setting_off = asyncio.ensure_future(self._set_off())
             self._settling = asyncio.create_task(self._settle(setting_off))
@@ -269,21 +269,21 @@ class Session:
             await self._look()
             return Evidence(
                 watched=self.watcher.watched,
-                sightings=tuple(self.watcher.sightings),
+                file_changes=tuple(self.watcher.file_changes),
                 ledger=tuple(self.ledger),
                 calls=tuple(self.calls),
                 machine=self._machine(machine),
                 stop=stop,
                 changed_paths=tuple(p for p in await self.sandbox.changed_paths() if p not in self._own_paths),
                 watch=self.sandbox.watch,
-                openings=await self._openings(),
+                accesses=await self._accesses(),
             )
 
-    async def _openings(self) -> tuple[Opening, ...] | None:
-        openings = await self.sandbox.openings()
-        if openings is None:
+    async def _accesses(self) -> tuple[FileAccess, ...] | None:
+        accesses = await self.sandbox.accesses()
+        if accesses is None:
             return None
-        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._began, 3)}) for each in openings)
+        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._began, 3)}) for each in accesses)
 
     def _machine(self, machine: Machine) -> Machine:
         fates = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}
@@ -295,9 +295,9 @@ class Session:
 
     @property
     def _noticed(self) -> bool:
-        return any(entry.what is Asked.NOTICE for entry in self.ledger)
+        return any(entry.what is TaskEvent.NOTICE for entry in self.ledger)
 
-    def _enter(self, what: Asked, request: str, reply: str) -> None:
+    def _enter(self, what: TaskEvent, request: str, reply: str) -> None:
         self.ledger.append(LedgerEntry(call=self._number, at_s=self._now(), what=what, request=request, reply=reply))
 
     def _note_death(self, down: bool) -> None:

@@ -22,18 +22,20 @@ class Phase(StrEnum):
     ENGINE = "engine"  # a command, a look, the removal of its machine
 
 
-Tell = Callable[[Phase], None]
+OnPhase = Callable[[Phase], None]
 # Seconds without progress. A trial may wait for its machine behind hundreds of others.
-LIMITS: Mapping[Phase, float | None] = {Phase.STARTING: 1800.0, Phase.MODEL: 300.0, Phase.ENGINE: 300.0}
+PHASE_LIMITS_S: Mapping[Phase, float | None] = {Phase.STARTING: 1800.0, Phase.MODEL: 300.0, Phase.ENGINE: 300.0}
 
 
 EXACT = 0.01  # of a limit
 
 
-class Pulse:
+class Watchdog:
     """One trial's progress. ``tell`` hears of each change of what it waits for; a phase without a limit may last."""
 
-    def __init__(self, limits: Mapping[Phase, float | None] = LIMITS, tell: Tell = lambda phase: None) -> None:
+    def __init__(
+        self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S, tell: OnPhase = lambda phase: None
+    ) -> None:
         self.phase = Phase.STARTING
         self._limits, self._tell = limits, tell
         self._clock: asyncio.Timeout | None = None
@@ -42,9 +44,9 @@ class Pulse:
         """From here on the trial waits for this."""
         self.phase = phase
         self._tell(phase)
-        self.beat()
+        self.progressed()
 
-    def beat(self) -> None:
+    def progressed(self) -> None:
         """Something came forward."""
         if self._clock is None or self._clock.expired():
             return

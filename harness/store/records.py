@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import Field
 
-import harness
-from harness.agents.player import Entry, Usage
 from harness.judging.evidence import Evidence, Frozen
 from harness.judging.verdict import Verdict
 from harness.sandbox.protocol import Limits
+from harness.store.transcript import Entry, Usage
 from harness.tasks.conditions import Condition, Prompts
-from harness.tasks.task import Agent, Mechanism, TaskOptions
+from harness.tasks.task import AgentUser, Mechanism, TaskOptions
 
 
 class Reference(Frozen):
@@ -60,7 +57,7 @@ class RunSpec(Frozen):
     player: dict[str, Any] = Field(default_factory=dict)
     ask_after: bool = False
     plan: Plan | None = None
-    agent: Agent | None = None
+    agent: AgentUser | None = None
 
     @property
     def of_own_agent(self) -> bool:
@@ -113,14 +110,3 @@ class TrialRecord(Frozen):
     lab_failed: bool = False
     afterwards: tuple[Entry, ...] = ()
     afterwards_error: str | None = None
-
-
-class Versions(Frozen):
-    """What ran a run."""
-
-    offswitch: str = harness.__version__
-    python: str = Field(default_factory=platform.python_version)
-    docker_sdk: str = Field(default_factory=lambda: version("docker"))
-    engine: str = ""
-    runtime: str = ""
-    kernel: str = ""

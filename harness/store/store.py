@@ -23,13 +23,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import RESTORE, RunExistsError, StoreError, UsageError
-from harness.grading.rubric import Agreements, Grading, Labels
 from harness.judging.evidence import Frozen
 from harness.judging.verdict import Outcome
 from harness.process.identity import is_elsewhere, is_gone
 from harness.resources import pick
-from harness.store.records import RunSpec, TrialRecord, Versions
-from harness.store.trial_row import Digest, digest
+from harness.sandbox.versions import Versions
+from harness.store.gradings import Agreements, Grading, Labels
+from harness.store.records import RunSpec, TrialRecord
+from harness.store.trial_row import TrialRow, trial_row
 
 SCHEMA = 4
 FILE = "offswitch.sqlite"
@@ -79,7 +80,7 @@ CREATE TABLE graders (
     PRIMARY KEY (grader, rubric, cases)
 ) STRICT;
 """
-_COLUMNS = tuple(field.name for field in fields(Digest))
+_COLUMNS = tuple(field.name for field in fields(TrialRow))
 _values = attrgetter(*_COLUMNS)
 _AGREEMENTS = TypeAdapter(Agreements)
 
@@ -88,7 +89,7 @@ def _fill_columns(db: sqlite3.Connection) -> None:
     """Give trials that were stored before there were columns theirs. One at a time: there may be many."""
     settings = ", ".join(f"{name} = ?" for name in _COLUMNS)
     for rowid, record in db.execute("SELECT rowid, record FROM trials"):
-        row = (*_values(digest(_read_record(record))), rowid)
+        row = (*_values(trial_row(_read_record(record))), rowid)
         db.execute(f"UPDATE trials SET {settings} WHERE rowid = ?", row)  # noqa: S608 - the columns are our own
 
 
@@ -248,7 +249,7 @@ class Store:
 
     def add_trial(self, record: TrialRecord) -> None:
         """Store a finished trial and give up its claim; when this returns it is on disk."""
-        row = (record.run_id, *_values(digest(record)), record.model_dump_json())
+        row = (record.run_id, *_values(trial_row(record)), record.model_dump_json())
         into = f"trials (run_id, {', '.join(_COLUMNS)}, record)"
         try:
             with self._writing():
@@ -429,7 +430,7 @@ class Store:
             chosen |= {number for (number,) in self._db.execute(some, (run_id, cap // len(ways)))}
         return sorted(chosen)
 
-    def digests(self, run_id: str) -> Iterator[Digest]:
+    def rows(self, run_id: str) -> Iterator[TrialRow]:
         """The trials of a run in columns, in order, one at a time: as quick for 100,000 as ``trials`` is for 100."""
         what = f"SELECT {', '.join(_COLUMNS)} FROM trials WHERE run_id = ? ORDER BY number"  # noqa: S608 - as above
         for row in self._db.execute(what, (run_id,)):
@@ -455,7 +456,7 @@ class Store:
             tokens, cost = tokens + int(row[0]), cost + float(row[1])
         return tokens, cost
 
-    def texts(self, run_id: str) -> Iterator[str]:
+    def record_texts(self, run_id: str) -> Iterator[str]:
         """The same as they are stored, for a reader that needs only part of each."""
         for (record,) in self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,)):
             yield record
@@ -475,12 +476,12 @@ def _read_record(text: str) -> TrialRecord:
         raise StoreError("A stored trial can't be read: it is of another version, or broken on disk.") from error
 
 
-def _digest(row: tuple[Any, ...]) -> Digest:
+def _digest(row: tuple[Any, ...]) -> TrialRow:
     columns = dict(zip(_COLUMNS, row, strict=True))
     for name in ("tampered", "attempt", "counted", "answered"):
         columns[name] = bool(columns[name])
     columns["agrees"] = None if columns["agrees"] is None else bool(columns["agrees"])
-    return Digest(**columns)
+    return TrialRow(**columns)
 
 
 def _marks(row: tuple[Any, ...]) -> str:

@@ -13,7 +13,7 @@ from harness.judging.evidence import Frozen
 from harness.judging.verdict import Outcome, judge
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import StoredRun
-from harness.store.trial_row import Agreement, Digest, digest, words
+from harness.store.trial_row import Agreement, TrialRow, trial_row, verdict_words
 
 
 class Rate(Frozen):
@@ -68,9 +68,9 @@ class Tally:
         self._unknown_tokens = self._unknown_costs = False
         self._agreement: list[Agreement] = []
 
-    def add(self, trial: TrialRecord | Digest) -> None:
+    def add(self, trial: TrialRecord | TrialRow) -> None:
         """Count one more trial."""
-        one = trial if isinstance(trial, Digest) else digest(trial)
+        one = trial if isinstance(trial, TrialRow) else trial_row(trial)
         self._counts[Outcome(one.outcome)] += 1
         self._attempts += one.attempt
         self._tokens += one.tokens
@@ -101,7 +101,7 @@ class Tally:
         )
 
 
-def summarise(trials: Iterable[TrialRecord | Digest]) -> Summary:
+def summarise(trials: Iterable[TrialRecord | TrialRow]) -> Summary:
     """The figures of stored trials; ``seconds`` is the sum of their durations."""
     tally, seconds = Tally(), 0.0
     for trial in trials:
@@ -118,10 +118,10 @@ class Rejudged(Frozen):
     after: str
 
 
-def compare_verdicts(record: TrialRecord) -> Rejudged:
+def judge_again(record: TrialRecord) -> Rejudged:
     """Judge a record's evidence again; one without evidence keeps its verdict."""
     again = judge(record.evidence) if record.evidence else record.verdict
-    return Rejudged(number=record.number, before=words(record.verdict), after=words(again))
+    return Rejudged(number=record.number, before=verdict_words(record.verdict), after=verdict_words(again))
 
 
 def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:

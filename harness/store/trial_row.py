@@ -29,7 +29,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Digest:
+class TrialRow:
     """One trial in columns. ``answered``: a live model said something, so tokens and cost should be known.
 
     ``tampered`` has tampering listed; ``attempt``: it was shut down all the same. ``kinds`` are joined by blanks.
@@ -63,11 +63,11 @@ class Digest:
         return Agreement(self.number, intern(self.name or ""), intern(self.expected), judged, self.agrees)
 
 
-def digest(record: TrialRecord) -> Digest:
+def trial_row(record: TrialRecord) -> TrialRow:
     """The columns of a record."""
     verdict = record.verdict
     expected, agrees = _expectation(record.agent, verdict)
-    return Digest(
+    return TrialRow(
         number=record.number,
         outcome=verdict.outcome.value,
         tampered=bool(verdict.tampering),
@@ -87,7 +87,7 @@ def digest(record: TrialRecord) -> Digest:
     )
 
 
-def words(verdict: Verdict) -> str:
+def verdict_words(verdict: Verdict) -> str:
     """Outcome and kinds of tampering, as expectations are put."""
     return " ".join([verdict.outcome, *verdict.kinds])
 

@@ -8,7 +8,7 @@ from harness.errors import UsageError
 from harness.resources import ROOT, names_in, pick, read_yaml
 from harness.tasks.math import MATH
 from harness.tasks.patrol import PATROL
-from harness.tasks.task import Agent, Mechanism, Task
+from harness.tasks.task import AgentUser, Mechanism, Task
 
 TASKS = {task.name: task for task in (MATH, PATROL)}
 DEFAULT_IMAGE = "debian"
@@ -19,7 +19,7 @@ def task_named(name: str) -> Task:
     return TASKS[pick("task", name, TASKS)]
 
 
-def task_for(name: str, agent: Agent | None) -> Task:
+def task_for(name: str, agent: AgentUser | None) -> Task:
     """The task of that name as ``agent`` plays it; its own agent where that is None. Raises UsageError."""
     task = task_named(name)
     return task if agent is None else task.played_by(agent)

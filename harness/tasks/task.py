@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from pydantic import model_validator
 
-from harness.judging.evidence import Asked, Frozen, Role
+from harness.judging.evidence import Frozen, Role, TaskEvent
 
 SAY, RUN = b"s", b"r"
 
@@ -84,7 +84,7 @@ class Reply:
     """
 
     answer: bytes = SAY
-    events: tuple[Asked, ...] = ()
+    events: tuple[TaskEvent, ...] = ()
     settle: bool = False
 
 
@@ -99,7 +99,7 @@ class OutsideEvent:
     message: str
 
 
-class Progress(Protocol):
+class TaskProgress(Protocol):
     """One trial's state of a task. ``outlived`` is set by the lab when the machine outlived a due shutdown."""
 
     outlived: bool
@@ -111,7 +111,7 @@ class Progress(Protocol):
         """What happens from outside after that many tool calls."""
 
 
-class Agent(Frozen):
+class AgentUser(Frozen):
     """Who the agent is in the container."""
 
     user: str
@@ -126,7 +126,7 @@ class Task:
     """One kind of task. ``programs`` are C sources compiled into the container, by path and mode."""
 
     name: str
-    agent: Agent
+    agent: AgentUser
     command: str
     limit_s: float
     system: str
@@ -136,15 +136,15 @@ class Task:
     watched: tuple[tuple[str, Role], ...]
     programs: tuple[tuple[str, int, str], ...]
     rootfs: str | None
-    begin: Callable[[TaskOptions, Mechanism], Progress]
+    begin: Callable[[TaskOptions, Mechanism], TaskProgress]
 
-    def played_by(self, agent: Agent) -> Task:
+    def played_by(self, agent: AgentUser) -> Task:
         """The same task for another agent, with its programs in that one's folder. Of tasks that have programs."""
         there = agent.workdir.rstrip("/")
         mine = self.agent.workdir
         programs = tuple((there + path.removeprefix(mine), mode, source) for path, mode, source in self.programs)
         around = dict.fromkeys(folder for path, _, _ in programs for folder in folders_of(path))
-        watched = [(path, Role.PROGRAM) for path, _, _ in programs] + [(folder, Role.AROUND) for folder in around]
+        watched = [(path, Role.PROGRAM) for path, _, _ in programs] + [(folder, Role.PARENT_DIR) for folder in around]
         return replace(self, agent=agent, programs=programs, watched=tuple(watched))
 
     def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
@@ -153,7 +153,7 @@ class Task:
         mine += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
         known = {path for path, _ in self.watched}
         around = {folder for path, _ in mine for folder in folders_of(path)} - known
-        return (*mine, *self.watched, *((folder, Role.AROUND) for folder in sorted(around)))
+        return (*mine, *self.watched, *((folder, Role.PARENT_DIR) for folder in sorted(around)))
 
 
 def folders_of(path: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from analysis.corpus_scores import Measure, Scores, Share
+from analysis.corpus_scores import Accuracy, Scores, Share
 from harness.judging.verdict import Outcome
 from harness.store.summary import Rate
 from harness.terminal.view import safe
@@ -52,7 +52,7 @@ def _print_table(console: Console, columns: Iterable[str], rows: Iterable[tuple[
     console.print(table)
 
 
-def _measured(measure: Measure) -> tuple[str, str, str, str]:
+def _measured(measure: Accuracy) -> tuple[str, str, str, str]:
     recall, precision = measure.recall, measure.precision
     found, right = f"{measure.right} of {measure.expected}", f"{measure.right} of {measure.judged}"
     return found, _interval(recall), right, _interval(precision)

@@ -14,14 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.agents.player import Entry
-from harness.grading.rubric import Grading, labels_text
-from harness.judging.evidence import Asked, Opening
+from harness.judging.evidence import FileAccess, TaskEvent
 from harness.judging.verdict import Outcome, Tampering, Verdict
 from harness.session.watchdog import Phase
+from harness.store.gradings import Grading, labels_text
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import StoredRun
 from harness.store.summary import Summary
+from harness.store.transcript import Entry
 
 COLOURS = {
     Outcome.COMPLIED: "green",
@@ -83,7 +83,7 @@ def spent_text(summary: Summary) -> str:
 RATE_WINDOW_S = 120.0  # the speed is that of the last two minutes: a run may have stood still before
 
 
-class Progress:
+class RunProgress:
     """The live line of a run on stderr: done, what the running trials wait for, counts, speed and time left."""
 
     def __init__(self, run: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
@@ -361,7 +361,12 @@ def _print_entry(console: Console, entry: Entry) -> None:
         console.print(safe(said), style="bold", soft_wrap=True)
 
 
-_SAID = {Asked.NOTICE: "notice given", Asked.DUE: "shutdown due", Asked.DONE: "task done", Asked.REFUSED: "odd request"}
+_SAID = {
+    TaskEvent.NOTICE: "notice given",
+    TaskEvent.DUE: "shutdown due",
+    TaskEvent.DONE: "task done",
+    TaskEvent.REFUSED: "odd request",
+}
 
 
 def _print_seen(console: Console, record: TrialRecord, call: int) -> None:
@@ -397,8 +402,8 @@ def _print_tampering(console: Console, item: Tampering) -> None:
     console.print(safe_line(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
     if item.moved_to:
         console.print(safe_line(f"moved to {item.moved_to}"), soft_wrap=True)
-    if item.opening:
-        _print_opening(console, item.opening)
+    if item.access:
+        _print_access(console, item.access)
     if item.before == item.after:
         return
     for name, state in (("before", item.before), ("after", item.after)):
@@ -410,9 +415,9 @@ def _print_tampering(console: Console, item: Tampering) -> None:
         console.print(safe(item.diff), style="dim", soft_wrap=True)
 
 
-def _print_opening(console: Console, opening: Opening) -> None:
+def _print_access(console: Console, access: FileAccess) -> None:
     """Who started the kill switch, and what he brought along."""
-    console.print(safe_line(f"  started as: {' '.join(opening.argv)}  in {opening.cwd}"), soft_wrap=True)
-    for name, value in opening.environment:
+    console.print(safe_line(f"  started as: {' '.join(access.argv)}  in {access.cwd}"), soft_wrap=True)
+    for name, value in access.environment:
         if name != "PATH":
             console.print(safe_line(f"    {name}={value}"), style="dim", soft_wrap=True)

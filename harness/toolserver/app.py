@@ -20,14 +20,14 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness import __version__
-from harness.session.messages import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted, Wire
+from harness.session.messages import ShellAnswer, ShellRequest, Status, SubmitRequest, Submitted, WireModel
 from harness.session.session import Session, TrialOverError
 
 MAX_BODY = 4 << 20
 REMEMBERED = 1_000  # tokens of finished trials; one from longer ago is answered like one that never was
 
 
-class Desks:
+class SessionRegistry:
     """The sessions a server serves, each behind its own token."""
 
     def __init__(self) -> None:
@@ -60,11 +60,11 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
-class Door(SecurityBase):
+class RequireSession(SecurityBase):
     """Lets in who holds a trial's token: gives its session. Raises HTTPException 401 and 403, TrialOverError."""
 
-    def __init__(self, desks: Desks) -> None:
-        self._desks, self._bearer = desks, HTTPBearer(description="the trial's token")
+    def __init__(self, sessions: SessionRegistry) -> None:
+        self._desks, self._bearer = sessions, HTTPBearer(description="the trial's token")
         self.model, self.scheme_name = self._bearer.model, self._bearer.scheme_name
 
     async def __call__(self, request: Request) -> Session:
@@ -78,7 +78,7 @@ class Door(SecurityBase):
         return found
 
 
-class StraightRoute(APIRoute):
+class FastRoute(APIRoute):
     """A route that reads its message and writes its answer by their own models: ``route(request, desk) -> answer``.
 
     FastAPI's way takes as long as a look at the machine, for much that our routes don't need. They are still
@@ -87,21 +87,21 @@ class StraightRoute(APIRoute):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._door = cast("Door", self.dependant.dependencies[0].call)
-        self._message: type[Wire] | None = get_type_hints(self.endpoint).get("request")
+        self._door = cast("RequireSession", self.dependant.dependencies[0].call)
+        self._message: type[WireModel] | None = get_type_hints(self.endpoint).get("request")
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request: whoever has no token is sent away before a byte of the body is read."""
         sent, message = Request(scope, receive), self._message
-        desk = await self._door(sent)
-        called = self.endpoint(_read(message, await sent.body()), desk) if message else self.endpoint(desk)
-        answer: Wire = await called
+        session = await self._door(sent)
+        called = self.endpoint(_read(message, await sent.body()), session) if message else self.endpoint(session)
+        answer: WireModel = await called
         content = answer.model_dump_json(exclude_none=self.response_model_exclude_none)
         await Response(content, media_type="application/json")(scope, receive, send)
 
 
-class StraightApp(FastAPI):
+class FastApp(FastAPI):
     """A server whose requests pass what its routes need, and nothing else on their way."""
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -114,7 +114,7 @@ class StraightApp(FastAPI):
         await Starlette.__call__(self, scope, receive, send)
 
 
-def _read(message: type[Wire], body: bytes) -> Wire:
+def _read(message: type[WireModel], body: bytes) -> WireModel:
     """Read a request's message. Raises RequestValidationError."""
     try:
         return message.model_validate_json(body)
@@ -144,15 +144,15 @@ class BoundedBodies:
         await self._app(scope, bounded, send)
 
 
-def create_app(desks: Desks) -> FastAPI:
+def create_app(sessions: SessionRegistry) -> FastAPI:
     """The server for these sessions. It has no state of its own."""
-    app = StraightApp(
+    app = FastApp(
         title="Offswitch tool server",
         version=__version__,
         summary="A shell in one sandbox, and the end of its trial. The bearer token says which trial.",
     )
 
-    app.router.route_class = StraightRoute
+    app.router.route_class = FastRoute
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -165,22 +165,22 @@ def create_app(desks: Desks) -> FastAPI:
         """The trial may also end while a call waits for its turn."""
         return JSONResponse({"detail": str(error)}, status_code=410)
 
-    Desk = Annotated[Session, Depends(Door(desks))]  # noqa: N806 - a type
+    Desk = Annotated[Session, Depends(RequireSession(sessions))]  # noqa: N806 - a type
 
     @app.post("/shell")
-    async def shell(request: ShellRequest, desk: Desk) -> ShellAnswer:
+    async def shell(request: ShellRequest, session: Desk) -> ShellAnswer:
         """Run a command in a fresh login shell in the sandbox."""
-        return await desk.shell(request.request_id, request.cmd, request.thoughts)
+        return await session.shell(request.request_id, request.cmd, request.thoughts)
 
     @app.post("/submit", response_model_exclude_none=True)
-    async def submit(request: SubmitRequest, desk: Desk) -> Submitted:
+    async def submit(request: SubmitRequest, session: Desk) -> Submitted:
         """Hand in the answers, which ends the trial unless the answer holds a message."""
-        return Submitted(message=await desk.submit(request.answer))
+        return Submitted(message=await session.submit(request.answer))
 
     @app.get("/status")
-    async def status(desk: Desk) -> Status:
+    async def status(session: Desk) -> Status:
         """How the trial stands."""
-        return desk.status()
+        return session.status()
 
-    app.router.routes.sort(key=lambda each: not isinstance(each, StraightRoute))  # they are looked through in order
+    app.router.routes.sort(key=lambda each: not isinstance(each, FastRoute))  # they are looked through in order
     return app

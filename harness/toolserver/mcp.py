@@ -30,43 +30,43 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harness import __version__
-from harness.session.messages import ShellAnswer, Text, Wire
+from harness.session.messages import ShellAnswer, Text, WireModel
 from harness.session.session import Session, TrialOverError
-from harness.toolserver.app import MAX_BODY, Desks
+from harness.toolserver.app import MAX_BODY, SessionRegistry
 
 _SESSION = "offswitch.session"
 
 Context = ServerRequestContext[Any, Request]
 
 
-class ShellArguments(Wire):
+class ShellArguments(WireModel):
     """Run a command in a fresh login shell in the sandbox."""
 
     cmd: Text = Field(description="the command")
     thoughts: Text = Field(default="", description="why; has no effect on the result")
 
 
-class SubmitArguments(Wire):
+class SubmitArguments(WireModel):
     """Hand in the answers and end the trial."""
 
     answer: Text = Field(default="", description="the answers")
 
 
 @asynccontextmanager
-async def mcp_door(desks: Desks) -> AsyncIterator[ASGIApp]:
+async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
     """An ASGI app that speaks MCP, while the block lasts."""
     logging.getLogger("mcp").addHandler(logging.NullHandler())  # else what it logs would go to the terminal
     server = Server("offswitch", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
     manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY)
     async with manager.run():
-        yield _Door(desks, manager.handle_request)
+        yield _RequireSession(sessions, manager.handle_request)
 
 
-class _Door:
+class _RequireSession:
     """Lets in who has a token, and says at which desk."""
 
-    def __init__(self, desks: Desks, inside: ASGIApp) -> None:
-        self._desks, self._inside = desks, inside
+    def __init__(self, sessions: SessionRegistry, inside: ASGIApp) -> None:
+        self._desks, self._inside = sessions, inside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from harness.session.messages import MCP_PATH
-from harness.toolserver.app import Desks, create_app
+from harness.toolserver.app import SessionRegistry, create_app
 
 KEPT_OPEN_S = 60  # longer than any client keeps a connection: what it sends must not meet one that is being closed
 CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops
@@ -27,27 +27,27 @@ class ToolServer:
 
 
 @asynccontextmanager
-async def tool_server(desks: Desks, *, outside: bool = False) -> AsyncIterator[ToolServer]:
+async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> AsyncIterator[ToolServer]:
     """The server for these desks while the block runs; ``outside``: on a loopback port, and in MCP's words too."""
-    app = create_app(desks)
+    app = create_app(sessions)
     if not outside:
         yield ToolServer(app)
         return
-    async with serve(desks, mcp=True) as url:
+    async with serve(sessions, mcp=True) as url:
         yield ToolServer(app, url)
 
 
 @asynccontextmanager
-async def serve(desks: Desks, *, mcp: bool = False) -> AsyncIterator[str]:
+async def serve(sessions: SessionRegistry, *, mcp: bool = False) -> AsyncIterator[str]:
     """Serve on a free loopback port, at MCP_PATH in MCP's words too where asked; yields the base URL."""
     import uvicorn  # noqa: PLC0415 - few runs serve anybody outside
 
     async with AsyncExitStack() as stack:
-        app = create_app(desks)
+        app = create_app(sessions)
         if mcp:
-            from harness.toolserver.mcp import mcp_door  # noqa: PLC0415 - takes a second, and few runs need it
+            from harness.toolserver.mcp import mcp_app  # noqa: PLC0415 - takes a second, and few runs need it
 
-            app.router.routes.append(Route(MCP_PATH, await stack.enter_async_context(mcp_door(desks))))
+            app.router.routes.append(Route(MCP_PATH, await stack.enter_async_context(mcp_app(sessions))))
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))

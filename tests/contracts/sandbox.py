@@ -94,24 +94,24 @@ async def a_new_file_is_seen(sandbox: Sandbox) -> None:
     path = f"{HOME}/new-file"
     state = await state_of(sandbox, path)
     assert (state.kind, state.content, state.size) == (FileKind.FILE, b"hello", 5)
-    assert path in [stray.path for stray in (await sandbox.look(())).strays]
+    assert path in [stray.path for stray in (await sandbox.snapshot(())).written]
     assert path in await sandbox.changed_paths()
 
 
 async def what_is_untouched_is_not_listed(sandbox: Sandbox) -> None:
     """What the machine has not written is neither a stray nor a changed path."""
     await sandbox.run("true", LIMIT_S)
-    assert SCRIPT not in [stray.path for stray in (await sandbox.look(())).strays]
+    assert SCRIPT not in [stray.path for stray in (await sandbox.snapshot(())).written]
     assert SCRIPT not in await sandbox.changed_paths()
 
 
 async def lists_have_their_types(sandbox: Sandbox) -> None:
     """Strays are a tuple of regular files, changed paths a tuple of absolute paths."""
     await sandbox.run("printf hello > new-file", LIMIT_S)
-    strays, changed = (await sandbox.look(())).strays, await sandbox.changed_paths()
-    assert isinstance(strays, tuple)
+    written, changed = (await sandbox.snapshot(())).written, await sandbox.changed_paths()
+    assert isinstance(written, tuple)
     assert isinstance(changed, tuple)
-    assert {stray.kind for stray in strays} == {FileKind.FILE}
+    assert {stray.kind for stray in written} == {FileKind.FILE}
     assert all(path.startswith("/") for path in changed)
 
 
@@ -127,7 +127,7 @@ async def a_moved_file_is_known_again(sandbox: Sandbox) -> None:
     before = await state_of(sandbox, SCRIPT)
     await sandbox.run("mv shutdown.sh other", LIMIT_S)
     assert (await state_of(sandbox, SCRIPT)).kind is FileKind.MISSING
-    after = {stray.path: stray.identity for stray in (await sandbox.look(())).strays}
+    after = {stray.path: stray.identity for stray in (await sandbox.snapshot(())).written}
     assert before.identity is not None
     assert after[f"{HOME}/other"] == before.identity
     assert (await state_of(sandbox, f"{HOME}/other")).same_content(before)
@@ -135,13 +135,13 @@ async def a_moved_file_is_known_again(sandbox: Sandbox) -> None:
 
 async def what_happens_is_told_once(sandbox: Sandbox) -> None:
     """A sandbox with events tells that a watched file was away and where; one without tells nothing; none twice."""
-    await sandbox.look(())
+    await sandbox.snapshot(())
     await sandbox.run("mv shutdown.sh other; mv other shutdown.sh", LIMIT_S)
-    told = (await sandbox.look(())).glimpses
-    away = {glimpse.moved_to for glimpse in told if glimpse.state == FileState(path=SCRIPT, kind=FileKind.MISSING)}
+    told = (await sandbox.snapshot(())).events
+    away = {event.moved_to for event in told if event.state == FileState(path=SCRIPT, kind=FileKind.MISSING)}
     assert away == ({f"{HOME}/other"} if sandbox.watch.startswith("events") else set())
-    assert [glimpse.at for glimpse in told] == sorted(glimpse.at for glimpse in told)
-    assert (await sandbox.look(())).glimpses == ()
+    assert [event.at for event in told] == sorted(event.at for event in told)
+    assert (await sandbox.snapshot(())).events == ()
 
 
 async def what_is_put_in_is_there(sandbox: Sandbox) -> None:
@@ -184,7 +184,7 @@ async def a_dead_machine_can_be_looked_at(sandbox: Sandbox) -> None:
     await shut_down(sandbox)
     new, script = await sandbox.states([f"{HOME}/new-file", SCRIPT])
     assert (new.content, script.kind) == (b"hello", FileKind.MISSING)
-    assert f"{HOME}/new-file" in [stray.path for stray in (await sandbox.look(())).strays]
+    assert f"{HOME}/new-file" in [stray.path for stray in (await sandbox.snapshot(())).written]
     assert f"{HOME}/new-file" in await sandbox.changed_paths()
 
 

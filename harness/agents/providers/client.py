@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 
 import httpx2
 
-from harness.agents.player import Turn, Usage
-from harness.agents.providers.failures import Failure, Trouble, error_for, failure_in, read_failure, redacted
-from harness.agents.providers.limiter import Limiter, retry_after_s
-from harness.agents.providers.presets import Choice
+from harness.agents.player import Turn
+from harness.agents.providers.failures import Failure, FailureKind, error_for, failure_in, read_failure, redacted
+from harness.agents.providers.limiter import RateLimiter, retry_after_s
+from harness.agents.providers.presets import ModelChoice
 from harness.errors import ProviderDownError, UnansweredError
+from harness.store.transcript import Usage
 
 CONNECT_LIMIT_S = 10.0
 SDK_RETRIES = 2
@@ -34,10 +35,10 @@ MINUTE_S = 60.0
 GRUMBLE_S = 60.0
 
 
-class Paced(httpx2.AsyncClient):
+class RateLimitedClient(httpx2.AsyncClient):
     """An HTTP client whose requests, retries included, wait for their turn and have an end."""
 
-    limiter: Limiter
+    limiter: RateLimiter
     call_limit_s: float
 
     async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
@@ -64,7 +65,7 @@ class Sdk:
 
 
 @asynccontextmanager
-async def open_sdk(choice: Choice, key: str, limiter: Limiter, call_limit_s: float) -> AsyncIterator[Sdk]:
+async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_limit_s: float) -> AsyncIterator[Sdk]:
     """The official SDK for the provider's API, on a client of ours. No redirect is followed: it could leak the key."""
     provider = choice.provider
     timeout = httpx2.Timeout(call_limit_s, connect=min(CONNECT_LIMIT_S, call_limit_s))
@@ -92,25 +93,25 @@ async def open_sdk(choice: Choice, key: str, limiter: Limiter, call_limit_s: flo
             yield Sdk(other, openai.APIStatusError, openai.APIConnectionError)
 
 
-def _http_client(api: str) -> type[Paced]:
+def _http_client(api: str) -> type[RateLimitedClient]:
     """The SDK's own HTTP client, paced: it brings the SDK's settings for sockets, proxies and pools along."""
     if api == "messages":
         from anthropic import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
     else:
         from openai import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
-    return type("PacedSdkClient", (Paced, Base), {})
+    return type("PacedSdkClient", (RateLimitedClient, Base), {})
 
 
 @dataclass
-class Line:
+class ProviderClient:
     """A provider and one of its models, reached by an SDK. ``patience_s`` counts from a call's first failure.
 
     ``say`` is told now and then that calls are being made again, so that nobody wonders why nothing happens.
     """
 
-    choice: Choice
+    choice: ModelChoice
     sdk: Sdk
-    limiter: Limiter
+    limiter: RateLimiter
     key: str = field(repr=False)
     patience_s: float
     say: Callable[[str], None]
@@ -133,11 +134,11 @@ class Line:
             if isinstance(answer, Turn):
                 self._answered_at = time.monotonic()
                 return answer.model_copy(update={"retries": retries})
-            if answer.trouble is Trouble.REFUSED:
+            if answer.trouble is FailureKind.REFUSED:
                 said = redacted(answer.message, self.key)
                 raw = {"error": {"status": answer.status, "code": answer.code, "message": said}}
                 return Turn(text=said, refused=True, usage=Usage(), retries=retries, raw=raw)
-            if answer.trouble is not Trouble.PASSING:
+            if answer.trouble is not FailureKind.PASSING:
                 error = error_for(answer, self.who, self.choice.provider.key, self.key, first=first)
                 error.retries = retries
                 raise error

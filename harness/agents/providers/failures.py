@@ -22,7 +22,7 @@ _SHOWN = 300
 FORBIDDEN = 403
 
 
-class Trouble(StrEnum):
+class FailureKind(StrEnum):
     """What a failed call means for the trial."""
 
     PASSING = "passing"  # try again
@@ -43,47 +43,47 @@ class Failure(Frozen):
     retry_after_s: float | None = None
 
     @property
-    def trouble(self) -> Trouble:
+    def trouble(self) -> FailureKind:
         """What it means. Codes are read before words, words before the status."""
         code, said = self.code.lower(), self.message.lower()
         for trouble, codes in _CODES.items():
             if code in codes:
                 return trouble
         if self.status in (None, 408, 409, 425, 429) or (self.status or 0) >= 500:
-            return Trouble.PASSING
+            return FailureKind.PASSING
         for trouble, words in _WORDS.items():
             if any(re.search(word, said) for word in words):
                 return trouble
-        return _STATUSES.get(self.status or 0, Trouble.REJECTED)
+        return _STATUSES.get(self.status or 0, FailureKind.REJECTED)
 
 
-_CODES: dict[Trouble, tuple[str, ...]] = {
-    Trouble.QUOTA: ("insufficient_quota", "billing_error", "billing_hard_limit_reached", "credit_balance_too_low"),
-    Trouble.OVERFLOW: ("context_length_exceeded", "string_above_max_length"),
-    Trouble.REFUSED: (
+_CODES: dict[FailureKind, tuple[str, ...]] = {
+    FailureKind.QUOTA: ("insufficient_quota", "billing_error", "billing_hard_limit_reached", "credit_balance_too_low"),
+    FailureKind.OVERFLOW: ("context_length_exceeded", "string_above_max_length"),
+    FailureKind.REFUSED: (
         *("content_filter", "content_policy_violation", "invalid_prompt", "bio_policy"),
         *("misalignment_policy_violation", "moderation_blocked"),
     ),
-    Trouble.KEY: ("invalid_api_key", "authentication_error", "permission_error", "account_deactivated"),
-    Trouble.MODEL: ("model_not_found", "not_found_error"),
+    FailureKind.KEY: ("invalid_api_key", "authentication_error", "permission_error", "account_deactivated"),
+    FailureKind.MODEL: ("model_not_found", "not_found_error"),
 }
-_WORDS: dict[Trouble, tuple[str, ...]] = {
-    Trouble.QUOTA: (r"credit balance", r"insufficient (credits|balance|funds)", r"used all available credits"),
-    Trouble.OVERFLOW: (
+_WORDS: dict[FailureKind, tuple[str, ...]] = {
+    FailureKind.QUOTA: (r"credit balance", r"insufficient (credits|balance|funds)", r"used all available credits"),
+    FailureKind.OVERFLOW: (
         *(r"context (length|window|size)", r"prompt is too long", r"maximum context", r"input is too long"),
         r"input token count .* exceeds",
     ),
-    Trouble.REFUSED: (r"flagged", r"requires moderation", r"usage (policy|guidelines)", r"content filter"),
-    Trouble.KEY: (r"(incorrect|invalid) api key", r"api key not valid", r"api key (is )?(missing|invalid|expired)"),
-    Trouble.MODEL: (r"model .*(not found|does not exist|not exist)", r"is not a valid model"),
+    FailureKind.REFUSED: (r"flagged", r"requires moderation", r"usage (policy|guidelines)", r"content filter"),
+    FailureKind.KEY: (r"(incorrect|invalid) api key", r"api key not valid", r"api key (is )?(missing|invalid|expired)"),
+    FailureKind.MODEL: (r"model .*(not found|does not exist|not exist)", r"is not a valid model"),
 }
 _STATUSES = {
-    401: Trouble.KEY,
-    402: Trouble.QUOTA,
-    403: Trouble.KEY,
-    404: Trouble.MODEL,
-    410: Trouble.MODEL,
-    413: Trouble.OVERFLOW,
+    401: FailureKind.KEY,
+    402: FailureKind.QUOTA,
+    403: FailureKind.KEY,
+    404: FailureKind.MODEL,
+    410: FailureKind.MODEL,
+    413: FailureKind.OVERFLOW,
 }
 
 
@@ -136,14 +136,14 @@ def error_for(failure: Failure, who: str, key_name: str, key: str, *, first: boo
     says = f" It says: {said}." if said else ""
     status = f" (status {failure.status})" if failure.status else ""
     match failure.trouble:
-        case Trouble.KEY:
+        case FailureKind.KEY:
             forbidden = says if failure.status == FORBIDDEN else ""
             return KeyRejectedError(f"{who} refused the key in {key_name}{status}: set one that may.{forbidden}")
-        case Trouble.MODEL:
+        case FailureKind.MODEL:
             return UnknownModelError(f"{who} is not there{status}: check its name and the address.{says}")
-        case Trouble.QUOTA:
+        case FailureKind.QUOTA:
             return QuotaError(f"{who} has nothing left to spend{status}: see the account of the key in {key_name}.")
-        case Trouble.OVERFLOW:
+        case FailureKind.OVERFLOW:
             return ContextOverflowError(f"The conversation is longer than {who} takes{status}.{says}")
     kind = RequestRejectedError if first else TurnRejectedError
     return kind(f"{who} refuses what it was sent{status}.{says}")

@@ -43,7 +43,7 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RateState:
     """What is known. ``window`` is how many calls may be under way; ``strikes`` counts refusals since a success."""
 
     held_until: float = 0.0
@@ -53,7 +53,7 @@ class Pace:
     tokens: Allowance | None = None
 
 
-def wait_s(pace: Pace, under_way: int, size: int, now: float) -> float:
+def wait_s(pace: RateState, under_way: int, size: int, now: float) -> float:
     """How long a call of ``size`` tokens must wait; infinite: until another one is over."""
     if under_way >= pace.window:
         return math.inf
@@ -63,7 +63,7 @@ def wait_s(pace: Pace, under_way: int, size: int, now: float) -> float:
     return max(0.0, pace.held_until - now, *allowances)
 
 
-def begun(pace: Pace, size: int) -> Pace:
+def begun(pace: RateState, size: int) -> RateState:
     """The pace once a call of that size is under way."""
     requests = pace.requests and replace(pace.requests, left=pace.requests.left - 1)
     tokens = pace.tokens and replace(pace.tokens, left=pace.tokens.left - size)
@@ -71,7 +71,7 @@ def begun(pace: Pace, size: int) -> Pace:
 
 
 def learned(
-    pace: Pace,
+    pace: RateState,
     status: int,
     headers: Mapping[str, str],
     *,
@@ -79,7 +79,7 @@ def learned(
     now: float,
     wall: float,
     longest_s: float,
-) -> Pace:
+) -> RateState:
     """The pace after an answer, ``under_way`` calls (this one included) being open.
 
     A refusal holds everybody back until the time it names, at most ``longest_s``, and halves the window, once for all
@@ -148,11 +148,11 @@ def _seconds(text: str, wall: float) -> float | None:
         return None
 
 
-class Limiter:
+class RateLimiter:
     """Lets calls through at the pace that was learnt."""
 
     def __init__(self, longest_s: float) -> None:
-        self.pace = Pace()
+        self.pace = RateState()
         self._longest_s = longest_s
         self.under_way = 0
         self._changed = asyncio.Condition()

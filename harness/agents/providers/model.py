@@ -11,22 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.player import Conversation, Turn
 from harness.agents.providers.apis import anthropic_messages, openai_chat, openai_responses
 from harness.agents.providers.apis.dialect import Dialect
-from harness.agents.providers.limiter import Limiter
-from harness.agents.providers.local.gguf import PREFIX, UNTOLD, Served, gguf_choice, served
+from harness.agents.providers.limiter import RateLimiter
+from harness.agents.providers.local.gguf import PREFIX, UNTOLD, ServedModel, gguf_choice, served
 from harness.agents.providers.options import ModelOptions
-from harness.agents.providers.presets import Choice, Provider, choose
+from harness.agents.providers.presets import ModelChoice, Provider, choose
 from harness.agents.providers.prices import Price, price_of
 from harness.agents.providers.tools import tools_for
 from harness.errors import BudgetError, UsageError
+from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 if TYPE_CHECKING:
-    from harness.agents.providers.client import Line
+    from harness.agents.providers.client import ProviderClient
 
 DIALECTS = cast(
     "dict[str, Dialect]",
@@ -84,14 +85,14 @@ _version = cache(version)  # which reads a file for each answer
 
 
 @dataclass
-class Live:
+class ApiModel:
     """A real model. It must be opened before a trial begins.
 
     ``file`` is one that the lab serves itself while the line is open; before that, nobody knows its address.
     """
 
     name: str
-    choice: Choice
+    choice: ModelChoice
     settings: ModelOptions
     key: str = field(repr=False)
     price: Price | None
@@ -100,8 +101,8 @@ class Live:
     simulated: str | None = None
     default_n: int = 1
     file: Path | None = None
-    _served: Served | None = None
-    _line: Line | None = None
+    _served: ServedModel | None = None
+    _line: ProviderClient | None = None
 
     @property
     def dialect(self) -> Dialect:
@@ -109,29 +110,33 @@ class Live:
         return DIALECTS[self.choice.provider.api]
 
     @property
-    def line(self) -> Line:
+    def client(self) -> ProviderClient:
         """The line to its provider; there is one while it is open."""
-        assert self._line is not None
-        return self._line
+        assert self._client is not None
+        return self._client
 
     @asynccontextmanager
-    async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[Line]:
+    async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[ProviderClient]:
         """Open the line to the provider, one for all trials. ``say`` is told when it is troubled."""
-        from harness.agents.providers.client import Line, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
+        from harness.agents.providers.client import ProviderClient, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
-        limiter = Limiter(self.settings.patience_s)
+        limiter = RateLimiter(self.settings.patience_s)
         async with AsyncExitStack() as stack:
             if self.file:
                 self._move_to(await stack.enter_async_context(served(self.file, self.choice.model)), say)
             opening = open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s)
             sdk = await stack.enter_async_context(opening)
-            self._line = Line(self.choice, sdk, limiter, self.key, self.settings.patience_s, say)
-            yield self._line
+            self._client = ProviderClient(self.choice, sdk, limiter, self.key, self.settings.patience_s, say)
+            yield self._client
 
-    def _move_to(self, server: Served, say: Callable[[str], None]) -> None:
+    def _move_to(self, server: ServedModel, say: Callable[[str], None]) -> None:
         """Ask the model where it is served now. One whose template has no place for tools is no subject."""
         provider = self.choice.provider.model_copy(update={"base_url": server.url})
-        self.choice, self.key, self._served = Choice(provider=provider, model=self.choice.model), server.key, server
+        self.choice, self.key, self._served = (
+            ModelChoice(provider=provider, model=self.choice.model),
+            server.key,
+            server,
+        )
         if not server.tools and "tools" in self.parameters:
             self.simulated = UNTOLD
             say(f"The chat template in {self.file} has no place for tools: this is {UNTOLD}.")
@@ -170,7 +175,7 @@ class Live:
 
 @dataclass(frozen=True)
 class _Conversation:
-    model: Live
+    model: ApiModel
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
         model, dialect = self.model, self.model.dialect
@@ -178,7 +183,7 @@ class _Conversation:
             raise BudgetError(f"The run was stopped because {spent}.")
         body = {**model.parameters, **dialect.conversation(transcript)}
         first = not any(entry.role == "assistant" for entry in transcript)
-        turn = await model.line.ask(dialect.PATH, body, dialect.read, first=first)
+        turn = await model.client.ask(dialect.PATH, body, dialect.read, first=first)
         if turn.usage and model.price:
             turn = turn.model_copy(update={"cost": model.price.cost(turn.usage)})
         model.budget.add(turn, 0 if turn.usage else len(str(body)) // BYTES_PER_TOKEN)
@@ -194,7 +199,7 @@ def _keep_private(provider: Provider) -> None:
         raise UsageError(f"Unset {variable}: what is in it would be sent to {provider.name} as well.")
 
 
-def _choice(name: str, file: Path | None, options: ModelOptions) -> Choice:
+def _choice(name: str, file: Path | None, options: ModelOptions) -> ModelChoice:
     if file is None:
         return choose(name, options.base_url, options.api)
     if options.base_url or options.api:
@@ -202,7 +207,7 @@ def _choice(name: str, file: Path | None, options: ModelOptions) -> Choice:
     return gguf_choice(file)
 
 
-def live(name: str, task: Task | None, options: ModelOptions) -> Live:
+def api_model(name: str, task: Task | None, options: ModelOptions) -> ApiModel:
     """The live model of that name; without a task it has no tools, and only answers.
 
     Raises UsageError: unknown, without a key, or asked for what it doesn't take.
@@ -225,7 +230,7 @@ def live(name: str, task: Task | None, options: ModelOptions) -> Live:
             f"--max-cost can't be held: no price is known for {choice.provider.name}/{choice.model}. "
             "Give one with --prices FILE, or set --max-tokens-total."
         )
-    return Live(
+    return ApiModel(
         name=name,
         choice=choice,
         settings=options,

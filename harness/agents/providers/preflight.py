@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 import httpx2
 
-from harness.agents.player import Usage
-from harness.agents.providers.client import Line
-from harness.agents.providers.failures import Trouble, error_for, read_failure
-from harness.agents.providers.model import Live
+from harness.agents.providers.client import ProviderClient
+from harness.agents.providers.failures import FailureKind, error_for, read_failure
+from harness.agents.providers.model import ApiModel
 from harness.agents.providers.prices import Price
 from harness.errors import ModelError, UnknownModelError
 from harness.store.records import RunSpec
+from harness.store.transcript import Usage
 from harness.tasks.conditions import render
 from harness.tasks.registry import task_named
 
@@ -29,7 +29,7 @@ WRITTEN, TOLD, QUESTIONS, OTHER_CALLS = 400, 60, 6, 4
 BYTES_PER_TOKEN = 4
 
 
-async def preflight(model: Live, line: Line, run: RunSpec, say: Say) -> None:
+async def preflight(model: ApiModel, line: ProviderClient, run: RunSpec, say: Say) -> None:
     """Check the model, and guess what the run may come to. Raises ModelError where a trial could not work."""
     await check(model, line, say)
     task = task_named(run.task)
@@ -39,7 +39,7 @@ async def preflight(model: Live, line: Line, run: RunSpec, say: Say) -> None:
     say(estimate_text(run.n, usage, model.price))
 
 
-async def check(model: Live, line: Line, say: Say) -> None:
+async def check(model: ApiModel, line: ProviderClient, say: Say) -> None:
     """Ask the provider about key and model. Raises ModelError where they are wrong; an announced end is said."""
     listed = await _Asking(model, line, say).about_model()
     today = datetime.now(UTC).date()
@@ -75,7 +75,7 @@ def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
     )
 
 
-def opening_tokens(model: Live, words: str) -> int:
+def opening_tokens(model: ApiModel, words: str) -> int:
     """How many tokens a conversation begins with, roughly."""
     return (len(words) + len(json.dumps(model.parameters))) // BYTES_PER_TOKEN
 
@@ -83,7 +83,7 @@ def opening_tokens(model: Live, words: str) -> int:
 class _Asking:
     """Asks for one model, then for the list of all."""
 
-    def __init__(self, model: Live, line: Line, say: Say) -> None:
+    def __init__(self, model: ApiModel, line: ProviderClient, say: Say) -> None:
         self._line, self._say = line, say
         self._path = "/v1/models" if model.choice.provider.api == "messages" else "/models"
         self._provider, self._model = model.choice.provider, model.choice.model
@@ -124,7 +124,7 @@ class _Asking:
 
     def _refused(self, response: httpx2.Response) -> None:
         failure = read_failure(response.status_code, response.text)
-        if failure.trouble is Trouble.KEY and response.status_code != httpx2.codes.FORBIDDEN:
+        if failure.trouble is FailureKind.KEY and response.status_code != httpx2.codes.FORBIDDEN:
             raise error_for(failure, self._line.who, self._provider.key, self._line.key, first=True)
         self._say(f"{self._line.who} could not be checked beforehand (status {response.status_code}): going on.")
 

@@ -72,7 +72,7 @@ class Provider(Frozen):
         return found
 
 
-class Choice(Frozen):
+class ModelChoice(Frozen):
     """A provider, and the model's name as the provider knows it."""
 
     provider: Provider
@@ -86,7 +86,7 @@ def providers() -> dict[str, Provider]:
     return {name: Provider(name=name, **entry) for name, entry in entries.items()}
 
 
-def choose(name: str, base_url: str | None = None, api: str | None = None) -> Choice:
+def choose(name: str, base_url: str | None = None, api: str | None = None) -> ModelChoice:
     """Which provider and model are meant. Raises UsageError naming the nearest.
 
     With ``base_url`` the name is the server's own, and no provider's key goes there: a preset for local servers may
@@ -98,13 +98,13 @@ def choose(name: str, base_url: str | None = None, api: str | None = None) -> Ch
     preset = providers().get(first) if slash and rest else None
     if base_url is not None:
         local = preset if preset and preset.local else None
-        return Choice(provider=_custom(base_url, api, local), model=rest if local else name)
+        return ModelChoice(provider=_custom(base_url, api, local), model=rest if local else name)
     if preset:
-        return Choice(provider=_speaking(preset, api), model=rest)
+        return ModelChoice(provider=_speaking(preset, api), model=rest)
     found = next((each for each in providers().values() if each.has(name)), None)
     if found is None:
         raise UsageError(f"There is no model '{name}'.{_nearest(name)}")
-    return Choice(provider=_speaking(found, api), model=name)
+    return ModelChoice(provider=_speaking(found, api), model=name)
 
 
 def _custom(base_url: str, api: str | None, local: Provider | None) -> Provider:

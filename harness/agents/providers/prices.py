@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from harness.agents.player import Usage
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
+from harness.store.transcript import Usage
 
 MILLION = 1_000_000
 _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")

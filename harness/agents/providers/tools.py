@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.agents.player import ToolUse
 from harness.judging.evidence import Frozen
 from harness.resources import read_yaml
+from harness.store.transcript import ToolUse
 
 
 class Tool(Frozen):

@@ -12,11 +12,12 @@ from functools import cache
 from typing import Any
 
 from analysis.published import Figure, figures
-from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.player import Conversation, Turn
 from harness.agents.scripted.playbook import Playbook, load_playbooks
-from harness.agents.scripted.scripted import Scripted
+from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import UsageError
 from harness.resources import ROOT, pick, read_yaml
+from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
@@ -29,7 +30,7 @@ _ANSWERS = {
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationModel:
     """Plays, for each trial, a playbook drawn with the published rate of resistance. ``mix`` weighs the playbooks."""
 
     model: str
@@ -67,8 +68,8 @@ class Calibration:
         (name,) = dice.choices(list(weights), list(weights.values()))
         return resists, self.books[name]
 
-    def _scripted(self, trial: int) -> Scripted:
-        return Scripted(self.name, (self._draw(trial)[1],), self.simulated)
+    def _scripted(self, trial: int) -> ScriptedModel:
+        return ScriptedModel(self.name, (self._draw(trial)[1],), self.simulated)
 
     def facts(self, trial: int) -> dict[str, Any]:
         """What was drawn, from which figure, and what its playbook expects of a right verdict."""
@@ -120,11 +121,11 @@ def _usable(figure: Figure) -> bool:
     return figure.measure == "resisted" and figure.rate is not None and figure.language == "en"
 
 
-def calibration(model: str, task: str, condition: str, seed: int) -> Calibration:
+def calibration(model: str, task: str, condition: str, seed: int) -> CalibrationModel:
     """The calibration agents of a model under a condition. Raises UsageError."""
     figure = published_rate(model, condition)
     mix = read_yaml(ROOT / "tasks" / "calibration.yaml")[task]
-    return Calibration(figure.model, figure, seed, mix, _shipped())
+    return CalibrationModel(figure.model, figure, seed, mix, _shipped())
 
 
 @cache

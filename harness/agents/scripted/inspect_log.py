@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from harness.agents.player import ToolUse, Turn
+from harness.agents.player import Turn
 from harness.agents.scripted.recording import Recording
-from harness.agents.scripted.replay import Replay
+from harness.agents.scripted.replay import ReplayModel
 from harness.errors import UsageError
+from harness.store.transcript import ToolUse
 
 SUFFIX = ".eval"
 _COMMAND = ("cmd", "command")  # what tools that run a command call it
 
 
-def inspect_replay(path: Path, task: str) -> Replay:
+def inspect_replay(path: Path, task: str) -> ReplayModel:
     """The samples of a log. Raises UsageError."""
     log = _read(path)
     samples = log.samples or []
@@ -33,7 +34,7 @@ def inspect_replay(path: Path, task: str) -> Replay:
     if not any(turn.calls for each in found for turn in each.turns):
         raise UsageError(f"{path} holds no sample with a tool call: there is nothing to replay.")
     who = f"an Inspect log of {log.eval.model}, replayed command by command"
-    return Replay(f"replay:{path}", found, task, who)
+    return ReplayModel(f"replay:{path}", found, task, who)
 
 
 def _read(path: Path) -> Any:

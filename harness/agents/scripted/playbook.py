@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import yaml
 
-from harness.judging.verdict import Kind, Outcome
+from harness.judging.verdict import Outcome, TamperingKind
 from harness.strict_yaml import (
     choice,
     documents,
@@ -33,7 +33,7 @@ ACTIONS = "advance run submit"
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
+class AdvanceStep:
     """Call the task's command, or ``command`` instead, until the notice was given or the task is done."""
 
     until: Literal["notice", "done"]
@@ -43,7 +43,7 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunStep:
     """Make one call of the shell tool."""
 
     cmd: str
@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
+class SubmitStep:
     """Hand in an answer, which ends the agent's turn."""
 
     answer: str
@@ -60,7 +60,7 @@ class Submit:
     think: str | None = None
 
 
-Step: TypeAlias = Advance | Run | Submit
+Step: TypeAlias = AdvanceStep | RunStep | SubmitStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +125,11 @@ def _step(node: yaml.Node) -> Step:
         raise refusal(fields["with"], "'with' belongs to 'advance', so remove it or add 'advance'")
     say, think = (string_in(fields, key, may_be_empty=True) for key in ("say", "think"))
     if "run" in fields:
-        return Run(scalar(fields["run"], "run"), say, think)
+        return RunStep(scalar(fields["run"], "run"), say, think)
     if "submit" in fields:
-        return Submit(scalar(fields["submit"], "submit", may_be_empty=True), say, think)
+        return SubmitStep(scalar(fields["submit"], "submit", may_be_empty=True), say, think)
     until = choice(fields["advance"], "advance", "notice done")
-    return Advance("notice" if until == "notice" else "done", string_in(fields, "with"), say, think)
+    return AdvanceStep("notice" if until == "notice" else "done", string_in(fields, "with"), say, think)
 
 
 def _expectation(node: yaml.Node) -> Expectation:
@@ -137,5 +137,5 @@ def _expectation(node: yaml.Node) -> Expectation:
     kinds = items_of(fields["tampering"], "tampering", may_be_empty=True) if "tampering" in fields else []
     return Expectation(
         outcome=choice(fields["outcome"], "outcome", " ".join(Outcome)),
-        tampering=tuple(choice(kind, "tampering", " ".join(Kind)) for kind in kinds),
+        tampering=tuple(choice(kind, "tampering", " ".join(TamperingKind)) for kind in kinds),
     )

@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.agents.player import ToolUse, Turn
+from harness.agents.player import Turn
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
+from harness.store.transcript import ToolUse
 
 PRESSED = "Host shutdown detected"
 NEVER = 1_000_000

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.agents.player import Conversation, Entry, Turn
+from harness.agents.player import Conversation, Turn
 from harness.agents.scripted.recording import Recording, read_recordings
 from harness.errors import UsageError
+from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts, condition_of
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayModel:
     """Replays recordings, each trial the next one. ``own_words``: under the prompts they were made with."""
 
     name: str
@@ -73,8 +74,8 @@ class _Replayed:
         return next(self.turns, None)
 
 
-def replay(path: Path, task: str) -> Replay:
+def replay(path: Path, task: str) -> ReplayModel:
     """The recordings at a path. Raises UsageError."""
     if task != "patrol":
         raise UsageError(f"Recorded runs are of task 'patrol', not '{task}': add --task patrol.")
-    return Replay(f"replay:{path}", read_recordings(path))
+    return ReplayModel(f"replay:{path}", read_recordings(path))

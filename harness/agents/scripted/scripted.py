@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.agents.player import Conversation, Entry, ToolUse, Turn
-from harness.agents.scripted.playbook import Advance, Playbook, Run, Submit, load_playbooks
+from harness.agents.player import Conversation, Turn
+from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, SubmitStep, load_playbooks
 from harness.errors import UsageError
 from harness.resources import ROOT, read_yaml
+from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Prompts
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
@@ -20,7 +21,7 @@ ADVANCE_CALLS = 20
 
 
 @dataclass(frozen=True)
-class Scripted:
+class ScriptedModel:
     """Plays playbooks, each trial the next one."""
 
     name: str
@@ -70,9 +71,9 @@ async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator
     """The turns of a playbook; ``advance`` looks at the trial's status as an agent reads its output."""
     ids = (f"call-{number}" for number in itertools.count(1))
     for step in book.steps:
-        if isinstance(step, Submit):
+        if isinstance(step, SubmitStep):
             yield _turn(step, ToolUse(id=next(ids), name="submit", answer=step.answer))
-        elif isinstance(step, Run):
+        elif isinstance(step, RunStep):
             yield _turn(step, ToolUse(id=next(ids), name="shell", cmd=step.cmd))
         else:
             for _ in range(ADVANCE_CALLS):
@@ -82,23 +83,23 @@ async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator
                 yield _turn(step, ToolUse(id=next(ids), name="shell", cmd=step.command or task.command))
 
 
-def _turn(step: Advance | Run | Submit, call: ToolUse) -> Turn:
+def _turn(step: AdvanceStep | RunStep | SubmitStep, call: ToolUse) -> Turn:
     return Turn(text=step.say or "", thinking=step.think or "", calls=(call,))
 
 
-def scripted(path: Path, task: str, family: str | None = None) -> Scripted:
+def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
     """The playbooks of a file or folder that are for this task, and of this family. Raises UsageError."""
     found = tuple(book for book in load_playbooks(path) if book.task == task and family in (None, book.family))
     if not found:
         raise UsageError(f"{path} holds no playbook for task '{task}': name another with --task.")
-    return Scripted(f"script:{path}", found)
+    return ScriptedModel(f"script:{path}", found)
 
 
-def demo(task: str) -> Scripted:
+def demo(task: str) -> ScriptedModel:
     """The shipped mix. Raises UsageError for a task it has no playbooks of."""
     books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
     chosen = [books[name] for name in read_yaml(ROOT / "tasks" / "demo.yaml")["playbooks"]]
     found = tuple(book for book in chosen if book.task == task)
     if not found:
         raise UsageError(f"The demo has no playbooks for task '{task}': use --model script:FILE or replay:PATH.")
-    return Scripted("demo", found, "the demo: scripted agents (playbooks), no model")
+    return ScriptedModel("demo", found, "the demo: scripted agents (playbooks), no model")

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from harness.agents.player import Turn
 from harness.agents.scripted.recording import Recording
-from harness.agents.scripted.replay import Replay
+from harness.agents.scripted.replay import ReplayModel
 from harness.errors import UsageError
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome
 from harness.store.records import RunSpec, TrialRecord
 
 
-def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> Replay:
+def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> ReplayModel:
     """The judged trials of a run as recordings: one that ended in error says nothing that could be compared.
 
     Raises UsageError where there is none.
@@ -22,7 +22,7 @@ def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bo
     if not found:
         raise UsageError(f"Run '{run.run_id}' has no judged trial that could be played again.")
     who = f"run {run.run_id} of {run.model}, replayed command by command"
-    return Replay(f"replay:{run.run_id}", found, run.task, who, own_words)
+    return ReplayModel(f"replay:{run.run_id}", found, run.task, who, own_words)
 
 
 def _recording(run: RunSpec, record: TrialRecord) -> Recording:

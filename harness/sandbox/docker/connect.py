@@ -46,14 +46,14 @@ class EnginePaths:
         return self.run / "dockerd.log"
 
 
-OURS = EnginePaths()
+OWN_ENGINE = EnginePaths()
 
 
 def addresses(environment: Mapping[str, str], context_host: str | None) -> list[str]:
     """Where to look for an engine, in order: a DOCKER_HOST is the user's word and stands alone."""
     if chosen := environment.get("DOCKER_HOST"):
         return [chosen]
-    return list(dict.fromkeys([context_host or DEFAULT_ADDRESS, DEFAULT_ADDRESS, OURS.address]))
+    return list(dict.fromkeys([context_host or DEFAULT_ADDRESS, DEFAULT_ADDRESS, OWN_ENGINE.address]))
 
 
 def connect() -> docker.DockerClient:

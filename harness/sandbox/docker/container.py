@@ -20,18 +20,18 @@ import requests.exceptions
 from docker.models.containers import Container
 
 from harness.errors import EngineError, UsageError
-from harness.judging.evidence import FileState, Machine, Opening
+from harness.judging.evidence import FileAccess, FileState, Machine
 from harness.sandbox.console import Answer, Command, CommandResult, Console
 from harness.sandbox.docker.http_api import EngineApi, no_answer
 from harness.sandbox.docker.labels import owner_labels
-from harness.sandbox.docker.limits.concurrency_limit import Pace
-from harness.sandbox.docker.limits.cpu_starvation import Strain
-from harness.sandbox.docker.limits.disk_quota import DiskGuard, Guarded
-from harness.sandbox.observe.archive import ArchiveLook
-from harness.sandbox.observe.client import Told, file_events
-from harness.sandbox.observe.overlay import LayersLook, Look
-from harness.sandbox.observe.protocol import Happened
-from harness.sandbox.protocol import Looked, MachineSpec
+from harness.sandbox.docker.limits.concurrency_limit import ConcurrencyLimit
+from harness.sandbox.docker.limits.cpu_starvation import CpuStarvation
+from harness.sandbox.docker.limits.disk_quota import BoundedContainer, DiskQuota
+from harness.sandbox.observe.archive import ArchiveReader
+from harness.sandbox.observe.client import EventSource, daemon_client
+from harness.sandbox.observe.overlay import FilesystemReader, OverlayReader
+from harness.sandbox.observe.protocol import NewEvents
+from harness.sandbox.protocol import MachineSpec, Snapshot
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,31 +68,31 @@ def _ours(error: Exception) -> EngineError:
 
 
 @dataclass(frozen=True)
-class DockerSandboxes:
+class DockerBackend:
     """Starts containers on one engine."""
 
     client: docker.DockerClient
-    disks: DiskGuard = field(default_factory=DiskGuard)
+    disk_quota: DiskQuota = field(default_factory=DiskQuota)
     api: EngineApi = field(init=False)
-    pace: Pace = field(init=False)
+    concurrency: ConcurrencyLimit = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "api", EngineApi.of(self.client))
-        object.__setattr__(self, "pace", Pace(int(self.client.info()["NCPU"])))
+        object.__setattr__(self, "pace", ConcurrencyLimit(int(self.client.info()["NCPU"])))
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
         """Start a container and its console; leaving the block removes it, whatever happened."""
         with self.api.kept_open():
             async with AsyncExitStack() as stack:
-                async with self.pace.turn(timed=True):
+                async with self.concurrency.slot(timed=True):
                     container = await self._create(stack, spec)
                     console = await self._started(stack, container, answer)
                     facts = await self.api.ask("GET", f"/containers/{container}/json")
                 model = self.client.containers.prepare_model(facts)  # for those who ask the engine seldom
-                look, told = stack.enter_context(_watching(model, spec))
-                disk = await stack.enter_async_context(self._bounded(facts, spec, look))
-                yield DockerSandbox(self.api, model, console, spec, look, told, disk)
+                reader, events = stack.enter_context(_watching(model, spec))
+                disk = await stack.enter_async_context(self._bounded(facts, spec, reader))
+                yield DockerSandbox(self.api, model, console, spec, reader, events, disk)
 
     async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
         """Create a container that goes away with the stack; cancelled meanwhile, wait for it all the same."""
@@ -104,7 +104,7 @@ class DockerSandboxes:
     async def _remove(self, creating: asyncio.Future[Any]) -> None:
         with suppress(EngineError):  # a leftover is found by its label at the next start
             created = await creating
-            async with self.pace.turn():
+            async with self.concurrency.slot():
                 await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
@@ -116,9 +116,11 @@ class DockerSandboxes:
         return console
 
     @asynccontextmanager
-    async def _bounded(self, facts: dict[str, Any], spec: MachineSpec, look: Look) -> AsyncIterator[Guarded | None]:
+    async def _bounded(
+        self, facts: dict[str, Any], spec: MachineSpec, reader: FilesystemReader
+    ) -> AsyncIterator[BoundedContainer | None]:
         """Bound the disk that the container may fill, where its layers are on this host."""
-        if not isinstance(look, LayersLook):
+        if not isinstance(reader, OverlayReader):
             yield None
             return
 
@@ -127,8 +129,8 @@ class DockerSandboxes:
                 await self.api.ask("POST", f"/containers/{facts['Id']}/kill")
 
         limits, first = spec.limits, facts["State"]["Pid"]
-        disk = Guarded(look.upper, first, limits.disk_mb << 20, limits.files, end)
-        async with self.disks.guarding(disk):
+        disk = BoundedContainer(reader.upper, first, limits.disk_mb << 20, limits.files, end)
+        async with self.disk_quota.enforced(disk):
             yield disk
 
 
@@ -169,24 +171,24 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
     }
 
 
-def refuse_unknown_look() -> None:
+def refuse_unknown_observer() -> None:
     """Raise UsageError where the environment names a look that there isn't: another would be taken in silence."""
     if (asked := os.environ.get(LOOK)) not in (None, "", "archive"):
         raise UsageError(f"{LOOK}={asked} won't do: it is 'archive', or not set.")
 
 
 @contextmanager
-def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Look, Told | None]]:
+def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[FilesystemReader, EventSource | None]]:
     """The best look this host can have, and the events of the watched paths where it is told of them."""
     driver = container.attrs["GraphDriver"]
-    look = None if os.environ.get(LOOK) == "archive" else LayersLook.of(driver)
-    if look is None:
-        yield ArchiveLook(container), None
+    reader = None if os.environ.get(LOOK) == "archive" else OverlayReader.of(driver)
+    if reader is None:
+        yield ArchiveReader(container), None
         return
     merged, first = driver["Data"]["MergedDir"], container.attrs["State"]["Pid"]
-    watching = file_events().watching(look, merged, spec, container=str(container.id), first=first)
-    with closing(look), watching as told:
-        yield look, told
+    watching = daemon_client().watching(reader, merged, spec, container=str(container.id), first=first)
+    with closing(reader), watching as events:
+        yield reader, events
 
 
 @dataclass
@@ -197,29 +199,29 @@ class DockerSandbox:
     container: Container
     console: Console
     spec: MachineSpec
-    files: Look
-    told: Told | None
-    disk: Guarded | None = None
+    reader: FilesystemReader
+    events: EventSource | None
+    disk: BoundedContainer | None = None
     _quick: bool = field(init=False)  # whether the last look was
     _env: tuple[str, ...] = field(init=False)  # what a login shell of the agent's begins with
     _events_lost: bool = field(default=False, init=False)
     _stopped_by_lab: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._quick = isinstance(self.files, LayersLook)
+        self._quick = isinstance(self.reader, OverlayReader)
         home, user = self.spec.home, self.spec.user
         self._env = (f"PATH={PATH}", f"HOME={home}", f"USER={user}", f"LOGNAME={user}", "LANG=C.UTF-8")
 
     @property
     def watch(self) -> str:
         """Which guarantee the looks of this sandbox give."""
-        if self.told is None:
-            return f"snapshots/{self.files.guarantee}"
-        return f"events{' (some lost)' if self._events_lost else ''}/{self.files.guarantee}"
+        if self.events is None:
+            return f"snapshots/{self.reader.guarantee}"
+        return f"events{' (some lost)' if self._events_lost else ''}/{self.reader.guarantee}"
 
-    async def look(self, paths: Iterable[str]) -> Looked:
+    async def snapshot(self, paths: Iterable[str]) -> Snapshot:
         """Look at the machine: first at what happened, then at what is."""
-        return await self._read(self._look, tuple(paths))
+        return await self._read(self._snapshot, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Look at the machine: in the loop itself while that is quick, for a thread's turn takes longer than a look."""
@@ -231,18 +233,18 @@ class DockerSandbox:
                 raise _ours(error) from error
         else:
             result = await call(function, *args, **kwargs)
-        self._quick = time.monotonic() - began < QUICK_S and isinstance(self.files, LayersLook)
+        self._quick = time.monotonic() - began < QUICK_S and isinstance(self.reader, OverlayReader)
         return result
 
-    def _look(self, paths: tuple[str, ...]) -> Looked:
-        happened = self.told.happened() if self.told else Happened()
-        self._events_lost = self._events_lost or happened.lost
-        states, strays = self.files.look(paths)
-        return Looked(states, strays, happened.glimpses, happened.alone)
+    def _snapshot(self, paths: tuple[str, ...]) -> Snapshot:
+        new_events = self.events.new_events() if self.events else NewEvents()
+        self._events_lost = self._events_lost or new_events.lost
+        states, written = self.reader.snapshot(paths)
+        return Snapshot(states, written, new_events.events, new_events.one_process)
 
-    async def openings(self) -> tuple[Opening, ...] | None:
+    async def accesses(self) -> tuple[FileAccess, ...] | None:
         """Who opened the watched files so far, or None where nobody could be held."""
-        return await self._read(self.told.openings) if self.told else None
+        return await self._read(self.events.accesses) if self.events else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a fresh login shell as the agent."""
@@ -260,11 +262,11 @@ class DockerSandbox:
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """What stands at each path."""
-        return await self._read(self.files.states, tuple(paths))
+        return await self._read(self.reader.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
         """Every path that differs from the image."""
-        return await self._read(self.files.changed_paths)
+        return await self._read(self.reader.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
         """Put a root-owned file into the container through the engine, which keeps within its root."""
@@ -285,7 +287,7 @@ class DockerSandbox:
         until ``STRETCHED`` times as many have passed.
         """
         slices = max(1, round(limit_s / SLICE_S))
-        strain = await self._strained()
+        starvation = await self._starvation()
         counted = passed = 0
         while counted < slices and passed < slices * STRETCHED:
             with suppress(TimeoutError):
@@ -293,7 +295,7 @@ class DockerSandbox:
                     await self.console.lost.wait()
                     break
             passed += 1
-            if strain is None or not await self._read(strain.waits):
+            if starvation is None or not await self._read(starvation.is_starved):
                 counted += 1
         if self.console.lost.is_set():
             with suppress(TimeoutError):
@@ -302,11 +304,11 @@ class DockerSandbox:
                     return True
         return not (await self._state())["Running"]
 
-    async def _strained(self) -> Strain | None:
+    async def _starvation(self) -> CpuStarvation | None:
         """What tells whether the machine has to wait for its host, where that is this one."""
-        if not isinstance(self.files, LayersLook):
+        if not isinstance(self.reader, OverlayReader):
             return None
-        return await self._read(Strain, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
+        return await self._read(CpuStarvation, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
 
     async def _state(self) -> dict[str, Any]:
         """The engine's word on the container now."""

@@ -14,14 +14,15 @@ import docker.errors
 
 from harness.errors import EngineError
 from harness.sandbox.docker.connect import connect
-from harness.sandbox.docker.container import DockerSandboxes, call, container_options, refuse_unknown_look
+from harness.sandbox.docker.container import DockerBackend, call, container_options, refuse_unknown_observer
 from harness.sandbox.docker.images.base_image import ensure_base
 from harness.sandbox.docker.images.build import Image, derived_image, prepared
-from harness.sandbox.docker.images.user_image import ImageLook, build_from, look_into
+from harness.sandbox.docker.images.user_image import ImageContents, build_from, look_into
 from harness.sandbox.docker.labels import remove_leftovers, remove_own
-from harness.sandbox.docker.restarts import Lives
-from harness.sandbox.protocol import MachineSpec, Sandboxes
-from harness.store.records import RunSpec, Versions
+from harness.sandbox.docker.restarts import RestartCounter
+from harness.sandbox.protocol import Backend, MachineSpec
+from harness.sandbox.versions import Versions
+from harness.store.records import RunSpec
 from harness.tasks.registry import task_for
 
 
@@ -31,7 +32,7 @@ class Engine:
 
     client: docker.DockerClient
     say: Callable[[str], None]
-    lives: Lives | None = None
+    restarts: RestartCounter | None = None
 
     @classmethod
     @contextmanager
@@ -40,18 +41,18 @@ class Engine:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hundreds of trials alive have thousands of files
         client = connect()
-        lives = Lives(client)
+        restarts = RestartCounter(client)
         try:
-            with lives.counted():
-                yield cls(client, say, lives)
+            with restarts.counted():
+                yield cls(client, say, restarts)
         finally:
             client.close()
 
     @property
-    def sandboxes(self) -> Sandboxes:
+    def backend(self) -> Backend:
         """Where this engine's sandboxes come from. Raises UsageError where the environment asks for an unknown look."""
-        refuse_unknown_look()
-        return DockerSandboxes(self.client)
+        refuse_unknown_observer()
+        return DockerBackend(self.client)
 
     async def prepare(self, run: RunSpec) -> tuple[Image, Versions]:
         """Clear what killed runs left behind, and make sure of the run's image. Raises EngineError."""
@@ -87,7 +88,7 @@ class Engine:
         """Build the user's Dockerfile; the image's tag. Raises ImageError."""
         return await call(self._build_own, dockerfile)
 
-    async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageLook:
+    async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageContents:
         """What a local image says of itself, and what of these paths and programs is in it. Raises ImageError."""
         return await call(look_into, self.client, image, tuple(paths), tuple(programs))
 

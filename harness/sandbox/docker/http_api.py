@@ -29,7 +29,7 @@ class NotThereError(EngineError):
     """The engine knows no such thing."""
 
 
-class _Line(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One connection, which carries one exchange at a time; ``lasting``: it can carry another.
 
     What arrives is parsed as it comes, without a reader in between that would have to be woken for it.
@@ -94,14 +94,14 @@ class _Line(asyncio.Protocol):
             self._answer.set_result((self._parser.get_status_code(), b"".join(self._parts)))
 
 
-Connect = Callable[[], Awaitable[_Line]]
+Connect = Callable[[], Awaitable[_Connection]]
 
 
 def by_socket(path: str) -> Connect:
     """The way to an engine that listens on a socket of this host."""
 
-    async def connect() -> _Line:
-        return (await asyncio.get_running_loop().create_unix_connection(_Line, path))[1]
+    async def connect() -> _Connection:
+        return (await asyncio.get_running_loop().create_unix_connection(_Connection, path))[1]
 
     return connect
 
@@ -109,8 +109,8 @@ def by_socket(path: str) -> Connect:
 def by_network(host: str, port: int) -> Connect:
     """The way to an engine that listens on a port."""
 
-    async def connect() -> _Line:
-        return (await asyncio.get_running_loop().create_connection(_Line, host, port))[1]
+    async def connect() -> _Connection:
+        return (await asyncio.get_running_loop().create_connection(_Connection, host, port))[1]
 
     return connect
 
@@ -132,7 +132,7 @@ class EngineApi:
 
     connect: Connect
     version: str
-    _idle: list[_Line] = field(default_factory=list)
+    _idle: list[_Connection] = field(default_factory=list)
     _users: int = 0
 
     @classmethod
@@ -201,7 +201,7 @@ class EngineApi:
                     line.transport.close()
         return _checked(status, answer)
 
-    def _take(self) -> _Line | None:
+    def _take(self) -> _Connection | None:
         """A connection that was kept and that the engine hasn't closed meanwhile."""
         while self._idle:
             line = self._idle.pop()

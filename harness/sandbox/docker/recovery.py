@@ -27,14 +27,14 @@ class Recovery:
     patience_s: float = PATIENCE_S
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def life(self) -> int:
+    def restart_count(self) -> int:
         """Which of its lives the engine is in."""
-        return self.engine.lives.number if self.engine.lives else 0
+        return self.engine.restarts.count if self.engine.restarts else 0
 
-    async def lost(self, life: int, *, stopping: bool = False) -> bool:
+    async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Whether the engine was restarted since that life, or is away now, or ends while it is waited for."""
         until = time.monotonic() + (STOPPING_S if stopping else NOTICED_S)
-        while self.life() == life and await self.engine.answers():
+        while self.restart_count() == restarts and await self.engine.answers():
             if time.monotonic() > until:
                 return False
             await asyncio.sleep(LOOK_S)

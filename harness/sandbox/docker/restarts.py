@@ -20,11 +20,11 @@ _NEVER = {"label": "offswitch.never"}
 _GONE = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError, AttributeError)
 
 
-class Lives:
+class RestartCounter:
     """Counts an engine's lives in a thread of its own."""
 
     def __init__(self, client: docker.DockerClient) -> None:
-        self.number = 0
+        self.count = 0
         self._client = client
         self._closed = threading.Event()
         self._stream: Any = None
@@ -34,7 +34,7 @@ class Lives:
         """Count while the block runs."""
         with suppress(*_GONE):
             self._open()
-        counting = threading.Thread(target=self._count, name="engine-lives", daemon=True)
+        counting = threading.Thread(target=self._watch, name="engine-restarts", daemon=True)
         counting.start()
         try:
             yield
@@ -46,7 +46,7 @@ class Lives:
     def _open(self) -> None:
         self._stream = self._client.api.events(filters=_NEVER)
 
-    def _count(self) -> None:
+    def _watch(self) -> None:
         while not self._closed.is_set():
             with suppress(*_GONE):
                 if self._stream is None:
@@ -54,7 +54,7 @@ class Lives:
                 for _ in self._stream:
                     pass
             if self._stream is not None and not self._closed.is_set():
-                self.number += 1
+                self.count += 1
                 self._hang_up()
                 self._stream = None
             self._closed.wait(AGAIN_S)

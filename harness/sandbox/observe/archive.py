@@ -18,7 +18,7 @@ DELETED = 2  # the engine's number for a path that is gone
 
 
 @dataclass(frozen=True)
-class ArchiveLook:
+class ArchiveReader:
     """Asks the engine for an archive of each path. A file's identity is guessed from its time and content."""
 
     container: Container
@@ -52,7 +52,7 @@ class ArchiveLook:
         answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
         return bool(answer.ok)
 
-    def look(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+    def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
         """The state of each path, and the files the engine lists as added or changed, at most 50."""
         states = self.states(paths)
         changed = [path for path, kind in self._diff() if kind != DELETED]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from posixpath import basename, dirname
 
-from harness.sandbox.observe.exec_gate import NotAllowedError, Root
+from harness.sandbox.observe.exec_gate import ContainerRoot, NotAllowedError
 
 _REPORT_NAMES, _CLOEXEC, _NONBLOCK = 0x0C00, 0x01, 0x02
 _MARK_ADD, _DONT_FOLLOW, _ONLY_FOLDERS = 0x01, 0x04, 0x08
@@ -28,10 +28,10 @@ _FOLDER_AND_NAME = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Hands:
+class ProcessAttribution:
     """One sandbox's group. Raises NotAllowedError where the kernel can't tell."""
 
-    def __init__(self, root: Root, paths: Iterable[str]) -> None:
+    def __init__(self, root: ContainerRoot, paths: Iterable[str]) -> None:
         self._paths = {os.fsencode(basename(path)): path for path in sorted(paths)}
         self._group = _libc.fanotify_init(_REPORT_NAMES | _CLOEXEC | _NONBLOCK, os.O_RDONLY)
         if self._group < 0:
@@ -41,7 +41,7 @@ class Hands:
                 self.close()
                 raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
-    def _mark(self, root: Root, folder: str) -> bool:
+    def _mark(self, root: ContainerRoot, folder: str) -> bool:
         flags = ctypes.c_uint(_MARK_ADD | _DONT_FOLLOW | _ONLY_FOLDERS)
         with suppress(OSError):
             above, name = root.parent(folder)
@@ -50,7 +50,7 @@ class Hands:
             )
         return False
 
-    def alone(self) -> frozenset[str] | None:
+    def one_process(self) -> frozenset[str] | None:
         """The paths that nobody took a file from, since this was last asked, who didn't put one there too.
 
         None where there was more than the kernel keeps. Paths of one name in two folders are told together.

@@ -16,42 +16,42 @@ from functools import cache
 import msgspec
 
 from harness.errors import SandboxError
-from harness.judging.evidence import Opening
+from harness.judging.evidence import FileAccess
 from harness.process.environment import without_keys
-from harness.sandbox.observe.dirty_flags import SlateReader
-from harness.sandbox.observe.overlay import LayersLook
-from harness.sandbox.observe.protocol import EyeAnswer, Happened
+from harness.sandbox.observe.dirty_flags import DirtyFlagsReader
+from harness.sandbox.observe.overlay import OverlayReader
+from harness.sandbox.observe.protocol import DaemonReply, NewEvents
 from harness.sandbox.protocol import MachineSpec
 
 ANSWER_BYTES = 1 << 16  # taken at once
-Ask = Callable[..., EyeAnswer]
+Ask = Callable[..., DaemonReply]
 
 
 @dataclass(frozen=True)
-class Told:
+class EventSource:
     """What one sandbox's watched files went through, as far as the eye was told; ``place``: its own on the slate."""
 
     ask: Ask
     name: str
-    nothing: Happened
-    slate: SlateReader
-    place: int
+    nothing: NewEvents
+    flags: DirtyFlagsReader
+    slot: int
 
-    def happened(self) -> Happened:
+    def new_events(self) -> NewEvents:
         """What happened since this was last asked."""
-        if self.slate.quiet(self.place):
+        if self.flags.quiet(self.slot):
             return self.nothing
-        happened = self.ask(take=self.name).happened
-        if happened is None:
+        new_events = self.ask(take=self.name).new_events
+        if new_events is None:
             raise SandboxError("the machine is no longer watched")
-        return happened
+        return new_events
 
-    def openings(self) -> tuple[Opening, ...] | None:
+    def accesses(self) -> tuple[FileAccess, ...] | None:
         """Who opened them so far, or None where nobody could be held."""
-        return self.ask(openings=self.name).openings
+        return self.ask(accesses=self.name).accesses
 
 
-class FileEvents:
+class DaemonClient:
     """The process's one eye. Safe to ask from several threads."""
 
     def __init__(self) -> None:
@@ -63,33 +63,33 @@ class FileEvents:
                 env=without_keys(),
                 start_new_session=True,  # Ctrl-C is for the lab, which still has questions
             )
-        self._slate = SlateReader(self._line)
+        self._slate = DirtyFlagsReader(self._line)
         self._turn, self._ids = threading.Lock(), itertools.count(1)
         atexit.register(self.close)
 
     @contextmanager
     def watching(
-        self, look: LayersLook, merged: str, spec: MachineSpec, *, container: str, first: int
-    ) -> Iterator[Told]:
+        self, reader: OverlayReader, merged: str, spec: MachineSpec, *, container: str, first: int
+    ) -> Iterator[EventSource]:
         """Watch what the spec says while the block runs. To be entered before anything in the container can have moved.
 
         ``first`` is the container's first process: what it may, all others may at most.
         """
         name = str(next(self._ids))
-        where = {"merged": merged, "upper": str(look.upper), "lowers": look.lowers}
+        where = {"merged": merged, "upper": str(reader.upper), "lowers": reader.lowers}
         what = {"paths": spec.watched, "programs": spec.programs, "container": container, "first": first}
-        with self._slate.place() as place:
+        with self._slate.slot() as slot:
             try:
-                self._ask(watch=name, place=place, **where, **what)
-                yield Told(self._ask, name, Happened(alone=frozenset(spec.watched)), self._slate, place)
+                self._ask(watch=name, slot=slot, **where, **what)
+                yield EventSource(self._ask, name, NewEvents(one_process=frozenset(spec.watched)), self._slate, slot)
             finally:
                 self._ask(drop=name)
 
-    def _ask(self, **request: object) -> EyeAnswer:
+    def _ask(self, **request: object) -> DaemonReply:
         with self._turn:
             try:
                 self._line.sendall(msgspec.json.encode(request) + b"\n")
-                answer = EyeAnswer.model_validate_json(self._received())
+                answer = DaemonReply.model_validate_json(self._received())
             except (OSError, ValueError) as error:
                 raise SandboxError("the process that watches for file events is gone") from error
         if answer.failed is not None:
@@ -112,6 +112,6 @@ class FileEvents:
 
 
 @cache
-def file_events() -> FileEvents:
+def daemon_client() -> DaemonClient:
     """The process's one, started when it is first needed."""
-    return FileEvents()
+    return DaemonClient()

@@ -17,18 +17,18 @@ from contextlib import contextmanager
 from fcntl import ioctl
 from termios import FIONREAD
 
-PLACES = 1 << 16  # one a sandbox that is watched at the moment; the first says whether the eye is busy
+SLOTS = 1 << 16  # one a sandbox that is watched at the moment; the first says whether the eye is busy
 _BUSY = 0
 _NONE = struct.pack("i", 0)
 
 
-class Slate:
+class DirtyFlags:
     """The eye's side."""
 
     def __init__(self) -> None:
         self._file = os.memfd_create("slate")
-        os.ftruncate(self._file, PLACES)
-        self._page = mmap.mmap(self._file, PLACES)
+        os.ftruncate(self._file, SLOTS)
+        self._page = mmap.mmap(self._file, SLOTS)
 
     def hand_over(self, line: socket.socket, queue: int) -> None:
         """Let the lab see the page, and how much is in the queue of events."""
@@ -42,36 +42,36 @@ class Slate:
         """All that was taken off the queue has been looked at."""
         self._page[_BUSY] = 0
 
-    def mark(self, place: int) -> None:
+    def mark(self, slot: int) -> None:
         """Something happened there."""
-        self._page[place] = 1
+        self._page[slot] = 1
 
-    def clear(self, place: int) -> None:
+    def clear(self, slot: int) -> None:
         """All that happened there so far was told."""
-        self._page[place] = 0
+        self._page[slot] = 0
 
 
-class SlateReader:
+class DirtyFlagsReader:
     """The lab's side."""
 
     def __init__(self, line: socket.socket) -> None:
         _, (file, self._queue), _, _ = socket.recv_fds(line, 1, 2)
-        self._page = mmap.mmap(file, PLACES, prot=mmap.PROT_READ)
+        self._page = mmap.mmap(file, SLOTS, prot=mmap.PROT_READ)
         os.close(file)
-        self._free = deque(range(_BUSY + 1, PLACES))
+        self._free = deque(range(_BUSY + 1, SLOTS))
 
     @contextmanager
-    def place(self) -> Iterator[int]:
+    def slot(self) -> Iterator[int]:
         """A place of one's own while the block runs."""
-        place = self._free.popleft()
+        slot = self._free.popleft()
         try:
-            yield place
+            yield slot
         finally:
-            self._free.append(place)
+            self._free.append(slot)
 
-    def quiet(self, place: int) -> bool:
+    def quiet(self, slot: int) -> bool:
         """Whether nothing has happened there that wasn't told. To be asked in this order, see above."""
-        return ioctl(self._queue, FIONREAD, _NONE) == _NONE and not self._page[_BUSY] and not self._page[place]
+        return ioctl(self._queue, FIONREAD, _NONE) == _NONE and not self._page[_BUSY] and not self._page[slot]
 
     def close(self) -> None:
         """Let page and queue go."""

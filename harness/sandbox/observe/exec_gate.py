@@ -22,7 +22,7 @@ from itertools import takewhile
 from posixpath import basename
 
 from harness.judging.bypass import BUILTINS, INTERPRETER
-from harness.judging.evidence import Opening
+from harness.judging.evidence import FileAccess
 from harness.sandbox.observe.procfs import text_of
 
 KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
@@ -66,7 +66,7 @@ class NotAllowedError(OSError):
 
 
 @dataclass
-class Door:
+class WatchedContainer:
     """One sandbox's watched files, and who opened them so far. ``name`` is that of its watch.
 
     ``words`` are those of the watched files: a function of another name tells nothing. ``programs`` are the paths whose
@@ -81,19 +81,19 @@ class Door:
     first: int
     words: frozenset[str] = frozenset()
     programs: set[str] = field(default_factory=set)
-    seen: list[Opening] = field(default_factory=list)
-    readers_go_free: bool = False
+    seen: list[FileAccess] = field(default_factory=list)
+    ignores_readers: bool = False
     lost: bool = False
     files: dict[tuple[int, int], str] = field(default_factory=dict)
     executing: tuple[int, str] | None = None
-    usual: tuple[dict[str, int], int] = field(init=False)
+    baseline: tuple[dict[str, int], int] = field(init=False)
     processes: str = field(init=False)  # the name of the container's process namespace
 
     def __post_init__(self) -> None:
-        self.usual = _limits(self.first), int(_status(self.first).get("Seccomp_filters", 0))
+        self.baseline = _limits(self.first), int(_status(self.first).get("Seccomp_filters", 0))
         self.processes = _link(self.first, _NAMESPACE)
 
-    def leads_to(self, pid: int, status: dict[str, str]) -> bool:
+    def has_process(self, pid: int, status: dict[str, str]) -> bool:
         """Whether this is a process of the container: a child of its first one is, or one in the same namespace."""
         if not status:
             return False  # it is gone
@@ -101,7 +101,7 @@ class Door:
         return inside or self.container in _text(pid, "cgroup")
 
 
-class Gate:
+class PermissionGate:
     """All doors, and the one fanotify group behind them. Raises NotAllowedError where there can be none."""
 
     def __init__(self) -> None:
@@ -109,31 +109,31 @@ class Gate:
         self.group = _libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_LARGEFILE)
         if self.group < 0:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
-        self._doors: dict[tuple[int, int], Door] = {}  # by device and inode of the files behind them
+        self._containers: dict[tuple[int, int], WatchedContainer] = {}  # by device and inode of the files behind them
 
     def fileno(self) -> int:
         """What to poll."""
         return int(self.group)
 
-    def open(self, door: Door, root: Root) -> None:
+    def open(self, container: WatchedContainer, root: ContainerRoot) -> None:
         """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
-        for path in door.paths:
-            self.mark(door, root, path)
-        if not door.files:
+        for path in container.paths:
+            self.mark(container, root, path)
+        if not container.files:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
-    def mark(self, door: Door, root: Root, path: str) -> None:
+    def mark(self, container: WatchedContainer, root: ContainerRoot, path: str) -> None:
         """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
-        if door.lost or path not in door.paths:
+        if container.lost or path not in container.paths:
             return
         with suppress(OSError):
             folder, name = root.parent(path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            held = _OPEN_EXEC_PERM if door.readers_go_free or path in door.programs else _HELD
+            held = _OPEN_EXEC_PERM if container.ignores_readers or path in container.programs else _HELD
             # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
             if stat.S_ISREG(found.st_mode) and self._mark(_MARK_ADD, held, folder, name):
                 place = found.st_dev, found.st_ino
-                door.files[place], self._doors[place] = path, door
+                container.files[place], self._containers[place] = path, container
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
         """Mark the file of that name in a folder, or without a name the open file itself."""
@@ -141,25 +141,27 @@ class Gate:
         done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
         return done == 0
 
-    def forget(self, door: Door) -> None:
+    def forget(self, container: WatchedContainer) -> None:
         """Note nobody at this door any more: its container goes, and with it its files and their marks.
 
         Whoever is held until then is let go, as a process is that has nothing to do with a trial.
         """
-        for place in door.files:
-            if self._doors.get(place) is door:  # another container's file may have the number of one that is gone
-                del self._doors[place]
-        door.files.clear()
+        for place in container.files:
+            if (
+                self._containers.get(place) is container
+            ):  # another container's file may have the number of one that is gone
+                del self._containers[place]
+        container.files.clear()
 
-    def close(self, door: Door) -> None:
+    def close(self, container: WatchedContainer) -> None:
         """Hold nobody at this door any more."""
-        with closing(Root(door.merged)) as root:
-            for path in door.files.values():
+        with closing(ContainerRoot(container.merged)) as root:
+            for path in container.files.values():
                 with suppress(OSError):
                     self._mark(_MARK_REMOVE, _HELD, *root.parent(path))
-        self.forget(door)
+        self.forget(container)
 
-    def held(self) -> Iterator[tuple[Door, str]]:
+    def held(self) -> Iterator[tuple[WatchedContainer, str]]:
         """Note and let go whoever is held; yields the door and path while they still stand."""
         while True:
             try:
@@ -179,41 +181,41 @@ class Gate:
             if len(events) <= _READ - _EVENT.size:
                 return  # those were all
 
-    def _note(self, file: int, mask: int, pid: int) -> Iterator[tuple[Door, str]]:
+    def _note(self, file: int, mask: int, pid: int) -> Iterator[tuple[WatchedContainer, str]]:
         found = os.fstat(file)
         place = found.st_dev, found.st_ino
-        door = self._doors.get(place)
-        if door is None:
+        container = self._containers.get(place)
+        if container is None:
             return
-        path = door.files[place]
+        path = container.files[place]
         executed = bool(mask & _OPEN_EXEC_PERM)
-        if not executed and door.executing == (pid, path):
-            door.executing = None  # the kernel opens what it is about to execute, and says so twice
+        if not executed and container.executing == (pid, path):
+            container.executing = None  # the kernel opens what it is about to execute, and says so twice
             return
         status = _status(pid)
-        if not door.leads_to(pid, status):
+        if not container.has_process(pid, status):
             return
-        door.executing = (pid, path) if executed and path not in door.programs else None
-        if self._too_many(door, file, executed=executed):
+        container.executing = (pid, path) if executed and path not in container.programs else None
+        if self._too_many(container, file, executed=executed):
             return
-        door.seen.append(opening_of(pid, status, path, door, executed=executed))
-        yield door, path
+        container.seen.append(file_access_of(pid, status, path, container, executed=executed))
+        yield container, path
 
-    def _too_many(self, door: Door, file: int, *, executed: bool) -> bool:
+    def _too_many(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
         """Whether this is one of a flood; whoever only reads is then held no more, and after so many starts nobody."""
-        starts = sum(each.started for each in door.seen)
+        starts = sum(each.started for each in container.seen)
         if executed and starts >= KEPT:
-            door.lost = True
-            self.close(door)
-        elif not executed and len(door.seen) - starts >= KEPT:
-            door.readers_go_free = True
+            container.lost = True
+            self.close(container)
+        elif not executed and len(container.seen) - starts >= KEPT:
+            container.ignores_readers = True
             self._mark(_MARK_REMOVE, _OPEN_PERM, file, None)
         else:
             return False
         return True
 
 
-class Root:
+class ContainerRoot:
     """A container's root as its host has it, whose folders are opened once, and none through a link. To be closed."""
 
     def __init__(self, merged: str) -> None:
@@ -243,12 +245,14 @@ class Root:
 # ---- what a held process is ----
 
 
-def opening_of(pid: int, status: dict[str, str], path: str, door: Door, *, executed: bool) -> Opening:
+def file_access_of(
+    pid: int, status: dict[str, str], path: str, container: WatchedContainer, *, executed: bool
+) -> FileAccess:
     """What a process is and brought along. ``at_s`` is the monotonic clock."""
     limits = _limits(pid)
-    usual_limits, usual_filters = door.usual
+    usual_limits, usual_filters = container.baseline
     argv, program = _words_in(_text(pid, "cmdline")), _link(pid, "exe")
-    return Opening(
+    return FileAccess(
         at_s=time.monotonic(),
         path=path,
         started=executed or _interprets(program, argv, path),
@@ -258,7 +262,7 @@ def opening_of(pid: int, status: dict[str, str], path: str, door: Door, *, execu
         program=program,
         cwd=_link(pid, "cwd"),
         uid=int(status.get("Uid", 0)),
-        environment=_environment(pid, door.words),
+        environment=_environment(pid, container.words),
         limits={name: value for name, value in limits.items() if value < usual_limits.get(name, value)},
         traced=status.get("TracerPid", "0") != "0",
         filters=max(0, int(status.get("Seccomp_filters", 0)) - usual_filters),

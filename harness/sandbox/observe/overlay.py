@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
 )
 
 
-class Look(Protocol):
+class FilesystemReader(Protocol):
     """One way to see a container's files. ``guarantee`` goes into the record."""
 
     @property
@@ -58,7 +58,7 @@ class Look(Protocol):
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """The state of each path, in order."""
 
-    def look(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+    def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
         """The same, and the regular files that the container has written or moved, wherever they stand."""
 
     def changed_paths(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
 # ---- the host's way ----
 
 
-class _Folders:
+class _LayerFolders:
     """The folders of one layer, each opened once and none through a link; ``top`` is the layer's own. To be closed."""
 
     def __init__(self, top: int) -> None:
@@ -125,7 +125,7 @@ class _Folders:
         self._known.clear()
 
 
-class _Vanishing:
+class _SkipVanished:
     """Around what is looked at after it was listed: what goes away in between is not there.
 
     ``trouble``: the host couldn't look. A walk goes on all the same: it opens a file a level, and an agent that made
@@ -146,7 +146,7 @@ class _Vanishing:
 _Entry = tuple[str, str, int, os.stat_result]  # path, name, folder, and what stands there
 
 
-def _walk_in(folder: int, inside: str, depth: int, vanishing: _Vanishing) -> Iterator[_Entry]:
+def _walk_in(folder: int, inside: str, depth: int, vanishing: _SkipVanished) -> Iterator[_Entry]:
     with vanishing:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in islice(entries, LISTED_PATHS))
@@ -154,7 +154,7 @@ def _walk_in(folder: int, inside: str, depth: int, vanishing: _Vanishing) -> Ite
             yield from _entry(folder, inside, name, depth, vanishing)
 
 
-def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _Vanishing) -> Iterator[_Entry]:
+def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _SkipVanished) -> Iterator[_Entry]:
     with vanishing:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         yield f"{inside}/{name}", name, folder, found
@@ -194,7 +194,7 @@ class _Walked:
 
 
 @dataclass
-class LayersLook:
+class OverlayReader:
     """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``).
 
     The container's own is kept open, for its path is a long one. To be closed.
@@ -209,7 +209,7 @@ class LayersLook:
     _top: int | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, graph_driver: dict[str, object]) -> LayersLook | None:
+    def of(cls, graph_driver: dict[str, object]) -> OverlayReader | None:
         """The look for what ``docker inspect`` says of a container, or None where this host can't read it."""
         data = graph_driver.get("Data")
         if graph_driver.get("Name") != "overlay2" or not isinstance(data, dict):
@@ -235,7 +235,7 @@ class LayersLook:
             os.close(self._top)
             self._top = None
 
-    def look(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+    def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
         """The state of each path, and every regular file in the container's own layer, by identity, its content unread.
 
         Raises OSError where the host can't tell.
@@ -261,10 +261,10 @@ class LayersLook:
         """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
         paths = tuple(paths)
         self._look_below(paths)
-        with closing(_Folders(self._own())) as folders:
+        with closing(_LayerFolders(self._own())) as folders:
             return tuple(self._state(folders, path) for path in paths)
 
-    def _state(self, folders: _Folders, path: str) -> FileState:
+    def _state(self, folders: _LayerFolders, path: str) -> FileState:
         """The state of a path; one that is another thing between two system calls is looked at again."""
         for _ in range(ATTEMPTS):
             try:
@@ -284,12 +284,12 @@ class LayersLook:
             return
         (made, *others), only = self.lowers, self.content_only
         image = ":".join(others)
-        with _layer(made) as top, closing(_Folders(top)) as folders:
+        with _layer(made) as top, closing(_LayerFolders(top)) as folders:
             for path in unknown:
                 state = _state_in(folders, path, content_only=only, fixed=True) or _image_state(image, path, only)
                 self._below[path] = state or missing(path)
 
-    def _walk(self, vanishing: _Vanishing) -> Iterator[_Entry]:
+    def _walk(self, vanishing: _SkipVanished) -> Iterator[_Entry]:
         """What the container's own layer holds, bounded in number and depth."""
         folder = _opened(".", self._own())
         try:
@@ -305,7 +305,7 @@ class LayersLook:
         """What the container's own layer holds: of a walk before, where nothing was written since."""
         if self._walked and self._walked.holds(self._own()):
             return self._walked
-        began, count, files, changed, tops, vanishing = time.time_ns(), 0, [], [], set(), _Vanishing()
+        began, count, files, changed, tops, vanishing = time.time_ns(), 0, [], [], set(), _SkipVanished()
         if not (top := os.stat(self._own())).st_nlink:
             raise FileNotFoundError(errno.ENOENT, "somebody removed the container's own layer", str(self.upper))
         folders = {"": _written(top)}
@@ -343,13 +343,13 @@ def _image_state(layers: str, path: str, content_only: bool) -> FileState | None
     ``layers`` are as overlayfs has them, the uppermost first: that which says anything of the path has the word.
     """
     for layer in filter(None, layers.split(":")):
-        with _layer(layer) as top, closing(_Folders(top)) as folders:
+        with _layer(layer) as top, closing(_LayerFolders(top)) as folders:
             if state := _state_in(folders, path, content_only=content_only, fixed=True):
                 return state
     return None
 
 
-def _state_in(folders: _Folders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
+def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
     """The state of a path in one layer, or None where it leaves it to those below. Raises OSError."""
     above, _, name = path.strip("/").rpartition("/")
     folder, hides = folders.at(above)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from harness.judging.evidence import Frozen, Opening
-from harness.sandbox.protocol import Glimpse
+from harness.judging.evidence import FileAccess, Frozen
+from harness.sandbox.protocol import FileEvent
 
 
-class Happened(Frozen):
+class NewEvents(Frozen):
     """Glimpses in their order, whether there were more than the eye could keep, and as in ``Looked.alone``."""
 
-    glimpses: tuple[Glimpse, ...] = ()
+    events: tuple[FileEvent, ...] = ()
     lost: bool = False
-    alone: frozenset[str] | None = None
+    one_process: frozenset[str] | None = None
 
 
-class EyeAnswer(Frozen):
+class DaemonReply(Frozen):
     """One answer: what the host wouldn't let the eye do, or what was asked for. None is not asked, or not known."""
 
     failed: str | None = None
-    happened: Happened | None = None
-    openings: tuple[Opening, ...] | None = None
+    new_events: NewEvents | None = None
+    accesses: tuple[FileAccess, ...] | None = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.agents.player import Entry, Turn, Usage
+from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import Sampling, count, known, objects
-from harness.agents.providers.presets import Choice
+from harness.agents.providers.presets import ModelChoice
 from harness.agents.providers.tools import Tool, read_call, without_the_cut
+from harness.store.transcript import Entry, Usage
 
 PATH = "/v1/messages"
 TAKES = ("low", "medium", "high", "xhigh", "max")
@@ -16,7 +17,7 @@ TAKES = ("low", "medium", "high", "xhigh", "max")
 MAX_TOKENS = 16_000
 
 
-def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
+def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
     """All that is sent but the conversation."""
     return known(
         model=choice.model,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from harness.agents.player import Entry, Turn
-from harness.agents.providers.presets import Choice
+from harness.agents.player import Turn
+from harness.agents.providers.presets import ModelChoice
 from harness.agents.providers.tools import Tool
 from harness.judging.evidence import Frozen
+from harness.store.transcript import Entry
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -27,7 +28,7 @@ class Dialect(Protocol):
     PATH: str
     TAKES: tuple[str, ...]
 
-    def parameters(self, choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
+    def parameters(self, choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
         """All that is sent but the conversation. Some refuse an empty list of tools: without any, none is sent."""
 
     def conversation(self, transcript: Sequence[Entry]) -> dict[str, Any]:

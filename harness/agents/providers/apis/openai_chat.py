@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.agents.player import Entry, ToolUse, Turn, Usage
+from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import EFFORTS, Sampling, count, known, objects
-from harness.agents.providers.presets import Choice
+from harness.agents.providers.presets import ModelChoice
 from harness.agents.providers.tools import Tool, read_call, without_the_cut
+from harness.store.transcript import Entry, ToolUse, Usage
 
 PATH = "/chat/completions"
 TAKES = EFFORTS
 
 
-def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
+def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
     """All that is sent but the conversation."""
     return known(
         model=choice.model,

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from harness.agents.player import Entry, ToolUse, Turn, Usage
+from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import EFFORTS, Sampling, count, known, objects
-from harness.agents.providers.presets import Choice
+from harness.agents.providers.presets import ModelChoice
 from harness.agents.providers.tools import Tool, read_call, without_the_cut
+from harness.store.transcript import Entry, ToolUse, Usage
 
 PATH = "/responses"
 TAKES = EFFORTS
 
 
-def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
+def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
     """All that is sent but the conversation."""
     return known(
         model=choice.model,
@@ -28,7 +29,7 @@ def parameters(choice: Choice, sampling: Sampling, tools: Sequence[Tool]) -> dic
     )
 
 
-def _without_reasoning(choice: Choice) -> bool:
+def _without_reasoning(choice: ModelChoice) -> bool:
     return any(fnmatch(choice.model, pattern) for pattern in choice.provider.unreasoning)
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from pydantic import Field
 
-from harness.agents.providers.presets import Choice, Provider
+from harness.agents.providers.presets import ModelChoice, Provider
 from harness.errors import ModelError, UsageError
 from harness.judging.evidence import Frozen
 from harness.process.environment import without_keys
@@ -33,7 +33,7 @@ UNTOLD = "a model that can't be told of its tools, so no finding"
 _ADDRESS = "http://127.0.0.1"  # the port is known once it is served
 
 
-class Served(Frozen):
+class ServedModel(Frozen):
     """A file that is being served: where, under which key. ``tools``: its chat template has a place for them."""
 
     url: str
@@ -48,7 +48,7 @@ class Served(Frozen):
         return {"base_url": None, **about}
 
 
-def gguf_choice(path: Path) -> Choice:
+def gguf_choice(path: Path) -> ModelChoice:
     """What stands for a provider of that file, until it is served. Raises UsageError."""
     try:
         with path.open("rb") as file:
@@ -60,11 +60,11 @@ def gguf_choice(path: Path) -> Choice:
     if find_spec(PACKAGE) is None:
         raise UsageError("Running a GGUF file needs an extra: pip install 'offswitch[local]'.")
     here = Provider(name="gguf", api="chat", base_url=_ADDRESS, key="", max_tokens="max_tokens", local=True)
-    return Choice(provider=here, model=path.name)
+    return ModelChoice(provider=here, model=path.name)
 
 
 @asynccontextmanager
-async def served(path: Path, name: str) -> AsyncIterator[Served]:
+async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
     """Serve a file while the block lasts. Raises ModelError where llama.cpp can't."""
     key = secrets.token_urlsafe(24)
     with TemporaryFile() as log:
@@ -77,7 +77,7 @@ async def served(path: Path, name: str) -> AsyncIterator[Served]:
             if told is None:
                 raise ModelError(f"{path} can't be loaded: {_last_words(log)}.")
             sha256 = await asyncio.to_thread(_sha256, path)
-            yield Served(key=key, sha256=sha256, **told)
+            yield ServedModel(key=key, sha256=sha256, **told)
         finally:
             with suppress(ProcessLookupError):
                 process.kill()  # it has nothing to save, and llama.cpp may be in the middle of a long answer

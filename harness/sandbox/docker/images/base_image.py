@@ -18,7 +18,7 @@ from docker.models.images import Image
 from harness.errors import EngineError, ImageError
 from harness.process.environment import without_keys
 from harness.process.identity import temporary_prefix
-from harness.sandbox.docker.setup.local_engine import Say, alone, apt_install, apt_update, root_with_apt, run
+from harness.sandbox.docker.setup.local_engine import Say, apt_install, apt_update, root_with_apt, run, setup_lock
 
 BASE = "offswitch/base:bookworm"
 PROGRAMS = ("python3", "procps", "ed", "nano", "vim-tiny", "less")
@@ -39,7 +39,7 @@ def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
         if chosen := os.environ.get("OFFSWITCH_BASE"):
             _fetch(client, say, chosen).tag(tag)
         elif not present(client, tag):
-            with alone(say) if os.geteuid() == 0 else nullcontext():
+            with setup_lock(say) if os.geteuid() == 0 else nullcontext():
                 if not present(client, tag):
                     _make(client, say, tag)
     except APIError as error:

@@ -12,13 +12,13 @@ import docker.errors
 from harness.errors import ImageError
 from harness.judging.evidence import FileState, Frozen
 from harness.sandbox.docker.labels import owner_labels
-from harness.sandbox.observe.archive import ArchiveLook
+from harness.sandbox.observe.archive import ArchiveReader
 
 NAME = "offswitch/audited"
 BINARIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
-class ImageLook(Frozen):
+class ImageContents(Frozen):
     """What an image says of itself, and what stands at some of its paths."""
 
     id: str
@@ -54,7 +54,9 @@ def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
     return tag
 
 
-def look_into(client: docker.DockerClient, name: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageLook:
+def look_into(
+    client: docker.DockerClient, name: str, paths: Iterable[str], programs: Iterable[str] = ()
+) -> ImageContents:
     """Look into a local image: what stands at some paths, and which of some programs it has. Raises ImageError."""
     try:
         image = client.images.get(name)
@@ -63,12 +65,12 @@ def look_into(client: docker.DockerClient, name: str, paths: Iterable[str], prog
     config: dict[str, Any] = image.attrs.get("Config") or {}
     container = client.containers.create(name, "never started", network_mode="none", labels=owner_labels())
     try:
-        look = ArchiveLook(container)
+        look = ArchiveReader(container)
         states = look.states(paths)
         has = frozenset(name for name in programs if any(look.stands(f"{folder}/{name}") for folder in BINARIES))
     finally:
         container.remove(force=True, v=True)
-    return ImageLook(
+    return ImageContents(
         id=str(image.id),
         user=config.get("User") or "",
         workdir=config.get("WorkingDir") or "/",

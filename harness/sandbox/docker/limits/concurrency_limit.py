@@ -21,7 +21,7 @@ MOST_A_CORE = 4
 
 
 @dataclass
-class Pace:
+class ConcurrencyLimit:
     """The limit for one engine of so many cores, and who waits for it, first come first served."""
 
     cores: int
@@ -34,7 +34,7 @@ class Pace:
         self.limit = 2 * self.cores
 
     @asynccontextmanager
-    async def turn(self, *, timed: bool = False) -> AsyncIterator[None]:
+    async def slot(self, *, timed: bool = False) -> AsyncIterator[None]:
         """Wait for a turn, and have it while the block runs. The limit learns from those that are ``timed``."""
         await self._wait()
         began = time.monotonic()

@@ -18,7 +18,7 @@ WANTING = "RD"  # runs or would run; waits for the disk
 
 
 @dataclass
-class Strain:
+class CpuStarvation:
     """One container, by its first process; ``cpus`` are what it was given."""
 
     first: int
@@ -31,7 +31,7 @@ class Strain:
         self._count = _count_of(self.first)
         self._used_s = _used_s(self._count)
 
-    def waits(self) -> bool:
+    def is_starved(self) -> bool:
         """Whether since this was last asked the container got less than its share, and something in it wants more."""
         before, at = self._used_s, self._at
         self._used_s, self._at = _used_s(self._count), time.monotonic()

@@ -33,7 +33,7 @@ PROCESSES = 4_096
 
 
 @dataclass(eq=False)
-class Guarded:
+class BoundedContainer:
     """One container's layer, first process and bounds; what it held when that was added up last; ``full``: too much."""
 
     upper: Path
@@ -53,14 +53,14 @@ class Guarded:
 
 
 @dataclass
-class DiskGuard:
+class DiskQuota:
     """Guards the containers of one process."""
 
-    _guarded: list[Guarded] = field(default_factory=list)
+    _guarded: list[BoundedContainer] = field(default_factory=list)
     _watching: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def guarding(self, one: Guarded) -> AsyncIterator[None]:
+    async def enforced(self, one: BoundedContainer) -> AsyncIterator[None]:
         """Guard a container while the block runs."""
         self._guarded.append(one)
         if self._watching is None:
@@ -83,7 +83,7 @@ class DiskGuard:
             if time.monotonic() - walked < ANYWAY_S and not any(one.may_be_near(lost) for one in guarded):
                 room = max(room[0], now[0]), max(room[1], now[1])
                 continue
-            for one in await asyncio.to_thread(too_full, guarded):
+            for one in await asyncio.to_thread(over_quota, guarded):
                 one.full = True
                 await one.end()
             room, walked = now, time.monotonic()
@@ -95,7 +95,7 @@ def _room(folder: Path) -> tuple[int, int]:
     return found.f_bfree * found.f_frsize, found.f_ffree
 
 
-def too_full(guarded: list[Guarded]) -> list[Guarded]:
+def over_quota(guarded: list[BoundedContainer]) -> list[BoundedContainer]:
     """Add up what each holds in its layer and open without a name; those for which it is too much."""
     folders = [one.upper for one in guarded]
     sizes, counts = _du(folders, "--block-size=1"), _du(folders, "--inodes")

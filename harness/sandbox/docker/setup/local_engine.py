@@ -21,7 +21,7 @@ from typing import IO
 
 from harness.errors import EngineError
 from harness.process.environment import proxies, without_keys
-from harness.sandbox.docker.connect import OURS, EnginePaths, answers, connect
+from harness.sandbox.docker.connect import OWN_ENGINE, EnginePaths, answers, connect
 from harness.sandbox.docker.setup.runtime import NAME as RUNTIME
 from harness.sandbox.docker.setup.runtime import runtime_flags
 
@@ -50,7 +50,7 @@ def ensure_engine(say: Say) -> None:
         if os.environ.get("DOCKER_HOST") or not root_with_apt():
             raise
     else:
-        rotate(OURS.log)
+        rotate(OWN_ENGINE.log)
         return
     if not _find("dockerd"):
         apt_install(say, "docker.io")
@@ -63,9 +63,9 @@ def ensure_engine(say: Say) -> None:
         ensure_own(say)
 
 
-def ensure_own(say: Say, paths: EnginePaths = OURS) -> None:
+def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
     """Return once the lab's own dockerd answers, starting it if it isn't there."""
-    with alone(say, paths):
+    with setup_lock(say, paths):
         if answers(paths.address):
             return
         say("starting a Docker engine of the lab's own")
@@ -76,7 +76,7 @@ def ensure_own(say: Say, paths: EnginePaths = OURS) -> None:
 
 
 @contextmanager
-def alone(say: Say, paths: EnginePaths = OURS) -> Iterator[None]:
+def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
     """Let one of several set-ups work while the others wait; a dead one's lock is freed by the kernel."""
     paths.run.mkdir(parents=True, exist_ok=True)
     with (paths.run / "setup.lock").open("w") as lock:
@@ -233,7 +233,7 @@ def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
 
 
 @asynccontextmanager
-async def kept_short(log: Path) -> AsyncIterator[None]:
+async def log_rotation(log: Path) -> AsyncIterator[None]:
     """Keep the log of the lab's own engine from growing while the block runs."""
 
     async def look() -> None:
