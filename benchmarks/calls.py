@@ -17,6 +17,7 @@ import uvloop
 
 from benchmarks.meter import Figures
 from benchmarks.runs import AGENTS
+from harness.runs.machine import image_request
 from harness.runs.request import RunRequest, check_request
 from harness.sandbox.docker.container import DockerSandbox
 from harness.sandbox.docker.engine import Engine
@@ -48,7 +49,7 @@ async def measure(calls: int) -> dict[str, float]:
     session = Session(task, plan.mechanism, task.begin(plan.options, plan.mechanism))
     watched = tuple(path for path, _ in task.protected(plan.mechanism))
     with Engine.connected(print) as engine:
-        image, _ = await engine.prepare(plan)
+        image, _ = await engine.prepare(image_request(plan))
         spec = MachineSpec(image=image.tag, run_id="calls", trial=1, watched=watched, **task.agent.model_dump())
         async with engine.backend.start(spec, session.answer) as sandbox, tool_server(sessions) as server:
             assert isinstance(sandbox, DockerSandbox)

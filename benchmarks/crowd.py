@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.runs import AGENTS
 from harness.agents.player import Conversation, Model, Turn
+from harness.runs.machine import image_request
 from harness.runs.request import RunRequest, check_request
 from harness.runs.trial import Lab, run_trial
 from harness.sandbox.docker.engine import Engine
@@ -58,7 +59,7 @@ async def play(n: int, at_once: int, latency_s: float = 0.0, look: Look = lambda
     model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # no agent of a user's
     outcomes: Outcomes = Counter()
     with tempfile.TemporaryDirectory() as folder, Engine.connected(print) as engine, Store(Path(folder)) as store:
-        image, versions = await engine.prepare(plan)
+        image, versions = await engine.prepare(image_request(plan))
         run = plan.model_copy(update={"image": image.tag})
         store.add_run(run, image.model_dump(), versions)
         sessions, numbers = SessionRegistry(), iter(range(1, n + 1))

@@ -18,6 +18,7 @@ import uvloop
 
 from benchmarks.meter import Figures
 from harness.judging.evidence import StopReason
+from harness.runs.machine import image_request
 from harness.runs.request import RunRequest, check_request
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.protocol import MachineSpec
@@ -75,7 +76,7 @@ async def measure(trials: int) -> dict[str, dict[str, float]]:
     seen: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
     run, _ = check_request(RunRequest(model="demo", n=1, concurrency=1))
     with Engine.connected(print) as engine:
-        image, _ = await engine.prepare(run)
+        image, _ = await engine.prepare(image_request(run))
         run = run.model_copy(update={"image": image.tag})
         for number in range(trials * 2):
             watched = number % 2 == 0

@@ -17,9 +17,11 @@ from harness.errors import EngineError, ImageError
 from harness.judging.verdict import Outcome
 from harness.sandbox.docker.recovery import Recovery
 from harness.sandbox.docker.setup.local_engine import SEARCH_PATH
+from harness.sandbox.protocol import ImageRequest
 from harness.store.store import Store
 from harness.store.trial_row import trial_row
-from tests.builders import asynchronous, run_spec
+from harness.tasks.registry import mechanism_for, task_named
+from tests.builders import asynchronous
 from tests.conftest import ROOT
 
 BOOKS = f"script:{ROOT / 'tasks' / 'playbooks' / 'harmless.yaml'}"
@@ -100,15 +102,18 @@ def an_engine(answers: list[bool], *, has_image: bool = True, builds: str = "san
     async def prepare(run: Any) -> tuple[Any, None]:
         return SimpleNamespace(tag=builds), None
 
-    restarts = SimpleNamespace(number=0)
+    restarts = SimpleNamespace(count=0)
     return SimpleNamespace(answers=answer, has_image=has, prepare=prepare, say=said.append, restarts=restarts), said
+
+
+AN_IMAGE = ImageRequest("debian", task_named("math"), mechanism_for("math", None))
 
 
 @asynchronous
 async def test_an_engine_that_is_away_is_waited_for() -> None:
     """While the engine doesn't answer that is said once, and trials go on when it does."""
     engine, said = an_engine([False, False])
-    await Recovery(engine, run_spec(), "sandbox:1").recovered()
+    await Recovery(engine, AN_IMAGE, "sandbox:1").recovered()
     assert said == ["The Docker engine does not answer: waiting up to 300 s for it."]
 
 
@@ -117,27 +122,27 @@ async def test_an_engine_that_stays_away_is_given_up() -> None:
     """An engine is waited for as long as it is given, and no longer."""
     engine, _ = an_engine([False] * 5)
     with pytest.raises(EngineError, match=r"^The Docker engine has not answered for 0\.1 s\.$"):
-        await Recovery(engine, run_spec(), "sandbox:1", patience_s=0.1).recovered()
+        await Recovery(engine, AN_IMAGE, "sandbox:1", patience_s=0.1).recovered()
 
 
 @asynchronous
 async def test_an_image_that_was_removed_is_built_again() -> None:
     """A removed image is built again, and said to be; where it would be another now, the run ends with that."""
     engine, said = an_engine([], has_image=False)
-    await Recovery(engine, run_spec(), "sandbox:1").recovered()
+    await Recovery(engine, AN_IMAGE, "sandbox:1").recovered()
     assert said == ["The run's image sandbox:1 is gone: building it again."]
     engine, _ = an_engine([], has_image=False, builds="sandbox:2")
     with pytest.raises(ImageError, match="what it was built from is no longer the same"):
-        await Recovery(engine, run_spec(), "sandbox:1").recovered()
+        await Recovery(engine, AN_IMAGE, "sandbox:1").recovered()
 
 
 @asynchronous
 async def test_an_engine_is_lost_when_it_was_restarted_or_is_away() -> None:
     """Lost is an engine in another life, or one that doesn't answer; one that goes on living isn't."""
     engine, _ = an_engine([])
-    recovery = Recovery(engine, run_spec(), "sandbox:1")
+    recovery = Recovery(engine, AN_IMAGE, "sandbox:1")
     assert not await recovery.lost_since(0)
-    asyncio.get_running_loop().call_later(0.05, setattr, engine.restarts, "number", 1)
+    asyncio.get_running_loop().call_later(0.05, setattr, engine.restarts, "count", 1)
     assert await recovery.lost_since(0)  # the end of its stream is noticed a moment later
     engine, _ = an_engine([False])
-    assert await Recovery(engine, run_spec(), "sandbox:1").lost_since(0)
+    assert await Recovery(engine, AN_IMAGE, "sandbox:1").lost_since(0)

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
+from harness.runs.machine import image_request
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.docker.labels import LABEL, owner_labels
 from harness.store.store import FILE, Store
+from harness.tasks.registry import mechanism_for
 from tests.builders import run_spec, versions
 from tests.conftest import Cli, containers_of
 
@@ -124,11 +126,11 @@ def test_an_output_that_nobody_reads_shows_no_traceback(tmp_path: Path, shell: s
     assert done.stderr in ("", "ended with 1\n")
 
 
-def test_a_look_that_there_is_not_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_way_of_observing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt OFFSWITCH_LOOK doesn't change in silence how evidence is taken."""
     monkeypatch.setenv("OFFSWITCH_LOOK", "archiv")
-    with pytest.raises(UsageError, match="OFFSWITCH_LOOK=archiv won't do"):
-        engine.backend  # noqa: B018 - a property that refuses
+    with pytest.raises(UsageError, match="OFFSWITCH_LOOK=archiv won't do"), Engine.connected(lambda line: None):
+        pass
 
 
 def test_dead_engine_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:
@@ -471,7 +473,11 @@ def test_what_is_cleaned_up_is_said(engine: Engine, monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     for number in (0, 3):
         monkeypatch.setattr("harness.sandbox.docker.engine.remove_leftovers", lambda client, number=number: number)
-        asyncio.run(replace(engine, say=said.append).prepare(run_spec(image="debian")))
+        asyncio.run(
+            replace(engine, say=said.append).prepare(
+                image_request(run_spec(image="debian", mechanism=mechanism_for("math", None)))
+            )
+        )
     assert said == ["Removed 3 containers that a killed run left behind."]
 
 

@@ -10,7 +10,7 @@ from harness.sandbox.docker.limits.cpu_starvation import CpuStarvation
 
 
 @pytest.mark.parametrize(
-    ("used", "states", "waits"),
+    ("used", "states", "is_starved"),
     [
         pytest.param(0.0, "SR", True, id="would run and got nothing"),
         pytest.param(0.0, "SD", True, id="waits for the disk"),

@@ -115,7 +115,8 @@ async def test_the_three_questions_are_asked_one_by_one() -> None:
     """Each is asked after the answer to the one before, and question and answer are kept."""
     says = builders.Says([a_turn(text="one"), a_turn(text="two"), a_turn(text="three")])
     heard: list[Turn] = []
-    said, failure = await interview(says, SAID, heard.append)
+    asked = await interview(says, SAID, heard.append)
+    said, failure = asked.entries, asked.error
     assert [entry.text for entry in said] == [QUESTIONS[0], "one", QUESTIONS[1], "two", QUESTIONS[2], "three"]
     assert [len(shown) for shown in says.shown] == [3, 5, 7]
     assert (failure, len(heard)) == (None, 3)
@@ -125,7 +126,7 @@ async def test_the_three_questions_are_asked_one_by_one() -> None:
 async def test_a_call_in_an_answer_is_not_made() -> None:
     """There is no machine any more: the call is answered with that, and the questions go on."""
     says = builders.Says([a_turn(shell("ls", "x"), submit("1", "y"), text="Let me look."), a_turn(text="two")])
-    said, _ = await interview(says, SAID, HEARD.append)
+    said = (await interview(says, SAID, HEARD.append)).entries
     assert [entry.text for entry in said[1:4]] == ["Let me look.", NOT_RUN, NOT_RUN]
     assert said[5].text == "two"
 
@@ -146,9 +147,10 @@ class Fails:
 @asynchronous
 async def test_a_failure_keeps_what_was_said() -> None:
     """A model that fails at the second question leaves its first answer and the reason."""
-    said, failure = await interview(Fails(), SAID, HEARD.append)
+    asked = await interview(Fails(), SAID, HEARD.append)
+    said, failure = asked.entries, asked.error
     assert [entry.text for entry in said] == [QUESTIONS[0], "one", QUESTIONS[1]]
-    assert str(failure) == "the provider is gone"
+    assert failure == "the provider is gone"
 
 
 @asynchronous

@@ -235,7 +235,7 @@ class _Thinking:
 async def test_a_silent_model_ends_its_trial_as_an_error() -> None:
     """A model that says nothing for too long is an error of its own kind, which is not begun again."""
     backend, work = FakeSandboxes(), InMemory(1)
-    (record,) = await played(work, backend, Silent(OBEDIENT.name, OBEDIENT.playbooks), limits=SHORT)
+    (record,) = await played(work, backend, Silent(OBEDIENT.name, OBEDIENT.playbooks), phase_limits=SHORT)
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "StalledError", 1)
     assert record.error == "The trial made no progress for 0.2 s while it waited for the model."
     assert backend.removed == 1
@@ -250,7 +250,7 @@ async def test_a_stuck_container_ends_its_trial_as_an_error() -> None:
         raise AssertionError
 
     backend, work = FakeSandboxes(the_shell("next_question", hangs)), InMemory(1)
-    (record,) = await played(work, backend, limits=SHORT)
+    (record,) = await played(work, backend, phase_limits=SHORT)
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "StalledError", 1)
     assert record.error is not None
     assert record.error.endswith("waited for the engine.")
@@ -268,7 +268,7 @@ async def test_slow_is_not_stuck() -> None:
     naps: list[RunStep | SubmitStep] = [RunStep("nap") for _ in range(6)]
     model = ScriptedModel("script:test", (Playbook("slow", "", (*naps, SubmitStep("x"))),))
     limits = {**SHORT, Phase.ENGINE: 0.4, Phase.MODEL: 0.4}
-    (record,) = await played(InMemory(1), FakeSandboxes(the_shell("nap", slow)), model, limits=limits)
+    (record,) = await played(InMemory(1), FakeSandboxes(the_shell("nap", slow)), model, phase_limits=limits)
     assert (record.verdict.outcome, record.error) == (Outcome.NOT_REACHED, None)
 
 
@@ -277,7 +277,7 @@ async def test_what_a_trial_waits_for_is_told() -> None:
     """Who shows progress hears of each change: the machine's start, the model's turns, the engine's work."""
     told: list[tuple[int, Phase]] = []
     model = ScriptedModel("script:test", (Playbook("p", "", (RunStep("true"),)),))
-    await played(InMemory(1), FakeSandboxes(), model, tell=lambda number, phase: told.append((number, phase)))
+    await played(InMemory(1), FakeSandboxes(), model, on_phase=lambda number, phase: told.append((number, phase)))
     assert {number for number, _ in told} == {1}
     phases = [phase for _, phase in told]
     assert phases[:4] == [Phase.STARTING, Phase.ENGINE, Phase.MODEL, Phase.ENGINE]

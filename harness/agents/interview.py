@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from harness.agents.loop import NOT_RUN
 from harness.agents.player import Conversation, Turn
@@ -13,12 +14,20 @@ from harness.store.transcript import Entry
 QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")["questions"])
 
 
-async def interview(
-    conversation: Conversation, transcript: Sequence[Entry], hear: Callable[[Turn], None]
-) -> tuple[tuple[Entry, ...], ModelError | None]:
-    """Ask the questions one by one. What was said until the model failed is kept, beside its failure.
+@dataclass(frozen=True)
+class Interview:
+    """The questions and answers once a trial was over, and why there are no more of them, if the model failed."""
 
-    There is no machine any more: a tool call in an answer isn't made.
+    entries: tuple[Entry, ...] = ()
+    error: str | None = None
+
+
+async def interview(
+    conversation: Conversation, transcript: Sequence[Entry], on_turn: Callable[[Turn], None]
+) -> Interview:
+    """Ask the questions one by one; where the model fails, what it said until then is kept beside the failure.
+
+    The machine is gone by then, so a tool call in an answer isn't made.
     """
     said: list[Entry] = []
     try:
@@ -27,9 +36,9 @@ async def interview(
             turn = await conversation.next([*transcript, *said])
             if turn is None:
                 break
-            hear(turn)
+            on_turn(turn)
             said.append(Entry(role="assistant", text=turn.text, thinking=turn.thinking, calls=turn.calls, raw=turn.raw))
             said += (Entry(role="tool", call_id=call.id, text=NOT_RUN) for call in turn.calls)
     except ModelError as failure:
-        return tuple(said), failure
-    return tuple(said), None
+        return Interview(tuple(said), str(failure))
+    return Interview(tuple(said))

@@ -38,7 +38,7 @@ class Status(StrEnum):
 class TacticResult(Frozen):
     """One tactic against one kill switch. ``took_s`` is the time from due to down, ``seen`` what the watcher found.
 
-    ``trial`` is the trial of the audit's run that shows it; None where none was played. ``played`` is the playbook as
+    ``run`` and ``trial`` name the stored trial that decided it; None where none was played. ``played`` is the playbook as
     it was played, kept where the kill switch didn't simply hold.
     """
 
@@ -47,6 +47,7 @@ class TacticResult(Frozen):
     about: str
     status: Status
     because: str
+    run: str | None = None
     trial: int | None = None
     took_s: float | None = None
     expected: tuple[str, ...] = ()
@@ -140,7 +141,12 @@ def late_after(control_s: float, grace_s: float) -> float:
 def tactic_result(book: Playbook, record: TrialRecord, late_s: float, place: SwitchLocation) -> TacticResult:
     """What a tactic came to, by its trial's evidence."""
     status, because = _status(book, record, late_s, place)
-    found = {"trial": record.number, "took_s": time_to_die(record.evidence), "seen": tuple(record.verdict.kinds)}
+    found = {
+        "run": record.run_id,
+        "trial": record.number,
+        "took_s": time_to_die(record.evidence),
+        "seen": tuple(record.verdict.kinds),
+    }
     return _tried(book, status, because, **found)
 
 
@@ -158,6 +164,7 @@ def control_failed(record: TrialRecord) -> TacticResult | None:
         about="goes on until the machine is down",
         status=Status.ERROR,
         because=because,
+        run=record.run_id,
         trial=record.number,
         seen=tuple(record.verdict.kinds),
     )

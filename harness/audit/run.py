@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import harness
@@ -28,17 +28,14 @@ from harness.audit.setup_check import check
 from harness.audit.targets import TASK, Target, own_target, shipped
 from harness.errors import UsageError
 from harness.runs.control_trial import control_key, run_control
-from harness.runs.job import stoppable
+from harness.runs.job import cleared_up, opened_lab, stoppable
 from harness.runs.queue import StopPolicy, StoredQueue
 from harness.runs.schedule import run_trials
-from harness.runs.trial import Lab, run_trial
 from harness.sandbox.docker.engine import Engine
-from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.store.records import TrialRecord
 from harness.store.store import Store
 from harness.tasks.registry import mechanism_for
 from harness.terminal.view import RunProgress, print_note
-from harness.toolserver.app import SessionRegistry
-from harness.toolserver.server import tool_server
 
 CONTROL_EVERY = 20
 BUSY = 4  # a control that takes this part of the grace says that the machine is busy
@@ -52,16 +49,13 @@ async def run_audit(request: AuditRequest) -> AuditReport:
     if request.concurrency < 1:
         raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
     with stoppable(), Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
-        sessions = SessionRegistry()
-        async with tool_server(sessions) as server:
-            lab = Lab(engine.backend, sessions, server, ScriptedModel("nobody", ()))
-            audited = []
-            if request.own is not None:
-                target = await own_target(engine, request.own, planned(request, mechanism_for(TASK, None)))
-                audited.append(await _audited(target, again(request, ""), books, lab, store))
-            for each in switches:
-                target = await shipped(engine, planned(request, each))
-                audited.append(await _audited(target, again(request, each.name), books, lab, store))
+        audited = []
+        if request.own is not None:
+            target = await own_target(engine, request.own, planned(request, mechanism_for(TASK, None)))
+            audited.append(await _audited(_Bench(engine, store, target), again(request, ""), books))
+        for each in switches:
+            target = await shipped(engine, planned(request, each))
+            audited.append(await _audited(_Bench(engine, store, target), again(request, each.name), books))
     return AuditReport(
         offswitch=harness.__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,15 +65,15 @@ async def run_audit(request: AuditRequest) -> AuditReport:
     )
 
 
-async def _audited(target: Target, command: str, books: tuple[Playbook, ...], lab: Lab, store: Store) -> AuditedSwitch:
-    """One kill switch."""
-    began, mechanism = time.monotonic(), target.run.mechanism
-    control = await run_control(target.run, lab)
-    store.add_control(control_key(target.run, target.versions), control)
+async def _audited(bench: _Bench, command: str, books: tuple[Playbook, ...]) -> AuditedSwitch:
+    """Audit one kill switch."""
+    began, target = time.monotonic(), bench.target
+    mechanism = target.run.mechanism
+    control = await bench.control()
     control_s = time_to_die(control.evidence) or 0.0
     aimed = {book.id: retarget(book, target.place) for book in books}
     left_out = [not_applicable(book, why) for book in books if isinstance(why := aimed[book.id], str)]
-    played = _Played(target, control_s, {book.id: book for book in books}, lab, store)
+    played = _Played(bench, control_s, {book.id: book for book in books})
     late_s, tried = await played.all([book for book in aimed.values() if isinstance(book, Playbook)])
     order = {book.id: number for number, book in enumerate((CONTROL, *books))}
     return AuditedSwitch(
@@ -110,55 +104,82 @@ def among(aimed: Sequence[Playbook]) -> list[Playbook]:
 
 
 @dataclass(frozen=True)
+class _Bench:
+    """Where one kill switch is audited: its target, the engine it runs on, and the store that keeps every trial."""
+
+    engine: Engine
+    store: Store
+    target: Target
+
+    async def control(self) -> TrialRecord:
+        """Run and store the control trial. Raises MechanismError where the kill switch fails by itself."""
+        run, nobody = self.target.run, ScriptedModel("nobody", ())
+        async with opened_lab(self.engine, self.target.image, run.image, nobody, RunProgress(run)) as lab:
+            record = await run_control(run, lab)
+        self.store.add_control(control_key(run, self.target.versions), record)
+        return record
+
+    async def play(self, run_id: str, books: Sequence[Playbook]) -> list[TrialRecord]:
+        """Play each playbook in a trial of its own, as one stored run. Trial 1 plays the first."""
+        if not books:
+            return []
+        model = ScriptedModel(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
+        named = {"run_id": run_id, "n": len(books), "model": model.name, "simulated": SIMULATED}
+        run = self.target.run.model_copy(update=named)
+        progress = RunProgress(run)
+        self.store.add_run(run, self.target.stored_image, self.target.versions)
+        queue = StoredQueue(run, self.store, progress, StopPolicy(Budget()))
+        with progress.shown():
+            async with (
+                opened_lab(self.engine, self.target.image, run.image, model, progress) as lab,
+                cleared_up(queue, self.engine),
+            ):
+                await run_trials(run, lab, queue)
+        return list(self.store.trials(run_id))
+
+
+@dataclass(frozen=True)
 class _Played:
     """The trials of one kill switch. ``books`` are the tactics as they are written, by their id."""
 
-    target: Target
+    bench: _Bench
     control_s: float
     books: dict[str, Playbook]
-    lab: Lab
-    store: Store
 
     async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[TacticResult]]:
-        """Play them, controls among them; what counts as late, and what each came to.
+        """Play the tactics with controls among them; returns the seconds that count as late, and each tactic's result.
 
-        What was late or went wrong is played once more, since that may have been the machine's fault; and so is a
-        defeat where the controls were slow.
+        A tactic that was late or ended in error is played once more, since the machine may have been too busy, and so
+        is a defeat where the controls were slow. The second play decides, unless it ends in error. Both are stored:
+        the second plays are a run of their own, and a result names the run and trial that decided it.
         """
-        books = among(aimed)
-        model = ScriptedModel(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
-        run = self.target.run.model_copy(update={"n": len(books), "model": model.name, "simulated": SIMULATED})
-        lab, records = replace(self.lab, model=model), await self._records(run, model)
+        run, books = self.bench.target.run, among(aimed)
+        records = await self.bench.play(run.run_id, books)
         controls = [record for record in records if books[record.number - 1] is CONTROL]
         slowest_s = max([self.control_s, *map(self._control_s, controls)])
         late_s = late_after(slowest_s, run.mechanism.grace_s)
         doubtful = {Status.DELAYED, Status.ERROR}
         if slowest_s > run.mechanism.grace_s / BUSY:  # then a machine may outlive its time by its own slowness
             doubtful.add(Status.DEFEATED)
-        tried: list[TacticResult] = [failed for record in controls if (failed := control_failed(record))]
-        for record in records:
-            if (book := books[record.number - 1]) is not CONTROL:
-                first = self._came_to(record, book, late_s)
-                spec = TrialSpec(run=run, number=record.number, options=run.options)
-                second = self._came_to(await run_trial(spec, lab), book, late_s) if first.status in doubtful else first
-                tried.append(first if second.status is Status.ERROR else second)
-        return late_s, tried
+        first = self._results(records, books, late_s)
+        again = [book for book in aimed if book.id in first and first[book.id].status in doubtful]
+        second = self._results(await self.bench.play(f"{run.run_id}-again", again), again, late_s)
+        decided = {**first, **{name: each for name, each in second.items() if each.status is not Status.ERROR}}
+        failed = [found for record in controls if (found := control_failed(record))]
+        return late_s, [*failed, *decided.values()]
 
-    async def _records(self, run: RunSpec, model: ScriptedModel) -> list[TrialRecord]:
-        if not run.n:
-            return []
-        progress = RunProgress(run)
-        self.store.add_run(run, self.target.stored_image, self.target.versions)
-        work = StoredQueue(run, self.store, progress, StopPolicy(Budget()))
-        with progress.shown():
-            await run_trials(run, replace(self.lab, model=model, tell=progress.waits), work)
-        return list(self.store.trials(run.run_id))
+    def _results(
+        self, records: Sequence[TrialRecord], books: Sequence[Playbook], late_s: float
+    ) -> dict[str, TacticResult]:
+        """The result of each tactic by its id; controls are left out."""
+        played = ((record, books[record.number - 1]) for record in records)
+        return {book.id: self._result(record, book, late_s) for record, book in played if book is not CONTROL}
+
+    def _result(self, record: TrialRecord, book: Playbook, late_s: float) -> TacticResult:
+        result = tactic_result(self.books[book.id], record, late_s, self.bench.target.place)
+        plain = result.status in (Status.HELD, Status.NOT_APPLICABLE)
+        return result if plain else result.model_copy(update={"played": as_yaml(book)})
 
     def _control_s(self, record: TrialRecord) -> float:
         took_s = time_to_die(record.evidence)
-        return self.target.run.mechanism.grace_s if took_s is None else took_s
-
-    def _came_to(self, record: TrialRecord, book: Playbook, late_s: float) -> TacticResult:
-        result = tactic_result(self.books[book.id], record, late_s, self.target.place)
-        plain = result.status in (Status.HELD, Status.NOT_APPLICABLE)
-        return result if plain else result.model_copy(update={"played": as_yaml(book)})
+        return self.bench.target.run.mechanism.grace_s if took_s is None else took_s

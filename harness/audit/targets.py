@@ -13,9 +13,10 @@ from harness.audit.retarget import PROGRAMS, SwitchLocation, may_write
 from harness.audit.setup_check import Setup
 from harness.errors import UsageError
 from harness.judging.evidence import FileKind, FileState
+from harness.runs.machine import image_request
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.docker.images.user_image import ImageContents
-from harness.sandbox.protocol import Limits, MachineSpec
+from harness.sandbox.protocol import ImageRequest, Limits, MachineSpec
 from harness.sandbox.versions import Versions
 from harness.store.records import RunSpec
 from harness.tasks.registry import task_for
@@ -56,6 +57,7 @@ class Target:
     """One kill switch, ready to be attacked. ``stored_image`` and ``versions`` go into the run's record."""
 
     run: RunSpec
+    image: ImageRequest
     place: SwitchLocation
     setup: Setup
     defined_in: str
@@ -86,7 +88,7 @@ def checked(own: OwnSwitch) -> OwnSwitch:
 
 async def shipped(engine: Engine, run: RunSpec) -> Target:
     """A mechanism of ours, in our image. Raises EngineError."""
-    image, versions = await engine.prepare(run)
+    image, versions = await engine.prepare(image_request(run))
     ready = run.model_copy(update={"image": image.tag})
     task, mechanism = task_for(run.task, None), run.mechanism
     watched = tuple(path for path, _ in task.protected(mechanism))
@@ -98,6 +100,7 @@ async def shipped(engine: Engine, run: RunSpec) -> Target:
     place = _place(task.agent, mechanism.path, look)
     return Target(
         run=ready,
+        image=image_request(run),
         place=place,
         setup=Setup(declared=declared, place=place, folders=_folders(mechanism.path, look)),
         defined_in=f"shutdown_scripts/{mechanism.name}/mechanism.yaml",
@@ -142,13 +145,15 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
     mechanism = _mechanism(own, name, place)
     limits = bounded(declared, run.limits)
     ready = run.model_copy(update={"image": name, "agent": agent, "mechanism": mechanism, "limits": limits})
-    image, versions = await engine.prepare_own(ready)
+    request = image_request(ready, of_user=True)
+    image, versions = await engine.prepare(request)
     declared = declared.model_copy(
         update={"environment": tuple(dict.fromkeys((*declared.environment, *map(variable, first.environment))))}
     )
     setup = Setup(declared=declared, place=place, folders=_folders(own.path, look), volumes=first.volumes)
     return Target(
         run=ready.model_copy(update={"image": image.tag}),
+        image=request,
         place=place,
         setup=setup,
         defined_in=str(own.dockerfile or "Dockerfile"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from harness.process.gc_tuning import collect_garbage_rarely
 from harness.agents.providers.model import Budget, ApiModel
 from harness.agents.external import ExternalAgent, Player
 from harness.store.records import RunSpec
+from harness.sandbox.protocol import ImageRequest
 from harness.sandbox.versions import Versions
 from harness.store.store import Store
 from harness.store.summary import Summary, summarise
@@ -29,6 +30,7 @@ from harness.toolserver.app import SessionRegistry
 from harness.toolserver.server import tool_server
 from harness.runs.trial import Lab
 from harness.terminal.view import RunProgress, print_note
+from harness.runs.machine import image_request
 from harness.runs.queue import StopPolicy, StoredQueue, begin_run, charge_earlier_spending
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,28 +55,47 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
     began = time.monotonic()
     collect_garbage_rarely()
     with stoppable(), Store(runs_dir) as store, Engine.connected(print_note) as engine:
-        image, versions = await engine.prepare(plan)
+        image, versions = await engine.prepare(image_request(plan))
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
-        progress, sessions = RunProgress(fresh), SessionRegistry()
+        progress = RunProgress(fresh)
         stop_policy = StopPolicy(model.budget if isinstance(model, ApiModel) else Budget())
-        recovery = Recovery(engine, plan, image.tag)
         with progress.shown():
-            async with log_rotation(OWN_ENGINE.log), tool_server(sessions, outside=isinstance(model, ExternalAgent)) as server:
-                lab = Lab(engine.backend, sessions, server, model, progress.say, recovery, progress.waits)
+            async with opened_lab(engine, image_request(plan), image.tag, model, progress) as lab:
                 await _control(fresh, versions, lab, store)
                 run = begin_run(store, fresh, image.model_dump(), versions, request)
                 charge_earlier_spending(stop_policy.budget, store, run)
-                work = StoredQueue(run, store, progress, stop_policy)
-                trials = asyncio.create_task(run_trials(run, lab, work))
-                try:
+                queue = StoredQueue(run, store, progress, stop_policy)
+                async with cleared_up(queue, engine):
+                    trials = asyncio.create_task(run_trials(run, lab, queue))
                     interrupted, failure = await _until_done_or_interrupted(trials)
-                finally:
-                    work.close()
-                    await engine.clear(run.run_id)
         summary = summary_of(runs_dir, run.run_id, time.monotonic() - began)
         stopped = stop_policy.reason if summary.n < run.n or stop_policy.failed else None
-        left_to_others = 0 if interrupted or failure or stopped else work.elsewhere
+        left_to_others = 0 if interrupted or failure or stopped else queue.elsewhere
         return RunResult(run, summary, interrupted, failure or stopped, left_to_others)
+
+
+@asynccontextmanager
+async def opened_lab(
+    engine: Engine, image: ImageRequest, tag: str, model: Player, progress: RunProgress
+) -> AsyncIterator[Lab]:
+    """What all trials of a run share: a tool server, recovery from engine failures, and an engine log kept short.
+
+    ``tag`` is the built image's; ``image`` says how to build it again where it was removed meanwhile.
+    """
+    sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
+    server = tool_server(sessions, outside=isinstance(model, ExternalAgent))
+    async with log_rotation(OWN_ENGINE.log), server as serving:
+        yield Lab(engine.backend, sessions, serving, model, progress.say, recovery, progress.waits)
+
+
+@asynccontextmanager
+async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
+    """After the block give up the claims on unfinished trials, and remove the containers that are left of the run."""
+    try:
+        yield
+    finally:
+        queue.close()
+        await engine.clear(queue.run.run_id)
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
-from harness.agents.interview import interview
+from harness.agents.interview import Interview, interview
 from harness.agents.loop import converse
 from harness.tasks.conditions import Prompts, render
 from harness.errors import (
@@ -30,7 +32,8 @@ from harness.agents.external import Endpoint, TranscriptRecorder, ExternalAgent,
 from harness.session.watchdog import PHASE_LIMITS_S, Phase, Watchdog
 from harness.store.records import TrialRecord, TrialSpec
 from harness.tasks.registry import task_for
-from harness.sandbox.protocol import EngineHealth, MachineSpec, Backend, AlwaysUp
+from harness.runs.machine import machine_spec
+from harness.sandbox.protocol import AlwaysUp, Backend, EngineHealth
 from harness.session.session import SessionListener, Session
 from harness.toolserver.client import ToolClient
 from harness.session.messages import ShellAnswer
@@ -39,6 +42,8 @@ from harness.judging.verdict import Outcome, Verdict, judge
 if TYPE_CHECKING:  # they load FastAPI, which checking a request doesn't need
     from harness.toolserver.app import SessionRegistry
     from harness.toolserver.server import ToolServer
+
+_log = logging.getLogger(__name__)
 
 SLACK_S = 60.0  # beyond the time a provider is given, before its silence counts as one
 # What may be begun again, if the agent can't have brought it about. A bug of the lab isn't: it would come again.
@@ -59,8 +64,8 @@ class Lab:
     model: Player
     say: Callable[[str], None] = lambda line: None
     engine: EngineHealth = field(default_factory=AlwaysUp)
-    tell: Callable[[int, Phase], None] = lambda number, phase: None
-    limits: Mapping[Phase, float | None] = field(default_factory=lambda: PHASE_LIMITS_S)
+    on_phase: Callable[[int, Phase], None] = lambda number, phase: None
+    phase_limits: Mapping[Phase, float | None] = field(default_factory=lambda: PHASE_LIMITS_S)
     first_wait_s: float = 1.0
 
 
@@ -104,60 +109,68 @@ class TurnTotals:
         return sum(self.costs) if self.turns and len(self.costs) == self.turns else None
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What came of a trial: its verdict, the evidence for it, and what failed, if anything did."""
+
+    verdict: Verdict
+    evidence: Evidence | None = None
+    failure: Exception | None = None
+    lab_failed: bool = False
+    interview: Interview = Interview()
+
+    @property
+    def error(self) -> str | None:
+        """The failure in one sentence; a bug's with its class."""
+        if self.failure is None:
+            return None
+        return str(self.failure) if isinstance(self.failure, LabError) else _with_class(self.failure)
+
+    @property
+    def traceback(self) -> str | None:
+        """Where a bug was raised; the lab's foreseen failures need none."""
+        if self.failure is None or isinstance(self.failure, LabError):
+            return None
+        return "".join(format_exception(self.failure))
+
+
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
-    """Run one trial and judge what became of its kill switch. A failure of the lab itself is its outcome ``error``."""
+    """Run one trial and judge what became of its kill switch. A failure of the lab itself gives the outcome ``error``."""
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_for(spec.run.task, spec.run.agent)
-    progress = task.begin(spec.options, spec.run.mechanism)
-    session = Session(task, spec.run.mechanism, progress, follow_up=spec.run.condition.follow_up)
+    session = Session(
+        task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism), follow_up=spec.run.condition.follow_up
+    )
     prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
     totals, restarts = TurnTotals(), lab.engine.restart_count()
-    watchdog = Watchdog(_limits(lab), lambda phase: lab.tell(spec.number, phase))
-    session.listener = progress_listener = _ProgressListener(watchdog)
-    evidence: Evidence | None = None
-    error: str | None = None
-    error_kind: str | None = None
-    lab_failed = False
-    afterwards: tuple[Entry, ...] = ()
-    unanswered: str | None = None
+    watchdog = Watchdog(_phase_limits(lab), lambda phase: lab.on_phase(spec.number, phase))
+    session.listener = listener = _ProgressListener(watchdog)
     try:
-        async with watchdog.watched(), lab.backend.start(_machine(spec), session.answer) as sandbox:
+        async with watchdog.running(), lab.backend.start(machine_spec(spec), session.answer) as sandbox:
             watchdog.enter(Phase.ENGINE)
             await session.begin(sandbox)
             with lab.sessions.opened(session):
-                stop = await _play(
-                    spec, lab, session, prompts=prompts, transcript=transcript, totals=totals, watchdog=watchdog
-                )
+                stop = await _play(spec, lab, session, prompts, transcript, totals, watchdog)
             watchdog.enter(Phase.ENGINE)
-            seen = await session.evidence(stop)
-            # It may have taken the machine down: killed, when it came back; ended in order, before it went.
-            stopped = seen.machine.stopped_outside
-            if lab.engine.restart_count() != restarts or (stopped and await lab.engine.lost_since(restarts, stopping=True)):
-                raise EngineLostError("The engine was restarted while the trial ran.")
-            evidence = seen
-        verdict = judge(evidence)
-        if totals.failure:
-            error, error_kind = str(totals.failure), type(totals.failure).__name__
-        elif spec.run.ask_after:
-            afterwards, unanswered = await _ask(spec, lab, transcript, totals)
+            evidence = await session.evidence(stop)
+            await _refuse_if_engine_was_lost(evidence, lab, restarts)
+        result = _Result(judge(evidence), evidence, totals.failure)
+        if spec.run.ask_after and not totals.failure:
+            result = replace(result, interview=await _interview(spec, lab, transcript, totals))
     except LabError as caught:
-        failure = progress_listener.failure if isinstance(progress_listener.failure, LabError) else caught  # what lies behind a refused call
-        error, error_kind = str(failure), type(failure).__name__
-        verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
-        ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and watchdog.phase is Phase.MODEL)
-        known_lost = isinstance(failure, EngineLostError | TooFewFilesError) or not session.status().calls
-        lab_failed = ours and (known_lost or await lab.engine.lost_since(restarts))
-    except Exception as bug:  # in the lab: it ends this trial, not the run, and is no word about the agent
-        error, error_kind = f"{type(bug).__name__}: {bug}", type(bug).__name__
-        verdict = Verdict(outcome=Outcome.ERROR, tampering=(), because=error)
+        failure = listener.failure if isinstance(listener.failure, LabError) else caught  # the cause of a refused call
+        result = await _failed(failure, session, watchdog, lab, restarts)
+    except Exception as bug:  # in the lab: it ends this trial, not the run, and says nothing about the agent
+        _log.exception("trial %s of run %s ended by a bug in the lab", spec.number, spec.run.run_id)
+        result = _Result(_error_verdict(_with_class(bug)), failure=bug)
     return TrialRecord(
         run_id=spec.run.run_id,
         number=spec.number,
         started_at=started_at,
         seconds=round(time.monotonic() - began, 3),
-        verdict=verdict,
-        evidence=evidence,
+        verdict=result.verdict,
+        evidence=result.evidence,
         transcript=tuple(transcript),
         prompts=prompts,
         prompts_sha256=prompts.sha256,
@@ -169,19 +182,47 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         cost=totals.cost,
         retries=totals.retries,
         models=tuple(totals.models),
-        error=error,
-        error_kind=error_kind,
-        lab_failed=lab_failed,
-        afterwards=afterwards,
-        afterwards_error=unanswered,
+        error=result.error,
+        error_kind=type(result.failure).__name__ if result.failure else None,
+        traceback=result.traceback,
+        lab_failed=result.lab_failed,
+        afterwards=result.interview.entries,
+        afterwards_error=result.interview.error,
     )
+
+
+async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int) -> None:
+    """Raise EngineLostError where the engine may have taken the machine down.
+
+    An engine that was killed does so when it comes back; one that ends in order, before it goes.
+    """
+    stopped = evidence.machine.stopped_outside
+    if lab.engine.restart_count() != restarts or (stopped and await lab.engine.lost_since(restarts, stopping=True)):
+        raise EngineLostError("The engine was restarted while the trial ran.")
+
+
+async def _failed(failure: LabError, session: Session, watchdog: Watchdog, lab: Lab, restarts: int) -> _Result:
+    """The result of a trial that the lab could not finish, and whether it may be run again."""
+    ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and watchdog.phase is Phase.MODEL)
+    # After its first call an agent could have brought it about, unless the engine itself was away or the lab's own
+    # process ran out of files.
+    beyond_agent = isinstance(failure, EngineLostError | TooFewFilesError) or not session.status().calls
+    lab_failed = ours and (beyond_agent or await lab.engine.lost_since(restarts))
+    return _Result(_error_verdict(str(failure)), failure=failure, lab_failed=lab_failed)
+
+
+def _error_verdict(because: str) -> Verdict:
+    return Verdict(outcome=Outcome.ERROR, tampering=(), because=because)
+
+
+def _with_class(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 async def _play(
     spec: TrialSpec,
     lab: Lab,
     session: Session,
-    *,
     prompts: Prompts,
     transcript: list[Entry],
     totals: TurnTotals,
@@ -243,35 +284,17 @@ class _ProgressListener(SessionListener):
         self.failure = failure
 
 
-def _limits(lab: Lab) -> Mapping[Phase, float | None]:
+def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
     """How long a trial may make no progress: a provider has its patience, an agent of the user's own its own limits."""
     if isinstance(lab.model, ExternalAgent):
-        return {**lab.limits, Phase.MODEL: None}
+        return {**lab.phase_limits, Phase.MODEL: None}
     if isinstance(lab.model, ApiModel):
         asking = lab.model.settings
-        return {**lab.limits, Phase.MODEL: asking.patience_s + asking.call_limit_s + SLACK_S}
-    return lab.limits
+        return {**lab.phase_limits, Phase.MODEL: asking.patience_s + asking.call_limit_s + SLACK_S}
+    return lab.phase_limits
 
 
-async def _ask(
-    spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals
-) -> tuple[tuple[Entry, ...], str | None]:
-    """What the agent says now that its machine is gone. A failure here is no failure of the trial."""
+async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
+    """Ask the agent about the trial once its machine is gone. A failure here is no failure of the trial."""
     conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
-    if conversation is None:
-        return (), None
-    said, failure = await interview(conversation, transcript, totals.hear)
-    return said, str(failure) if failure else None
-
-
-def _machine(spec: TrialSpec) -> MachineSpec:
-    task = task_for(spec.run.task, spec.run.agent)
-    return MachineSpec(
-        image=spec.run.image,
-        run_id=spec.run.run_id,
-        trial=spec.number,
-        limits=spec.run.limits,
-        watched=tuple(path for path, _ in task.protected(spec.run.mechanism)),
-        programs=tuple(path for path, _, _ in task.programs),
-        **task.agent.model_dump(),
-    )
+    return await interview(conversation, transcript, totals.hear) if conversation else Interview()

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from harness.judging.evidence import FileAccess, FileState, Frozen, Machine
 from harness.sandbox.console import Answer, CommandResult
+from harness.tasks.task import Mechanism, Task
 
 
 class Limits(Frozen):
@@ -25,6 +26,20 @@ class Limits(Frozen):
     file_mb: int = 256
     disk_mb: int = 1024
     files: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """Which image a run needs: the task's program and the kill switch, on a shipped image or on one of the user's.
+
+    ``name`` is a folder of sandbox_images/, or with ``of_user`` the tag of the user's own image, which brings its own
+    kill switch.
+    """
+
+    name: str
+    task: Task
+    mechanism: Mechanism
+    of_user: bool = False
 
 
 class MachineSpec(Frozen):

@@ -34,16 +34,16 @@ class Watchdog:
     """One trial's progress. ``tell`` hears of each change of what it waits for; a phase without a limit may last."""
 
     def __init__(
-        self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S, tell: OnPhase = lambda phase: None
+        self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S, on_phase: OnPhase = lambda phase: None
     ) -> None:
         self.phase = Phase.STARTING
-        self._limits, self._tell = limits, tell
+        self._limits, self._on_phase = limits, on_phase
         self._clock: asyncio.Timeout | None = None
 
     def enter(self, phase: Phase) -> None:
         """From here on the trial waits for this."""
         self.phase = phase
-        self._tell(phase)
+        self._on_phase(phase)
         self.progressed()
 
     def progressed(self) -> None:
@@ -59,7 +59,7 @@ class Watchdog:
             self._clock.reschedule(at)
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         """End the block once nothing has come forward for too long. Raises StalledError then."""
         try:
             async with asyncio.timeout(None) as self._clock:

@@ -83,8 +83,7 @@ class TrialRecord(Frozen):
 
     ``tries`` is how often the trial was begun until this came of it: only what the lab or the engine did wrong
     (``lab_failed``), and an agent can't have brought about, is begun again. The tries that failed are kept beside it.
-    ``afterwards`` is what the agent said about the trial once it was over, which is no evidence;
-    ``afterwards_error`` says why it didn't say more.
+    ``traceback`` says where a bug in the lab was raised.
     """
 
     run_id: str
@@ -106,6 +105,7 @@ class TrialRecord(Frozen):
     models: tuple[str, ...] = ()
     error: str | None = None
     error_kind: str | None = None
+    traceback: str | None = None
     tries: int = 1
     lab_failed: bool = False
     afterwards: tuple[Entry, ...] = ()

@@ -1,4 +1,4 @@
-"""An engine at work: what a run needs of it."""
+"""One Docker engine: what a run asks of it before, between and after its trials."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from harness.sandbox.docker.images.build import Image, derived_image, prepared
 from harness.sandbox.docker.images.user_image import ImageContents, build_from, look_into
 from harness.sandbox.docker.labels import remove_leftovers, remove_own
 from harness.sandbox.docker.restarts import RestartCounter
-from harness.sandbox.protocol import Backend, MachineSpec
+from harness.sandbox.protocol import ImageRequest, MachineSpec
 from harness.sandbox.versions import Versions
-from harness.store.records import RunSpec
-from harness.tasks.registry import task_for
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A connection to one engine. ``say`` is told, in a line each, what takes time."""
+    """A connection to one engine. ``say`` is called with a line for each step that takes time.
+
+    ``restarts`` is None where nobody counts them, as in a test of the engine alone.
+    """
 
     client: docker.DockerClient
     say: Callable[[str], None]
@@ -37,9 +39,13 @@ class Engine:
     @classmethod
     @contextmanager
     def connected(cls, say: Callable[[str], None]) -> Iterator[Engine]:
-        """The engine that answers. Raises EngineError in one sentence where none does."""
+        """Connect to the first engine that answers.
+
+        Raises EngineError where none does, UsageError where the environment names an unknown way of observing.
+        """
+        refuse_unknown_observer()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hundreds of trials alive have thousands of files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hundreds of trials alive hold thousands of files
         client = connect()
         restarts = RestartCounter(client)
         try:
@@ -48,30 +54,32 @@ class Engine:
         finally:
             client.close()
 
-    @property
-    def backend(self) -> Backend:
-        """Where this engine's sandboxes come from. Raises UsageError where the environment asks for an unknown look."""
-        refuse_unknown_observer()
+    @cached_property
+    def backend(self) -> DockerBackend:
+        """Starts this engine's containers: one object, whose limits hold for all of them together."""
         return DockerBackend(self.client)
 
-    async def prepare(self, run: RunSpec) -> tuple[Image, Versions]:
-        """Clear what killed runs left behind, and make sure of the run's image. Raises EngineError."""
-        return await call(self._prepare, run, self._shipped_image)
+    async def prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
+        """Remove what killed runs left behind and make sure that the image exists. Raises EngineError, ImageError."""
+        return await call(self._prepare, request)
+
+    def _prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
+        if leftovers := remove_leftovers(self.client):
+            self.say(f"Removed {leftovers} containers that a killed run left behind.")
+        image = self._image(request)
+        facts = self.client.version()
+        runtime = self.client.info()["DefaultRuntime"]
+        return image, Versions(engine=facts["Version"], runtime=runtime, kernel=facts.get("KernelVersion", ""))
+
+    def _image(self, request: ImageRequest) -> Image:
+        if request.of_user:
+            return derived_image(self.client, request.name, request.task)
+        base = lambda: ensure_base(self.client, self.say)  # noqa: E731 - made only where the image isn't there
+        return prepared(self.client, request.name, request.task, request.mechanism, base)
 
     async def has_image(self, tag: str) -> bool:
         """Whether the engine has an image of that tag. Raises EngineError where it doesn't answer."""
         return await call(self._has_image, tag)
-
-    async def answers(self) -> bool:
-        """Whether the engine answers now."""
-        with suppress(EngineError):
-            return await call(self.client.ping)
-        return False
-
-    async def clear(self, run_id: str) -> None:
-        """Remove what is left of this process's machines of a run that has ended: the engine may have been away."""
-        with suppress(EngineError):  # a leftover is found by its label at the next start
-            await call(remove_own, self.client, run_id)
 
     def _has_image(self, tag: str) -> bool:
         try:
@@ -80,25 +88,34 @@ class Engine:
             return False
         return True
 
-    async def prepare_own(self, run: RunSpec) -> tuple[Image, Versions]:
-        """The same for a run in an image of the user's own, which it names. Raises EngineError."""
-        return await call(self._prepare, run, self._derived_image)
+    async def answers(self) -> bool:
+        """Whether the engine answers now."""
+        with suppress(EngineError):
+            return await call(self.client.ping)
+        return False
+
+    async def clear(self, run_id: str) -> None:
+        """Remove the containers of a run that has ended which this process made; the engine may have been away."""
+        with suppress(EngineError):  # a leftover is found by its label at the next start
+            await call(remove_own, self.client, run_id)
+
+    # ---- for audits ----
 
     async def build_own(self, dockerfile: Path) -> str:
-        """Build the user's Dockerfile; the image's tag. Raises ImageError."""
+        """Build the user's Dockerfile and return the image's tag. Raises ImageError."""
         return await call(self._build_own, dockerfile)
 
+    def _build_own(self, dockerfile: Path) -> str:
+        ensure_base(self.client, self.say)  # the shipped example starts from it
+        return build_from(self.client, dockerfile)
+
     async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageContents:
-        """What a local image says of itself, and what of these paths and programs is in it. Raises ImageError."""
+        """A local image's configuration, and what it has at these paths and of these programs. Raises ImageError."""
         return await call(look_into, self.client, image, tuple(paths), tuple(programs))
 
     async def inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
-        """What the engine says about a trial's container; one is created for it and never started."""
+        """Inspect a container created like a trial's, which is never started."""
         return await call(self._inspect_machine, spec)
-
-    def _build_own(self, dockerfile: Path) -> str:
-        ensure_base(self.client, self.say)  # what an example of ours starts from
-        return build_from(self.client, dockerfile)
 
     def _inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
         api, body = self.client.api, container_options(spec)
@@ -107,18 +124,3 @@ class Engine:
             return dict(api.inspect_container(container))
         finally:
             api.remove_container(container, force=True, v=True)
-
-    def _shipped_image(self, run: RunSpec) -> Image:
-        task = task_for(run.task, run.agent)
-        return prepared(self.client, run.image, task, run.mechanism, lambda: ensure_base(self.client, self.say))
-
-    def _derived_image(self, run: RunSpec) -> Image:
-        return derived_image(self.client, run.image, task_for(run.task, run.agent))
-
-    def _prepare(self, run: RunSpec, image_for: Callable[[RunSpec], Image]) -> tuple[Image, Versions]:
-        if leftovers := remove_leftovers(self.client):
-            self.say(f"Removed {leftovers} containers that a killed run left behind.")
-        image = image_for(run)
-        facts = self.client.version()
-        runtime = self.client.info()["DefaultRuntime"]
-        return image, Versions(engine=facts["Version"], runtime=runtime, kernel=facts.get("KernelVersion", ""))

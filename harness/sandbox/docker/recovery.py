@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from harness.errors import EngineError, ImageError
 from harness.sandbox.docker.engine import Engine
-from harness.store.records import RunSpec
+from harness.sandbox.protocol import ImageRequest
 
 PATIENCE_S = 300.0
 AGAIN_S = 0.5
@@ -19,10 +19,10 @@ STOPPING_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-
 
 @dataclass
 class Recovery:
-    """The lifeline of one run. ``plan`` names the run's image as it was asked for, ``tag`` as it was built."""
+    """The engine's health as one run sees it. ``image`` says what the run's image is built from, ``tag`` names it."""
 
     engine: Engine
-    plan: RunSpec
+    image: ImageRequest
     tag: str
     patience_s: float = PATIENCE_S
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -59,6 +59,6 @@ class Recovery:
 
     async def _build_again(self) -> None:
         self.engine.say(f"The run's image {self.tag} is gone: building it again.")
-        image, _ = await self.engine.prepare(self.plan)
+        image, _ = await self.engine.prepare(self.image)
         if image.tag != self.tag:
             raise ImageError(f"The run's image {self.tag} is gone, and what it was built from is no longer the same.")
