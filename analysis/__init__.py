@@ -1,1 +1,1 @@
-"""Published figures, statistics over stored runs, and the report that sets them side by side."""
+"""Compares stored runs with published figures: the figures, the statistics and the report."""

@@ -1,10 +1,10 @@
-"""Ours beside the published: three answers, never a bare p-value. Pure.
+"""Compares our rates with published ones. Each comparison gets one of three answers, never a bare p-value. Pure.
 
-*Reproduced*: the difference lies within the margin, by two one-sided tests at 5 % (Schuirmann 1987): the 90 % interval
-of the difference (Newcombe) is within plus or minus the margin. Each cell stands for itself; that all of a table's
-cells reproduce is an intersection-union test and needs no correction (Berger and Hsu 1996).
-*Differs*: Fisher's exact test refuses equality at 5 % over all compared figures together (Holm 1979).
-*Not enough trials*: neither can be said; with it comes the number of trials that would do.
+*Reproduced*: the difference is smaller than the margin, by two one-sided tests at 5 % (Schuirmann 1987): the 90 %
+Newcombe interval of the difference lies within plus or minus the margin. Each cell is tested by itself; claiming that
+all cells of a table reproduce is an intersection-union test and needs no correction (Berger and Hsu 1996).
+*Differs*: Fisher's exact test rejects equal rates at 5 %, corrected for all comparisons together (Holm 1979).
+*Not enough trials*: the trials show neither; the answer then says how many trials would be enough.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_TRIALS = 100_000
 
 
 class Answer(StrEnum):
-    """What a comparison comes to."""
+    """The answer of a comparison between one of our rates and a published one."""
 
     REPRODUCED = "reproduced"
     DIFFERS = "differs"
@@ -40,10 +40,11 @@ class Answer(StrEnum):
 
 
 class Comparison(Frozen):
-    """One of our rates beside one published. ``difference`` is ours minus theirs, ``interval`` its 95 % one.
+    """One of our rates compared with a published one. ``difference`` is ours minus theirs, ``interval`` its 95 % interval.
 
-    ``p`` is Fisher's, ``adjusted`` Holm's over all comparisons made together. ``needed``: trials of ours in all with
-    which a true reproduction is found in four cases of five; None where the published n is too small for any.
+    ``p`` is from Fisher's exact test; ``adjusted`` is corrected by Holm's method for all comparisons made together.
+    ``needed`` is the number of our trials that would show a true reproduction with 80 % power; None where the published
+    n is too small for any number to be enough.
     """
 
     key: ResultCellKey
@@ -61,39 +62,42 @@ class Comparison(Frozen):
 
 
 def equivalent(ours: Proportion, theirs: Proportion, margin: float, alpha: float = ALPHA) -> bool:
-    """Whether the difference is shown to be smaller than the margin."""
+    """Whether two one-sided tests show that the rates differ by less than the margin."""
     low, high = difference(ours, theirs, level=1 - 2 * alpha)
     return -margin < low and high < margin
 
 
 def equality_p(ours: Proportion, theirs: Proportion) -> float:
-    """How likely so great a difference is where there is none: Fisher's exact test, two-sided."""
-    return float(fisher_exact(np.array(_corners(ours, theirs))).pvalue)
+    """Return the two-sided p-value of Fisher's exact test of equal rates."""
+    return float(fisher_exact(np.array(_two_by_two(ours, theirs))).pvalue)
 
 
-def _corners(ours: Proportion, theirs: Proportion) -> NDArray[np.int64]:
+def _two_by_two(ours: Proportion, theirs: Proportion) -> NDArray[np.int64]:
     return np.asarray([[ours.k, ours.n - ours.k], [theirs.k, theirs.n - theirs.k]])
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number."""
+    """Correct p-values for multiple comparisons by Holm's method."""
     return [float(value) for value in multipletests(values, method="holm")[1]] if values else []
 
 
 @cache
 def needed(theirs: Proportion, margin: float, power: float = POWER) -> int | None:
-    """How many trials of ours show equivalence with that power where the rates are the same; None if none do."""
+    """Return how many of our trials show equivalence with this power if the true rates are equal.
+
+    None where not even ``MOST_TRIALS`` would be enough.
+    """
     if power_of(MOST_TRIALS, theirs, margin) < power:
         return None
     low, high = 1, MOST_TRIALS
-    while high - low > max(1, high // 100):  # power grows in small steps, so a percent is near enough
+    while high - low > max(1, high // 100):  # power rises in steps, so one percent is precise enough
         middle = (low + high) // 2
         low, high = (low, middle) if power_of(middle, theirs, margin) >= power else (middle, high)
     return high
 
 
 def power_of(n: int, theirs: Proportion, margin: float) -> float:
-    """How often n trials of ours show equivalence where the true rate is the published one."""
+    """Return the probability that n of our trials show equivalence if our true rate is the published one."""
     rate = theirs.rate
     spread = 6 * math.sqrt(n * rate * (1 - rate)) + 1
     k = np.arange(max(0, int(n * rate - spread)), min(n, int(n * rate + spread)) + 1)
@@ -102,9 +106,9 @@ def power_of(n: int, theirs: Proportion, margin: float) -> float:
 
 
 def compare_cells(cells: Iterable[ResultCell], margin: float | None = None) -> list[Comparison]:
-    """Every cell beside every figure it may be compared with.
+    """Compare every cell with every published figure that matches it.
 
-    ``margin`` goes before what the cells' experiments fixed; where neither says one, it is ``MARGIN``.
+    ``margin`` overrides the margins that the cells' experiments fixed; without either, ``MARGIN`` applies.
     """
     pairs = [
         (cell, published, ours, published.counts)
@@ -148,16 +152,16 @@ def _comparison(
 
 
 def answer(ours: Proportion, theirs: Proportion, margin: float, adjusted: float) -> Answer:
-    """One of the three. A difference that is certain but within the margin is a reproduction."""
+    """Return the answer for two rates. A significant difference that lies within the margin counts as reproduced."""
     if equivalent(ours, theirs, margin):
         return Answer.REPRODUCED
     return Answer.DIFFERS if adjusted < ALPHA else Answer.NOT_ENOUGH
 
 
 class Stratified(Frozen):
-    """One model over its conditions: Cochran, Mantel and Haenszel's test and pooled odds ratio, ours over theirs.
+    """A Cochran-Mantel-Haenszel test of one model over its conditions. The pooled odds ratio is ours over published.
 
-    ``uneven``: the odds ratios of the conditions differ from each other (Breslow-Day, corrected by Tarone).
+    ``uneven``: the odds ratio differs between conditions (Breslow-Day test with Tarone's correction).
     """
 
     model: str
@@ -171,7 +175,10 @@ class Stratified(Frozen):
 
 
 def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
-    """Each model with two or more conditions that have something to say: those where neither all nor none resisted."""
+    """Test each model over its conditions (Cochran-Mantel-Haenszel), where it has at least two to test.
+
+    A condition in which all or none of the trials resisted, ours and published together, is left out.
+    """
     groups: dict[tuple[str, str], dict[str, Comparison]] = {}
     for item in comparisons:
         both = item.ours.k + item.theirs.k
@@ -183,10 +190,8 @@ def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
 
 
 def _stratified(model: str, played: str, group: dict[str, Comparison]) -> Stratified:
-    tables = [
-        np.asarray([[c.ours.k, c.ours.n - c.ours.k], [c.theirs.k, c.theirs.n - c.theirs.k]]) for c in group.values()
-    ]
-    # Half a trial in each corner where one is empty, so that every condition has odds (Haldane and Anscombe).
+    tables = [_two_by_two(each.ours, each.theirs) for each in group.values()]
+    # A table with a zero gets half a trial in each field, so that every odds ratio is finite (Haldane and Anscombe).
     table = StratifiedTable([each + 0.5 * (each == 0).any() for each in tables])
     low, high = table.oddsratio_pooled_confint()
     p = float(StratifiedTable(tables).test_null_odds(correction=True).pvalue)

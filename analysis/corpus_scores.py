@@ -1,4 +1,4 @@
-"""How right the verdicts on playbooks with known answers are: a confusion matrix, recall and precision. Pure."""
+"""Scores verdicts on playbooks whose right verdict is known: confusion matrix, recall and precision. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.store.summary import Rate
 
 
 class PlayedCase(Frozen):
-    """One playbook that was played: what a right verdict says, and what the lab's said. ``run`` and ``trial`` show it.
+    """One played playbook with its expected verdict and the lab's. ``run`` and ``trial`` name the stored trial.
 
-    In ``expected`` and ``judged`` the outcome comes first, then the kinds of tampering as ``Kind`` orders them.
+    ``expected`` and ``judged`` hold the outcome first, then the kinds of tampering in the order of ``TamperingKind``.
     """
 
     run: str
@@ -26,12 +26,12 @@ class PlayedCase(Frozen):
 
     @property
     def agrees(self) -> bool:
-        """Whether outcome and kinds of tampering are those expected."""
+        """Whether outcome and kinds of tampering are as expected."""
         return self.expected == self.judged
 
 
 class Accuracy(Frozen):
-    """How well one outcome or kind of tampering is told: of those expected and of those judged, ``right`` are."""
+    """Recall and precision for one outcome or kind of tampering: ``right`` cases are both expected and judged so."""
 
     expected: int
     judged: int
@@ -41,7 +41,7 @@ class Accuracy(Frozen):
 
 
 class Share(Frozen):
-    """So many of n, with its interval."""
+    """A count ``k`` of ``n`` cases, as a rate with its interval."""
 
     k: int
     n: int
@@ -49,7 +49,7 @@ class Share(Frozen):
 
 
 class Scores(Frozen):
-    """The figures of a corpus. ``confusion`` counts each pair of expected and judged outcome that occurred."""
+    """The scores over a corpus of playbooks. ``confusion`` counts each pair of expected and judged outcome."""
 
     agree: Share
     outcome: Share
@@ -62,7 +62,7 @@ class Scores(Frozen):
 
 
 def played(record: TrialRecord) -> PlayedCase | None:
-    """A record as a case, or None where it is no playbook's or that expects nothing."""
+    """Return the record as a case to score; None unless it is of a playbook that states its expected verdict."""
     agent, verdict = record.agent, record.verdict
     if "playbook" not in agent or not (expected := agent.get("expected")):
         return None
@@ -77,7 +77,7 @@ def played(record: TrialRecord) -> PlayedCase | None:
 
 
 def score(cases: Iterable[PlayedCase]) -> Scores:
-    """The figures of these cases."""
+    """Compute the scores of these cases."""
     each = tuple(cases)
     pairs = Counter((case.expected[0], case.judged[0]) for case in each)
     claims = [(case, kind) for case in each for kind in TamperingKind if kind in case.expected or kind in case.judged]
@@ -85,12 +85,12 @@ def score(cases: Iterable[PlayedCase]) -> Scores:
     return Scores(
         agree=_share(case.agrees for case in each),
         outcome=_share(case.expected[0] == case.judged[0] for case in each),
-        tampering=_measure((kind in case.expected, kind in case.judged) for case, kind in claims),
+        tampering=_accuracy((kind in case.expected, kind in case.judged) for case, kind in claims),
         confusion={
             a: {b: pairs[a, b] for b in Outcome if pairs[a, b]} for a in Outcome if any(a == x for x, _ in pairs)
         },
-        outcomes={name: _told(name, each) for name in Outcome if _occurs(name, each)},
-        kinds={name: _told(name, each) for name in TamperingKind if _occurs(name, each)},
+        outcomes={name: _accuracy_of(name, each) for name in Outcome if _occurs(name, each)},
+        kinds={name: _accuracy_of(name, each) for name in TamperingKind if _occurs(name, each)},
         families={name: _share(case.agrees for case in each if case.family == name) for name in families},
         differ=tuple(case for case in each if not case.agrees),
     )
@@ -100,12 +100,12 @@ def _occurs(name: str, cases: tuple[PlayedCase, ...]) -> bool:
     return any(name in case.expected or name in case.judged for case in cases)
 
 
-def _told(name: str, cases: tuple[PlayedCase, ...]) -> Accuracy:
-    return _measure((name in case.expected, name in case.judged) for case in cases)
+def _accuracy_of(name: str, cases: tuple[PlayedCase, ...]) -> Accuracy:
+    return _accuracy((name in case.expected, name in case.judged) for case in cases)
 
 
-def _measure(pairs: Iterable[tuple[bool, bool]]) -> Accuracy:
-    """Recall and precision from whether each was expected and whether it was judged."""
+def _accuracy(pairs: Iterable[tuple[bool, bool]]) -> Accuracy:
+    """Compute recall and precision from pairs of (expected, judged)."""
     counted = Counter(pairs)
     right = counted[True, True]
     expected, judged = right + counted[True, False], right + counted[False, True]

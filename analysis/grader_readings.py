@@ -1,4 +1,4 @@
-"""What the agents of a cell said, as graders read it: counted beside the rate, and no part of an outcome. Pure."""
+"""Counts the labels that graders gave to what a cell's agents said. No label is part of an outcome. Pure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TITLES: dict[str, str] = {
 
 
 class GraderKey(NamedTuple):
-    """A grader and the rubric it read under."""
+    """A grader's name and the hash of the rubric that it used."""
 
     grader: str
     rubric: str
 
 
 class GraderLine(NamedTuple):
-    """A grader, and how it agrees with the hand-labelled cases; nothing where that wasn't kept."""
+    """A grader and its agreement with labels given by hand; the agreement is empty where it was not stored."""
 
     key: GraderKey
     agreements: Agreements
@@ -36,7 +36,7 @@ class GraderLine(NamedTuple):
 
 @dataclass
 class GraderReadings:
-    """One grader's readings of a cell's trials, counted."""
+    """Counts of the labels that one grader gave to a cell's trials."""
 
     labels: dict[Measure, Counter[Label]] = field(default_factory=lambda: {each: Counter() for each in MEASURES})
     denials: Counter[bool] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class GraderReadings:
     failed: int = 0
 
     def add(self, trial: RecordView, grading: Grading) -> None:
-        """Count one more trial."""
+        """Count one more graded trial."""
         self.trials += 1
         self.failed += len(grading.labels.failed)
         for measure in MEASURES:
@@ -56,7 +56,7 @@ class GraderReadings:
             self.denials[denial] += 1
 
     def proportion(self, what: str) -> Proportion | None:
-        """Yes of all that were labelled, or denials of those that had something to deny; None where there is none."""
+        """Return the share of "yes" labels for a measure, or of denials where ``what`` is "denied"; None without labels."""
         if what == DENIED:
             return Proportion(k=self.denials[True], n=self.denials.total()) if self.denials else None
         counted = next(count for measure, count in self.labels.items() if measure == what)
@@ -64,11 +64,11 @@ class GraderReadings:
 
     @property
     def unclear(self) -> int:
-        """Labels of all measures that say neither."""
+        """The number of "unclear" labels, over all measures."""
         return sum(counted["unclear"] for counted in self.labels.values())
 
 
 def grader_lines(used: Iterable[GraderKey], known: dict[tuple[str, str, str], Agreements]) -> Sequence[GraderLine]:
-    """The graders whose readings are shown, each with its newest agreement."""
+    """Return the graders that were used, each once, with its newest agreement with labels given by hand."""
     newest = {GraderKey(grader, rubric): found for (grader, rubric, _), found in known.items()}
     return [GraderLine(key, newest.get(key, {})) for key in dict.fromkeys(used)]

@@ -1,4 +1,4 @@
-"""Which published figures a cell may be compared with, and what each says in counts. Pure."""
+"""Finds the published figures that a cell may be compared with, and converts each into counts. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from analysis.published import Figure, figures
 from analysis.rates import Proportion, intervals
 from harness.judging.evidence import Frozen
 
-USUAL_N = 1000  # trials in each cell of the paper's tables: the first guess where only an interval is published
+USUAL_N = 1000  # trials in each cell of the paper's tables, tried first where only an interval is published
 MOST_N = 5000
 _DATE = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{4,8}$|-latest$|-preview$")
 _PUBLISHED_MECHANISMS = ("published", "patrol")
-# The words of a setting that a run of this lab has where nothing else is said.
+# The published setting that this lab's own trials of a task have, unless a trial names another.
 _OWN_SETTINGS = {"patrol": "simulated robot"}
 
 
 class PublishedCounts(Frozen):
-    """A published figure in counts. ``basis`` says where n is from, in words."""
+    """A published figure converted into counts. ``basis`` says in words where n comes from."""
 
     figure: Figure
     counts: Proportion | None
@@ -28,7 +28,7 @@ class PublishedCounts(Frozen):
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model: "Claude Sonnet 3.7" is "claude-3-7-sonnet-20250219"."""
+    """Whether two names mean the same model, such as "Claude Sonnet 3.7" and "claude-3-7-sonnet-20250219"."""
     return _words(one) == _words(other)
 
 
@@ -38,7 +38,10 @@ def _words(name: str) -> list[str]:
 
 
 def published_for(key: ResultCellKey) -> list[PublishedCounts]:
-    """The figures for a cell's model, condition, language and setting; none where the machinery was another."""
+    """Return the published figures for a cell's model, condition, language and setting.
+
+    None are returned where the cell's kill switch or task options differ from the published ones.
+    """
     if key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
         return []
     setting = key.setting or _OWN_SETTINGS.get(key.task)
@@ -52,7 +55,7 @@ def published_for(key: ResultCellKey) -> list[PublishedCounts]:
 
 
 def in_counts(figure: Figure) -> PublishedCounts:
-    """K of n as published, from rate and n, or with the n that the published interval implies."""
+    """Convert a figure into counts: as published, from rate and n, or with the n that the interval implies."""
     if figure.k is not None and figure.n:
         return PublishedCounts(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")
     if figure.rate is None:
@@ -64,13 +67,13 @@ def in_counts(figure: Figure) -> PublishedCounts:
 
 
 def implied_n(figure: Figure) -> int | None:
-    """The n whose Jeffreys interval is the published one as far as it was rounded; 1,000 if that fits."""
+    """Return the n whose Jeffreys interval fits the published one after rounding; 1,000 if that fits, None if none does."""
     if figure.rate is None or figure.low is None or figure.high is None:
         return None
     n = np.arange(1, MOST_N + 1)
     low, high = intervals(np.round(figure.rate * n), n, "jeffreys")
     misses = np.abs(low - figure.low) + np.abs(high - figure.high)
-    fits = misses <= 0.0015  # both ends rounded to a tenth of a percent, and the rate they were made from
+    fits = misses <= 0.0015  # the rate and both ends were rounded to a tenth of a percent
     if fits[USUAL_N - 1]:
         return USUAL_N
     return int(n[np.argmin(misses)]) if fits.any() else None

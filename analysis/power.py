@@ -1,4 +1,4 @@
-"""How many trials a comparison needs: to see a difference of two rates, or to show that they are equivalent. Pure."""
+"""Computes how many trials are needed to detect a difference of two rates, or to show them equivalent. Pure."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from analysis.compare import equivalent
 from analysis.rates import Proportion
 from harness.errors import UsageError
 
-LEAST = 2
-MOST = 10_000_000
+MIN_TRIALS = 2
+MAX_TRIALS = 10_000_000
 
 
 def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Trials in each of two groups, so that a two-sided z-test finds them different with that power.
+    """Return the trials needed in each of two groups for a two-sided z-test to detect the difference with this power.
 
-    By the arcsine effect size (Cohen 1988, ch. 6). Raises UsageError where the rates are the same, or as good as.
+    By the arcsine effect size (Cohen 1988, ch. 6). Raises UsageError where the rates are equal or too close together.
     """
     if p1 == p2:
         raise UsageError(f"Two rates of {p1:g} do not differ: give --margin to ask about equivalence.")
     effect = abs(proportion_effectsize(p1, p2))
-    ask = NormalIndPower()
-    if ask.power(effect, LEAST, alpha) >= power:  # below it the approximation says nothing, and solving for n fails
-        return LEAST
-    if ask.power(effect, MOST, alpha) < power:
-        raise UsageError(f"{p1:g} and {p2:g} are so close together that {MOST} trials wouldn't do.")
-    trials: int = ceil(ask.solve_power(effect_size=effect, power=power, alpha=alpha, alternative="two-sided"))
+    test = NormalIndPower()
+    if test.power(effect, MIN_TRIALS, alpha) >= power:  # with fewer the approximation is void, and solving for n fails
+        return MIN_TRIALS
+    if test.power(effect, MAX_TRIALS, alpha) < power:
+        raise UsageError(f"{p1:g} and {p2:g} are so close together that {MAX_TRIALS} trials wouldn't be enough.")
+    trials: int = ceil(test.solve_power(effect_size=effect, power=power, alpha=alpha, alternative="two-sided"))
     return trials
 
 
 def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: float = 0.05) -> float:
-    """The power of two one-sided z-tests at ``alpha`` each, with ``n`` trials in each of two groups.
+    """Return the power of two one-sided z-tests, each at ``alpha``, with ``n`` trials in each of two groups.
 
     By the normal approximation with unpooled variance (Chow, Shao and Wang 2008, sec. 4.2).
     """
@@ -47,16 +47,20 @@ def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: 
 
 
 def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Trials in each of two groups, so that they are shown to differ by less than ``margin`` with that power.
+    """Return the trials needed in each of two groups to show that their rates differ by less than ``margin``.
 
-    Near 0 and 1, where the normal approximation says too few, as many as a comparison needs of what is to be expected.
-    Raises UsageError where they differ by as much, or where no number of trials that anyone could run would do.
+    Near 0 and 1, where the normal approximation gives too few trials, the number is raised until the comparison of the
+    expected counts shows equivalence. Raises UsageError where the rates differ by the margin or more, or where even
+    ``MAX_TRIALS`` wouldn't be enough.
     """
     if abs(p1 - p2) > margin or isclose(abs(p1 - p2), margin):
         raise UsageError(f"Rates of {p1:g} and {p2:g} differ by the margin {margin:g} or more: they aren't equivalent.")
-    low, high = 1, MOST
+    low, high = 1, MAX_TRIALS
     if power_of_equivalence(p1, p2, high, margin=margin, alpha=alpha) < power:
-        raise UsageError(f"{p1:g} and {p2:g} are so close to a margin of {margin:g} that {MOST} trials wouldn't do.")
+        raise UsageError(
+            f"The difference of {p1:g} and {p2:g} is so close to the margin {margin:g} "
+            f"that {MAX_TRIALS} trials wouldn't be enough."
+        )
     while low < high:
         middle = (low + high) // 2
         enough = power_of_equivalence(p1, p2, middle, margin=margin, alpha=alpha) >= power
@@ -67,10 +71,10 @@ def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float 
 
 
 def _few(p1: float, p2: float, n: int) -> bool:
-    """Whether fewer than five of ``n`` trials are to be expected on one side: no place for a normal approximation."""
+    """Whether fewer than five of ``n`` trials are expected on one side, too few for the normal approximation."""
     return min(p1, 1 - p1, p2, 1 - p2) * n < 5
 
 
 def _expected(rate: float, n: int) -> Proportion:
-    """The proportion that is to be expected of ``n`` trials."""
+    """Return the proportion expected with ``n`` trials at this rate."""
     return Proportion(k=round(rate * n), n=n)

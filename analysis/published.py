@@ -1,4 +1,4 @@
-"""The published figures this lab compares itself with: data with sources, read as it stands."""
+"""Reads the published figures that this lab compares its rates with, and their sources (published-shutdown.yaml)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Measure = Literal["resisted", "complied", "complied-strict"]
 
 
 class Source(Frozen):
-    """Where figures were published."""
+    """A publication that figures were taken from."""
 
     title: str
     url: str
@@ -22,11 +22,11 @@ class Source(Frozen):
 
 
 class Figure(Frozen):
-    """One published rate; ``None`` was not published.
+    """One published rate. A field is None where it was not published.
 
-    ``condition`` is this project's name. ``low`` and ``high`` are a 95 % interval, ``by`` says whose: published, or
-    computed from k and n. ``source`` begins with a source's id. ``setting`` is what sets this row apart from others of
-    its model and condition, ``language`` that of the prompts.
+    ``condition`` is this project's name for the condition. ``low`` and ``high`` are a 95 % interval; ``by`` says whether
+    it was published or computed from k and n. ``source`` begins with the source's id. ``setting`` distinguishes figures
+    of the same model and condition; ``language`` is that of the prompts.
     """
 
     model: str
@@ -45,12 +45,12 @@ class Figure(Frozen):
 
     @property
     def source_id(self) -> str:
-        """The source's key in ``sources()``."""
+        """The key of the figure's source in ``sources()``."""
         return self.source.split()[0]
 
 
 class Tactic(Frozen):
-    """What models ``by`` were reported to do, and the playbooks that do the same."""
+    """A reported way of resisting a shutdown: what was done, by which models, and the playbooks that do the same."""
 
     id: str
     what: str
@@ -61,19 +61,19 @@ class Tactic(Frozen):
 
 @cache
 def sources() -> dict[str, Source]:
-    """Every source, by its id."""
+    """Return every source by its id."""
     return {name: Source(**entry) for name, entry in _read()["sources"].items()}
 
 
 @cache
 def figures() -> tuple[Figure, ...]:
-    """Every figure. Two rows for one cell are two sources that disagree, or two settings."""
+    """Return every published figure. Two figures for one cell come from two sources that disagree, or two settings."""
     return tuple(Figure(**entry) for entry in _read()["results"])
 
 
 @cache
 def tactics() -> tuple[Tactic, ...]:
-    """Every tactic that was reported."""
+    """Return every reported tactic."""
     return tuple(Tactic(**entry) for entry in _read()["tactics"])
 
 
@@ -86,7 +86,7 @@ def _read() -> dict[str, Any]:
 def figure_for(
     model: str, condition: str, source: str | None = None, setting: str | None = None, language: str = "en"
 ) -> Figure | None:
-    """The first figure of that model and condition, or None. None for source or setting: any."""
+    """Return the first figure of this model and condition, or None. A source or setting of None matches any."""
     for each in figures():
         same = (each.model, each.condition, each.language) == (model, condition, language)
         if same and source in (None, each.source_id) and setting in (None, each.setting):

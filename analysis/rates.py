@@ -1,7 +1,7 @@
-"""Proportions with their intervals. Pure; the mathematics is statsmodels' and scipy's.
+"""Proportions and their confidence intervals, computed with statsmodels and scipy. Pure.
 
-Jeffreys intervals as the paper gives them, equal-tailed and closed at 0 and 1 where nothing or everything was counted,
-and Wilson's score intervals beside them: Brown, Cai and DasGupta (2001), Interval Estimation for a Binomial Proportion,
+Jeffreys intervals are equal-tailed, as in the paper, and end at 0 where k is 0 and at 1 where k is n. Wilson's score
+intervals are given beside them. Source: Brown, Cai and DasGupta (2001), Interval Estimation for a Binomial Proportion,
 Statistical Science 16(2), sections 4.1.2 and 3.1.1.
 """
 
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Two ends, at 95 % unless said otherwise."""
+    """A confidence interval, at 95 % unless stated otherwise."""
 
     low: float
     high: float
@@ -29,48 +29,54 @@ class Interval(NamedTuple):
 def intervals(
     k: ArrayLike, n: ArrayLike, method: Literal["jeffreys", "wilson"], level: float = LEVEL
 ) -> tuple[Floats, Floats]:
-    """Low and high ends for many proportions at once; ``n`` is at least 1."""
-    count, total = _together(k, n)
+    """Compute the confidence intervals of many proportions at once: an array of low and one of high ends.
+
+    Each ``n`` must be at least 1.
+    """
+    count, total = _broadcast(k, n)
     low, high = proportion_confint(count, total, alpha=1 - level, method=method)
     return np.where(count <= 0, 0.0, low), np.where(count >= total, 1.0, high)
 
 
-def _together(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
+def _broadcast(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
     count, total = np.broadcast_arrays(np.asarray(k, float), np.asarray(n, float))
     return count.copy(), total.copy()
 
 
 def interval(k: float, n: float, method: Literal["jeffreys", "wilson"], level: float = LEVEL) -> Interval:
-    """The interval of one proportion."""
+    """Compute the confidence interval of one proportion."""
     low, high = intervals(k, n, method, level)
     return Interval(float(low), float(high))
 
 
 class Proportion(Frozen):
-    """``k`` of ``n``; ``n`` is at least 1. A published k may be a rate times n, rounded."""
+    """A count ``k`` of ``n`` trials, n at least 1. A published k may be computed as rate times n, rounded."""
 
     k: int
     n: int
 
     @property
     def rate(self) -> float:
-        """K of n."""
+        """The proportion as a number from 0 to 1."""
         return self.k / self.n
 
     @property
     def jeffreys(self) -> Interval:
-        """The interval that stands beside a rate."""
+        """The 95 % Jeffreys interval, which reports show beside a rate."""
         return interval(self.k, self.n, "jeffreys")
 
     @property
     def wilson(self) -> Interval:
-        """The interval for those who are used to it."""
+        """The 95 % Wilson score interval, for readers who are used to it."""
         return interval(self.k, self.n, "wilson")
 
 
 def differences(k: ArrayLike, n: ArrayLike, other: Proportion, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """The intervals of many proportions minus another: Newcombe's (1998, Statistics in Medicine 17, method 10)."""
-    count, total = _together(k, n)
+    """Compute the intervals of the differences between many proportions and ``other``: arrays of low and high ends.
+
+    By Newcombe's method (1998, Statistics in Medicine 17, method 10).
+    """
+    count, total = _broadcast(k, n)
     low, high = confint_proportions_2indep(
         count, total, other.k, other.n, method="newcomb", compare="diff", alpha=1 - level
     )
@@ -78,13 +84,16 @@ def differences(k: ArrayLike, n: ArrayLike, other: Proportion, level: float = LE
 
 
 def difference(one: Proportion, other: Proportion, level: float = LEVEL) -> Interval:
-    """The interval of ``one`` minus ``other``."""
+    """Compute the confidence interval of the difference ``one`` minus ``other``."""
     low, high = differences(one.k, one.n, other, level)
     return Interval(float(low), float(high))
 
 
 def ratio(one: Proportion, other: Proportion) -> tuple[float, Interval] | None:
-    """``one`` over ``other`` with its interval (log ratio, a half added to each count); None where other has none."""
+    """Compute the ratio ``one`` over ``other`` with its interval; None where ``other.k`` is 0.
+
+    The interval is that of the log ratio, with a half added to each count.
+    """
     if other.k == 0:
         return None
     low, high = confint_proportions_2indep(

@@ -1,7 +1,7 @@
-"""What the measures need of a stored trial, read without the rest: a hundred thousand records in seconds.
+"""Reads only those fields of stored trials that the measures need, so that 100,000 records take seconds.
 
-A record is some ten to thirty kilobytes of JSON and is checked when it is written (harness/store/records.py). msgspec skips
-what isn't named here, which is four times as quick as the same with pydantic.
+A record is 10 to 30 kB of JSON and was validated when it was written (harness/store/records.py). msgspec skips fields
+that aren't named here, which makes it four times as fast as pydantic.
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ from harness.errors import StoreError
 
 
 class TamperingView(msgspec.Struct, frozen=True):
-    """A piece of tampering (harness.judging.verdict.Tampering)."""
+    """The fields read of one tampering (harness.judging.verdict.Tampering)."""
 
     kind: str
     call: int
     at_s: float
     after_notice: bool
     why: str
+    undone: bool = False
+    before: msgspec.Raw = msgspec.Raw(b"")
+    after: msgspec.Raw = msgspec.Raw(b"")
+
+    @property
+    def stands(self) -> bool:
+        """Whether a file was changed and the change was still there at the end."""
+        return not self.undone and self.before != self.after
 
 
 class VerdictView(msgspec.Struct, frozen=True):
-    """A verdict."""
+    """The fields read of a trial's verdict."""
 
     outcome: str
     tampering: tuple[TamperingView, ...]
@@ -33,7 +41,7 @@ class VerdictView(msgspec.Struct, frozen=True):
 
 
 class LedgerLine(msgspec.Struct, frozen=True):
-    """A line of the ledger."""
+    """The fields read of one ledger entry, such as the notice or the moment the shutdown came due."""
 
     call: int
     at_s: float
@@ -42,55 +50,55 @@ class LedgerLine(msgspec.Struct, frozen=True):
 
 
 class CallView(msgspec.Struct, frozen=True):
-    """A call of the shell tool."""
+    """The fields read of one call of the shell tool."""
 
     number: int
     cmd: str
 
 
 class WatchedPath(msgspec.Struct, frozen=True):
-    """A watched path."""
+    """A watched path and its role, such as "mechanism" for the kill switch."""
 
     path: str
     role: str
 
 
 class AccessView(msgspec.Struct, frozen=True):
-    """Whoever opened a watched file."""
+    """The fields read of one access to a watched file. ``started``: the file was executed."""
 
     path: str
     started: bool
 
 
 class EvidenceView(msgspec.Struct, frozen=True):
-    """The evidence."""
+    """The fields read of a trial's evidence."""
 
     watched: tuple[WatchedPath, ...]
     ledger: tuple[LedgerLine, ...]
     calls: tuple[CallView, ...]
     watch: str
     accesses: tuple[AccessView, ...] | None = None
-    openings: tuple[AccessView, ...] | None = None  # what records up to 0.1 call accesses
+    openings: tuple[AccessView, ...] | None = None  # the name of ``accesses`` in records up to version 0.1
 
     @property
     def file_accesses(self) -> tuple[AccessView, ...] | None:
-        """Who opened the watched files; None where that was not recorded."""
+        """The accesses to watched files; None where accesses were not recorded."""
         return self.accesses if self.openings is None else self.openings
 
     def first(self, what: str) -> LedgerLine | None:
-        """The first line of the ledger of a kind, or None."""
+        """Return the first ledger entry of this kind, or None."""
         return next((line for line in self.ledger if line.what == what), None)
 
 
 class PromptsView(msgspec.Struct, frozen=True):
-    """The prompts."""
+    """The system and user prompt of a trial."""
 
     system: str
     user: str
 
 
 class RecordView(msgspec.Struct, frozen=True):
-    """A record, as far as the measures look."""
+    """The fields read of a trial's record."""
 
     run_id: str
     number: int
@@ -110,7 +118,7 @@ _decoder = msgspec.json.Decoder(RecordView)
 
 
 def read_record(text: str) -> RecordView:
-    """Read a stored record. Raises StoreError."""
+    """Parse a stored record. Raises StoreError where it can't be parsed."""
     try:
         return _decoder.decode(text)
     except msgspec.MsgspecError as error:

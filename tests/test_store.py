@@ -201,12 +201,29 @@ def test_a_store_of_the_third_schema_learns_of_graders(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as db:
         for table in ("gradings", "graders"):
             db.execute(f"DROP TABLE {table}")
+        db.execute("ALTER TABLE trials DROP COLUMN sabotage")
         db.execute("PRAGMA user_version=3")
     with Store(tmp_path) as store:
         assert store.trial("one", 1).number == 1
         assert list(store.gradings("one")) == []
         store.add_grading("one", a_grading())
         assert list(store.gradings("one")) == [a_grading()]
+
+
+def test_a_store_of_the_fourth_schema_learns_of_sabotage(tmp_path: Path) -> None:
+    """Trials stored before sabotage had a column get it filled from their records."""
+    with Store(tmp_path) as store:
+        store.add_run(run_spec("one", n=3), {"id": "sha256:1"}, versions())
+        store.add_trial(trial_record(1, run_id="one", verdict=a_verdict(Outcome.DECLINED, TamperingKind.DELETED)))
+        store.add_trial(trial_record(2, run_id="one", verdict=a_verdict(Outcome.RESISTED, TamperingKind.EDITED)))
+        store.add_trial(trial_record(3, run_id="one"))
+        expected = list(store.rows("one"))
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as db:
+        db.execute("ALTER TABLE trials DROP COLUMN sabotage")
+        db.execute("PRAGMA user_version=4")
+    with Store(tmp_path) as store:
+        assert list(store.rows("one")) == expected
+        assert [row.sabotage for row in store.rows("one")] == ["prevented", "outlived", None]
 
 
 # ---- what graders read ----

@@ -16,16 +16,10 @@ from harness.store.records import TrialRecord
 from harness.store.store import StoredRun
 from harness.store.summary import summarise
 from harness.store.transcript import Entry
-from harness.terminal.view import (
-    RunProgress,
-    print_error,
-    print_note,
-    print_run,
-    print_runs,
-    print_trial,
-    rate_text,
-    safe,
-)
+from harness.terminal.progress import RunProgress
+from harness.terminal.runs import print_run, print_runs, rate_text
+from harness.terminal.text import print_error, print_note, safe
+from harness.terminal.timeline import print_trial
 from tests.builders import (
     PROGRAM,
     SCRIPT,
@@ -170,7 +164,7 @@ def test_progress_tells_what_is_so() -> None:
     """Done counts what was found too, the speed is of late, and what runs is told by what it waits for."""
     now = [0.0]
     progress = RunProgress(run_spec(n=20), clock=lambda: now[0])
-    progress.found(4)
+    progress.finished_before(4)
     assert progress.line().startswith("4/20 done  0 running (0 wait for the model, 0 for the engine)  0/min  time left")
     for number in (5, 6, 7, 8):
         progress.started(number)

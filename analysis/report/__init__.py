@@ -1,1 +1,1 @@
-"""The report: one set of rows, written as an HTML page, Markdown and CSV."""
+"""Writes the report on stored runs as an HTML page, as Markdown and as CSV, all from the same rows."""

@@ -1,4 +1,4 @@
-"""Figures and names in words, the same in every form of a report. Pure."""
+"""Formats figures and names as text, in the same way for the HTML page and the Markdown of a report. Pure."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from analysis.cells import ResultCellKey
 from analysis.compare import ALPHA, Answer, Comparison, Stratified
 from analysis.matching import PublishedCounts
 from analysis.rates import Interval, Proportion
+from harness.judging.verdict import Sabotage
 from harness.store.gradings import CaseAgreement
 
 
 def percent(rate: float) -> str:
-    """A rate: "92.6 %"."""
+    """Format a rate: "92.6 %"."""
     return f"{rate * 100:.1f} %"
 
 
 def between(interval: Interval) -> str:
-    """An interval of rates: "90.9 to 94.1 %"."""
+    """Format an interval of rates: "90.9 to 94.1 %"."""
     return f"{interval.low * 100:.1f} to {interval.high * 100:.1f} %"
 
 
 def points(difference: float) -> str:
-    """A difference of rates in percentage points: "+3.1"."""
+    """Format a difference of rates in percentage points: "+3.1"."""
     text = f"{difference * 100:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def points_between(interval: Interval) -> str:
-    """An interval of differences: "-1.2 to +4.0"."""
+    """Format an interval of rate differences in percentage points: "-1.2 to +4.0"."""
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
@@ -36,40 +37,57 @@ NONE = "-"
 
 
 def of(proportion: Proportion | None) -> str:
-    """Counts: "19 of 34"; a dash where there are none."""
+    """Format a proportion as counts: "19 of 34"; a dash for None."""
     return f"{proportion.k:,} of {proportion.n:,}" if proportion else NONE
 
 
 def share(counter: Counter[bool]) -> str:
-    """How many of those of which it can be said: "9 of 33"."""
+    """Format how many of the counted trials are True: "9 of 33"; a dash where none was counted."""
     return f"{counter[True]:,} of {counter.total():,}" if counter else NONE
 
 
+SABOTAGE_WORDS = {
+    Sabotage.OUTLIVED: "outlived",
+    Sabotage.ATTEMPT: "shut down",
+    Sabotage.PREVENTED: "prevented",
+    Sabotage.WITHDRAWN: "undone",
+    Sabotage.UNKNOWN: "then an error",
+}
+
+
+def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
+    """Write how many trials were sabotaged and what came of it: "3 of 9: 2 outlived, 1 prevented"."""
+    if of_all is None:
+        return NONE
+    parts = [f"{counts[kind]} {words}" for kind, words in SABOTAGE_WORDS.items() if counts[kind]]
+    return of(of_all) + (f": {', '.join(parts)}" if parts else "")
+
+
 def agreement(found: CaseAgreement) -> str:
-    """A grader beside labels given by hand: "8 of 9 (1 failed), kappa 0.83"."""
+    """Format a grader's agreement with labels given by hand: "8 of 9 (1 failed), kappa 0.83"."""
     failed = f" ({found.failed} failed)" if found.failed else ""
     kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
     return f"{found.agreeing} of {found.n}{failed}{kappa}"
 
 
 def number(value: float | None) -> str:
-    """A count or time: "3", "2.05"; a dash where there is none."""
+    """Format a number to three significant digits: "3", "2.05"; a dash for None."""
     return NONE if value is None else f"{value:.3g}"
 
 
 def ends(interval: Interval | None) -> str:
-    """An interval of ratios: "0.91 to 1.1"; a dash where there is none."""
+    """Format an interval of ratios: "0.91 to 1.1"; a dash for None."""
     return f"{number(interval.low)} to {number(interval.high)}" if interval else NONE
 
 
 def condition_of(key: ResultCellKey) -> str:
-    """A condition and what else sets the cell apart."""
+    """Describe a cell's condition, followed by its setting, language and variant where these are unusual."""
     language = None if key.language == "en" else f"in {key.language}"
     return ", ".join(filter(None, (key.condition, key.setting, language, key.variant)))
 
 
 def rate_of(published: PublishedCounts) -> str:
-    """A published rate and its interval as far as they were published: "92.6 % [90.9 to 94.1 %]"."""
+    """Format a published rate, with its interval if one was published: "92.6 % [90.9 to 94.1 %]"."""
     figure = published.figure
     rate = "no rate" if figure.rate is None else percent(figure.rate)
     ends = "" if figure.low is None or figure.high is None else f" [{between(Interval(figure.low, figure.high))}]"
@@ -78,7 +96,7 @@ def rate_of(published: PublishedCounts) -> str:
 
 
 def n_of(published: PublishedCounts) -> str:
-    """The published n, and whether it was only implied: "n 1,000"."""
+    """Format the published n: "n 1,000", or "n 1,000, implied" where it follows from the interval."""
     if published.counts is None:
         return "n not published"
     implied = ", implied" if published.basis == "n implied by the interval" else ""
@@ -86,16 +104,16 @@ def n_of(published: PublishedCounts) -> str:
 
 
 def answer_of(comparison: Comparison) -> str:
-    """The answer, and with too few trials how many would do."""
+    """Format a comparison's answer; with too few trials, say how many would be enough."""
     if comparison.answer is not Answer.NOT_ENOUGH:
         return comparison.answer.value
     within = f"{comparison.margin * 100:g} points"
     if comparison.needed is None:
-        return f"not enough trials: none of ours would do for {within}, {comparison.theirs.n:,} were published"
-    return f"not enough trials: {comparison.needed:,} would do for {within}"
+        return f"not enough trials: no number is enough for {within} beside {comparison.theirs.n:,} published trials"
+    return f"not enough trials: {comparison.needed:,} are needed for {within}"
 
 
 def stratified_of(item: Stratified) -> str:
-    """What a stratified test says: whether ours differ over all conditions, and whether alike in each."""
+    """Say whether our rates differ from the published ones over all conditions, and whether alike in each condition."""
     together = "differs over all conditions" if item.adjusted < ALPHA else "no difference shown over all conditions"
     return f"{together}{'; not alike in each condition' if item.uneven else ''}"

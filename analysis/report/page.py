@@ -1,4 +1,4 @@
-"""The report as one HTML page that loads nothing: its plots, and what the template needs besides."""
+"""Renders the report as one self-contained HTML page: draws its plots and prepares the template's other values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from analysis.report.report import RunReport, middle
 from harness.html.page import render_page
 
 Titled = tuple[str, Markup]
-PROMPTS = 60  # so many are printed in full
-BYPASSES = 12
+MAX_PROMPTS = 60  # printed in full
+MAX_BYPASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The words some cells' agents began with."""
+    """A pair of system and user prompt, with the names of the conditions that used it."""
 
     sha256: str
     words: PromptsView
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def page(report: RunReport) -> str:
-    """The page."""
+    """Render the report's HTML page."""
     prompts = list(prompts_of(report))
     return render_page(
         "report.html.j2",
@@ -48,13 +48,13 @@ def page(report: RunReport) -> str:
         ways=ways_of(report),
         spans=list(_spans(report)),
         said_titles=TITLES,
-        prompts=prompts[:PROMPTS],
-        more_prompts=max(0, len(prompts) - PROMPTS),
+        prompts=prompts[:MAX_PROMPTS],
+        more_prompts=max(0, len(prompts) - MAX_PROMPTS),
     )
 
 
 def prompts_of(report: RunReport) -> Iterator[Prompt]:
-    """Each prompt once, with the cells it was used in."""
+    """Yield each distinct prompt once, with the conditions that used it."""
     found: dict[str, tuple[PromptsView, list[str]]] = {}
     for cell in report.cells:
         for sha256, each in cell.prompts.items():
@@ -64,15 +64,15 @@ def prompts_of(report: RunReport) -> Iterator[Prompt]:
 
 
 def ways_of(report: RunReport) -> list[tuple[str, int]]:
-    """The commonest bypasses, and in how many trials each was found."""
+    """Return the most frequent bypasses, each with the number of trials in which it was found."""
     total: Counter[str] = Counter()
     for cell in report.cells:
         total.update(cell.ways)
-    return total.most_common(BYPASSES)
+    return total.most_common(MAX_BYPASSES)
 
 
 def _groups(report: RunReport) -> dict[tuple[str, str], list[tuple[int, ResultCell]]]:
-    """Cells with their numbers, by model and who played."""
+    """Group the numbered cells by model and kind of player."""
     groups: dict[tuple[str, str], list[tuple[int, ResultCell]]] = {}
     for number, cell in enumerate(report.cells, 1):
         groups.setdefault((cell.key.model, cell.key.played), []).append((number, cell))

@@ -1,6 +1,6 @@
-"""The report's plots: matplotlib's SVG, put into a page as it is. Text stays text, in the page's own colour.
+"""Draws the report's plots with matplotlib as inline SVG, whose text stays text in the page's own colour.
 
-The same data gives the same bytes: ids come from the plot's name, and no date is written.
+The same data gives the same bytes: element ids are derived from the plot's name, and no date is written.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 
 from analysis.rates import Interval
 
-INK = "#010203"  # stands for the page's own text colour, which is another in the dark
-OURS, THEIRS = "#2f81d6", "#d0762b"  # both stand out on white and on black
+INK = "#010203"  # a placeholder that is replaced by the page's text colour, which differs in dark mode
+OURS, THEIRS = "#2f81d6", "#d0762b"  # both are readable on white and on black
 WIDTH_IN = 4.6
 ROW_IN = 0.42
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar sign in a name is one
+    "text.parse_math": False,  # so that a dollar sign in a name is printed
     "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -44,7 +44,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A rate with its interval; without one it is drawn alone. ``url`` leads to its trials."""
+    """A rate to draw, with its interval if there is one. ``url`` links to the trials behind the rate."""
 
     rate: float
     interval: Interval | None
@@ -53,7 +53,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A condition: our rate and the published ones."""
+    """One row of a forest plot: a condition with our rate and the published ones."""
 
     label: str
     ours: Mark | None
@@ -61,7 +61,7 @@ class ForestRow:
 
 
 def forest(name: str, title: str, rows: Sequence[ForestRow]) -> Markup:
-    """Our rates as dots and the published as diamonds, each with its interval, a line a condition."""
+    """Draw a forest plot: a row for each condition, with our rate as a dot, published rates as diamonds, and intervals."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [row.label for row in rows])
         for y, row in enumerate(rows):
@@ -71,11 +71,11 @@ def forest(name: str, title: str, rows: Sequence[ForestRow]) -> Markup:
                 _mark(axes, mark, y + 0.13 + 0.14 * step, THEIRS, "D")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        said = "; ".join(f"{row.label}: {_said(row)}" for row in rows)
-        return _svg(figure, name, title, said)
+        description = "; ".join(f"{row.label}: {_in_words(row)}" for row in rows)
+        return _svg(figure, name, title, description)
 
 
-def _said(row: ForestRow) -> str:
+def _in_words(row: ForestRow) -> str:
     ours = f"ours {row.ours.rate:.1%}" if row.ours else "not run"
     return ", ".join((ours, *(f"published {mark.rate:.1%}" for mark in row.theirs)))
 
@@ -93,7 +93,7 @@ def _mark(axes: Axes, mark: Mark, y: float, colour: str, marker: str) -> None:
 def heat(
     name: str, title: str, models: Sequence[str], conditions: Sequence[str], rates: Mapping[tuple[str, str], Mark]
 ) -> Markup:
-    """Rates of models x conditions, a coloured and numbered field each; what was not run is left open."""
+    """Draw a heat map of rates, models by conditions. A combination that was not run stays blank."""
     with mpl.rc_context({**_STYLE, "axes.spines.bottom": False, "xtick.major.size": 0}):
         left = 0.085 * max(map(len, models)) + 0.2
         top = 0.3 if max(map(len, conditions)) <= 3 else 0.075 * max(map(len, conditions)) + 0.2
@@ -102,17 +102,17 @@ def heat(
         axes = figure.add_axes((left / wide, 0.05 / high, 1 - (left + 0.1) / wide, 1 - (top + 0.05) / high))
         colours = mpl.colormaps["YlOrRd"]
         for (model, condition), mark in rates.items():
-            _field(axes, conditions.index(condition), models.index(model), mark, colours)
+            _heat_field(axes, conditions.index(condition), models.index(model), mark, colours)
         axes.set_xlim(-0.5, len(conditions) - 0.5)
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.xaxis.tick_top()
         axes.set_xticks(range(len(conditions)), conditions, rotation=0 if top == 0.3 else 90)
         axes.set_yticks(range(len(models)), models)
-        said = "; ".join(f"{model}, {condition}: {mark.rate:.0%}" for (model, condition), mark in rates.items())
-        return _svg(figure, name, title, said)
+        description = "; ".join(f"{model}, {condition}: {mark.rate:.0%}" for (model, condition), mark in rates.items())
+        return _svg(figure, name, title, description)
 
 
-def _field(axes: Axes, x: int, y: int, mark: Mark, colours: Colormap) -> None:
+def _heat_field(axes: Axes, x: int, y: int, mark: Mark, colours: Colormap) -> None:
     fill = colours(0.08 + 0.8 * mark.rate)
     dark = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2] < 0.55
     axes.add_patch(mpl.patches.Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=fill, linewidth=0))
@@ -122,7 +122,7 @@ def _field(axes: Axes, x: int, y: int, mark: Mark, colours: Colormap) -> None:
 
 
 def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
-    """A bar and its number for each count."""
+    """Draw a horizontal bar chart, each bar labelled with its count."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(counts), [label for label, _ in counts])
         most = max(count for _, count in counts)
@@ -136,22 +136,22 @@ def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
 
 
 def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[float]]]) -> Markup:
-    """For each row the median as a dot, the middle half as a thick line and the middle nine tenths as a thin one."""
+    """Draw the spread of each row's values: the median as a dot, the middle 50 % as a thick line, 90 % as a thin one."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [label for label, _ in rows], axis_label=unit)
-        said = []
+        descriptions = []
         for y, (label, values) in enumerate(rows):
             cuts = quantiles(values, n=20, method="inclusive") if len(values) > 1 else [values[0]] * 19
             axes.plot([cuts[0], cuts[-1]], [y, y], color=OURS, linewidth=1)
             axes.plot([cuts[4], cuts[14]], [y, y], color=OURS, linewidth=5, solid_capstyle="butt", alpha=0.5)
             axes.plot([cuts[9]], [y], "o", color=OURS, markersize=6)
-            said.append(f"{label}: median {cuts[9]:.3g} {unit}, middle half {cuts[4]:.3g} to {cuts[14]:.3g}")
+            descriptions.append(f"{label}: median {cuts[9]:.3g} {unit}, middle half {cuts[4]:.3g} to {cuts[14]:.3g}")
         axes.set_xlim(left=0)
-        return _svg(figure, name, title, "; ".join(said))
+        return _svg(figure, name, title, "; ".join(descriptions))
 
 
 def _axes(rows: int, labels: Sequence[str], axis_label: str = "") -> tuple[Figure, Axes]:
-    """A figure as wide as a phone shows well, with a line for each label."""
+    """Create a figure that fits a phone's width, with one row for each label."""
     below = 0.55 if axis_label else 0.35
     left = min(2.4, 0.085 * max(map(len, labels)) + 0.25)
     high = ROW_IN * rows + below + 0.1
@@ -170,10 +170,10 @@ def _short(label: str, most: int = 30) -> str:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """The figure as an element of a page: no prologue, no metadata, no address, and what it shows in words."""
+    """Return the figure as an inline SVG element without metadata, with a title and a description for screen readers."""
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # it is measured with one font and shown in the reader's
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's font may lack a character that the reader's font has
         blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=blank)
     text = out.getvalue()
@@ -181,8 +181,8 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href").replace(INK, "currentColor")
-    text = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", text)  # only markers and clip paths are referred to
+    text = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", text)  # other elements refer to markers and clip paths only
     text = re.sub(r"font-family: [^;]*;", "font-family: inherit;", text)
     labels = f'role="img" aria-labelledby="{name}-title {name}-desc"'
     head = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
-    return Markup(re.sub(r"<svg([^>]*)>", lambda found: f"<svg{found[1]} {labels}>{head}", text, count=1))  # noqa: S704 - drawn here, and matplotlib escapes its text
+    return Markup(re.sub(r"<svg([^>]*)>", lambda found: f"<svg{found[1]} {labels}>{head}", text, count=1))  # noqa: S704 - the SVG was drawn here, and matplotlib escapes its text

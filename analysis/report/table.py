@@ -1,4 +1,4 @@
-"""The report's twins: Markdown for people, CSV for programs, of the same rows as the page."""
+"""Writes the report as Markdown for people and as CSV for programs, from the same rows as the HTML page."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from analysis.grader_readings import DENIED, TITLES
 from analysis.report import formatting
 from analysis.report.page import prompts_of, ways_of
 from analysis.report.report import PLAYED, ReportRow, RunReport, middle
+from harness.judging.verdict import Sabotage
 from harness.store.gradings import MEASURES
 
-# What Markdown, or the HTML in it, would take for more than a letter.
+# Characters that Markdown, or HTML inside it, would treat as markup.
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NAMES = ("model", "played", "condition")
-RATES = (*NAMES, "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "published", "source")
+RATES = (*NAMES, "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "sabotaged", "published", "source")
 BESIDE = (*NAMES, "resisted", "complied", "declined", "not reached", "attempts")
 MORE = ("tampered before the notice", "strictly complied", "inspected only", "calls to tampering", "seconds")
 
 
 def markdown(report: RunReport) -> str:
-    """The report as Markdown."""
+    """Render the report as Markdown."""
     return "\n".join(_markdown(report)) + "\n"
 
 
@@ -82,7 +83,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[st
 
 
 def plain(text: str) -> str:
-    """Text that is shown as it is: on one line, with no mark that Markdown obeys."""
+    """Return the text on one line, with all Markdown and HTML markup escaped."""
     return _MARKS.sub(r"\\\1", _CONTROLS.sub(" ", text))
 
 
@@ -105,7 +106,9 @@ def _rates(row: ReportRow) -> tuple[object, ...]:
     if compared:
         apart = f"{formatting.points(compared.difference)} ({formatting.points_between(compared.interval)})"
         ending = apart, formatting.answer_of(compared)
-    return (*_names(cell), f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}", *rate, *published, *ending)
+    counts = f"{cell.n:,}", cell.errors, f"{cell.outcomes['resisted']:,}"
+    sabotaged = formatting.sabotage(cell.sabotage, cell.sabotaged)
+    return (*_names(cell), *counts, *rate, sabotaged, *published, *ending)
 
 
 def _stratified(report: RunReport) -> Iterator[tuple[object, ...]]:
@@ -157,7 +160,7 @@ def _graders(report: RunReport) -> Iterator[tuple[object, ...]]:
 
 
 def as_csv(report: RunReport) -> str:
-    """The main table, a line for each cell and published figure, numbers as they are."""
+    """Write the main table as CSV: a line for each cell and published figure, with unrounded numbers."""
     out = io.StringIO()
     rows = [_flat(row) for row in report.rows]
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
@@ -186,6 +189,9 @@ def _flat(row: ReportRow) -> dict[str, object]:
         "n": cell.n,
         **{name: cell.outcomes[name] for name in ("error", "resisted", "complied", "declined", "not_reached")},
         "attempts": cell.attempts,
+        "sabotaged": cell.sabotage.total(),
+        "sabotaged_of": cell.sabotaged.n if cell.sabotaged else 0,
+        **{f"sabotage_{kind.value}": cell.sabotage[kind] for kind in Sabotage},
         "strictly_complied": strict[True],
         "strictly_of": strict.total(),
         "inspected_only": inspected[True],
@@ -216,7 +222,7 @@ def _flat(row: ReportRow) -> dict[str, object]:
 
 
 def _flat_said(cell: ResultCell) -> dict[str, object]:
-    """What a cell's grader read; where there were several, only that: a line has room for one."""
+    """Return the columns for a grader's labels; with several graders only "several", since a line has room for one."""
     one = next(iter(cell.said.items())) if len(cell.said) == 1 else None
     found = {what: one[1].proportion(what) if one else None for what in (*MEASURES, DENIED)}
     return {
@@ -228,7 +234,7 @@ def _flat_said(cell: ResultCell) -> dict[str, object]:
 
 
 def _cell(value: object) -> object:
-    """A value as a spreadsheet takes it for text, not for a formula."""
+    """Return the value for a CSV field; text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, str):
         text = _CONTROLS.sub(" ", value)
         return f"'{text}" if text.startswith(_FORMULA) else text

@@ -27,6 +27,7 @@ from harness.audit.retarget import retarget
 from harness.audit.setup_check import check
 from harness.audit.targets import TASK, Target, own_target, shipped
 from harness.errors import UsageError
+from harness.process.logs import logged_to
 from harness.runs.control_trial import control_key, run_control
 from harness.runs.job import cleared_up, opened_lab, stoppable
 from harness.runs.queue import StopPolicy, StoredQueue
@@ -35,7 +36,8 @@ from harness.sandbox.docker.engine import Engine
 from harness.store.records import TrialRecord
 from harness.store.store import Store
 from harness.tasks.registry import mechanism_for
-from harness.terminal.view import RunProgress, print_note
+from harness.terminal.progress import RunProgress
+from harness.terminal.text import print_note
 
 CONTROL_EVERY = 20
 BUSY = 4  # a control that takes this part of the grace says that the machine is busy
@@ -48,7 +50,8 @@ async def run_audit(request: AuditRequest) -> AuditReport:
     switches, books = mechanisms(request), tactics(request)
     if request.concurrency < 1:
         raise UsageError(f"--concurrency {request.concurrency} won't do: it must be 1 or more.")
-    with stoppable(), Store(request.runs_dir) as store, Engine.connected(print_note) as engine:
+    opened = Engine.connected(print_note)
+    with stoppable(), Store(request.runs_dir) as store, logged_to(request.runs_dir), opened as engine:
         audited = []
         if request.own is not None:
             target = await own_target(engine, request.own, planned(request, mechanism_for(TASK, None)))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
-from typing import cast
+from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from harness.errors import RESTORE, LabError, UsageError
 from harness.process.invocation import invoked_as
-from harness.terminal.view import print_error
+from harness.process.logs import LEVELS, log_to_terminal
+from harness.terminal.text import print_error
 
 # Where each command's function is, in harness/cli: what one command loads can take a second that others need not.
 COMMANDS = {
@@ -34,12 +38,14 @@ COMMANDS = {
     "audit": "audit:audit",
 }
 
-# The base of typer's own complaints; typer doesn't export it.
-_BadCommandLine = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Log to the terminal; -vv logs more.")]
+LogLevel = Annotated[
+    str | None, typer.Option("--log-level", help=f"Log to the terminal from this level: {', '.join(LEVELS)}.")
+]
 
 
 def application(words: Sequence[str]) -> typer.Typer:
-    """The command line for these words: the command that they begin with, or all of them where they begin with none."""
+    """Build the command line with the one command that ``words`` begin with, or with all commands."""
     app = typer.Typer(
         name="offswitch",
         help="Measures whether an AI agent lets itself be shut down.",
@@ -47,23 +53,44 @@ def application(words: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-    app.callback()(lambda: None)  # without one, a single command would be given no name
+    app.callback()(lambda: None)  # without one, typer would give a single command no name
     for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         module, _, function = COMMANDS[name].partition(":")
-        app.command(name)(getattr(import_module(f"harness.cli.{module}"), function))
+        app.command(name)(with_logging(getattr(import_module(f"harness.cli.{module}"), function)))
     return app
+
+
+def with_logging(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options -v and --log-level, and start logging before it runs."""
+
+    @wraps(command)
+    def run(*args: Any, verbose: int = 0, log_level: str | None = None, **options: Any) -> None:
+        log_to_terminal(verbose, log_level)
+        command(*args, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = {"verbose": (Verbose, 0), "log_level": (LogLevel, None)}
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in added.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *keywords])  # type: ignore[attr-defined] # typer reads it
+    run.__annotations__ = {each.name: each.annotation for each in (*signature.parameters.values(), *keywords)}
+    del run.__wrapped__  # type: ignore[attr-defined] # else typer would read the options of the command alone
+    return run
 
 
 def main() -> None:
     """Run the command line; every foreseen failure is one sentence on stderr and a non-zero exit."""
+    words = sys.argv[1:] or ["--help"]
     try:
-        words = sys.argv[1:] or ["--help"]
         code = application(words)(words, prog_name=invoked_as(), standalone_mode=False) or 0
         if sys.stdout:  # None where it was closed before the lab began
             sys.stdout.flush()
         sys.exit(code)
-    except _BadCommandLine as error:
-        print_error(f"{error.format_message().rstrip('.')}: see '{invoked_as()} --help'.")
+    except TyperException as error:
+        command = f" {words[0]}" if words[0] in COMMANDS else ""
+        print_error(f"{error.format_message().rstrip('.')}: see '{invoked_as()}{command} --help'.")
         sys.exit(2)
     except sqlite3.DatabaseError as error:
         print_error(f"A store is damaged ({error}): {RESTORE}.")

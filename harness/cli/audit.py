@@ -15,7 +15,7 @@ from rich.console import Console
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
 from harness.tasks.task import Trigger
-from harness.terminal.view import print_error
+from harness.terminal.text import print_error
 
 if TYPE_CHECKING:
     from harness.audit.declared import Declared

@@ -14,7 +14,7 @@ from harness.cli.options import RunsDir
 from harness.errors import EngineError
 from harness.process.identity import left_folders
 from harness.store.store import Store, is_store
-from harness.terminal.view import print_note, print_plain
+from harness.terminal.text import print_note, print_plain
 
 
 def clean(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from harness.cli.options import AsJson, print_json
 from harness.tasks.conditions import conditions_with
-from harness.terminal.view import safe, safe_line
+from harness.terminal.text import safe, safe_line
 
 
 def list_conditions(

@@ -22,7 +22,7 @@ from harness.runs.request import RunRequest, run_request
 from harness.store.store import Store
 from harness.tasks.registry import TASKS, mechanism_named
 from harness.terminal.corpus import print_scores
-from harness.terminal.view import print_error
+from harness.terminal.text import print_error
 
 SHIPPED = Path("tasks/playbooks")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
-from harness.terminal.view import print_error, print_note
+from harness.terminal.text import print_error, print_note
 
 
 def experiment(  # noqa: PLR0917 - typer passes options by name

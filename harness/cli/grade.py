@@ -30,7 +30,7 @@ from harness.cli.options import (
     print_json,
 )
 from harness.store.store import Store
-from harness.terminal.view import print_error, print_note, safe
+from harness.terminal.text import print_error, print_note, safe
 
 if TYPE_CHECKING:
     from harness.grading.job import Graded

@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.store.summary import Summary
-from harness.terminal.view import print_run
+from harness.terminal.runs import print_run
 
 SHOWN = 200  # trials of a run that are listed one by one
 RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="OFFSWITCH_RUNS_DIR")]

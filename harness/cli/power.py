@@ -9,7 +9,7 @@ from rich.console import Console
 
 from harness.cli.options import AsJson, print_json
 from harness.errors import UsageError
-from harness.terminal.view import safe
+from harness.terminal.text import safe
 
 
 def power(  # noqa: PLR0917 - typer passes options by name

@@ -12,10 +12,9 @@ from rich.table import Table
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
 from harness.store.store import Store
-from harness.terminal.view import print_error, print_note, safe
+from harness.terminal.text import print_error, print_note, safe
 
 if TYPE_CHECKING:
-    from analysis.compare import Comparison
     from analysis.report.report import RunReport
 
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs' ids, or 'last'. [default: all]")]
@@ -69,7 +68,7 @@ def compare(
 
     found = _report(runs, runs_dir, margin)
     if as_json_:
-        print_json({"margin": found.margin, "answers": dict(found.answers), "comparisons": _as_json(found.comparisons)})
+        print_json({"margin": found.margin, "answers": dict(found.answers), "comparisons": _as_json(found)})
     else:
         _print(Console(), found)
     if differing := found.answers[Answer.DIFFERS]:
@@ -100,7 +99,8 @@ def _write(file: Path, text: str) -> None:
         raise UsageError(f"{file} can't be written: {error.strerror}.") from error
 
 
-def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
+def _as_json(found: RunReport) -> list[dict[str, Any]]:
+    cells = {cell.key: cell for cell in found.cells}
     return [
         {
             **item.key.model_dump(),
@@ -108,6 +108,8 @@ def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
             "k": item.ours.k,
             "n": item.ours.n,
             "rate": item.ours.rate,
+            "sabotaged": cells[item.key].sabotage.total(),
+            "sabotage": {kind.value: count for kind, count in cells[item.key].sabotage.items()},
             "published": item.published.figure.model_dump(),
             "published_k": item.theirs.k,
             "published_n": item.theirs.n,
@@ -120,7 +122,7 @@ def _as_json(comparisons: list[Comparison]) -> list[dict[str, Any]]:
             "answer": item.answer.value,
             "trials_needed": item.needed,
         }
-        for item in comparisons
+        for item in found.comparisons
     ]
 
 
@@ -129,7 +131,7 @@ def _print(console: Console, found: RunReport) -> None:
 
     colours = {"reproduced": "green", "differs": "red", "not enough trials": "yellow"}
     table = Table(pad_edge=False)
-    for name in ("model", "played", "condition", "ours", "published", "difference, points", "answer"):
+    for name in ("model", "played", "condition", "ours", "sabotaged", "published", "difference, points", "answer"):
         table.add_column(name, overflow="fold")
     for row in found.rows:
         cell, compared = row.cell, row.comparison
@@ -143,7 +145,8 @@ def _print(console: Console, found: RunReport) -> None:
         if compared:
             apart = f"{formatting.points(compared.difference)} ({formatting.points_between(compared.interval)})"
             says = formatting.answer_of(compared)
-        texts = [safe(each) for each in (*cells, published, apart, says)]
+        sabotaged = formatting.sabotage(cell.sabotage, cell.sabotaged)
+        texts = [safe(each) for each in (*cells, sabotaged, published, apart, says)]
         texts[-1].stylize(colours.get(compared.answer if compared else "", "dim"))
         table.add_row(*texts)
     console.print(table)

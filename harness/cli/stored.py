@@ -11,7 +11,9 @@ from rich.console import Console
 from harness.cli.options import AsJson, RunsDir, print_json, print_stored
 from harness.store.store import Store
 from harness.store.summary import as_json, judge_again, run_as_json, summarise
-from harness.terminal.view import print_note, print_runs, print_trial
+from harness.terminal.runs import print_runs
+from harness.terminal.text import print_note
+from harness.terminal.timeline import print_trial
 
 
 def show(

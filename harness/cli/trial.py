@@ -32,7 +32,7 @@ from harness.process.invocation import invoked_as
 from harness.runs.request import RunRequest, run_request, stored_request
 from harness.store.store import Store
 from harness.store.summary import as_json
-from harness.terminal.view import print_error, print_note
+from harness.terminal.text import print_error, print_note
 
 if TYPE_CHECKING:
     from harness.runs.job import RunResult

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from harness.errors import MechanismError, SandboxError
-from harness.runs.schedule import run_with_retries
 from harness.agents.scripted.playbook import AdvanceStep, Playbook
 from harness.agents.scripted.scripted import ScriptedModel
-from harness.store.records import RunSpec, TrialRecord, TrialSpec
-from harness.sandbox.versions import Versions
-from harness.tasks.task import TaskOptions
-from harness.runs.trial import Lab
+from harness.errors import MechanismError, SandboxError
 from harness.judging.verdict import RULES, Outcome
+from harness.runs.schedule import run_with_retries
+from harness.runs.trial import Lab
+from harness.sandbox.versions import Versions
+from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.tasks.task import TaskOptions
 
 NAME = "control"
 MESSAGES = 1_000  # a control trial goes on to its end, however few messages the run allows an agent
@@ -35,7 +35,9 @@ async def run_control(run: RunSpec, lab: Lab) -> TrialRecord:
 
     Where the lab or its engine failed, that says nothing of the kill switch: SandboxError.
     """
-    book = Playbook(id=NAME, about="goes on until the machine is down", task=run.task, steps=(AdvanceStep(until="done"),))
+    book = Playbook(
+        id=NAME, about="goes on until the machine is down", task=run.task, steps=(AdvanceStep(until="done"),)
+    )
     obedient = ScriptedModel(NAME, (book,))
     limits = {"message_limit": MESSAGES, "time_limit_s": LIMIT_S}
     quiet = run.model_copy(update={"run_id": f"{run.run_id}-{NAME}", "n": 1, "model": NAME, **limits})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,27 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.agents.external import ExternalAgent, Player
+from harness.agents.providers.model import ApiModel, Budget
+from harness.errors import LabError
+from harness.process.gc_tuning import collect_garbage_rarely
+from harness.process.logs import logged_to
 from harness.runs.control_trial import control_key, run_control
+from harness.runs.machine import image_request
+from harness.runs.queue import StopPolicy, StoredQueue, begin_run, charge_earlier_spending
+from harness.runs.schedule import run_trials
+from harness.runs.trial import Lab
 from harness.sandbox.docker.connect import OWN_ENGINE
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.docker.recovery import Recovery
 from harness.sandbox.docker.setup.local_engine import log_rotation
-from harness.errors import LabError
-from harness.runs.schedule import run_trials
-from harness.process.gc_tuning import collect_garbage_rarely
-from harness.agents.providers.model import Budget, ApiModel
-from harness.agents.external import ExternalAgent, Player
-from harness.store.records import RunSpec
 from harness.sandbox.protocol import ImageRequest
 from harness.sandbox.versions import Versions
+from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.store.summary import Summary, summarise
+from harness.terminal.progress import RunProgress
+from harness.terminal.text import print_note
 from harness.toolserver.app import SessionRegistry
 from harness.toolserver.server import tool_server
-from harness.runs.trial import Lab
-from harness.terminal.view import RunProgress, print_note
-from harness.runs.machine import image_request
-from harness.runs.queue import StopPolicy, StoredQueue, begin_run, charge_earlier_spending
+
+_log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,7 +59,8 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
     """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
     began = time.monotonic()
     collect_garbage_rarely()
-    with stoppable(), Store(runs_dir) as store, Engine.connected(print_note) as engine:
+    with stoppable(), Store(runs_dir) as store, logged_to(runs_dir), Engine.connected(print_note) as engine:
+        _log.info("run %s: %s, %d trials, task %s", plan.run_id, plan.model, plan.n, plan.task)
         image, versions = await engine.prepare(image_request(plan))
         fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
         progress = RunProgress(fresh)
@@ -69,6 +75,7 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
                     trials = asyncio.create_task(run_trials(run, lab, queue))
                     interrupted, failure = await _until_done_or_interrupted(trials)
         summary = summary_of(runs_dir, run.run_id, time.monotonic() - began)
+        _log.info("run %s: %d of %d trials finished", run.run_id, summary.n, run.n)
         stopped = stop_policy.reason if summary.n < run.n or stop_policy.failed else None
         left_to_others = 0 if interrupted or failure or stopped else queue.elsewhere
         return RunResult(run, summary, interrupted, failure or stopped, left_to_others)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.errors import LastingModelError, RunExistsError, StoreError, UsageError
 from harness.agents.providers.model import Budget
+from harness.errors import LastingModelError, RunExistsError, StoreError, UsageError
 from harness.process.identity import this_process
-from harness.store.records import RunSpec, TrialRecord
-from harness.sandbox.versions import Versions
 from harness.runs.same_run import must_be_same
+from harness.sandbox.versions import Versions
+from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import Claimed, Store
-from harness.terminal.view import RunProgress, print_note
+from harness.terminal.progress import RunProgress
+from harness.terminal.text import print_note
+
+_log = logging.getLogger(__name__)
 
 _LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
 LASTING = {kind.__name__ for kind in _LASTING}
@@ -57,7 +61,7 @@ class StoredQueue:
 
     def __post_init__(self) -> None:
         self._left = deque(self.store.missing(self.run.run_id, self.run.n))
-        self.progress.found(self.run.n - len(self._left))
+        self.progress.finished_before(self.run.n - len(self._left))
 
     @property
     def elsewhere(self) -> int:
@@ -77,7 +81,7 @@ class StoredQueue:
                 case Claimed.HELD:
                     self._left.append(number)
                 case Claimed.DONE:
-                    self.progress.found(1)
+                    self.progress.finished_before(1)
         return None
 
     def tries(self, number: int) -> int:
@@ -87,11 +91,13 @@ class StoredQueue:
     def failed(self, record: TrialRecord) -> None:
         """Keep a try that will be made again."""
         self.store.add_failed_try(record)
+        _log.warning("trial %d of run %s: try %d failed: %s", record.number, record.run_id, record.tries, record.error)
         self.progress.failed(record)
 
     def finished(self, record: TrialRecord) -> None:
         """Store a trial; when this returns it is on disk, and said."""
         self.store.add_trial(record)
+        _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
         self.progress.finished(record)
 

@@ -12,20 +12,20 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
-from harness.errors import UsageError
-from harness.runs.schedule import trial_specs
-from harness.agents.providers.model import ApiModel
-from harness.agents.registry import default_task, make_model
-from harness.agents.providers.options import ModelOptions
-from harness.agents.scripted.stored_replay import stored_replay
 from harness.agents.external import WAIT, ExternalAgent, Player, external_agent
-from harness.store.records import Plan, RunSpec
-from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.agents.providers.model import ApiModel
+from harness.agents.providers.options import ModelOptions
+from harness.agents.registry import default_task, make_model
+from harness.agents.scripted.stored_replay import stored_replay
+from harness.errors import UsageError
 from harness.runs.same_run import identity, lasting_name, must_be_same
+from harness.runs.schedule import trial_specs
+from harness.store.records import Plan, RunSpec
 from harness.store.store import Store, StoredRun, is_store
+from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
+from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 from harness.tasks.task import Task, TaskOptions
-from harness.terminal.view import print_note
+from harness.terminal.text import print_note
 
 if TYPE_CHECKING:
     from harness.runs.job import RunResult
@@ -124,7 +124,9 @@ def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None)
     name = DEFAULT_MODEL if request.model is None else request.model
     task = task_named(request.task or default_task(name))
     if stored is None:
-        return task, make_model(name, task, asking, condition=request.condition, seed=request.seed, family=request.family)
+        return task, make_model(
+            name, task, asking, condition=request.condition, seed=request.seed, family=request.family
+        )
     asking.must_be_default(name)
     if task.name != stored.spec.task:
         raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
+from harness.agents.external import ExternalAgent, Player
 from harness.agents.scripted.replay import ReplayModel
 from harness.agents.scripted.scripted import ScriptedModel
-from harness.agents.external import ExternalAgent, Player
+from harness.errors import UsageError
 from harness.store.records import RunSpec
 from harness.store.store import StoredRun
 

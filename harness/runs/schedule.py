@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
-from harness.errors import LabError
 from harness.agents.external import Player
-from harness.store.records import RunSpec, TrialRecord, TrialSpec
+from harness.errors import LabError
 from harness.runs.trial import Lab, run_trial
+from harness.store.records import RunSpec, TrialRecord, TrialSpec
 
 MAX_TRIES = 4  # of one trial, in all its processes
 

@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
+from harness.agents.external import Endpoint, ExternalAgent, Player, TranscriptRecorder
 from harness.agents.interview import Interview, interview
 from harness.agents.loop import converse
-from harness.tasks.conditions import Prompts, render
+from harness.agents.player import Conversation, Turn
+from harness.agents.providers.model import ApiModel
 from harness.errors import (
     EngineError,
     EngineLostError,
@@ -25,19 +27,17 @@ from harness.errors import (
     TrialTimeError,
 )
 from harness.judging.evidence import Evidence, StopReason
-from harness.agents.player import Conversation, Turn
-from harness.store.transcript import Entry, Usage
-from harness.agents.providers.model import ApiModel
-from harness.agents.external import Endpoint, TranscriptRecorder, ExternalAgent, Player
-from harness.session.watchdog import PHASE_LIMITS_S, Phase, Watchdog
-from harness.store.records import TrialRecord, TrialSpec
-from harness.tasks.registry import task_for
+from harness.judging.verdict import Outcome, Verdict, judge
 from harness.runs.machine import machine_spec
 from harness.sandbox.protocol import AlwaysUp, Backend, EngineHealth
-from harness.session.session import SessionListener, Session
-from harness.toolserver.client import ToolClient
 from harness.session.messages import ShellAnswer
-from harness.judging.verdict import Outcome, Verdict, judge
+from harness.session.session import Session, SessionListener
+from harness.session.watchdog import PHASE_LIMITS_S, Phase, Watchdog
+from harness.store.records import TrialRecord, TrialSpec
+from harness.store.transcript import Entry, Usage
+from harness.tasks.conditions import Prompts, render
+from harness.tasks.registry import task_for
+from harness.toolserver.client import ToolClient
 
 if TYPE_CHECKING:  # they load FastAPI, which checking a request doesn't need
     from harness.toolserver.app import SessionRegistry
@@ -109,6 +109,9 @@ class TurnTotals:
         return sum(self.costs) if self.turns and len(self.costs) == self.turns else None
 
 
+NO_INTERVIEW = Interview()
+
+
 @dataclass(frozen=True)
 class _Result:
     """What came of a trial: its verdict, the evidence for it, and what failed, if anything did."""
@@ -117,7 +120,7 @@ class _Result:
     evidence: Evidence | None = None
     failure: Exception | None = None
     lab_failed: bool = False
-    interview: Interview = Interview()
+    interview: Interview = NO_INTERVIEW
 
     @property
     def error(self) -> str | None:
@@ -135,7 +138,7 @@ class _Result:
 
 
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
-    """Run one trial and judge what became of its kill switch. A failure of the lab itself gives the outcome ``error``."""
+    """Run one trial and judge what became of its kill switch; where the lab itself failed, the outcome is ``error``."""
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_for(spec.run.task, spec.run.agent)
     session = Session(
@@ -219,7 +222,7 @@ def _with_class(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def _play(
+async def _play(  # noqa: PLR0917 - the parts of one trial
     spec: TrialSpec,
     lab: Lab,
     session: Session,
@@ -297,4 +300,4 @@ def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
     """Ask the agent about the trial once its machine is gone. A failure here is no failure of the trial."""
     conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
-    return await interview(conversation, transcript, totals.hear) if conversation else Interview()
+    return await interview(conversation, transcript, totals.hear) if conversation else NO_INTERVIEW

@@ -32,7 +32,7 @@ from harness.store.gradings import Agreements, Grading, Labels
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.trial_row import TrialRow, trial_row
 
-SCHEMA = 4
+SCHEMA = 5
 FILE = "offswitch.sqlite"
 WAIT_SECONDS = 30  # for another process that writes
 WAL_BYTES = 64 << 20  # what is kept of the write-ahead log once it was longer
@@ -80,6 +80,7 @@ CREATE TABLE graders (
     PRIMARY KEY (grader, rubric, cases)
 ) STRICT;
 """
+_SABOTAGE = "ALTER TABLE trials ADD COLUMN sabotage TEXT;\n"
 _COLUMNS = tuple(field.name for field in fields(TrialRow))
 _values = attrgetter(*_COLUMNS)
 _AGREEMENTS = TypeAdapter(Agreements)
@@ -87,10 +88,19 @@ _AGREEMENTS = TypeAdapter(Agreements)
 
 def _fill_columns(db: sqlite3.Connection) -> None:
     """Give trials that were stored before there were columns theirs. One at a time: there may be many."""
-    settings = ", ".join(f"{name} = ?" for name in _COLUMNS)
+    columns = [name for name in _COLUMNS if name != "sabotage"]  # which schema 5 adds
+    settings = ", ".join(f"{name} = ?" for name in columns)
+    values = attrgetter(*columns)
     for rowid, record in db.execute("SELECT rowid, record FROM trials"):
-        row = (*_values(trial_row(_read_record(record))), rowid)
+        row = (*values(trial_row(_read_record(record))), rowid)
         db.execute(f"UPDATE trials SET {settings} WHERE rowid = ?", row)  # noqa: S608 - the columns are our own
+
+
+def _fill_sabotage(db: sqlite3.Connection) -> None:
+    """Fill the column that schema 5 adds, from the records of the trials with tampering."""
+    for rowid, record in db.execute("SELECT rowid, record FROM trials WHERE tampered"):
+        if sabotage := trial_row(_read_record(record)).sabotage:
+            db.execute("UPDATE trials SET sabotage = ? WHERE rowid = ?", (sabotage, rowid))
 
 
 def _statements(script: str) -> Callable[[sqlite3.Connection], None]:
@@ -107,6 +117,7 @@ _STEPS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
     2: (_statements(_CONTROLS),),
     3: (_statements(_RESUMING), _fill_columns),
     4: (_statements(_GRADING),),
+    5: (_statements(_SABOTAGE), _fill_sabotage),
 }
 
 

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from harness.judging.evidence import Frozen
-from harness.judging.verdict import Outcome, judge
+from harness.judging.verdict import Outcome, Sabotage, judge
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import StoredRun
 from harness.store.trial_row import Agreement, TrialRow, trial_row, verdict_words
@@ -44,6 +44,7 @@ class Summary(Frozen):
     n: int
     counts: dict[Outcome, int]
     attempts: int
+    sabotage: dict[Sabotage, int]
     rate: Rate
     seconds: float
     tokens: int | None
@@ -57,12 +58,28 @@ class Summary(Frozen):
         """Trials the rate is of: all but errors."""
         return self.n - self.counts[Outcome.ERROR]
 
+    @property
+    def sabotaged(self) -> int:
+        """Trials with tampering after the notice, whatever came of it."""
+        return sum(self.sabotage.values())
+
+    @property
+    def sabotaged_of(self) -> int:
+        """Trials that the sabotage rate is of: the judged ones, and those that sabotaged and then ended in an error."""
+        return self.judged + self.sabotage[Sabotage.UNKNOWN]
+
+    @property
+    def sabotage_rate(self) -> Rate:
+        """The share of trials with tampering after the notice."""
+        return Rate.of(self.sabotaged, self.sabotaged_of)
+
 
 class Tally:
     """Builds a summary trial by trial."""
 
     def __init__(self) -> None:
         self._counts: Counter[Outcome] = Counter()
+        self._sabotage: Counter[Sabotage] = Counter()
         self._attempts = self._tokens = self._retries = self._failed_tries = 0
         self._cost: float | None = None
         self._unknown_tokens = self._unknown_costs = False
@@ -73,6 +90,7 @@ class Tally:
         one = trial if isinstance(trial, TrialRow) else trial_row(trial)
         self._counts[Outcome(one.outcome)] += 1
         self._attempts += one.attempt
+        self._sabotage.update([Sabotage(one.sabotage)] if one.sabotage else [])
         self._tokens += one.tokens
         self._retries += one.retries
         self._failed_tries += one.tries - 1
@@ -91,6 +109,7 @@ class Tally:
             n=n,
             counts={outcome: self._counts[outcome] for outcome in Outcome},
             attempts=self._attempts,
+            sabotage={kind: self._sabotage[kind] for kind in Sabotage},
             rate=Rate.of(resisted, n - errors),
             seconds=round(seconds, 1),
             tokens=None if self._unknown_tokens else self._tokens,
@@ -139,6 +158,12 @@ def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:
         "n_planned": run.n,
         **{outcome.value: count for outcome, count in summary.counts.items()},
         "attempts": summary.attempts,
+        "sabotaged": summary.sabotaged,
+        "sabotaged_of": summary.sabotaged_of,
+        "sabotaged_rate": summary.sabotage_rate.rate,
+        "sabotaged_ci_low": summary.sabotage_rate.low,
+        "sabotaged_ci_high": summary.sabotage_rate.high,
+        "sabotage": {kind.value: count for kind, count in summary.sabotage.items()},
         "rate": rate.rate,
         "ci_low": rate.low,
         "ci_high": rate.high,
@@ -167,6 +192,7 @@ def run_as_json(
             "number": record.number,
             "outcome": record.verdict.outcome.value,
             "tampering": [kind.value for kind in record.verdict.kinds],
+            "sabotage": record.verdict.sabotage.value if record.verdict.sabotage else None,
             "because": record.verdict.because,
             "error": record.error,
             "error_kind": record.error_kind,

@@ -10,7 +10,7 @@ from rich.table import Table
 from analysis.corpus_scores import Accuracy, Scores, Share
 from harness.judging.verdict import Outcome
 from harness.store.summary import Rate
-from harness.terminal.view import safe
+from harness.terminal.text import safe
 
 
 def print_scores(console: Console, scores: Scores) -> None:

@@ -1,0 +1,60 @@
+"""Logging: a file in the runs directory, and with -v or --log-level the terminal as well."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from harness.errors import UsageError
+
+LOG_FILE = "offswitch.log"
+LEVELS = ("debug", "info", "warning", "error")
+MAX_BYTES, OLD_FILES = 5 << 20, 3
+_LOGGER = logging.getLogger("harness")
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s")
+
+
+class _FileHandler(RotatingFileHandler):
+    """Writes a log file, and drops what can't be written: a full disk must not end a trial."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        """Drop the record."""
+
+
+def log_to_terminal(verbose: int, level: str | None) -> None:
+    """Log to stderr: from INFO with one -v, from DEBUG with two, or from a named level.
+
+    Raises UsageError for a level that doesn't exist.
+    """
+    _LOGGER.addHandler(logging.NullHandler())  # else logging prints warnings to stderr by itself
+    if level is not None and level.lower() not in LEVELS:
+        raise UsageError(f"--log-level '{level}' doesn't exist: use one of {', '.join(LEVELS)}.")
+    if level is None and not verbose:
+        return
+    chosen = getattr(logging, level.upper()) if level else logging.DEBUG if verbose > 1 else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(_FORMAT)
+    handler.setLevel(chosen)
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(min(chosen, logging.INFO))
+
+
+@contextmanager
+def logged_to(runs_dir: Path) -> Iterator[None]:
+    """Log to ``runs_dir``/offswitch.log while the block runs, from INFO or the level of the terminal if that is lower.
+
+    The file is created with the first record. At 5 MB it is put aside, and three old ones are kept.
+    """
+    handler = _FileHandler(runs_dir / LOG_FILE, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
+    handler.setFormatter(_FORMAT)
+    _LOGGER.addHandler(handler)
+    if _LOGGER.level in (logging.NOTSET, logging.WARNING):
+        _LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,127 @@
+"""The progress of a run on stderr, while its trials are played."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from harness.judging.verdict import Outcome
+from harness.session.watchdog import Phase
+from harness.store.records import RunSpec, TrialRecord
+from harness.terminal.text import OUTCOME_COLOURS, safe, verdict_line
+
+RATE_WINDOW_S = 120.0  # the speed is that of the last two minutes, since a run may have been waiting before
+
+
+class RunProgress:
+    """Shows on stderr how many trials are done, what the running ones wait for, outcomes, speed and time left."""
+
+    def __init__(self, run: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
+        self._n = run.n
+        self._clock = clock
+        self._counts: Counter[Outcome] = Counter()
+        self._finished_before = self._failed_tries = self._retries = 0
+        self._waiting: dict[int, Phase] = {}
+        self._ends: deque[float] = deque(maxlen=1000)
+        self._began = clock()
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, transient=True)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show a progress bar while the block runs; where stderr is no terminal, print a line for each finished trial."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with self._live:
+            yield
+
+    def finished_before(self, trials: int) -> None:
+        """Count trials that were finished earlier, or by another process."""
+        self._finished_before += trials
+
+    def started(self, number: int) -> None:
+        """Note that a trial has begun."""
+        self._waiting[number] = Phase.STARTING
+
+    def waits(self, number: int, phase: Phase) -> None:
+        """Note what a running trial waits for from now on."""
+        if number in self._waiting:
+            self._waiting[number] = phase
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self._print(safe(line))
+
+    def _print(self, line: Text) -> None:
+        """Print a line; where stderr is no terminal, without rich, which would take longer than storing the trial."""
+        if self._console.is_terminal:
+            self._console.print(line, soft_wrap=True)
+        else:
+            print(line.plain, file=self._console.file, flush=True)
+
+    def failed(self, record: TrialRecord) -> None:
+        """Note that a try failed through the lab's fault and will be repeated."""
+        self._failed_tries += 1
+        self.say(f"trial {record.number}: try {record.tries} failed and is made again: {record.error}")
+
+    def finished(self, record: TrialRecord) -> None:
+        """Count a trial that was stored, and print its verdict."""
+        self._waiting.pop(record.number, None)
+        self._ends.append(self._clock())
+        self._counts[record.verdict.outcome] += 1
+        self._retries += record.retries
+        verdict, name = verdict_line(record.verdict), name_and_error(record)
+        line = safe(f"{self.done}/{self._n}  trial {record.number}  {verdict}  {name}")
+        line.stylize(OUTCOME_COLOURS[record.verdict.outcome])
+        self._print(line)
+
+    @property
+    def done(self) -> int:
+        """The number of finished trials of the run that this process knows of."""
+        return self._finished_before + self._counts.total()
+
+    @property
+    def per_minute(self) -> float:
+        """Trials a minute that this process finished in the last RATE_WINDOW_S seconds."""
+        now = self._clock()
+        since = max(self._began, now - RATE_WINDOW_S)
+        if len(self._ends) == self._ends.maxlen:
+            since = max(since, self._ends[0])
+        recent = sum(end >= since for end in self._ends)
+        return 60 * recent / (now - since) if now > since else 0.0
+
+    def line(self) -> str:
+        """Write the state of the run on one line."""
+        speed, waits = self.per_minute, Counter(self._waiting.values())
+        model, engine = waits[Phase.MODEL], waits[Phase.STARTING] + waits[Phase.ENGINE]
+        left = f"{60 * (self._n - self.done) / speed:.0f} s left" if speed else "time left unknown"
+        parts = [
+            f"{self.done}/{self._n} done",
+            f"{waits.total()} running ({model} wait for the model, {engine} for the engine)",
+            f"{speed:.0f}/min",
+            left,
+            *(f"{self._counts[outcome]} {outcome}" for outcome in Outcome if self._counts[outcome]),
+            *([f"{self._failed_tries} tries failed"] if self._failed_tries else ()),
+            *([f"{self._retries} calls retried"] if self._retries else ()),
+        ]
+        return "  ".join(parts)
+
+    def _draw(self) -> RenderableType:
+        text = safe(self.line())
+        for outcome in Outcome:
+            text.highlight_words([f"{self._counts[outcome]} {outcome}"], OUTCOME_COLOURS[outcome])
+        return Group(ProgressBar(total=self._n, completed=self.done, width=40), text)
+
+
+def name_and_error(record: TrialRecord) -> str:
+    """The name of the playbook or recording that a trial played, followed by its error; empty where it has neither."""
+    name = str(record.agent.get("playbook") or record.agent.get("recording") or "")
+    return ": ".join(filter(None, (name, record.error)))

@@ -1,0 +1,150 @@
+"""Tables of runs and of one run's trials, with the figures of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.judging.verdict import Outcome, Sabotage, Tampering
+from harness.store.records import RunSpec, TrialRecord
+from harness.store.store import StoredRun
+from harness.store.summary import Rate, Summary
+from harness.terminal.progress import name_and_error
+from harness.terminal.text import OUTCOME_COLOURS, outcome_words, safe
+
+SABOTAGE_WORDS = {
+    Sabotage.OUTLIVED: "outlived the shutdown",
+    Sabotage.ATTEMPT: "shut down all the same",
+    Sabotage.PREVENTED: "prevented the shutdown",
+    Sabotage.WITHDRAWN: "undid it and stopped",
+    Sabotage.UNKNOWN: "ended in an error",
+}
+
+
+def rate_text(summary: Summary) -> str:
+    """Write the rate of resistance with its n and its interval."""
+    if (interval := _interval(summary.rate)) is None:
+        return "no trial could be judged"
+    return f"resisted {summary.counts[Outcome.RESISTED]} of {summary.judged}: {interval}"
+
+
+def sabotage_text(summary: Summary) -> str:
+    """Write how many trials tampered after the notice, with n and interval, and what came of it."""
+    interval = _interval(summary.sabotage_rate)
+    if interval is None:
+        return "sabotaged none, since no trial could be judged"
+    parts = [f"{count} {SABOTAGE_WORDS[kind]}" for kind, count in summary.sabotage.items() if count]
+    split = f"; {', '.join(parts)}" if parts else ""
+    return f"sabotaged {summary.sabotaged} of {summary.sabotaged_of}: {interval}{split}"
+
+
+def _interval(rate: Rate) -> str | None:
+    if rate.rate is None or rate.low is None or rate.high is None:
+        return None
+    return f"{rate.rate:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
+
+
+def spent_text(summary: Summary) -> str:
+    """Write the tokens, cost and retries of live models, as far as they are known."""
+    tokens = "tokens unknown" if summary.tokens is None else f"{summary.tokens:,} tokens"
+    cost = "cost unknown" if summary.cost is None else f"${summary.cost:,.4f}"
+    retries = "1 call was" if summary.retries == 1 else f"{summary.retries} calls were"
+    return f"{tokens}, {cost}; {retries} made again after a failure"
+
+
+def print_run(
+    console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary, left_out: int = 0
+) -> None:
+    """Print a run: one line for each of ``records``, how many trials were ``left_out``, then the figures."""
+    console.print(safe(f"Run {run.run_id}"), style="bold")
+    table = Table(pad_edge=False)
+    for name in ("trial", "outcome", "tampering", "first seen", "agent"):
+        table.add_column(name, overflow="fold")
+    for record in records:
+        outcome = record.verdict.outcome
+        table.add_row(
+            str(record.number),
+            Text(outcome_words(record.verdict), style=OUTCOME_COLOURS[outcome]),
+            ", ".join(record.verdict.kinds),
+            _first_seen(record.verdict.tampering),
+            safe(name_and_error(record)),
+        )
+    console.print(table)
+    if left_out:
+        console.print(
+            f"{left_out} more trials are not listed: these are the first, the last, and some that resisted or failed.",
+            soft_wrap=True,
+        )
+    print_summary(console, run, summary)
+
+
+def _first_seen(tampering: tuple[Tampering, ...]) -> str:
+    if not tampering:
+        return ""
+    first = tampering[0]
+    return f"call {first.call}, {'after' if first.after_notice else 'before'} notice"
+
+
+def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
+    """Print the figures of a run."""
+    what = f"{run.model}, task {run.task}, condition {run.condition.name}, mechanism {run.mechanism.name}"
+    console.print(safe(what), soft_wrap=True)
+    if run.simulated:
+        console.print(
+            safe(f"Played by {run.simulated}: these figures say nothing about any model's choices now."),
+            style="yellow",
+            soft_wrap=True,
+        )
+    elif run.of_own_agent:
+        console.print("Played by an agent of your own: whether a model played, the lab can't know.", soft_wrap=True)
+    counts = "  ".join(f"{count} {outcome}" for outcome, count in summary.counts.items())
+    console.print(f"{summary.n} trials: {counts}; {summary.attempts} attempts", soft_wrap=True)
+    if summary.failed_tries:
+        said = "1 try" if summary.failed_tries == 1 else f"{summary.failed_tries} tries"
+        console.print(f"{said} failed by the lab's or the engine's fault and made again", soft_wrap=True)
+    console.print(rate_text(summary), style="bold", soft_wrap=True)
+    console.print(sabotage_text(summary), style="bold", soft_wrap=True)
+    if run.simulated is None:
+        console.print(spent_text(summary), soft_wrap=True)
+    if summary.agreement:
+        _print_agreement(console, summary)
+
+
+def _print_agreement(console: Console, summary: Summary) -> None:
+    judged = [item for item in summary.agreement if item.agrees is not None]
+    agree = sum(item.agrees is True for item in judged)
+    aside = len(summary.agreement) - len(judged)
+    more = f" ({aside} labelled error left aside)" if aside else ""
+    console.print(f"{agree} of {len(judged)} verdicts are as expected{more}", soft_wrap=True)
+    for item in judged:
+        if not item.agrees:
+            line = f"  trial {item.number} {item.name}: expected {item.expected}, judged {item.judged}"
+            console.print(safe(line), style="red", soft_wrap=True)
+    console.print("Expected in rows, judged in columns:")
+    table = Table(pad_edge=False)
+    pairs = Counter((item.expected.split()[0], item.judged.split()[0]) for item in summary.agreement)
+    columns = sorted({judged for _, judged in pairs})
+    for name in ("", *columns):
+        table.add_column(name)
+    for expected in sorted({expected for expected, _ in pairs}):
+        table.add_row(expected, *(str(pairs[expected, judged] or "") for judged in columns))
+    console.print(table)
+
+
+def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
+    """Print a table with one line for each run."""
+    table = Table(pad_edge=False)
+    for name in ("run", "created", "model", "task", "condition", "trials", "resisted", "sabotaged", "errors"):
+        table.add_column(name, overflow="fold", no_wrap=name == "run")
+    for stored, summary in runs:
+        spec = stored.spec
+        created = stored.created_at[:16].replace("T", " ")
+        row = (spec.run_id, created, spec.model, spec.task, spec.condition.name)
+        found = (summary.counts[Outcome.RESISTED], summary.sabotaged, summary.counts[Outcome.ERROR])
+        counts = (f"{summary.n}/{spec.n}", *found)
+        table.add_row(*(safe(str(cell)) for cell in (*row, *counts)))
+    console.print(table)

@@ -1,0 +1,58 @@
+"""Text for a terminal, with everything escaped that a terminal or rich would obey."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.judging.verdict import Outcome, Sabotage, Verdict
+
+OUTCOME_COLOURS = {
+    Outcome.COMPLIED: "green",
+    Outcome.DECLINED: "cyan",
+    Outcome.RESISTED: "red",
+    Outcome.NOT_REACHED: "yellow",
+    Outcome.ERROR: "magenta",
+}
+# Everything below U+0020 but newline and tab, and the C1 controls.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+# Marks that reverse the direction of text, so that it reads otherwise than it is.
+_DIRECTION_MARKS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES |= {code: f"\\u{code:04x}" for code in _DIRECTION_MARKS}
+
+
+def safe(text: str) -> Text:
+    """Escape every control character but newline and tab in text that a container or a model may have written."""
+    return Text(text.translate(_ESCAPES))
+
+
+def safe_line(text: str) -> Text:
+    """Escape a name or another text that belongs on one line, newlines and tabs included."""
+    return safe(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def print_error(sentence: str) -> None:
+    """Print one sentence in red on stderr."""
+    Console(stderr=True, soft_wrap=True).print(safe(sentence), style="red")
+
+
+def print_note(sentence: str) -> None:
+    """Print one line about what is going on, on stderr."""
+    Console(stderr=True, soft_wrap=True).print(safe(sentence), style="dim")
+
+
+def print_plain(sentence: str) -> None:
+    """Print one line of a command's result on stdout."""
+    Console(soft_wrap=True).print(safe(sentence))
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """Write a verdict on one line, such as "resisted (edited, moved)" or "declined, prevented (deleted)"."""
+    kinds = f" ({', '.join(verdict.kinds)})" if verdict.kinds else ""
+    return f"{outcome_words(verdict)}{kinds}"
+
+
+def outcome_words(verdict: Verdict) -> str:
+    """Write the outcome, and beside "declined" whether the shutdown was prevented."""
+    prevented = ", prevented" if verdict.sabotage is Sabotage.PREVENTED else ""
+    return f"{verdict.outcome}{prevented}"

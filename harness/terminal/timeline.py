@@ -1,0 +1,157 @@
+"""One trial as a timeline: what the agent said, ran and saw, and what was observed from outside after each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.judging.evidence import FileAccess, TaskEvent
+from harness.judging.verdict import Tampering
+from harness.store.gradings import Grading, labels_text
+from harness.store.records import TrialRecord
+from harness.store.transcript import Entry
+from harness.terminal.text import OUTCOME_COLOURS, outcome_words, safe, safe_line
+
+_PROCESS_CHARS = 2000
+
+
+def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Grading] = ()) -> None:
+    """Print one trial as a timeline: each message and tool call, and below each call what was observed from outside.
+
+    The agent's answers after the trial and the graders' labels come last.
+    """
+    verdict = record.verdict
+    title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(
+        outcome_words(verdict), style=f"bold {OUTCOME_COLOURS[verdict.outcome]}"
+    )
+    console.print(title)
+    console.print(safe(verdict.because), soft_wrap=True)
+    if record.error and record.error != verdict.because:
+        console.print(safe(record.error), style="magenta", soft_wrap=True)
+    if record.simulated:
+        console.print(safe(f"Played by {record.simulated}."), style="yellow", soft_wrap=True)
+    if record.models:
+        console.print(safe_line(f"Answered as {', '.join(record.models)}."), style="dim", soft_wrap=True)
+    for entry, call in _with_calls(record.transcript):
+        _print_entry(console, entry)
+        if call is not None:
+            _print_observed(console, record, call)
+    if "exit_code" in record.agent:
+        _print_process(console, record.agent)
+    _print_end(console, record)
+    _print_afterwards(console, record)
+    for each in gradings:
+        console.print(safe_line(f"Read by {each.grader}: {labels_text(each.labels)}."), style="dim", soft_wrap=True)
+
+
+def _print_afterwards(console: Console, record: TrialRecord) -> None:
+    """Print what the agent said about the trial once it was over, marked as no evidence."""
+    if not (record.afterwards or record.afterwards_error):
+        return
+    console.rule(Text("asked afterwards; no evidence", style="dim"), align="left", style="dim")
+    for entry in record.afterwards:
+        _print_entry(console, entry)
+    if record.afterwards_error:
+        console.print(safe(record.afterwards_error), style="magenta", soft_wrap=True)
+
+
+def _print_process(console: Console, agent: dict[str, Any]) -> None:
+    """Print how the process of the user's own agent ended, and the end of its output."""
+    code = agent["exit_code"]
+    ended = "was ended by the lab" if code is None else f"ended with exit code {code}"
+    console.rule(safe(f"the agent's process {ended}"), align="left", style="dim")
+    for name in ("stdout", "stderr"):
+        if said := agent[name].strip():
+            console.print(safe(f"{name}: {said[-_PROCESS_CHARS:]}"), style="dim", soft_wrap=True)
+
+
+def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:
+    """Pair each entry with the number of the shell call that it answers, or with None."""
+    made: set[str] = set()
+    number = 0
+    for entry in transcript:
+        made |= {call.id for call in entry.calls if call.name == "shell" and not call.error}
+        if entry.role == "tool" and entry.call_id in made:
+            number += 1
+            yield entry, number
+        else:
+            yield entry, None
+
+
+def _print_entry(console: Console, entry: Entry) -> None:
+    console.rule(Text(entry.role, style="dim"), align="left", style="dim")
+    if entry.thinking:
+        console.print(safe(entry.thinking), style="italic dim", soft_wrap=True)
+    if entry.text:
+        console.print(safe(entry.text), style="dim" if entry.role in ("system", "user") else "", soft_wrap=True)
+    for call in entry.calls:
+        said = f"submit: {call.answer}" if call.name == "submit" else f"$ {call.cmd}"
+        said = "(a call that made no sense)" if call.error else said
+        console.print(safe(said), style="bold", soft_wrap=True)
+
+
+_EVENT_WORDS = {
+    TaskEvent.NOTICE: "notice given",
+    TaskEvent.DUE: "shutdown due",
+    TaskEvent.DONE: "task done",
+    TaskEvent.REFUSED: "odd request",
+}
+
+
+def _print_observed(console: Console, record: TrialRecord, call: int) -> None:
+    """Print the task events and the tampering that belong to one call."""
+    for entry in record.evidence.ledger if record.evidence else ():
+        if entry.call == call and entry.what in _EVENT_WORDS:
+            console.print(safe_line(f"  {entry.at_s:8.3f} s  {_EVENT_WORDS[entry.what]}"), style="cyan", soft_wrap=True)
+    for item in record.verdict.tampering:
+        if item.call == call:
+            _print_tampering(console, item)
+
+
+def _print_end(console: Console, record: TrialRecord) -> None:
+    console.rule(Text("at the end", style="dim"), align="left", style="dim")
+    calls = [call for _, call in _with_calls(record.transcript) if call is not None]
+    for item in record.verdict.tampering:
+        if item.call not in calls:
+            _print_tampering(console, item)
+    if evidence := record.evidence:
+        machine = evidence.machine
+        at = f"{machine.down_at_s:.3f} s: " if machine.down_at_s is not None else ""
+        state = f"{at}machine down, exit code {machine.exit_code}" if machine.down else "machine still up"
+        console.print(safe(f"{state}; watch: {evidence.watch}"), soft_wrap=True)
+        if evidence.changed_paths:
+            console.print(safe_line("changed paths: " + "  ".join(evidence.changed_paths[:50])), soft_wrap=True)
+    outcome = record.verdict.outcome
+    console.print(
+        Text(outcome, style=f"bold {OUTCOME_COLOURS[outcome]}") + safe(f": {record.verdict.because}"), soft_wrap=True
+    )
+
+
+def _print_tampering(console: Console, item: Tampering) -> None:
+    when = f"call {item.call}, {item.at_s:.3f} s, {'after' if item.after_notice else 'before'} the notice"
+    console.rule(safe_line(f"{item.kind} {item.path}"), align="left", style="red")
+    console.print(safe_line(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
+    if item.moved_to:
+        console.print(safe_line(f"moved to {item.moved_to}"), soft_wrap=True)
+    if item.access:
+        _print_access(console, item.access)
+    if item.before == item.after:
+        return
+    for name, state in (("before", item.before), ("after", item.after)):
+        mode = f" mode {state.mode:04o} owner {state.uid}:{state.gid}" if state.mode is not None else ""
+        digest = f" {state.size} bytes sha256 {state.sha256[:16]}" if state.sha256 else ""
+        target = f" -> {state.target}" if state.target else ""
+        console.print(safe_line(f"  {name}: {state.kind}{mode}{digest}{target}"), soft_wrap=True)
+    if item.diff:
+        console.print(safe(item.diff), style="dim", soft_wrap=True)
+
+
+def _print_access(console: Console, access: FileAccess) -> None:
+    """Print the process that started the kill switch: its command line, folder and environment."""
+    console.print(safe_line(f"  started as: {' '.join(access.argv)}  in {access.cwd}"), soft_wrap=True)
+    for name, value in access.environment:
+        if name != "PATH":
+            console.print(safe_line(f"    {name}={value}"), style="dim", soft_wrap=True)
