@@ -113,7 +113,7 @@ def test_a_full_device_is_one_sentence(harness_started: Started, tmp_path: Path)
         store.add_run(run_spec(), {"id": "sha256:1"}, versions())
         command = [sys.executable, "-m", "harness", "list", "--runs-dir", str(tmp_path)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "There is no room for what is to be printed.\n")
+    assert (done.returncode, done.stderr) == (1, "The output can't be written: no space is left on its device.\n")
 
 
 @pytest.mark.parametrize("shell", ['"$@" >&-', '{ sleep 0.1; "$@"; echo "ended with $?" >&2; } | true'])

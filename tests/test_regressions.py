@@ -17,7 +17,7 @@ from harness.store.records import TrialRecord
 from harness.store.store import FILE, Store
 from harness.tasks.patrol import PATROL
 from harness.tasks.task import TaskOptions
-from harness.terminal.view import print_trial
+from harness.terminal.timeline import print_trial
 from tests.builders import (
     HOME,
     InMemory,
@@ -83,6 +83,9 @@ async def test_an_unforeseen_failure_is_one_trials() -> None:
     await run_trials(run_spec(n=3), a_lab(model), InMemory(3, done))
     outcomes = {record.number: record.verdict.outcome for record in done}
     assert outcomes == {1: Outcome.ERROR, 2: Outcome.NOT_REACHED, 3: Outcome.NOT_REACHED}
+    broken = next(record for record in done if record.number == 1)
+    assert broken.error == "RuntimeError: a bug"
+    assert 'raise RuntimeError("a bug")' in str(broken.traceback)
 
 
 def test_what_stands_wrong_is_listed_as_standing() -> None:

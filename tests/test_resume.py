@@ -16,7 +16,7 @@ from harness.agents.scripted.playbook import AdvanceStep, Playbook
 from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import UsageError
 from harness.resources import ROOT
-from harness.runs.request import RunRequest, _to_keep, check_request, stored_request
+from harness.runs.request import RunRequest, _resumable, check_request, stored_request
 from harness.runs.same_run import difference, identity, must_be_same
 from harness.store.records import RunSpec
 from harness.store.store import Store, StoredRun
@@ -37,7 +37,7 @@ def kept(runs: Path, **other: Any) -> RunSpec:
     request = asked(runs, **other)
     plan, model = check_request(request)
     with Store(runs) as store:
-        store.add_run(plan, {"name": plan.image}, versions(), _to_keep(request, plan, model))
+        store.add_run(plan, {"name": plan.image}, versions(), _resumable(request, plan, model))
     return plan
 
 

@@ -87,7 +87,7 @@ def test_trials_that_ended_in_error_are_left_out() -> None:
     error = a_record(2, evidence=None)
     replay = stored_replay(the_run(), [a_record(1), error, a_record(3)], own_words=True)
     assert [each.file for each in replay.recordings] == ["monday trial 1", "monday trial 3"]
-    assert replay.default_n == 2
+    assert (replay.default_n, replay.most_trials) == (2, 2)
     with pytest.raises(UsageError, match="'monday' has no judged trial"):
         stored_replay(the_run(), [error], own_words=True)
 
@@ -131,11 +131,19 @@ def test_a_run_is_played_as_it_was(tmp_path: Path, name: str) -> None:
 
 def test_what_the_user_says_goes_first(tmp_path: Path) -> None:
     """An option that is given replaces the stored run's, and another condition brings its own prompts."""
-    runs = kept(tmp_path, the_run(), a_record())
-    run, model = check_request(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=5))
-    assert (run.condition.name, run.n) == ("A", 5)
+    runs = kept(tmp_path, the_run(), a_record(1), a_record(2), a_record(3))
+    run, model = check_request(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=2))
+    assert (run.condition.name, run.n) == ("A", 2)
     assert run.options == TaskOptions(seed=9, questions=6, notice_after=2, announced=False)
     assert model.prompts(1) is None
+
+
+def test_a_recording_counts_once(runs: Path) -> None:
+    """More trials than recordings are refused, since the same calls played twice are one observation."""
+    with pytest.raises(
+        UsageError, match=r"^--n 1000 won't do: there (is|are) \d+ recordings?, and each is played once\."
+    ):
+        check_request(asked(runs, n=1000))
 
 
 def test_it_is_no_run_of_another_task(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how every foreseen failure ends."""
+"""The command line: the commands, and how each foreseen failure is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.process.invocation import invoked_as
 from harness.process.logs import LEVELS, log_to_terminal
 from harness.terminal.text import print_error
 
-# Where each command's function is, in harness/cli: what one command loads can take a second that others need not.
+# Where each command's function is. Modules are loaded on demand, since some take a second.
 COMMANDS = {
     "trial": "trial:trial",
     "resume": "trial:resume",
@@ -81,11 +81,11 @@ def with_logging(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def main() -> None:
-    """Run the command line; every foreseen failure is one sentence on stderr and a non-zero exit."""
+    """Run the command line. Each foreseen failure becomes one sentence on stderr and a non-zero exit code."""
     words = sys.argv[1:] or ["--help"]
     try:
         code = application(words)(words, prog_name=invoked_as(), standalone_mode=False) or 0
-        if sys.stdout:  # None where it was closed before the lab began
+        if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
         sys.exit(code)
     except TyperException as error:
@@ -95,13 +95,13 @@ def main() -> None:
     except sqlite3.DatabaseError as error:
         print_error(f"A store is damaged ({error}): {RESTORE}.")
         sys.exit(1)
-    except BrokenPipeError:  # whoever read has gone: what is still to be written has no reader at the exit, either
+    except BrokenPipeError:  # the reader is gone, so nothing more can be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename:
             raise
-        print_error("There is no room for what is to be printed.")
+        print_error("The output can't be written: no space is left on its device.")
         sys.exit(1)
     except LabError as error:
         print_error(str(error))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
+from harness.process.invocation import invoked_as
 from harness.tasks.task import Trigger
 from harness.terminal.text import print_error
 
@@ -113,7 +114,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
             compose=compose,
             inspect=inspect,
         ),
-        command=f"./lab audit {shlex.join(sys.argv[2:])}".strip(),
+        command=f"{invoked_as()} audit {shlex.join(sys.argv[2:])}".strip(),
     )
     try:
         report = uvloop.run(run_audit(request))

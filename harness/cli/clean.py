@@ -1,4 +1,4 @@
-"""The command that clears what killed runs left behind."""
+"""The command ``clean``: removes what killed runs left behind."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from harness.terminal.text import print_note, print_plain
 
 
 def clean(
-    images: Annotated[
-        bool, typer.Option("--images", help="Remove the lab's sandbox images that no container uses, too.")
-    ] = False,
+    images: Annotated[bool, typer.Option("--images", help="Remove unused sandbox images of the lab as well.")] = False,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Those images, and the claims of other hosts' processes, which can't be asked."),
+        typer.Option("--all", help="Remove unused images, and claims of processes on other hosts, dead or not."),
     ] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Clear what killed runs left behind: containers, networks, temporary folders, claims of trials.
+    """Remove what killed runs left behind: containers, networks, temporary folders, claims on trials.
 
-    Nothing of a process that lives is touched, and nothing that the lab didn't make.
+    Nothing that belongs to a living process is touched, and nothing that the lab didn't make.
     """
     cleared = 0
     found = (_engine(images=images or everything), _folders(), _claims(runs_dir, also_elsewhere=everything))

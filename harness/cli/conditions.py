@@ -1,4 +1,4 @@
-"""The conditions there are."""
+"""The command ``conditions``: lists the conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_conditions(
     conditions: Annotated[Path | None, typer.Option(help="A file with conditions of your own.")] = None,
     as_json_: AsJson = False,
 ) -> None:
-    """List the conditions: where each instruction stands, and whose words it is in."""
+    """List the conditions: where each instruction is placed, and whose wording it has."""
     known = conditions_with(conditions).values()
     if as_json_:
         print_json([each.model_dump() for each in known])

@@ -1,4 +1,4 @@
-"""The command that tests the lab's own word: playbooks whose right verdicts are known."""
+"""The command ``corpus``: plays playbooks with known verdicts, and scores the lab's verdicts."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ SHIPPED = Path("tasks/playbooks")
 
 def corpus(  # noqa: PLR0917 - typer passes options by name
     playbooks: Annotated[
-        Path | None, typer.Option(help="A file or folder of playbooks. [default: those that ship]")
+        Path | None, typer.Option(help="A file or folder of playbooks. [default: the shipped ones]")
     ] = None,
     family: Annotated[str | None, typer.Option(help="Only those of this family, such as harmless.")] = None,
     mechanism: Annotated[
-        str | None, typer.Option(help="Which kill switch; what ships expects the published ones. [default: those]")
+        str | None,
+        typer.Option(
+            help="Which kill switch; shipped playbooks expect the published ones. [default: the task's published one]"
+        ),
     ] = None,
     image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
     concurrency: Annotated[int, typer.Option(help="Trials at a time; most of their time is waiting.")] = 6,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Play scripted agents whose right verdicts are known, and say how many were judged rightly."""
+    """Play scripted agents whose correct verdicts are known, and report how many were judged correctly."""
     cases, runs, left = [], [], 0
     for request in list(_requests(playbooks, family, mechanism)):
         job = uvloop.run(run_request(replace(request, image=image, concurrency=concurrency, runs_dir=runs_dir)))
@@ -63,7 +66,7 @@ def corpus(  # noqa: PLR0917 - typer passes options by name
 
 
 def _requests(path: Path | None, family: str | None, mechanism: str | None) -> Iterator[RunRequest]:
-    """A run for each task that there are playbooks of. Raises UsageError where there are none."""
+    """Yield a request for each task that the playbooks are for. Raises UsageError where no playbook is left."""
     if family is not None and family not in FAMILIES.split():
         raise UsageError(f"There is no family '{family}': use one of {', '.join(FAMILIES.split())}.")
     place = path or ROOT / SHIPPED

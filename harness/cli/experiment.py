@@ -1,4 +1,4 @@
-"""Experiments: run what is missing of a file's cells, and say how far each is."""
+"""The command ``experiment``: runs the missing trials of an experiment's cells and reports their progress."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from rich.console import Console
 
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
+from harness.runs.request import DEFAULT_CONCURRENCY
 from harness.terminal.text import print_error, print_note
 
 
 def experiment(  # noqa: PLR0917 - typer passes options by name
     file: Annotated[Path, typer.Argument(help="The experiment's file, such as experiments/calibration.yaml.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A value that the file asks for.")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Fill in a value that the file leaves open.")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Only cells whose name has this text in it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
-    concurrency: Annotated[int, typer.Option(help="Trials alive at a time; starts keep the engine's own pace.")] = 8,
+    only: Annotated[str | None, typer.Option(help="Only cells whose name contains this text.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
+    concurrency: Annotated[
+        int, typer.Option(help="Trials alive at a time; the engine limits how many start at once.")
+    ] = DEFAULT_CONCURRENCY,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Grading what agents said: a model's reading, kept beside the records."""
+"""The command ``grade``: has a model label what a run's agents said."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 def grade(  # noqa: PLR0917 - typer passes options by name
     run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
-    grader: Annotated[str, typer.Option(help="The model that reads: one such as o3, PROVIDER/NAME, or gguf:FILE.")],
-    concurrency: Annotated[int, typer.Option(help="Trials read at a time.")] = 4,
+    grader: Annotated[str, typer.Option(help="The model that grades: a name such as o3, PROVIDER/NAME, or gguf:FILE.")],
+    concurrency: Annotated[int, typer.Option(help="Trials graded at a time.")] = 4,
     base_url: BaseUrl = None,
     api: Api = None,
     reasoning_effort: Effort = None,
@@ -54,7 +54,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Have a model read what a run's agents said: whether they deny what they did, or think it a test."""
+    """Have a model label what a run's agents said: whether they deny what they did, or take the trial for a test."""
     from harness.grading.job import grade_run, grader_named  # noqa: PLC0415 - only this command asks a grader
 
     asking = ModelOptions(
@@ -69,7 +69,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
         preflight=not no_preflight,
     )
     with Store(runs_dir, create=False) as store:
-        run = store.run(run).spec.run_id  # before anything is asked of a provider, or of who calls
+        run = store.run(run).spec.run_id  # so that a wrong id is refused before anything else
     try:
         found = uvloop.run(grade_run(runs_dir, run, grader_named(grader, asking, concurrency)))
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
 
 
 def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
-    """What this grader read in all of the run, for programs."""
+    """Count this grader's labels over the whole run, as the object that ``--json`` prints."""
     from harness.grading.rubric import cases, rubric  # noqa: PLC0415 - as above
     from harness.store.gradings import MEASURES, denied, interfered  # noqa: PLC0415 - as above
 

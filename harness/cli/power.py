@@ -1,4 +1,4 @@
-"""How many trials a comparison needs, before it is run."""
+"""The command ``power``: computes how many trials a comparison needs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from harness.terminal.text import safe
 
 
 def power(  # noqa: PLR0917 - typer passes options by name
-    p1: Annotated[float, typer.Option(help="The one rate, between 0 and 1.")],
-    p2: Annotated[float, typer.Option(help="The other.")],
+    p1: Annotated[float, typer.Option(help="The first rate, between 0 and 1.")],
+    p2: Annotated[float, typer.Option(help="The second rate, between 0 and 1.")],
     margin: Annotated[
-        float | None, typer.Option(help="Ask for equivalence within this margin instead of a difference.")
+        float | None, typer.Option(help="Show equivalence within this margin instead of a difference.")
     ] = None,
-    power_: Annotated[float, typer.Option("--power", help="The chance to find what is so.")] = 0.8,
-    alpha: Annotated[float, typer.Option(help="The chance to find what isn't so.")] = 0.05,
+    power_: Annotated[
+        float, typer.Option("--power", help="The probability of detecting a true difference or equivalence.")
+    ] = 0.8,
+    alpha: Annotated[float, typer.Option(help="The probability of a false finding.")] = 0.05,
     as_json_: AsJson = False,
 ) -> None:
-    """Say how many trials it takes to tell two rates apart, or to show that they are equivalent."""
+    """Compute how many trials show that two rates differ, or that they are equivalent."""
     _within("--p1", p1, closed=True)
     _within("--p2", p2, closed=True)
     for option, value in (("--power", power_), ("--alpha", alpha), ("--margin", margin)):

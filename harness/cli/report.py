@@ -1,4 +1,4 @@
-"""Commands that set stored runs beside published figures: a report, and a table in the terminal."""
+"""The commands ``report`` and ``compare``: stored runs beside published figures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from harness.terminal.text import print_error, print_note, safe
 if TYPE_CHECKING:
     from analysis.report.report import RunReport
 
-Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs' ids, or 'last'. [default: all]")]
+Runs = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids of runs, or 'last'. [default: all runs]")
+]
 Margin = Annotated[
     float | None,
     typer.Option(
-        help="Percentage points within which a rate is the published one; fix it before the run. "
+        help="Equivalence margin in percentage points; fix it before the run. "
         "[default: what an experiment's file fixed; 5]"
     ),
 ]
@@ -30,16 +32,14 @@ Margin = Annotated[
 def report(
     runs: Runs = None,
     *,
-    out: Annotated[
-        Path | None, typer.Option(help="A folder for all three. [default: report, in the runs' folder]")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="A file for the page alone.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="A file for the Markdown alone.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="A file for the table alone.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for all three files. [default: RUNS_DIR/report]")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write only the HTML page, to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write only the Markdown, to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write only the CSV table, to this file.")] = None,
     margin: Margin = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write runs up beside the published figures: one HTML page, and the same in Markdown and CSV."""
+    """Write a report that compares runs with published figures, as HTML, Markdown and CSV."""
     from analysis.report.page import page  # noqa: PLC0415 - seconds that only this command pays
     from analysis.report.table import as_csv  # noqa: PLC0415 - as above
     from analysis.report.table import markdown as as_markdown  # noqa: PLC0415 - as above
@@ -63,7 +63,7 @@ def compare(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Compare runs with the published figures; the exit code is 1 where one differs."""
+    """Compare runs with the published figures; exit with 1 where one differs."""
     from analysis.compare import Answer  # noqa: PLC0415 - as above
 
     found = _report(runs, runs_dir, margin)
@@ -77,7 +77,7 @@ def compare(
 
 
 def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> RunReport:
-    """Raises UsageError where the runs aren't there or hold nothing."""
+    """Read the runs' trials into a report. Raises UsageError where a run doesn't exist or none has a finished trial."""
     from analysis.cells import read_cells  # noqa: PLC0415 - as above
     from analysis.report.report import RunReport  # noqa: PLC0415 - as above
 

@@ -1,4 +1,4 @@
-"""Commands that read what was stored: a run, a trial, all runs, verdicts judged again."""
+"""The commands ``show``, ``list`` and ``judge``, which read stored runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show(
 
 
 def list_runs(runs_dir: RunsDir = Path("runs"), as_json_: AsJson = False) -> None:
-    """List the runs there are."""
+    """List the stored runs."""
     with Store(runs_dir, create=False) as store:
         runs = [(stored, summarise(store.rows(stored.spec.run_id))) for stored in store.runs()]
     if as_json_:
@@ -55,7 +55,7 @@ def judge(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Judge a run's stored evidence again with today's rules, and say what differs from its record."""
+    """Judge a run's stored evidence again by the current rules, and print the verdicts that change."""
     with Store(runs_dir, create=False) as store:
         n, moved = 0, []
         for record in store.trials(store.run(run).spec.run_id):

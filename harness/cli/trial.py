@@ -1,4 +1,4 @@
-"""The main job's commands: a run, and going on with one."""
+"""The commands ``trial`` and ``resume``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.cli.options import (
     print_stored,
 )
 from harness.process.invocation import invoked_as
-from harness.runs.request import RunRequest, run_request, stored_request
+from harness.runs.request import DEFAULT_CONCURRENCY, RunRequest, run_request, stored_request
 from harness.store.store import Store
 from harness.store.summary import as_json
 from harness.terminal.text import print_error, print_note
@@ -48,37 +48,39 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     ] = None,
     agent: Annotated[
         str | None,
-        typer.Option(help="A command of your own that plays instead, or 'wait' for one that connects by itself."),
+        typer.Option(help="Your own agent: a command to start for each trial, or 'wait' for an agent that connects."),
     ] = None,
     n: Annotated[
         int | None,
-        typer.Option("--n", help="How many trials. [default: each playbook or recording once; 1 of a live model]"),
+        typer.Option("--n", help="Number of trials. [default: each playbook or recording once; 1 for a live model]"),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="math or patrol. [default: the one the model is for]")] = None,
+    task: Annotated[str | None, typer.Option(help="math or patrol. [default: what the model is for]")] = None,
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
     image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
     conditions: Annotated[
-        Path | None, typer.Option(help="A file with conditions of your own, beside those that ship.")
+        Path | None, typer.Option(help="A file with your own conditions, in addition to the shipped ones.")
     ] = None,
     ask_after: Annotated[
-        bool, typer.Option("--ask-after", help="Once a trial is over, ask the agent what it was told and did.")
+        bool, typer.Option("--ask-after", help="After each trial, ask the agent what it was told and what it did.")
     ] = False,
-    concurrency: Annotated[int, typer.Option(help="Trials alive at a time; starts keep the engine's own pace.")] = 8,
+    concurrency: Annotated[
+        int, typer.Option(help="Trials alive at a time; the engine limits how many start at once.")
+    ] = DEFAULT_CONCURRENCY,
     seed: Annotated[
-        int | None, typer.Option(help="Other questions of the same kind. [default: the published six]")
+        int | None, typer.Option(help="Draw other questions of the same kind. [default: the published six]")
     ] = None,
-    questions: Annotated[int | None, typer.Option(help="How many questions or steps. [default: as published]")] = None,
+    questions: Annotated[int | None, typer.Option(help="Number of questions or steps. [default: as published]")] = None,
     notice_after: Annotated[
-        int | None, typer.Option(help="With which question the notice comes. [default: as published]")
+        int | None, typer.Option(help="The question or step that brings the notice. [default: as published]")
     ] = None,
     unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
-    message_limit: Annotated[int, typer.Option(help="Messages a trial may have.")] = 60,
+    message_limit: Annotated[int, typer.Option(help="Messages that a trial may have.")] = 60,
     time_limit: Annotated[
         float | None,
         typer.Option(
-            help="Seconds a trial may take; a model that takes longer is an error, your agent judged as it stands. "
-            "[default: any; 900 of --agent CMD]"
+            help="Seconds that a trial may take. A model that takes longer is an error; your own agent is judged as it "
+            "stands. [default: no limit; 900 for --agent CMD]"
         ),
     ] = None,
     base_url: BaseUrl = None,
@@ -93,9 +95,9 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     prices: Prices = None,
     no_preflight: NoPreflight = False,
     wait_limit: Annotated[
-        float, typer.Option(help="Seconds that '--agent wait' waits for an agent, and for each further call of it.")
+        float, typer.Option(help="Seconds that '--agent wait' waits for the agent's first and each further call.")
     ] = 300,
-    run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: made from the time]")] = None,
+    run_id: Annotated[str | None, typer.Option(help="A name for the run. [default: derived from the time]")] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
@@ -140,15 +142,15 @@ def resume(  # noqa: PLR0917 - as above
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time. [default: as before]")] = None,
     max_cost: Annotated[
         float | None,
-        typer.Option(help="US dollars the whole run may cost, what was spent included. [default: as before]"),
+        typer.Option(help="US dollars that the whole run may cost, past spending included. [default: as before]"),
     ] = None,
     max_tokens_total: Annotated[
-        int | None, typer.Option(help="Tokens the whole run may use, read and written. [default: as before]")
+        int | None, typer.Option(help="Tokens that the whole run may use, read and written. [default: as before]")
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Run the trials that a run is missing, whatever ended it."""
+    """Run the missing trials of a run that was stopped or killed."""
     request = stored_request(
         runs_dir, run, concurrency=concurrency, max_cost=max_cost, max_tokens_total=max_tokens_total
     )
@@ -156,7 +158,7 @@ def resume(  # noqa: PLR0917 - as above
 
 
 def tell(job: RunResult, runs_dir: Path, *, as_json_: bool) -> None:
-    """Print what came of a run, and end with the exit code that says so."""
+    """Print the result of a run and exit with the code that matches it."""
     run_id = job.run.run_id
     if as_json_:
         print_json(as_json(job.run, job.summary))

@@ -1,4 +1,4 @@
-"""Running a run: an engine, an image, the control trial, then the trials that are missing."""
+"""Runs a checked run: connect to an engine, build the image, run the control trial, then the missing trials."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came of it: the figures are of all the run's finished trials, ``seconds`` of this process.
+    """The figures of all finished trials of a run, and why this process ended before the rest.
 
-    ``stopped`` says why no further trials were begun, if so; ``elsewhere`` counts those other processes have under way.
+    ``stopped`` is the reason why no further trials were begun; ``elsewhere`` counts trials that other processes have
+    claimed. The summary's ``seconds`` are this process's alone.
     """
 
     run: RunSpec
@@ -56,7 +57,7 @@ class RunResult:
 
 
 async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
-    """Run what is missing of a run. ``request`` is kept with a new one, to ask for it again by its name."""
+    """Run the trials of a run that are not stored yet. ``request`` is stored with a new run in order to resume it."""
     began = time.monotonic()
     collect_garbage_rarely()
     with stoppable(), Store(runs_dir) as store, logged_to(runs_dir), Engine.connected(print_note) as engine:
@@ -85,7 +86,7 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
 async def opened_lab(
     engine: Engine, image: ImageRequest, tag: str, model: Player, progress: RunProgress
 ) -> AsyncIterator[Lab]:
-    """What all trials of a run share: a tool server, recovery from engine failures, and an engine log kept short.
+    """Open what all trials of a run share: a tool server, recovery from engine failures, rotation of the engine's log.
 
     ``tag`` is the built image's; ``image`` says how to build it again where it was removed meanwhile.
     """
@@ -97,7 +98,7 @@ async def opened_lab(
 
 @asynccontextmanager
 async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
-    """After the block give up the claims on unfinished trials, and remove the containers that are left of the run."""
+    """After the block, give up the claims on unfinished trials and remove the run's remaining containers."""
     try:
         yield
     finally:
@@ -107,7 +108,7 @@ async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that a control trial's container isn't left, either."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that its containers are removed."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in ENDING[1:]:
@@ -122,14 +123,17 @@ def stoppable() -> Iterator[None]:
 
 
 async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:
-    """See that the kill switch works by itself, unless it was seen before. Raises MechanismError."""
+    """Run the control trial, unless one of the same key was passed before. Raises MechanismError, SandboxError."""
     key = control_key(run, versions)
     if store.control(key) is None:
         store.add_control(key, await run_control(run, lab))
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
-    """Wait for the trials; SIGINT and SIGTERM cancel them. Whether that happened, and what the lab failed at if so."""
+    """Wait for the trials, which SIGINT, SIGTERM and SIGHUP cancel.
+
+    Returns whether they were cancelled, and the lab's failure in a sentence, if it failed.
+    """
     loop = asyncio.get_running_loop()
     for number in ENDING:
         loop.add_signal_handler(number, trials.cancel)
@@ -148,6 +152,6 @@ async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, 
 
 
 def summary_of(runs_dir: Path, run_id: str, seconds: float) -> Summary:
-    """The figures of a run's finished trials, said to have taken so long."""
+    """Summarise a run's finished trials, with ``seconds`` as their duration."""
     with Store(runs_dir, create=False) as store:
         return summarise(store.rows(run_id)).model_copy(update={"seconds": round(seconds, 1)})

@@ -1,4 +1,4 @@
-"""What is left to do of a run, as one process sees it: it claims trials, stores what came of them, and says so."""
+"""The queue of a stored run: claims trials for this process, stores their records, and reports progress."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 _LASTING: tuple[type[LastingModelError], ...] = (LastingModelError, *LastingModelError.__subclasses__())
 LASTING = {kind.__name__ for kind in _LASTING}
-HOPELESS = 5  # trials in a row that the lab itself could not run
+MAX_FAILURES_IN_A_ROW = 5  # trials that the lab itself could not run
 
 
 @dataclass
 class StopPolicy:
-    """Whether a run must end early: by an error that every further trial would meet, or by its budget."""
+    """Decides when a run ends early: after an error that each further trial would meet, or when the budget is spent."""
 
     budget: Budget
     reason: str | None = None
@@ -35,14 +35,14 @@ class StopPolicy:
     _in_a_row: int = 0
 
     def note(self, record: TrialRecord) -> None:
-        """Look at a finished trial."""
+        """Take a finished trial into account."""
         self.budget.finished += 1
         self._in_a_row = self._in_a_row + 1 if record.lab_failed else 0
-        if (record.error_kind in LASTING or self._in_a_row >= HOPELESS) and not self.failed:
+        if (record.error_kind in LASTING or self._in_a_row >= MAX_FAILURES_IN_A_ROW) and not self.failed:
             self.reason, self.failed = record.error, True
 
     def may_begin(self, running: int) -> bool:
-        """Whether a further trial may begin beside those that run."""
+        """Whether another trial may begin while ``running`` others are under way."""
         if self.reason is None and (why := self.budget.too_little_for(running)):
             self.reason = f"{why[0].upper()}{why[1:]}."
         return self.reason is None
@@ -50,7 +50,7 @@ class StopPolicy:
 
 @dataclass
 class StoredQueue:
-    """The missing trials of a stored run. Trials that another process has claimed are left to it while it lives."""
+    """The missing trials of a stored run. A trial claimed by another living process is left to that process."""
 
     run: RunSpec
     store: Store
@@ -65,11 +65,11 @@ class StoredQueue:
 
     @property
     def elsewhere(self) -> int:
-        """How many trials other processes had under way when this one last looked."""
+        """The number of trials that other processes had claimed when this one last tried."""
         return len(self._left)
 
     def next(self, running: int) -> int | None:
-        """Claim a trial: its number, or None where none is left or no further one may be begun."""
+        """Claim a trial and return its number, or None where none is left or the stop policy forbids another."""
         if not self.stop_policy.may_begin(running):
             return None
         for _ in range(len(self._left)):
@@ -85,24 +85,24 @@ class StoredQueue:
         return None
 
     def tries(self, number: int) -> int:
-        """How many tries of a trial have failed."""
+        """The number of failed tries of a trial that are stored."""
         return self.store.tries(self.run.run_id, number)
 
     def failed(self, record: TrialRecord) -> None:
-        """Keep a try that will be made again."""
+        """Store and report a failed try that will be repeated."""
         self.store.add_failed_try(record)
         _log.warning("trial %d of run %s: try %d failed: %s", record.number, record.run_id, record.tries, record.error)
         self.progress.failed(record)
 
     def finished(self, record: TrialRecord) -> None:
-        """Store a trial; when this returns it is on disk, and said."""
+        """Store a trial and report it; when this returns the record is on disk."""
         self.store.add_trial(record)
         _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
         self.progress.finished(record)
 
     def close(self) -> None:
-        """Leave what isn't finished to whoever comes next; where there is no room to say so, its end does."""
+        """Give up the claims on unfinished trials; on a full disk they lapse when this process ends."""
         with contextlib.suppress(StoreError):
             self.store.give_up(self.run.run_id, self.owner)
 
@@ -110,9 +110,9 @@ class StoredQueue:
 def begin_run(
     store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
 ) -> RunSpec:
-    """Store the run, or take up the one that is there. Raises UsageError where that is another one."""
+    """Store a new run, or return the stored one to continue it. Raises UsageError where the stored run differs."""
     if (known := store.find(fresh.run_id)) is None:
-        with contextlib.suppress(RunExistsError):  # another process may be faster
+        with contextlib.suppress(RunExistsError):  # another process may have stored it first
             store.add_run(fresh, image, versions, request)
         known = store.run(fresh.run_id)
     must_be_same(known, fresh.model_copy(update={"image": image["name"]}))
@@ -127,6 +127,6 @@ def begin_run(
 
 
 def charge_earlier_spending(budget: Budget, store: Store, run: RunSpec) -> None:
-    """Count what the run's finished trials have cost already."""
+    """Charge the budget with what the run's finished trials have cost."""
     budget.tokens, budget.cost = store.spent(run.run_id)
     budget.finished = run.n - len(store.missing(run.run_id, run.n))

@@ -1,4 +1,4 @@
-"""The main job: what was asked for, checked before anything is touched, then run (harness/runs/job.py)."""
+"""A request for a run: checked before anything is touched, then run (harness/runs/job.py), or resumed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from harness.agents.external import WAIT, ExternalAgent, Player, external_agent
 from harness.agents.providers.model import ApiModel
 from harness.agents.providers.options import ModelOptions
 from harness.agents.registry import default_task, make_model
+from harness.agents.scripted.replay import ReplayModel
 from harness.agents.scripted.stored_replay import stored_replay
 from harness.errors import UsageError
 from harness.runs.same_run import identity, lasting_name, must_be_same
@@ -30,8 +31,9 @@ from harness.terminal.text import print_note
 if TYPE_CHECKING:
     from harness.runs.job import RunResult
 
-OWN_AGENT_LIMIT_S = 900.0
+EXTERNAL_AGENT_LIMIT_S = 900.0
 DEFAULT_MODEL = "demo"
+DEFAULT_CONCURRENCY = 8
 
 RUN_ID = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,200}")
 MOST_TRIALS = 1_000_000  # of one run
@@ -39,7 +41,7 @@ MOST_TRIALS = 1_000_000  # of one run
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What the user asked for, unchecked. ``family`` leaves only the playbooks of that one."""
+    """What the user asked for, unchecked; None leaves a choice to the defaults. ``family`` selects playbooks."""
 
     model: str | None = None
     n: int | None = None
@@ -47,7 +49,7 @@ class RunRequest:
     condition: str | None = None
     mechanism: str | None = None
     image: str | None = None
-    concurrency: int = 4
+    concurrency: int = DEFAULT_CONCURRENCY
     seed: int | None = None
     questions: int | None = None
     notice_after: int | None = None
@@ -66,14 +68,18 @@ class RunRequest:
 
 
 def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
-    """The run that was asked for; its image has no tag yet. Raises UsageError before anything is touched."""
+    """Check a request and return the run and its player. Raises UsageError before anything is touched.
+
+    The run's image is a name here; its tag is known once it is built.
+    """
     asking = request.asking or ModelOptions()
-    stored = _stored(request)
+    stored = _replayed_run(request)
     if stored:
-        request = _as_in(stored.spec, request)
+        request = _filled_from(stored.spec, request)
     task, model = _player(request, asking, stored)
     mechanism = mechanism_for(task.name, request.mechanism)
     _positive("--n", request.n, MOST_TRIALS)
+    _refuse_repeats(request.n, model)
     _positive("--concurrency", request.concurrency)
     _positive("--questions", request.questions)
     _positive("--message-limit", request.message_limit)
@@ -106,7 +112,7 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
             after_submit=condition.follow_up is not None,
         ),
         message_limit=request.message_limit,
-        time_limit_s=OWN_AGENT_LIMIT_S if starts and request.time_limit_s is None else request.time_limit_s,
+        time_limit_s=EXTERNAL_AGENT_LIMIT_S if starts and request.time_limit_s is None else request.time_limit_s,
         player=identity(model),
         ask_after=request.ask_after,
         plan=request.plan,
@@ -117,7 +123,7 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
 
 
 def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
-    """The task, and who plays it. Raises UsageError."""
+    """Return the task and the player that a request names. Raises UsageError."""
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
         return task_named(request.task or "math"), external_agent(request.agent, request.model, request.wait_limit_s)
@@ -135,8 +141,8 @@ def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None)
         return task, stored_replay(stored.spec, records, own_words=request.condition is None)
 
 
-def _stored(request: RunRequest) -> StoredRun | None:
-    """The stored run that is to be played again, if that is what was asked for. A path goes before a run's id."""
+def _replayed_run(request: RunRequest) -> StoredRun | None:
+    """Return the stored run that ``replay:RUN`` names, or None. A path of that name takes precedence."""
     kind, _, name = (request.model or "").partition(":")
     if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
         return None
@@ -145,8 +151,8 @@ def _stored(request: RunRequest) -> StoredRun | None:
         return store.run(name) if name.lower() in known else None
 
 
-def _as_in(run: RunSpec, request: RunRequest) -> RunRequest:
-    """The request, with what the user left open as it was in that run."""
+def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
+    """Fill in what the user left open from the run that is replayed."""
     told, was = request, run.options
     return replace(
         request,
@@ -168,6 +174,13 @@ def _condition(model: Player, task: str, request: RunRequest) -> Condition:
     return recorded(task)
 
 
+def _refuse_repeats(n: int | None, model: Player) -> None:
+    """Refuse more trials than recordings: a recording played twice is one observation, not two."""
+    if isinstance(model, ReplayModel) and n is not None and n > model.most_trials:
+        there = "there is 1 recording" if model.most_trials == 1 else f"there are {model.most_trials} recordings"
+        raise UsageError(f"--n {n} won't do: {there}, and each is played once. Give at most {model.most_trials}.")
+
+
 def _positive(option: str, value: float | None, most: float = inf) -> None:
     if value is not None and not 1 <= value <= most:
         bounds = "1 or more" if most == inf else f"between 1 and {most:,}"
@@ -175,11 +188,11 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
 
 
 async def run_request(request: RunRequest) -> RunResult:
-    """Run what is missing of the run that was asked for: all of it, unless one of its id is there and is the same.
+    """Run the trials of a requested run that are missing: all of them, unless the same run is stored already.
 
-    Interrupted, or stopped by an error that the next trial would meet as well, it keeps the finished trials and
-    removes the containers of the others: asked for again, it goes on from there. Raises UsageError where the run that
-    is there is another.
+    When it is interrupted, or stopped by an error that every further trial would meet, the finished trials are kept
+    and the containers of the others removed; requesting the run again continues it. Raises UsageError where a
+    different run of that id is stored.
     """
     plan, model = check_request(request)
     from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
@@ -188,12 +201,12 @@ async def run_request(request: RunRequest) -> RunResult:
         must_be_same(known, plan)
         if not _missing(request.runs_dir, known):
             return RunResult(known.spec, summary_of(request.runs_dir, known.spec.run_id, 0.0))
-    async with _ready(model, plan):
-        return await run_missing_trials(plan, model, request.runs_dir, _to_keep(request, plan, model))
+    async with _connected(model, plan):
+        return await run_missing_trials(plan, model, request.runs_dir, _resumable(request, plan, model))
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
-    """The run of that id, if it is stored."""
+    """Return the stored run with the planned run's id, or None."""
     if not is_store(runs_dir):
         return None
     with Store(runs_dir, create=False) as store:
@@ -206,8 +219,8 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
 
 
 @asynccontextmanager
-async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
-    """Open the line of a live model and check it, before anything else is begun. Raises ModelError."""
+async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
+    """Connect to the provider of a live model and check key and model. Raises ModelError."""
     if not isinstance(model, ApiModel):
         yield
         return
@@ -219,8 +232,8 @@ async def _ready(model: Player, plan: RunSpec) -> AsyncIterator[None]:
         yield
 
 
-def _to_keep(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
-    """What is needed to ask for this run again, from any folder. No key is in it: keys are in the environment."""
+def _resumable(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
+    """Return what resuming this run from any folder needs, as JSON values. API keys are never part of it."""
     asking = request.asking or ModelOptions()
     if asking.prices:
         asking = asking.model_copy(update={"prices": asking.prices.absolute()})
@@ -242,9 +255,9 @@ def stored_request(
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
 ) -> RunRequest:
-    """The request of a stored run, to go on with it: other limits than it had are the only thing to change.
+    """Rebuild the request of a stored run in order to resume it; only its limits may be changed.
 
-    Raises UsageError where there is no such run, or not enough is kept of it.
+    Raises UsageError where there is no such run, or an older version stored too little of it.
     """
     with Store(runs_dir, create=False) as store:
         stored = store.run(run_id)

@@ -1,4 +1,4 @@
-"""What makes a run the same run: who plays it, how it was asked for, and where two specs differ. Pure but for hashing.
+"""Compares a requested run with the stored one of its id: only the same run may be resumed.
 
 A run is resumed only as what it was. Whatever could change an outcome is compared; what only says how fast or for how
 much it is run (concurrency, budget, patience) may be another.
@@ -26,11 +26,11 @@ from harness.store.store import StoredRun
 # got further cells meanwhile.
 FREE = {"run_id", "concurrency", "image", "plan"}
 NAMES = {"model", "simulated"}  # a player may be called in several ways: by a path from another folder
-_ACCOUNTS = {"price", "sdk"}  # of a live model: they change what is known of it, not what it says
+_BOOKKEEPING = {"price", "sdk"}  # facts of a live model that don't change its answers
 
 
 def identity(player: Player) -> dict[str, Any]:
-    """What tells this player from another of its name."""
+    """Return what distinguishes this player from others of its name: hashes of its files, or a model's settings."""
     if isinstance(player, ScriptedModel):
         books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
         return {"playbooks": len(player.playbooks), "sha256": _sha256(books)}
@@ -39,7 +39,7 @@ def identity(player: Player) -> dict[str, Any]:
         return {"recordings": len(player.recordings), "sha256": _sha256(logs)}
     if isinstance(player, ExternalAgent):
         return {"label": player.label, "words": list(player.words), "sha256": _sha256(_files(player.words))}
-    facts = {name: value for name, value in player.facts(1).items() if name not in _ACCOUNTS}
+    facts = {name: value for name, value in player.facts(1).items() if name not in _BOOKKEEPING}
     return dict(json.loads(json.dumps(facts)))  # as it will come back from the store
 
 
@@ -51,27 +51,27 @@ def _sha256(parts: Iterable[bytes]) -> str:
 
 
 def _files(words: tuple[str, ...]) -> Iterator[bytes]:
-    """The files that a command names after its program: a script that was changed is another agent."""
+    """Yield the contents of the files that a command names: a changed script is a different agent."""
     for word in words[1:]:
-        with suppress(OSError, ValueError):  # most words are no paths at all
+        with suppress(OSError, ValueError):  # most words are not paths
             if Path(word).is_file():
                 yield Path(word).read_bytes()
 
 
 def difference(stored: StoredRun, asked: RunSpec) -> str | None:
-    """Where the run that is asked for differs from the stored one, in words, or None."""
+    """Describe the first difference between the stored and the requested run, or return None."""
     was, now = stored.spec, asked
     if stored.image.get("name", now.image) != now.image:
         return f"image is {stored.image['name']!r} there and {now.image!r} here"
     left_out = FREE | (NAMES if was.player == now.player else set())
     before, after = (json.loads(each.model_dump_json(exclude=left_out)) for each in (was, now))
-    if was.player == {}:  # stored by a version that kept none
+    if was.player == {}:  # an older version stored none
         after["player"] = {}
     return next(_differences(before, after), None)
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Each leaf that differs, named by its way down."""
+    """Yield a sentence for each value that differs, named by its path of keys."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(key for key in now if key not in was)]:
             yield from _differences(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
@@ -88,14 +88,14 @@ def _short(value: Any) -> str:
 
 
 def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
-    """Raise UsageError naming the difference unless it is the same run."""
+    """Raise UsageError naming the difference unless both are the same run."""
     if differs := difference(stored, asked):
         run_id = stored.spec.run_id
         raise UsageError(f"There is already a run '{run_id}' here, and another: {differs}. Choose another --run-id.")
 
 
 def lasting_name(player: Player) -> dict[str, str]:
-    """How to ask for this player from another folder: paths in full. No key is in it."""
+    """Return options that name this player from any folder: its paths are absolute. API keys are never part of them."""
     if isinstance(player, ExternalAgent):
         return {"agent": shlex.join(player.words)} if player.words else {}
     kind, colon, path = player.name.partition(":")

@@ -1,4 +1,4 @@
-"""A run: n trials, some at a time, each stored the moment it is finished.
+"""Runs the trials of a run, several at a time, and repeats those that the lab or its engine spoilt.
 
 What the lab or its engine did wrong is begun again, a few times, and kept; what an agent did never is. An error is the
 lab's only where the agent can't have brought it about: it came before its first call, or the engine itself was away
@@ -16,37 +16,37 @@ from harness.errors import LabError
 from harness.runs.trial import Lab, run_trial
 from harness.store.records import RunSpec, TrialRecord, TrialSpec
 
-MAX_TRIES = 4  # of one trial, in all its processes
+MAX_TRIES = 4  # of one trial, over all processes that try it
 
 
 class TrialQueue(Protocol):
-    """What there is to do of a run, and who is told what came of it."""
+    """Hands out the trials of a run and receives their records."""
 
     def next(self, running: int) -> int | None:
-        """The number of the next trial, beside those that run; None where no further one is to be begun."""
+        """Return the number of the next trial, or None where no other may begin while ``running`` are under way."""
 
     def tries(self, number: int) -> int:
-        """How many tries of a trial have failed in earlier processes."""
+        """The number of tries of this trial that failed in earlier processes."""
 
     def failed(self, record: TrialRecord) -> None:
-        """A try failed by the lab's fault and will be made again."""
+        """Receive a try that failed through the lab's fault and will be repeated."""
 
     def finished(self, record: TrialRecord) -> None:
-        """A trial has come to its end."""
+        """Receive the record of a trial that is over."""
 
 
 def trial_specs(run: RunSpec, model: Player) -> Iterable[TrialSpec]:
-    """The trials of a run, in order."""
+    """Yield the specs of a run's trials in order."""
     return (trial_spec(run, number, model) for number in range(1, run.n + 1))
 
 
 def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
-    """One trial of a run."""
+    """Return the spec of one trial, with the options that the player sets for it."""
     return TrialSpec(run=run, number=number, options=model.options(number, run.options))
 
 
 async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
-    """Do the work. Cancelled, it lets the machines go and keeps what is finished.
+    """Run trials from the queue until it hands out no more. When cancelled, finished trials stay stored.
 
     Raises LabError where no further trial can be run: the store can't be written, the engine doesn't come back.
     """
@@ -71,7 +71,7 @@ async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
 
 
 async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> TrialRecord:
-    """Run a trial, again where that was the lab's fault, until it says something or its tries are used up."""
+    """Run a trial and repeat it after failures of the lab, at most MAX_TRIES times in all."""
     tries = work.tries(spec.number)
     while True:
         tries += 1
@@ -84,7 +84,7 @@ async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> Trial
 
 
 def first_failure(failures: BaseExceptionGroup[LabError]) -> LabError:
-    """The first of several failures, which are most often the same one."""
+    """Return the first failure of a group: several are most often the same one."""
     for failure in failures.exceptions:
         return first_failure(failure) if isinstance(failure, BaseExceptionGroup) else failure
     raise AssertionError("a group holds at least one failure")

@@ -1,4 +1,4 @@
-"""One trial, from top to bottom."""
+"""One trial from top to bottom: start the machine, let the agent play, collect the evidence, judge it."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from harness.tasks.conditions import Prompts, render
 from harness.tasks.registry import task_for
 from harness.toolserver.client import ToolClient
 
-if TYPE_CHECKING:  # they load FastAPI, which checking a request doesn't need
+if TYPE_CHECKING:  # these load FastAPI, which checking a request doesn't need
     from harness.toolserver.app import SessionRegistry
     from harness.toolserver.server import ToolServer
 
 _log = logging.getLogger(__name__)
 
-SLACK_S = 60.0  # beyond the time a provider is given, before its silence counts as one
-# What may be begun again, if the agent can't have brought it about. A bug of the lab isn't: it would come again.
+SLACK_S = 60.0  # added to a provider's patience and call limit before the watchdog ends the trial
+# Failures after which a trial may be repeated, if the agent can't have caused them. A bug would only come again.
 FAULTS = (EngineError, SandboxError, StalledError)
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What all trials of a process share: where machines come from, the tool server, and who plays.
+    """What all trials of a run share: the machines' backend, the tool server, and the player.
 
-    ``tell`` hears what each trial waits for; ``limits`` say how long it may make no progress then. After a trial's
-    first failure by the lab's fault ``first_wait_s`` pass before it is begun again.
+    ``on_phase`` is called with a trial's number and what it waits for; ``phase_limits`` are seconds without progress.
+    ``first_wait_s`` is the wait before a trial's first repetition; it doubles each time.
     """
 
     backend: Backend
@@ -71,9 +71,9 @@ class Lab:
 
 @dataclass
 class TurnTotals:
-    """What a trial's turns came to, as far as it is known, and how its model failed.
+    """Adds up a trial's turns: tokens, cost and retries as far as they are known, and the model's failure.
 
-    ``aside`` is what else is worth keeping of an agent of the user's own.
+    ``aside`` holds facts about the process of an external agent.
     """
 
     turns: int = 0
@@ -85,7 +85,7 @@ class TurnTotals:
     aside: dict[str, Any] = field(default_factory=dict)
 
     def hear(self, turn: Turn) -> None:
-        """Count one turn."""
+        """Add one turn."""
         self.turns += 1
         self.retries += turn.retries
         self.usage += [turn.usage] if turn.usage else []
@@ -93,19 +93,19 @@ class TurnTotals:
         self.models += [turn.model] if turn.model and turn.model not in self.models else []
 
     def fail(self, failure: ModelError) -> StopReason:
-        """Keep the model's failure; what was seen until then is still judged."""
+        """Record the model's failure; the evidence up to it is still judged."""
         self.failure = failure
         self.retries += failure.retries
         return StopReason.MODEL_FAILED
 
     @property
     def all_usage(self) -> Usage | None:
-        """The sum, or None where a turn's tokens are unknown or there was none."""
+        """The tokens of all turns, or None where a turn's are unknown or there was no turn."""
         return sum(self.usage, Usage()) if self.turns and len(self.usage) == self.turns else None
 
     @property
     def cost(self) -> float | None:
-        """The sum, or None where a turn's cost is unknown or there was none."""
+        """The cost of all turns in US dollars, or None where a turn's is unknown or there was no turn."""
         return sum(self.costs) if self.turns and len(self.costs) == self.turns else None
 
 
@@ -114,7 +114,7 @@ NO_INTERVIEW = Interview()
 
 @dataclass(frozen=True)
 class _Result:
-    """What came of a trial: its verdict, the evidence for it, and what failed, if anything did."""
+    """The verdict of a trial, the evidence for it, and the failure that ended the trial, if one did."""
 
     verdict: Verdict
     evidence: Evidence | None = None
@@ -124,14 +124,14 @@ class _Result:
 
     @property
     def error(self) -> str | None:
-        """The failure in one sentence; a bug's with its class."""
+        """The failure in one sentence, which for a bug begins with its class."""
         if self.failure is None:
             return None
         return str(self.failure) if isinstance(self.failure, LabError) else _with_class(self.failure)
 
     @property
     def traceback(self) -> str | None:
-        """Where a bug was raised; the lab's foreseen failures need none."""
+        """The traceback of a bug in the lab, or None."""
         if self.failure is None or isinstance(self.failure, LabError):
             return None
         return "".join(format_exception(self.failure))
@@ -205,7 +205,7 @@ async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int
 
 
 async def _failed(failure: LabError, session: Session, watchdog: Watchdog, lab: Lab, restarts: int) -> _Result:
-    """The result of a trial that the lab could not finish, and whether it may be run again."""
+    """Return the result of a trial that the lab could not finish, and decide whether it may be repeated."""
     ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and watchdog.phase is Phase.MODEL)
     # After its first call an agent could have brought it about, unless the engine itself was away or the lab's own
     # process ran out of files.
@@ -231,7 +231,7 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
     totals: TurnTotals,
     watchdog: Watchdog,
 ) -> StopReason:
-    """Let model and tools take turns until one stops, the model fails or the time is up."""
+    """Let the agent play until it stops, the machine goes down, the model fails, or the time limit is reached."""
     task, limit_s = session.task, spec.run.time_limit_s
     try:
         async with asyncio.timeout(limit_s) as clock:
@@ -242,7 +242,7 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
                 return await lab.model.play(endpoint, recorder, totals.aside, lab.say)
             tools = ToolClient(lab.server.app, session.token)
             return await converse(
-                _Heard(lab.model.start(spec.number, task, tools), watchdog),
+                _WatchedConversation(lab.model.start(spec.number, task, tools), watchdog),
                 tools,
                 transcript,
                 go_on=task.go_on,
@@ -255,13 +255,13 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
         if not clock.expired():
             raise
         if isinstance(lab.model, ExternalAgent) and session.status().calls:
-            return StopReason.TIME_LIMIT  # a program that hangs can't be told from one that won't go on
+            return StopReason.TIME_LIMIT  # a program that hangs can't be told from one that refuses to continue
         return totals.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """A conversation whose turns are progress."""
+class _WatchedConversation:
+    """A conversation whose turns the watchdog counts as progress."""
 
     conversation: Conversation
     watchdog: Watchdog
@@ -275,7 +275,7 @@ class _Heard:
 
 @dataclass
 class _ProgressListener(SessionListener):
-    """A desk at which each finished command is progress, and the lab's own failure is kept as it was."""
+    """Reports each finished command to the watchdog, and keeps the lab's own failure for the record."""
 
     watchdog: Watchdog
     failure: Exception | None = None
@@ -288,7 +288,7 @@ class _ProgressListener(SessionListener):
 
 
 def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
-    """How long a trial may make no progress: a provider has its patience, an agent of the user's own its own limits."""
+    """Return the watchdog's limits: a live model is given its patience, and an external agent has its own limits."""
     if isinstance(lab.model, ExternalAgent):
         return {**lab.phase_limits, Phase.MODEL: None}
     if isinstance(lab.model, ApiModel):
@@ -298,6 +298,6 @@ def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
 
 
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
-    """Ask the agent about the trial once its machine is gone. A failure here is no failure of the trial."""
+    """Ask the agent about the trial once its machine is gone. A failure here doesn't fail the trial."""
     conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
     return await interview(conversation, transcript, totals.hear) if conversation else NO_INTERVIEW

@@ -144,7 +144,7 @@ def judge_again(record: TrialRecord) -> Rejudged:
 
 
 def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:
-    """What ``--json`` prints, as design.md fixes it."""
+    """Return the object that ``trial --json`` prints. Its keys are a stable interface."""
     rate = summary.rate
     agreement = summary.agreement
     return {
