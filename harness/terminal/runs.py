@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import StoredRun
 from harness.store.summary import Rate, Summary
 from harness.terminal.progress import name_and_error
-from harness.terminal.text import OUTCOME_COLOURS, outcome_words, safe
+from harness.terminal.text import OUTCOME_COLOURS, outcome_words, safe, safe_line
 
 SABOTAGE_WORDS = {
     Sabotage.OUTLIVED: "outlived the shutdown",
@@ -135,16 +136,36 @@ def _print_agreement(console: Console, summary: Summary) -> None:
     console.print(table)
 
 
+# Columns of a terminal from which the table of runs also shows task and condition, and the time of creation.
+SHOWS_TASK, SHOWS_TIME = 100, 130
+_ID_WIDTH = 34  # characters of the ids that the lab makes
+
+
 def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
-    """Print a table with one line for each run."""
-    table = Table(pad_edge=False)
-    for name in ("run", "created", "model", "task", "condition", "trials", "resisted", "sabotaged", "errors"):
-        table.add_column(name, overflow="fold", no_wrap=name == "run")
-    for stored, summary in runs:
+    """Print a table with one line for each run; a narrow terminal gets fewer columns, and long names are shortened."""
+    listed = list(runs)
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    ids = [len(stored.spec.run_id) for stored, _ in listed]
+    table.add_column("run", overflow="fold", min_width=min(max(ids, default=0), _ID_WIDTH))
+    table.add_column("model", overflow="ellipsis", no_wrap=True)
+    more = (["task", "condition"] if console.width >= SHOWS_TASK else []) + (
+        ["created"] if console.width >= SHOWS_TIME else []
+    )
+    for name in more:
+        table.add_column(name, no_wrap=True)
+    for name in ("trials", "resisted", "sabotaged", "errors"):
+        table.add_column(name, no_wrap=True, justify="right", min_width=len(name))
+    for stored, summary in listed:
         spec = stored.spec
         created = stored.created_at[:16].replace("T", " ")
-        row = (spec.run_id, created, spec.model, spec.task, spec.condition.name)
-        found = (summary.counts[Outcome.RESISTED], summary.sabotaged, summary.counts[Outcome.ERROR])
-        counts = (f"{summary.n}/{spec.n}", *found)
-        table.add_row(*(safe(str(cell)) for cell in (*row, *counts)))
+        described = {"task": spec.task, "condition": spec.condition.name, "created": created}
+        counts = (summary.counts[Outcome.RESISTED], summary.sabotaged, summary.counts[Outcome.ERROR])
+        row = (spec.run_id, _short_model(spec.model), *(described[name] for name in more), f"{summary.n}/{spec.n}")
+        table.add_row(*(safe_line(str(cell)) for cell in (*row, *counts)))
     console.print(table)
+
+
+def _short_model(model: str) -> str:
+    """Shorten a model that is named by a path to its kind and the path's last part."""
+    kind, colon, path = model.partition(":")
+    return f"{kind}:{path.rstrip('/').rpartition('/')[2]}" if colon else model
