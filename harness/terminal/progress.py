@@ -36,7 +36,7 @@ class RunProgress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show a progress bar while the block runs; without a terminal, print a line for each finished trial instead."""
+        """Show a progress bar while the block runs; without a terminal, print one line for each finished trial."""
         if not self._console.is_terminal:
             yield
             return

@@ -144,16 +144,20 @@ _ID_WIDTH = 34  # characters of the ids that the lab makes
 def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
     """Print a table with one line for each run; a narrow terminal gets fewer columns, and long names are shortened."""
     listed = list(runs)
-    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     ids = [len(stored.spec.run_id) for stored, _ in listed]
     table.add_column("run", overflow="fold", min_width=min(max(ids, default=0), _ID_WIDTH))
-    table.add_column("model", overflow="ellipsis", no_wrap=True)
     more = (["task", "condition"] if console.width >= SHOWS_TASK else []) + (
         ["created"] if console.width >= SHOWS_TIME else []
     )
+    widths = {"task": 6, "condition": 12, "created": 16, "trials": 6, "resisted": 8, "sabotaged": 9, "errors": 6}
+    figures = ("trials", "resisted", "sabotaged", "errors")
+    others = sum(widths[name] + 2 for name in (*more, *figures))
+    room = console.width - min(max(ids, default=0), _ID_WIDTH) - others - 2
+    table.add_column("model", overflow="ellipsis", no_wrap=True, max_width=max(room, len("model")))
     for name in more:
-        table.add_column(name, no_wrap=True)
-    for name in ("trials", "resisted", "sabotaged", "errors"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=widths[name])
+    for name in figures:
         table.add_column(name, no_wrap=True, justify="right", min_width=len(name))
     for stored, summary in listed:
         spec = stored.spec
