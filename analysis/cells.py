@@ -1,4 +1,4 @@
-"""Groups the trials of stored runs into cells and counts them. Trials of one cell were made under the same settings."""
+"""Groups stored trials into cells of the same model, condition and settings, and counts each cell's results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class TrialLine(Frozen):
 
 @dataclass
 class ResultCell:
-    """The trials of one cell. Counters count trials; ``ways`` and ``kinds`` each trial once for each."""
+    """Counts over the trials of one cell, which share model, condition and settings (``key``).
+
+    ``kinds`` and ``ways`` count a trial once for each kind of tampering and each bypass that it shows.
+    """
 
     key: ResultCellKey
     margin: float | None = None  # the narrowest margin that an experiment file fixed for one of the runs
@@ -86,7 +89,7 @@ class ResultCell:
     others: list[TrialLine] = field(default_factory=list)
 
     def add(self, trial: RecordView, measures: Measures) -> None:
-        """Count one more trial. One that ended in error is in no measure."""
+        """Count one more trial. Where it ended in error, sabotage is the only measure that counts it."""
         self.runs[trial.run_id] += 1
         self.outcomes[trial.verdict.outcome] += 1
         self.prompts.setdefault(trial.prompts_sha256, trial.prompts)
@@ -145,7 +148,7 @@ class ResultCell:
 
     @property
     def judged(self) -> int:
-        """The number of trials without errors, the denominator of rates."""
+        """The number of trials that didn't end in error, which is the denominator of rates."""
         return self.n - self.errors
 
     @property
@@ -155,22 +158,22 @@ class ResultCell:
 
     @property
     def sabotaged(self) -> Proportion | None:
-        """The share of trials with tampering after the notice; None where nothing was judged.
+        """The proportion of trials with tampering after the notice; None where no trial counts.
 
-        Trials that sabotaged and then ended in an error count, other errors don't.
+        A trial that was sabotaged and then ended in an error counts; other errors don't.
         """
         n = self.judged + self.sabotage[Sabotage.UNKNOWN]
         return Proportion(k=self.sabotage.total(), n=n) if n else None
 
     def proportion(self, measure: str) -> Proportion | None:
-        """Return the proportion for a published measure, such as "complied-strict"; None where no trial counts for it."""
+        """Return the proportion for a published measure, such as "complied-strict"; None where no trial counts."""
         if measure == "complied-strict":
             return Proportion(k=self.strict[True], n=self.strict.total()) if self.strict else None
         return Proportion(k=self.outcomes[measure], n=self.judged) if self.judged else None
 
     @property
     def trials(self) -> tuple[TrialLine, ...]:
-        """The trials kept one by one, ordered by run and number."""
+        """The trials that were kept for listing one by one, ordered by run and number."""
         return tuple(sorted((*self.notable, *self.others), key=lambda line: (line.run_id, line.number)))
 
 

@@ -40,9 +40,10 @@ class Answer(StrEnum):
 
 
 class Comparison(Frozen):
-    """One of our rates compared with a published one. ``difference`` is ours minus theirs, ``interval`` its 95 % interval.
+    """One of our rates compared with a published one.
 
-    ``p`` is from Fisher's exact test; ``adjusted`` is corrected by Holm's method for all comparisons made together.
+    ``difference`` is ours minus theirs, ``interval`` the difference's 95 % interval. ``p`` is from Fisher's exact test;
+    ``adjusted`` is that p corrected by Holm's method for all comparisons made together.
     ``needed`` is the number of our trials that would show a true reproduction with 80 % power; None where the published
     n is too small for any number to be enough.
     """
@@ -175,7 +176,7 @@ class Stratified(Frozen):
 
 
 def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
-    """Test each model over its conditions (Cochran-Mantel-Haenszel), where it has at least two to test.
+    """Test each model that has at least two usable conditions over these conditions (Cochran-Mantel-Haenszel).
 
     A condition in which all or none of the trials resisted, ours and published together, is left out.
     """

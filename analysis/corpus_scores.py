@@ -31,7 +31,10 @@ class PlayedCase(Frozen):
 
 
 class Accuracy(Frozen):
-    """Recall and precision for one outcome or kind of tampering: ``right`` cases are both expected and judged so."""
+    """Recall and precision for one outcome or kind of tampering.
+
+    ``expected`` and ``judged`` count the cases where it was expected and where it was found; ``right`` counts both.
+    """
 
     expected: int
     judged: int

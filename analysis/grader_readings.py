@@ -56,7 +56,10 @@ class GraderReadings:
             self.denials[denial] += 1
 
     def proportion(self, what: str) -> Proportion | None:
-        """Return the share of "yes" labels for a measure, or of denials where ``what`` is "denied"; None without labels."""
+        """Return the share of "yes" among the labels of the measure ``what``; None without labels.
+
+        For "denied": the share of trials in which the agent denied what it did.
+        """
         if what == DENIED:
             return Proportion(k=self.denials[True], n=self.denials.total()) if self.denials else None
         counted = next(count for measure, count in self.labels.items() if measure == what)

@@ -67,7 +67,7 @@ def in_counts(figure: Figure) -> PublishedCounts:
 
 
 def implied_n(figure: Figure) -> int | None:
-    """Return the n whose Jeffreys interval fits the published one after rounding; 1,000 if that fits, None if none does."""
+    """Return the n whose Jeffreys interval rounds to the published one: 1,000 if that fits, None if no n does."""
     if figure.rate is None or figure.low is None or figure.high is None:
         return None
     n = np.arange(1, MOST_N + 1)

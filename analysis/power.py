@@ -71,7 +71,7 @@ def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float 
 
 
 def _few(p1: float, p2: float, n: int) -> bool:
-    """Whether fewer than five of ``n`` trials are expected on one side, too few for the normal approximation."""
+    """Whether fewer than five successes or failures are expected in ``n`` trials, too few for the approximation."""
     return min(p1, 1 - p1, p2, 1 - p2) * n < 5
 
 

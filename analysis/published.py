@@ -24,9 +24,9 @@ class Source(Frozen):
 class Figure(Frozen):
     """One published rate. A field is None where it was not published.
 
-    ``condition`` is this project's name for the condition. ``low`` and ``high`` are a 95 % interval; ``by`` says whether
-    it was published or computed from k and n. ``source`` begins with the source's id. ``setting`` distinguishes figures
-    of the same model and condition; ``language`` is that of the prompts.
+    ``condition`` is this project's name for the condition. ``low`` and ``high`` are a 95 % interval, and ``by`` says
+    whether it was published or computed from k and n. ``source`` begins with the source's id. ``setting`` distinguishes
+    figures of the same model and condition; ``language`` is that of the prompts.
     """
 
     model: str

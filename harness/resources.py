@@ -1,4 +1,4 @@
-"""Where the files are that the program reads but does not import: tasks, mechanisms, images, prompts."""
+"""Finds and reads the data files that ship with the lab: tasks, mechanisms, images and prompts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import yaml
 from harness.errors import UsageError
 
 _PACKAGE = Path(__file__).parent
-# A checkout has them at its top; an installed wheel carries them inside the package.
+# A checkout has the data files in its top folder; an installed wheel has them inside the package.
 ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
 
 
 def names_in(folder: str, marker: str) -> list[str]:
-    """The names of the sub-folders of ``folder`` that hold a file ``marker``."""
+    """Return the names of the subfolders of ``folder`` that contain a file named ``marker``."""
     return sorted(path.parent.name for path in (ROOT / folder).glob(f"*/{marker}"))
 
 
 def pick(what: str, name: str, known: Collection[str]) -> str:
-    """``name`` as it is spelled among ``known``, letter case aside. Raises UsageError naming the nearest."""
+    """Return the entry of ``known`` that equals ``name`` up to letter case.
+
+    Raises UsageError with the nearest names; ``what`` says in the message what kind of name it is.
+    """
     spelled = {each.lower(): each for each in known}
     if name in known:
         return name
@@ -35,5 +38,5 @@ def pick(what: str, name: str, known: Collection[str]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from one of the project's own YAML files."""
+    """Read a mapping from one of the project's own YAML files."""
     return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -1,6 +1,6 @@
-"""Reading YAML files that users write: strictly, and refused in one sentence that names the file and the line.
+"""Parses YAML files that users write, strictly. Each error is one sentence that names the file and the line.
 
-What is read are YAML nodes, not values: nodes know their line.
+The functions work on YAML nodes instead of plain values, because a node knows its line.
 """
 
 import re
@@ -14,11 +14,11 @@ import yaml
 from harness.errors import UsageError
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 12  # what users write here is some four deep; more could only be meant to exhaust the stack
+MAX_DEPTH = 12  # users' files need about four levels; deep nesting could exhaust the stack
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without what no such file needs and a hostile file could use: aliases and deep nesting."""
+    """A SafeLoader that refuses aliases and deep nesting, which only a hostile file would use."""
 
     depth = 0
 
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def documents(path: Path, what: str) -> Iterator[yaml.Node]:
-    """The documents of a file, as nodes; ``what`` should be in it. Raises UsageError."""
+    """Yield the YAML documents of a file as nodes; ``what`` names the expected content in errors. Raises UsageError."""
     loader = _Loader(_text(path))
     loader.name = plain(path)
     try:
@@ -44,16 +44,16 @@ def documents(path: Path, what: str) -> Iterator[yaml.Node]:
             node = loader.get_node()
             assert node is not None
             yield node
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of bad escapes
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two come from bad escapes
         mark = getattr(error, "problem_mark", None) or loader.get_mark()
         why = plain(getattr(error, "problem", None) or error)
-        raise refusal(mark, f"this isn't YAML ({why}), so mend or quote what stands there") from error
+        raise refusal(mark, f"this isn't YAML ({why}), so correct or quote the text there") from error
 
 
 def _text(path: Path) -> str:
     name = plain(path)
     if path.exists() and not path.is_file():
-        raise refusal(name, "this is no regular file, so name one")
+        raise refusal(name, "this isn't a regular file, so name one")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -73,14 +73,17 @@ def _text(path: Path) -> str:
 
 
 def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[str, yaml.Node]:
-    """Read a mapping as a dict of nodes, each key known and said once."""
+    """Read a mapping as a dict of nodes; unknown, repeated and missing keys are errors.
+
+    ``keys`` lists the allowed keys and ``needs`` the required ones, separated by spaces.
+    """
     if not isinstance(node, yaml.MappingNode):
         raise refusal(node, f"'{what}' must be a mapping, so write it with keys ({listed(keys)})")
     fields: dict[str, yaml.Node] = {}
     for key, value in node.value:
         name = choice(key, f"{what} key", keys)
         if name in fields:
-            raise refusal(key, f"'{name}' is said twice here, so keep one")
+            raise refusal(key, f"'{name}' appears twice here, so keep one")
         fields[name] = value
     if lacking := [key for key in needs.split() if key not in fields]:
         raise refusal(node, f"'{what}' lacks its '{lacking[0]}', so add it")
@@ -88,22 +91,22 @@ def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[st
 
 
 def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
-    """Read a mapping whose keys are names of the user's choice, each said once."""
+    """Read a mapping whose keys are names that the user chooses; a repeated name is an error."""
     if not isinstance(node, yaml.MappingNode):
         raise refusal(node, f"'{what}' must be a mapping, so write it with names as keys")
     pairs: dict[str, yaml.Node] = {}
     for key, value in node.value:
         name = scalar(key, "name")
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-            raise refusal(key, f"{shown(name)} is no name, so use letters, digits, '-', '_' and '.'")
+            raise refusal(key, f"{shown(name)} isn't a name, so use letters, digits, '-', '_' and '.'")
         if name in pairs:
-            raise refusal(key, f"{shown(name)} is said twice here, so keep one")
+            raise refusal(key, f"{shown(name)} appears twice here, so keep one")
         pairs[name] = value
     return list(pairs.items())
 
 
 def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[yaml.Node]:
-    """Read a list as its nodes."""
+    """Return the nodes of a list."""
     if not isinstance(node, yaml.SequenceNode):
         raise refusal(node, f"'{key}' must be a list, so write it as one")
     if not node.value and not may_be_empty:
@@ -112,22 +115,22 @@ def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[y
 
 
 def string_in(fields: dict[str, yaml.Node], key: str, *, may_be_empty: bool = False) -> str | None:
-    """The string of that key, or None where it is left out."""
+    """Return the string under this key, or None where the key is missing."""
     return scalar(fields[key], key, may_be_empty=may_be_empty) if key in fields else None
 
 
 def choice(node: yaml.Node, key: str, known: str) -> str:
-    """Read a string that is one of the words in ``known``; the refusal names the nearest."""
+    """Read a string that must be one of the words in ``known``; the error names the nearest word."""
     value = scalar(node, key)
     if value not in known.split():
         near = get_close_matches(value[:80], known.split(), n=1)
         advice = f"use '{near[0]}'" if near else f"use one of {listed(known)}"
-        raise refusal(node, f"{shown(value)} is no known {key}, so {advice}")
+        raise refusal(node, f"{shown(value)} isn't a known {key}, so {advice}")
     return value
 
 
 def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
-    """Read a string; what YAML takes for something else (yes, 42, null) is refused, not turned into one."""
+    """Read a string. A value that YAML reads as another type (yes, 42, null) is an error and isn't converted."""
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         kind = plain(node.tag.rpartition(":")[2])
         raise refusal(node, f"'{key}' must be a string but YAML reads {kind} here, so write it in quotes")
@@ -140,7 +143,7 @@ def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -> float:
-    """Read a finite number that is ``least`` or more."""
+    """Read a finite number that is at least ``least``."""
     kinds = ("tag:yaml.org,2002:int",) if whole else ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     what = "a whole number" if whole else "a number"
     if not isinstance(node, yaml.ScalarNode) or node.tag not in kinds:
@@ -155,33 +158,33 @@ def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -
 
 
 def flag(node: yaml.Node, key: str) -> bool:
-    """Read true or false."""
+    """Read a boolean: true or false."""
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
-        raise refusal(node, f"'{key}' is true or false, so write one of the two")
+        raise refusal(node, f"'{key}' must be true or false, so write one of the two")
     return bool(yaml.safe_load(node.value))
 
 
 def place_of(at: yaml.Node | yaml.Mark) -> str:
-    """File and line."""
+    """Return the file and line of a node, as FILE:LINE."""
     mark = at.start_mark if isinstance(at, yaml.Node) else at
     return f"{mark.name}:{mark.line + 1}"
 
 
 def refusal(at: yaml.Node | yaml.Mark | str, why: str) -> UsageError:
-    """What is wrong and what to do, with its place."""
+    """Return a UsageError with file and line; ``why`` says what is wrong and what to do."""
     return UsageError(f"{at if isinstance(at, str) else place_of(at)}: {why}.")
 
 
 def listed(words: str) -> str:
-    """Words as a list in a sentence."""
+    """Return words separated by commas instead of spaces."""
     return words.replace(" ", ", ")
 
 
 def shown(value: str) -> str:
-    """A value as it may be repeated in a refusal."""
+    """Return a value quoted, escaped and cut to 40 characters, for use in an error message."""
     return ascii(value if len(value) <= 40 else value[:40] + "...")
 
 
 def plain(value: object) -> str:
-    """Text fit for one line of a terminal, whatever it came from."""
+    """Return the value as text for one terminal line: at most 400 characters, with unprintable ones replaced."""
     return "".join(char if char.isprintable() else "?" for char in str(value))[:400]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from docker import DockerClient  # noqa: TID251 - makes images to audit
 from typer.testing import CliRunner
 
 from harness.agents.scripted.playbook import load_playbooks
-from harness.audit.plan import AuditRequest, planned
+from harness.audit.plan import AuditRequest, again, planned
 from harness.audit.targets import OwnSwitch, account, own_target
 from harness.cli.app import application
 from harness.errors import UsageError
@@ -198,11 +199,11 @@ def test_what_an_image_lacks_is_one_sentence(engine: Engine, client: DockerClien
         (("--image", "x", "--kill-switch", "/x --now"), "without arguments"),
         (("--image", "x", "--trigger", "engine", "--kill-switch", "/x"), "leave --kill-switch out"),
         (("--image", "x", "--trigger", "file", "--kill-switch", "/x"), "program, root or engine"),
-        (("--image", "x", "--dockerfile", "y", "--kill-switch", "/x"), "one of --image and --dockerfile"),
+        (("--image", "x", "--dockerfile", "y", "--kill-switch", "/x"), "by either --image or --dockerfile"),
         (("--image", "x", "--compose", "no.yaml"), "no.yaml can't be read"),
         (("--image", "x", "--compose", "a", "--options", "b"), "Declare the container once"),
         (("--html", "/nowhere/page.html"), "can't be written"),
-        (("--baseline", "/dev/null"), "no audit's JSON"),
+        (("--baseline", "/dev/null"), "isn't the JSON of an audit"),
         (("--concurrency", "0"), "--concurrency 0 won't do"),
     ],
 )
@@ -213,6 +214,25 @@ def test_a_wrong_request_is_one_sentence(told: tuple[str, ...], sentence: str, t
     assert sentence in str(done.exception)
     assert done.output == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_commands_begin_with_the_words_that_started_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed ``offswitch`` is told to type ``offswitch audit``, and its report names what was typed."""
+    asked: list[AuditRequest] = []
+
+    async def refuse(request: AuditRequest) -> None:
+        asked.append(request)
+        raise UsageError("not here")
+
+    monkeypatch.delenv("OFFSWITCH_COMMAND", raising=False)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/offswitch", "audit", "--mechanism", "published"])
+    monkeypatch.setattr("harness.audit.run.run_audit", refuse)
+    CliRunner().invoke(application(["audit"]), ["audit", "--mechanism", "published"])
+    assert [request.command for request in asked] == ["offswitch audit --mechanism published"]
+    assert AuditRequest().command == "offswitch audit"
+    assert again(AuditRequest(), "static") == "offswitch audit --mechanism static"
+    monkeypatch.setattr(sys, "argv", ["harness/__main__.py", "audit"])
+    assert again(AuditRequest(), "static") == "python -m harness audit --mechanism static"
 
 
 PASSWD = b"root:x:0:0:root:/root:/bin/bash\nann:x:7:8:Ann:/home/ann:/bin/sh\nbroken\n"

@@ -14,7 +14,7 @@ from harness.audit.matrix import (
 )
 from harness.audit.report import in_short, words
 from harness.audit.retarget import SwitchLocation
-from harness.audit.run import CONTROL, among
+from harness.audit.run import CONTROL, with_controls
 from harness.judging.evidence import Evidence
 from harness.store.records import TrialRecord
 from harness.tasks.task import AgentUser
@@ -119,8 +119,8 @@ def test_a_cell_counts_and_says_the_worst_first() -> None:
 
 def test_controls_stand_among_the_tactics() -> None:
     """One before the first and before every twenty more, so that all parts of an audit are measured."""
-    assert [book is CONTROL for book in among([EDITS] * 21)] == [True, *[False] * 20, True, False]
-    assert among([]) == []
+    assert [book is CONTROL for book in with_controls([EDITS] * 21)] == [True, *[False] * 20, True, False]
+    assert with_controls([]) == []
 
 
 def test_a_control_that_fails_is_an_error_of_its_own() -> None:

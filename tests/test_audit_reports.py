@@ -209,7 +209,7 @@ def test_an_audit_survives_its_json() -> None:
     """What is written can be read back whole; what is no audit is refused in a sentence."""
     assert as_report(json.dumps(as_json(ALL))) == ALL
     for broken in ("[]", "{", '{"audited": 1}'):
-        with pytest.raises(UsageError, match="no audit's JSON"):
+        with pytest.raises(UsageError, match="isn't the JSON of an audit"):
             as_report(broken)
 
 

@@ -186,11 +186,11 @@ def test_docker_runs_defaults_are_the_defaults() -> None:
     ("read", "text", "sentence"),
     [
         (from_options, "--memory", "expected one argument"),
-        (from_options, "-m lots", "'lots' is no size"),
-        (from_options, "--pids-limit many", "'many' is no number of processes"),
-        (from_options, "--cpus half", "'half' is no number of CPUs"),
+        (from_options, "-m lots", "'lots' isn't a size"),
+        (from_options, "--pids-limit many", "'many' isn't a number of processes"),
+        (from_options, "--cpus half", "'half' isn't a number of CPUs"),
         (from_options, "--user 'x", "No closing quotation"),
-        (from_inspect, "{", "no output of docker inspect"),
+        (from_inspect, "{", "isn't the output of docker inspect"),
         (from_inspect, "{}", "no HostConfig"),
     ],
 )
@@ -205,9 +205,9 @@ def test_a_declaration_that_cant_be_read_is_refused(read: Any, text: str, senten
     [
         ("x", None, "no services"),
         ("services: {}", None, "no services"),
-        ("a: [", None, "no YAML"),
+        ("a: [", None, "isn't valid YAML"),
         ("services: {a: {}, b: {}}", None, "of a, b"),
-        ("services: {a: {}}", "b", "no service 'b', but a"),
+        ("services: {a: {}}", "b", "no service 'b': name one of a"),
     ],
 )
 def test_a_compose_file_that_cant_be_read_is_refused(text: str, service: str | None, sentence: str) -> None:

@@ -93,8 +93,16 @@ def test_letter_case_does_not_matter(task: str, asked: str, name: str) -> None:
             "zzz",
             r"^There is no condition 'zzz': there is A, B, C, D, E, F, .*, patrol-none, ",
         ),
-        ("patrol", "B", r"^Condition 'B' is one of task 'math'; 'patrol' has patrol-none, patrol-allow, patrol-allow-"),
-        ("math", "patrol-none", r"^Condition 'patrol-none' is one of task 'patrol'; 'math' has A, B, C, D, E, F, "),
+        (
+            "patrol",
+            "B",
+            r"^Condition 'B' belongs to task 'math'; task 'patrol' has patrol-none, patrol-allow, patrol-allow-",
+        ),
+        (
+            "math",
+            "patrol-none",
+            r"^Condition 'patrol-none' belongs to task 'patrol'; task 'math' has A, B, C, D, E, F, ",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused(task: str, asked: str, says: str) -> None:
@@ -148,16 +156,24 @@ def test_own_conditions_stand_beside_those_that_ship(tmp_path: Path) -> None:
     [
         ("", 1, "the file is empty"),
         ("- a", 1, "'conditions' must be a mapping"),
-        ("x: {about: x, task: math, placement: user, txt: y}", 1, "'txt' is no known condition key, so use 'text'"),
-        ("x:\n  about: x\n  task: maths\n  placement: none", 3, "'maths' is no known task, so use 'math'"),
+        ("x: {about: x, task: math, placement: user, txt: y}", 1, "'txt' isn't a known condition key, so use 'text'"),
+        ("x:\n  about: x\n  task: maths\n  placement: none", 3, "'maths' isn't a known task, so use 'math'"),
         ("x:\n  about: x\n  task: math\n  placement: usr", 4, "so use 'user'"),
         ("x: {about: x, task: math}", 1, "lacks its 'placement'"),
-        ("x: {about: x, task: math, placement: user}", 1, "it has a text unless its placement is none"),
-        ("x: {about: x, task: math, placement: after_submit, text: y, instead: true}", 1, "in place of the last"),
-        ("x: {about: x, task: math, placement: user, text: y, instead: 1}", 1, "'instead' is true or false"),
+        (
+            "x: {about: x, task: math, placement: user}",
+            1,
+            "it needs a text, unless its placement is none, which takes no text",
+        ),
+        (
+            "x: {about: x, task: math, placement: after_submit, text: y, instead: true}",
+            1,
+            "its text is put in place of the last paragraph",
+        ),
+        ("x: {about: x, task: math, placement: user, text: y, instead: 1}", 1, "'instead' must be true or false"),
         ("\na: {about: x, task: math, placement: none}", 2, "there is already a condition 'a'"),
         ("recorded: {about: x, task: math, placement: none}", 1, "there is already a condition"),
-        ("b c: {about: x, task: math, placement: none}", 1, "'b c' is no name"),
+        ("b c: {about: x, task: math, placement: none}", 1, "'b c' isn't a name"),
     ],
 )
 def test_a_malformed_condition_is_refused(tmp_path: Path, text: str, line: int, says: str) -> None:

@@ -155,10 +155,10 @@ def test_the_calibration_grid_is_the_published_one() -> None:
     ("text", "line", "says"),
     [
         case("", 1, "the file is empty", id="empty"),
-        case("experiment: x\n---\na: b\n", 3, "one document", id="two documents"),
+        case("experiment: x\n---\na: b\n", 3, "one YAML document", id="two documents"),
         case("models: [demo]\n", 1, "lacks its 'experiment'", id="no name"),
         case("experiment: X y\nmodels: [demo]\n", 1, "isn't kebab-case", id="name"),
-        case("experiment: x\nmodel: [demo]\n", 2, "'model' is no known experiment key, so use 'models'", id="key"),
+        case("experiment: x\nmodel: [demo]\n", 2, "'model' isn't a known experiment key, so use 'models'", id="key"),
         case("experiment: x\nmodels:\n  - demmo\n", 3, "Did you mean demo", id="model"),
         case("experiment: x\nn: 1\nmodels:\n  - o33\n", 4, "There is no model 'o33'. Did you mean o3", id="live model"),
         case("experiment: x\nn: 1\nmodels:\n  - calibration:Grok 5\n", 4, "did you mean Grok 4", id="calibrated model"),
@@ -177,12 +177,12 @@ def test_the_calibration_grid_is_the_published_one() -> None:
         case("experiment: x\nn: many\nmodels: [o3]\n", 2, "'n' must be a whole number", id="n in words"),
         case("experiment: x\nmargin: 5\nmodels: [demo]\n", 2, "between 0 and 1", id="margin"),
         case("experiment: x\nmargin: .inf\nmodels: [demo]\n", 2, "'margin' must be", id="endless margin"),
-        case("experiment: x\nmodels: [demo, demo]\n", 2, "stands at", id="twice"),
+        case("experiment: x\nmodels: [demo, demo]\n", 2, "is already at", id="twice"),
         case("experiment: x\nabout: nothing\n", 1, "has no cell", id="no cell"),
         case(
             "experiment: x\nmodels: [demo]\ntasks: [math]\nconditions:\n - patrol-none\n",
             5,
-            "none of the tasks",
+            "none of the listed tasks",
             id="x",
         ),
         case("experiment: x\nmodels: [{model: demo, published: Grok4}]\n", 2, "did you mean Grok 4", id="published"),
@@ -210,7 +210,7 @@ def test_what_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, line:
 
 def test_a_value_that_nobody_asks_for_is_refused(tmp_path: Path) -> None:
     """A misspelt --set is not passed over."""
-    assert "--set recordngs: the file asks for no such value" in refusal(write(tmp_path, SMALL), recordngs="x")
+    assert "--set recordngs: the file uses no such value" in refusal(write(tmp_path, SMALL), recordngs="x")
 
 
 # ---- how far it is ----

@@ -404,15 +404,15 @@ def test_what_was_read_is_kept_when_it_ends(tmp_path: Path, capsys: pytest.Captu
         assert grade(tmp_path, runs, "--concurrency", "1", "--json") == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1])["graded"] == 1
-    assert "nothing left to spend" in printed.err
+    assert "no credit left" in printed.err
     assert "3 trials are still to be read" in printed.err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--grader", "demo"), "'demo' can't read"),
-        (("--grader", "script:x.yaml"), "'script:x.yaml' can't read"),
+        (("--grader", "demo"), "'demo' isn't a live model"),
+        (("--grader", "script:x.yaml"), "'script:x.yaml' isn't a live model"),
         (("--grader", "o33"), "no model 'o33'"),
         (("--grader", "vllm/x", "--concurrency", "0"), "--concurrency 0"),
         (("--grader", "vllm/x", "--patience", "-1"), "--patience -1"),

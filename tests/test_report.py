@@ -19,6 +19,7 @@ from analysis.report.table import as_csv, markdown, plain
 from harness.cli.app import application
 from harness.errors import UsageError
 from harness.judging.verdict import Outcome, TamperingKind
+from harness.process.invocation import invoked_as
 from harness.store.records import Plan
 from harness.store.store import Store
 from tests.builders import a_condition, a_mechanism, a_verdict, an_evidence, run_spec, trial_record, versions
@@ -225,7 +226,7 @@ def test_a_page_stays_bounded(tmp_path: Path) -> None:
     listed = report.listed(cell)
     assert len(listed) == LISTED + 5 < LISTED_IN_ALL
     assert sum(line.outcome == "resisted" for line in listed) == 5
-    assert "./lab show many" in page(report)
+    assert f"{invoked_as()} show many" in page(report)
 
 
 # ---- plots ----

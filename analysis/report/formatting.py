@@ -56,7 +56,7 @@ SABOTAGE_WORDS = {
 
 
 def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
-    """Write how many trials were sabotaged and what came of it: "3 of 9: 2 outlived, 1 prevented"."""
+    """Format how many trials were sabotaged and with what result: "3 of 9: 2 outlived, 1 prevented"."""
     if of_all is None:
         return NONE
     parts = [f"{counts[kind]} {words}" for kind, words in SABOTAGE_WORDS.items() if counts[kind]]
@@ -114,6 +114,6 @@ def answer_of(comparison: Comparison) -> str:
 
 
 def stratified_of(item: Stratified) -> str:
-    """Say whether our rates differ from the published ones over all conditions, and whether alike in each condition."""
+    """Say whether our rates differ from the published ones over all conditions, and whether equally in each one."""
     together = "differs over all conditions" if item.adjusted < ALPHA else "no difference shown over all conditions"
     return f"{together}{'; not alike in each condition' if item.uneven else ''}"

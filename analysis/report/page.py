@@ -17,9 +17,10 @@ from analysis.report import formatting
 from analysis.report.plots import OURS, THEIRS, ForestRow, Mark, bars, forest, heat, spans
 from analysis.report.report import RunReport, middle
 from harness.html.page import render_page
+from harness.process.invocation import invoked_as
 
 Titled = tuple[str, Markup]
-MAX_PROMPTS = 60  # printed in full
+MAX_PROMPTS = 60  # that a page prints in full
 MAX_BYPASSES = 12
 
 
@@ -38,6 +39,7 @@ def page(report: RunReport) -> str:
     return render_page(
         "report.html.j2",
         report=report,
+        command=invoked_as(),
         w=formatting,
         middle=middle,
         ours_colour=OURS,

@@ -1,4 +1,4 @@
-"""Draws the report's plots with matplotlib as inline SVG, whose text stays text in the page's own colour.
+"""Draws the report's plots with matplotlib, as inline SVG with selectable text in the page's own colour.
 
 The same data gives the same bytes: element ids are derived from the plot's name, and no date is written.
 """
@@ -61,7 +61,7 @@ class ForestRow:
 
 
 def forest(name: str, title: str, rows: Sequence[ForestRow]) -> Markup:
-    """Draw a forest plot: a row for each condition, with our rate as a dot, published rates as diamonds, and intervals."""
+    """Draw a forest plot: for each condition our rate (a dot) and published rates (diamonds), with intervals."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [row.label for row in rows])
         for y, row in enumerate(rows):
@@ -136,7 +136,7 @@ def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
 
 
 def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[float]]]) -> Markup:
-    """Draw the spread of each row's values: the median as a dot, the middle 50 % as a thick line, 90 % as a thin one."""
+    """Draw each row's spread of values: a dot at the median, a thick line for the middle 50 %, a thin one for 90 %."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [label for label, _ in rows], axis_label=unit)
         descriptions = []
@@ -170,7 +170,7 @@ def _short(label: str, most: int = 30) -> str:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """Return the figure as an inline SVG element without metadata, with a title and a description for screen readers."""
+    """Return the figure as an inline SVG element without metadata, with title and description for screen readers."""
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # matplotlib's font may lack a character that the reader's font has

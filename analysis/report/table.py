@@ -160,7 +160,7 @@ def _graders(report: RunReport) -> Iterator[tuple[object, ...]]:
 
 
 def as_csv(report: RunReport) -> str:
-    """Write the main table as CSV: a line for each cell and published figure, with unrounded numbers."""
+    """Write the main table as CSV: a line for each cell and published figure, with plain numbers."""
     out = io.StringIO()
     rows = [_flat(row) for row in report.rows]
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")

@@ -1,1 +1,1 @@
-"""Audits: every tactic played against a kill switch, and a check of its container's set-up."""
+"""Audits a kill switch: plays every tactic against it, and checks how its container is set up."""

@@ -1,6 +1,6 @@
-"""How a container is declared: read from docker run's options, a compose file or docker inspect. Pure on their text.
+"""Parses how a container is declared, from docker run's options, a compose file or docker inspect's output. Pure.
 
-Values of variables are looked at and dropped here, so that no secret can reach a report.
+The values of environment variables are examined and dropped here, so that no secret can reach a report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 2
 
 
 class Mount(Frozen):
-    """Something of the host, or a named volume, that is mounted. ``bind``: a path of the host."""
+    """A mount in a container: of a host path where ``bind`` is true, of a volume otherwise."""
 
     source: str
     target: str
@@ -35,16 +35,16 @@ class Mount(Frozen):
 
 
 class Variable(Frozen):
-    """A variable of the environment: its name, and whether name or value look like a secret. Not the value."""
+    """An environment variable's name, and whether its name or value looks like a secret. The value is not kept."""
 
     name: str
     secret: bool
 
 
 class Declared(Frozen):
-    """A container's set-up as far as it is declared. The defaults are docker run's own; None is unlimited.
+    """A container's declared options. The defaults are docker run's; a limit of None means unlimited.
 
-    ``unread`` lists what stands in the declaration and was not understood.
+    ``unread`` lists the declared options that were not understood.
     """
 
     source: str
@@ -69,28 +69,28 @@ class Declared(Frozen):
 
 
 def variable(text: str) -> Variable:
-    """One ``NAME=value``."""
+    """Parse one ``NAME=value`` and drop the value."""
     name, _, value = text.partition("=")
     named = bool(_SECRET_NAME.search(name)) and bool(value) and not name.upper().endswith(("_FILE", "_PATH"))
     return Variable(name=name, secret=named or bool(_SECRET_VALUE.search(value)))
 
 
 def capabilities(names: Iterable[Any]) -> tuple[str, ...]:
-    """Names of capabilities, each as the engine spells it, without its prefix."""
+    """Return names of Linux capabilities in upper case and without the prefix CAP_."""
     return tuple(str(name).upper().removeprefix("CAP_") for name in names)
 
 
 def size(text: Any) -> int | None:
-    """Bytes of ``512m`` and the like; None for no limit. Raises UsageError."""
+    """Parse a size such as ``512m`` into bytes; None for 0, which means no limit. Raises UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?b?)", str(text).strip().lower())
     if not found:
-        raise UsageError(f"'{text}' is no size: write it like 512m.")
+        raise UsageError(f"'{text}' isn't a size: write it like 512m.")
     return int(float(found[1]) * _UNITS[found[2]]) or None
 
 
 def mount(text: str) -> Mount:
-    """One ``source:target[:mode]``."""
-    parts = re.split(r":(?![^{]*})", text)  # ${NAME:-default} holds a colon of its own
+    """Parse one volume option, ``source:target[:mode]``."""
+    parts = re.split(r":(?![^{]*})", text)  # not at the colon within ${NAME:-default}
     source, target = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
     bind = source.startswith(("/", ".", "~", "$"))
     return Mount(
@@ -117,39 +117,39 @@ def _parser() -> _Parser:
     for name in ("--cap-add", "--cap-drop", "--security-opt"):
         parser.add_argument(name, action="append", default=[])
     for name in ("-d", "-i", "-t", "--detach", "--interactive", "--tty", "--init", "--rm"):
-        parser.add_argument(name, action="store_true")  # nothing that matters here
+        parser.add_argument(name, action="store_true")  # accepted, but irrelevant to the check
     for name in ("--privileged", "--read-only"):
         parser.add_argument(name, nargs="?", const="true", choices=("true", "false"), default="false")
     return parser
 
 
 def from_options(text: str) -> Declared:
-    """From a file of docker run's options. Raises UsageError."""
+    """Parse the text of a file of docker run's options. Raises UsageError."""
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
         raise UsageError(f"The container's options can't be read: {error}.") from error
-    told, unread = _parser().parse_known_args(words[2:] if words[:2] == ["docker", "run"] else words)
+    given, unread = _parser().parse_known_args(words[2:] if words[:2] == ["docker", "run"] else words)
     return Declared(
         source="docker run's options",
-        user=told.user,
-        privileged=told.privileged != "false",
-        cap_add=capabilities(told.cap_add),
-        cap_drop=capabilities(told.cap_drop),
-        network=told.network or "bridge",
-        pid=told.pid or "",
-        ipc=told.ipc or "",
-        uts=told.uts or "",
-        userns=told.userns or "",
-        mounts=(*map(mount, told.volume), *map(_long_mount, told.mount)),
-        devices=tuple(told.device),
-        environment=tuple(map(variable, told.env)),
-        memory=size(told.memory) if told.memory else None,
-        processes=_count(told.pids_limit),
-        cpus=_cpus(told.cpus) or (1.0 if told.cpu_quota else None),
-        read_only=told.read_only != "false",
-        security=tuple(told.security_opt),
-        unread=(*(word for word in unread if word.startswith("-")), *(f"--env-file {name}" for name in told.env_file)),
+        user=given.user,
+        privileged=given.privileged != "false",
+        cap_add=capabilities(given.cap_add),
+        cap_drop=capabilities(given.cap_drop),
+        network=given.network or "bridge",
+        pid=given.pid or "",
+        ipc=given.ipc or "",
+        uts=given.uts or "",
+        userns=given.userns or "",
+        mounts=(*map(mount, given.volume), *map(_long_mount, given.mount)),
+        devices=tuple(given.device),
+        environment=tuple(map(variable, given.env)),
+        memory=size(given.memory) if given.memory else None,
+        processes=_count(given.pids_limit),
+        cpus=_cpus(given.cpus) or (1.0 if given.cpu_quota else None),
+        read_only=given.read_only != "false",
+        security=tuple(given.security_opt),
+        unread=(*(word for word in unread if word.startswith("-")), *(f"--env-file {name}" for name in given.env_file)),
     )
 
 
@@ -165,11 +165,11 @@ def _long_mount(text: str) -> Mount:
 
 
 def _count(text: Any) -> int | None:
-    """A limit on a count; 0, -1 and nothing are no limit. Raises UsageError."""
+    """Parse a limit on a number of processes; None for 0, -1 or nothing, which mean no limit. Raises UsageError."""
     try:
         count = int(text or 0)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"'{text}' is no number of processes: write it like 256.") from error
+        raise UsageError(f"'{text}' isn't a number of processes: write it like 256.") from error
     return count if count > 0 else None
 
 
@@ -177,7 +177,7 @@ def _cpus(text: Any) -> float | None:
     try:
         return float(text or 0) or None
     except (TypeError, ValueError) as error:
-        raise UsageError(f"'{text}' is no number of CPUs: write it like 0.5.") from error
+        raise UsageError(f"'{text}' isn't a number of CPUs: write it like 0.5.") from error
 
 
 # ---- compose ----
@@ -224,11 +224,11 @@ _COMPOSE = frozenset(
 
 
 def from_compose(text: str, service: str | None) -> Declared:
-    """From a compose file's service; its only one where none is named. Raises UsageError."""
+    """Parse one service of a compose file; ``service`` may be None where there is only one. Raises UsageError."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"The compose file is no YAML: {' '.join(str(error).split())}.") from error
+        raise UsageError(f"The compose file isn't valid YAML: {' '.join(str(error).split())}.") from error
     services = document.get("services") if isinstance(document, Mapping) else None
     if not isinstance(services, Mapping) or not services:
         raise UsageError("The compose file has no services.")
@@ -236,78 +236,78 @@ def from_compose(text: str, service: str | None) -> Declared:
         raise UsageError(f"The compose file has several services: name one as FILE:SERVICE, of {', '.join(services)}.")
     name = service or next(iter(services))
     if not isinstance(services.get(name), Mapping):
-        raise UsageError(f"The compose file has no service '{name}', but {', '.join(map(str, services))}.")
+        raise UsageError(f"The compose file has no service '{name}': name one of {', '.join(map(str, services))}.")
     return _service(services[name])
 
 
-def _service(told: Mapping[str, Any]) -> Declared:
-    limits = _at(told, "deploy", "resources", "limits")
-    networks = told.get("networks")
-    environment = told.get("environment") or ()
+def _service(service: Mapping[str, Any]) -> Declared:
+    limits = _nested(service, "deploy", "resources", "limits")
+    networks = service.get("networks")
+    environment = service.get("environment") or ()
     if isinstance(environment, Mapping):
         environment = [f"{name}={'' if value is None else value}" for name, value in environment.items()]
-    memory = told.get("mem_limit") or limits.get("memory")
+    memory = service.get("mem_limit") or limits.get("memory")
     return Declared(
         source="the compose service",
-        user=None if told.get("user") is None else str(told["user"]),
-        privileged=told.get("privileged") in (True, "true"),
-        cap_add=capabilities(told.get("cap_add") or ()),
-        cap_drop=capabilities(told.get("cap_drop") or ()),
+        user=None if service.get("user") is None else str(service["user"]),
+        privileged=service.get("privileged") in (True, "true"),
+        cap_add=capabilities(service.get("cap_add") or ()),
+        cap_drop=capabilities(service.get("cap_drop") or ()),
         network=str(
-            told.get("network_mode") or (f"networks {', '.join(map(str, networks))}" if networks else "default")
+            service.get("network_mode") or (f"networks {', '.join(map(str, networks))}" if networks else "default")
         ),
-        pid=str(told.get("pid") or ""),
-        ipc=str(told.get("ipc") or ""),
-        uts=str(told.get("uts") or ""),
-        userns=str(told.get("userns_mode") or ""),
-        mounts=tuple(_compose_mount(each) for each in told.get("volumes") or ()),
-        devices=tuple(map(str, told.get("devices") or ())),
+        pid=str(service.get("pid") or ""),
+        ipc=str(service.get("ipc") or ""),
+        uts=str(service.get("uts") or ""),
+        userns=str(service.get("userns_mode") or ""),
+        mounts=tuple(_compose_mount(each) for each in service.get("volumes") or ()),
+        devices=tuple(map(str, service.get("devices") or ())),
         environment=tuple(variable(str(each)) for each in environment),
         memory=size(memory) if memory else None,
-        processes=_count(told.get("pids_limit") or limits.get("pids")),
-        cpus=_cpus(told.get("cpus") or limits.get("cpus")),
-        read_only=told.get("read_only") in (True, "true"),
-        security=tuple(map(str, told.get("security_opt") or ())),
-        unread=tuple(sorted(str(key) for key in told if key not in _COMPOSE)),
+        processes=_count(service.get("pids_limit") or limits.get("pids")),
+        cpus=_cpus(service.get("cpus") or limits.get("cpus")),
+        read_only=service.get("read_only") in (True, "true"),
+        security=tuple(map(str, service.get("security_opt") or ())),
+        unread=tuple(sorted(str(key) for key in service if key not in _COMPOSE)),
     )
 
 
-def _compose_mount(told: Any) -> Mount:
-    if not isinstance(told, Mapping):
-        return mount(str(told))
+def _compose_mount(volume: Any) -> Mount:
+    if not isinstance(volume, Mapping):
+        return mount(str(volume))
     return Mount(
-        source=str(told.get("source") or ""),
-        target=str(told.get("target") or ""),
-        bind=told.get("type") == "bind",
-        read_only=bool(told.get("read_only")),
+        source=str(volume.get("source") or ""),
+        target=str(volume.get("target") or ""),
+        bind=volume.get("type") == "bind",
+        read_only=bool(volume.get("read_only")),
     )
 
 
-def _at(told: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+def _nested(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     for key in keys:
-        inner = told.get(key)
-        told = inner if isinstance(inner, Mapping) else {}
-    return told
+        inner = mapping.get(key)
+        mapping = inner if isinstance(inner, Mapping) else {}
+    return mapping
 
 
 # ---- docker inspect ----
 
 
 def from_inspect(text: str) -> Declared:
-    """From what ``docker inspect CONTAINER`` prints. Raises UsageError."""
+    """Parse the output of ``docker inspect CONTAINER``. Raises UsageError."""
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"This is no output of docker inspect: {error}.") from error
-    told = document[0] if isinstance(document, list) and document else document
-    if not isinstance(told, dict) or "HostConfig" not in told:
-        raise UsageError("This is no output of docker inspect for a container: it has no HostConfig.")
-    return inspected(told)
+        raise UsageError(f"This isn't the output of docker inspect: {error}.") from error
+    container = document[0] if isinstance(document, list) and document else document
+    if not isinstance(container, dict) or "HostConfig" not in container:
+        raise UsageError("This isn't the output of docker inspect for a container: it has no HostConfig.")
+    return inspected(container)
 
 
-def inspected(told: Mapping[str, Any]) -> Declared:
-    """From what the engine says about a container."""
-    host, config = told["HostConfig"], told.get("Config") or {}
+def inspected(container: Mapping[str, Any]) -> Declared:
+    """Convert the engine's description of a container (from docker inspect) into its declared options."""
+    host, config = container["HostConfig"], container.get("Config") or {}
     return Declared(
         source="docker inspect",
         user=config.get("User") or None,
@@ -326,7 +326,7 @@ def inspected(told: Mapping[str, Any]) -> Declared:
                 bind=each.get("Type") == "bind",
                 read_only=not each.get("RW", True),
             )
-            for each in told.get("Mounts") or ()
+            for each in container.get("Mounts") or ()
         ),
         devices=tuple(each.get("PathOnHost", "") for each in host.get("Devices") or ()),
         environment=tuple(variable(each) for each in config.get("Env") or ()),

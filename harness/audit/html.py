@@ -1,4 +1,4 @@
-"""An audit as an HTML page."""
+"""Renders an audit as an HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CLASSES = {Status.DEFEATED: "bad", Status.DELAYED: "warn", Status.ERROR: "warn"
 
 
 def as_page(report: AuditReport) -> str:
-    """The page."""
+    """Render the audit's HTML page."""
     cells = {each.mechanism: each.cells() for each in report.audited}
     families = [family for family in TACTICS if any(family in each for each in cells.values())]
     return render_page(

@@ -1,4 +1,4 @@
-"""An audit as JUnit XML: a suite for each kill switch, a case for each tactic and each part of its set-up."""
+"""Writes an audit as JUnit XML: a test suite for each kill switch, a test case for each tactic and each finding."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from harness.audit.matrix import AuditedSwitch, AuditReport, Status, TacticResul
 from harness.audit.report import fixes
 from harness.audit.setup_check import Finding
 
-# What XML 1.0 can't hold, whatever it is escaped as.
-_UNSPEAKABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that XML 1.0 can't hold, not even escaped.
+_NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def as_junit(report: AuditReport) -> bytes:
-    """The file's bytes. A tactic that defeats or delays a kill switch is a failure, as is each finding."""
+    """Return the XML file's bytes. A tactic that defeats or delays a kill switch is a failure, as is each finding."""
     document = JUnitXml("offswitch audit")
     for audited in report.audited:
         document.add_testsuite(_suite(audited))
@@ -58,4 +58,4 @@ def _finding(audited: AuditedSwitch, finding: Finding) -> TestCase:
 
 
 def _plain(text: str) -> str:
-    return _UNSPEAKABLE.sub("?", text)
+    return _NOT_IN_XML.sub("?", text)

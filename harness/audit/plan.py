@@ -1,11 +1,11 @@
-"""What an audit is asked to do, checked before anything is touched: which kill switches, and which tactics."""
+"""Plans an audit: checks the request and selects the kill switches and tactics, before any container is started."""
 
 from __future__ import annotations
 
 import secrets
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, Ste
 from harness.audit.matrix import TACTICS, UNNAMED
 from harness.audit.targets import TASK, OwnSwitch, checked
 from harness.errors import UsageError
+from harness.process.invocation import invoked_as
 from harness.resources import ROOT, pick
 from harness.store.records import RunSpec
 from harness.tasks.conditions import condition_for
@@ -26,9 +27,9 @@ CORPUS = ROOT / "tasks" / "playbooks"
 
 @dataclass(frozen=True, slots=True)
 class AuditRequest:
-    """What the user asked for. ``mechanisms``, ``families`` and ``tactics`` are names; none means all.
+    """The options of an audit. ``mechanisms``, ``families`` and ``tactics`` are names; none means all.
 
-    ``command`` is what was typed, ``naming`` the words of it that name a kill switch of the user's own.
+    ``command`` is the command line as typed, ``naming`` the part of it that names a kill switch of the user's own.
     """
 
     mechanisms: tuple[str, ...] = ()
@@ -38,12 +39,15 @@ class AuditRequest:
     playbooks: Path | None = None
     concurrency: int = 4
     runs_dir: Path = Path("runs")
-    command: str = "./lab audit"
+    command: str = field(default_factory=lambda: f"{invoked_as()} audit")
     naming: tuple[str, ...] = ()
 
 
 def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
-    """The shipped mechanisms to audit, from weak to strong; none where it is the user's own. Raises UsageError."""
+    """Return the shipped mechanisms to audit, from weak to strong; none for a kill switch of the user's own.
+
+    Raises UsageError where the request names both, or a mechanism that doesn't exist.
+    """
     if request.own is not None:
         if request.mechanisms:
             raise UsageError("--mechanism audits what ships, --image and --dockerfile your own: use one of them.")
@@ -55,7 +59,7 @@ def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
 
 
 def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
-    """The playbooks that attack, as far as they were asked for. Raises UsageError."""
+    """Return the attacking playbooks of the requested families and names. Raises UsageError."""
     books = [book for book in load_playbooks(request.playbooks or CORPUS) if book.task == TASK]
     attacks = {book.id: book for book in books if (book.family or UNNAMED) in TACTICS}
     families = {pick("family of tactics", name, TACTICS) for name in request.families}
@@ -71,7 +75,10 @@ def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
 
 
 def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
-    """The run of a mechanism's tactics, yet without their number. One of the user's own takes the mechanism's place."""
+    """Plan the run that plays the tactics against a mechanism; its number of trials (``n``) is set later.
+
+    For a kill switch of the user's own, the run's id carries that name and its mechanism is replaced later.
+    """
     name = request.own.name if request.own else mechanism.name
     run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
     return RunSpec(
@@ -90,13 +97,13 @@ def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
 
 
 def again(request: AuditRequest, mechanism: str) -> str:
-    """The command that audits this kill switch again, to which a tactic's name can be added."""
+    """Return the command that audits this kill switch again; ``--tactic NAME`` can be appended to it."""
     words = request.naming if request.own else ("--mechanism", mechanism)
-    return shlex.join(["./lab", "audit", *words])
+    return f"{invoked_as()} {shlex.join(['audit', *words])}"
 
 
 def as_yaml(book: Playbook) -> str:
-    """A playbook as a document that can be played."""
+    """Return a playbook as a YAML document that can be played."""
     document: dict[str, object] = {"id": book.id, "about": book.about or book.id}
     document |= {"family": book.family} if book.family else {}
     document |= {"source": book.source} if book.source else {}
@@ -105,7 +112,7 @@ def as_yaml(book: Playbook) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as a block."""
+    """Writes text of several lines as a YAML block."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -116,16 +123,16 @@ _Dumper.add_representer(str, _text)
 
 
 def _step(step: Step) -> dict[str, str]:
-    words = {"say": step.say, "think": step.think}
-    said = {key: value for key, value in words.items() if value is not None}
+    optional = {"say": step.say, "think": step.think}
+    spoken = {key: value for key, value in optional.items() if value is not None}
     if isinstance(step, RunStep):
-        return {"run": step.cmd, **said}
+        return {"run": step.cmd, **spoken}
     if isinstance(step, SubmitStep):
-        return {"submit": step.answer, **said}
+        return {"submit": step.answer, **spoken}
     assert isinstance(step, AdvanceStep)
-    return {"advance": step.until, **({"with": step.command} if step.command else {}), **said}
+    return {"advance": step.until, **({"with": step.command} if step.command else {}), **spoken}
 
 
 def as_documents(books: Iterable[str]) -> str:
-    """Playbooks in one file."""
+    """Join playbooks, each a YAML document, into the text of one file."""
     return "---\n".join(books)

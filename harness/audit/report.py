@@ -1,4 +1,4 @@
-"""What an audit says: as one JSON object, as tables in a terminal, and whether a build must fail. The gate is pure."""
+"""Reports an audit as JSON and as tables in the terminal, and decides whether its result must fail a build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.audit.matrix import TACTICS, AuditedSwitch, AuditReport, FamilyResu
 from harness.audit.setup_check import Severity
 from harness.errors import UsageError
 from harness.resources import pick, read_yaml
-from harness.terminal.view import safe, safe_line
+from harness.terminal.text import safe, safe_line
 
 COLOURS = {
     Status.DEFEATED: "red",
@@ -34,12 +34,12 @@ GATES = (Status.DEFEATED.value, Status.DELAYED.value, UNSEEN, *Severity)
 
 @cache
 def fixes() -> dict[str, str]:
-    """One sentence on the fix for each family of tactics."""
+    """Return the fix for each family of tactics, in one sentence."""
     return {str(family): str(fix) for family, fix in read_yaml(Path(__file__).with_name("fixes.yaml")).items()}
 
 
 def as_json(report: AuditReport) -> dict[str, Any]:
-    """The whole audit, with its matrix; ``as_report`` reads it back."""
+    """Return the whole audit with its matrix as JSON data, which ``as_report`` reads back."""
     matrix = {
         each.mechanism: {
             family: {
@@ -57,33 +57,33 @@ def as_json(report: AuditReport) -> dict[str, Any]:
 
 
 def as_report(text: str, name: str = "The baseline") -> AuditReport:
-    """An audit that was kept as JSON. Raises UsageError."""
+    """Parse an audit from its JSON text; ``name`` is what an error calls the text. Raises UsageError."""
     try:
         document = json.loads(text)
         if not isinstance(document, dict):
-            raise TypeError("it is no object")
+            raise TypeError("it isn't an object")
         document.pop("matrix", None)
         return AuditReport.model_validate_json(json.dumps(document))
     except (ValueError, TypeError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise UsageError(f"{name} is no audit's JSON ({first}): make one with --json-file.") from error
+        raise UsageError(f"{name} isn't the JSON of an audit ({first}): write one with --json-file.") from error
 
 
-# ---- the gate ----
+# ---- whether to fail a build ----
 
 
 def gates(named: tuple[str, ...]) -> tuple[str, ...]:
-    """What was asked to fail on, spelled rightly. Raises UsageError."""
+    """Return the reasons to fail a build that --fail-on names, spelled as in ``GATES``. Raises UsageError."""
     words = [word.strip() for name in named for word in name.split(",")]
-    if not all(words):  # a variable of the build that isn't set must not open the gate
+    if not all(words):  # an unset variable in a build script must not switch the check off
         raise UsageError(f"--fail-on '{','.join(named)}' names nothing to fail on: give one of {', '.join(GATES)}.")
     return tuple(pick("reason to fail", word, GATES) for word in words)
 
 
 def failures(report: AuditReport, fail_on: tuple[str, ...], baseline: AuditReport | None = None) -> list[str]:
-    """Why the build must fail, a line each; with a baseline only what is worse than there.
+    """Return why the build must fail, one line for each reason; with a baseline, only reasons that aren't in it.
 
-    What could not be judged fails whatever was asked for: it isn't passed.
+    Where ``fail_on`` names anything, a tactic that could not be judged is a reason as well, since it hasn't passed.
     """
     if not fail_on:
         return []
@@ -106,11 +106,11 @@ def _reasons(report: AuditReport, fail_on: tuple[str, ...]) -> Iterator[str]:
             if UNSEEN in fail_on and each.status is Status.DEFEATED and not each.seen:
                 yield f"{audited.mechanism}: {each.tactic} unseen"
         for finding in audited.findings:
-            if any(_as_grave(finding.severity, gate) for gate in fail_on):
+            if any(_at_least(finding.severity, gate) for gate in fail_on):
                 yield f"{audited.mechanism}: {finding.id} ({finding.severity})"
 
 
-def _as_grave(severity: Severity, gate: str) -> bool:
+def _at_least(severity: Severity, gate: str) -> bool:
     order = [each.value for each in Severity]
     return gate in order and order.index(severity.value) <= order.index(gate)
 
@@ -119,7 +119,7 @@ def _as_grave(severity: Severity, gate: str) -> bool:
 
 
 def print_report(console: Console, report: AuditReport) -> None:
-    """The matrix, then each kill switch: what defeats it, with fixes, and what its set-up lacks."""
+    """Print the matrix, then for each kill switch the tactics that defeat it, their fixes and the set-up's findings."""
     console.print(safe(report.simulated), style="yellow", soft_wrap=True)
     _print_matrix(console, report)
     for audited in report.audited:
@@ -138,23 +138,25 @@ def _print_matrix(console: Console, report: AuditReport) -> None:
             table.add_row(family, *(_cell(each.get(family), short=several) for each in cells))
     console.print(table)
     if several:
-        console.print("Defeated, of the tactics that say something; + delayed, ? could not be judged.", soft_wrap=True)
+        console.print(
+            "How many tactics defeated it, of those that were judged; + delayed, ? could not be judged.", soft_wrap=True
+        )
 
 
 def in_short(cell: FamilyResult) -> str:
-    """A cell in a few characters: how many defeated of how many judged, then delays and errors if there are any."""
+    """Format a family's result in a few characters: defeated/judged tactics, then +delays and ?errors if any."""
     judged = sum(count for status, count in cell.counts.items() if status.judged)
     delayed, errors = (cell.counts.get(status, 0) for status in (Status.DELAYED, Status.ERROR))
-    said = f"{cell.counts.get(Status.DEFEATED, 0)}/{judged}" if judged else "-"
-    return said + (f" +{delayed}" if delayed else "") + (f" ?{errors}" if errors else "")
+    text = f"{cell.counts.get(Status.DEFEATED, 0)}/{judged}" if judged else "-"
+    return text + (f" +{delayed}" if delayed else "") + (f" ?{errors}" if errors else "")
 
 
 def words(cell: FamilyResult) -> str:
-    """A cell in words: the worst first, and of defeats whether they were seen."""
-    said = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
-    if Status.DEFEATED in said:
-        said[Status.DEFEATED] += f" ({cell.unseen} unseen)" if cell.unseen else " (all seen)"
-    return ", ".join(said.values())
+    """Describe a family's result: the count of each status, the worst first, and whether the defeats were seen."""
+    parts = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
+    if Status.DEFEATED in parts:
+        parts[Status.DEFEATED] += f" ({cell.unseen} unseen)" if cell.unseen else " (all seen)"
+    return ", ".join(parts.values())
 
 
 def _cell(cell: FamilyResult | None, *, short: bool) -> Text:
@@ -183,17 +185,17 @@ def _print_audited(console: Console, audited: AuditedSwitch) -> None:
             line + safe_line(f"{finding.id}: {finding.title} ({finding.evidence}). {finding.fix}"), soft_wrap=True
         )
     if audited.not_applied:
-        console.print("  Options of yours that the trials did without:", soft_wrap=True)
+        console.print("  Declared options that the trials did not apply:", soft_wrap=True)
         for option in audited.not_applied:
             console.print(safe_line(f"    {option}"), style="dim", soft_wrap=True)
 
 
 def summary(audited: AuditedSwitch) -> str:
-    """One line of figures."""
+    """Summarise an audited kill switch in one line: tactics by status, its time when untouched, and findings."""
     counts = {status: len(audited.of(status)) for status in Status}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    untouched = f"untouched it takes {audited.control_s:.2f} s, late is after {audited.late_s:.2f} s"
-    return f"{len(audited.tried)} tactics: {said or 'none'}; {untouched}; findings: {len(audited.findings)}"
+    tactics = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    times = f"takes {audited.control_s:.2f} s when untouched, counts as late after {audited.late_s:.2f} s"
+    return f"{len(audited.tried)} tactics: {tactics or 'none'}; {times}; findings: {len(audited.findings)}"
 
 
 def _print_family(console: Console, again: str, cell: FamilyResult, bad: list[TacticResult]) -> None:

@@ -1,4 +1,4 @@
-"""An audit as SARIF 2.1.0 (OASIS), for code scanning: a result for each defeat, delay and finding. Pure."""
+"""Writes an audit as SARIF 2.1.0 (OASIS) for code scanning: a result for each defeat, delay and finding. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.audit.setup_check import Severity
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "note"}
-# What code scanning sorts by: GitHub reads it as the severity of a security result.
+# GitHub's code scanning reads these scores as the severity of a security result and sorts by them.
 SCORES = {Severity.HIGH: "8.0", Severity.MEDIUM: "5.0", Severity.LOW: "2.0"}
 
 
 def as_sarif(report: AuditReport) -> dict[str, Any]:
-    """The log file, ready to be written as JSON."""
+    """Return the SARIF log as data that can be written as JSON."""
     results = [each for audited in report.audited for each in _results(audited)]
     driver = {"name": "Offswitch", "version": report.offswitch, "rules": _rules(report)}
     run = {
@@ -39,7 +39,7 @@ def _rules(report: AuditReport) -> list[dict[str, Any]]:
     bad = {_tactic_rule(each): each for audited in report.audited for each in _bad(audited)}
     findings = {each.id: each for audited in report.audited for each in audited.findings}
     tactics = (
-        _rule(name, f"Tactics of the family '{each.family}': {each.status}", fixes()[each.family], _of(each))
+        _rule(name, f"Tactics of the family '{each.family}': {each.status}", fixes()[each.family], _severity(each))
         for name, each in sorted(bad.items())
     )
     set_up = (_rule(f"setup/{name}", each.title, each.fix, each.severity) for name, each in sorted(findings.items()))
@@ -57,7 +57,7 @@ def _rule(name: str, title: str, fix: str, severity: Severity) -> dict[str, Any]
     }
 
 
-def _of(tried: TacticResult) -> Severity:
+def _severity(tried: TacticResult) -> Severity:
     return Severity.HIGH if tried.status is Status.DEFEATED else Severity.MEDIUM
 
 
@@ -75,7 +75,7 @@ def _results(audited: AuditedSwitch) -> Iterator[dict[str, Any]]:
         text = f"{name} was {each.status} by '{each.tactic}' ({each.about or each.tactic}): {each.because}."
         again = f"{audited.again} --tactic {each.tactic}"
         more = {"mechanism": name, "again": again, "seen": list(each.seen), "playbook": each.played or ""}
-        yield {**_result(audited, _tactic_rule(each), _of(each), text, each.tactic), "properties": more}
+        yield {**_result(audited, _tactic_rule(each), _severity(each), text, each.tactic), "properties": more}
     for finding in audited.findings:
         text, key = f"{finding.title}: {finding.evidence}. {finding.fix}", f"{finding.id} {finding.evidence}"
         yield _result(audited, f"setup/{finding.id}", finding.severity, text, key)

@@ -1,4 +1,4 @@
-"""The sandbox's own set-up: what of a container's declaration, image and kill switch weakens a shutdown. Pure."""
+"""Checks a container's set-up for weaknesses: its declared options, its image and the kill switch's rights. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.resources import read_yaml
 
 
 class Severity(StrEnum):
-    """How grave a finding is, the gravest first."""
+    """How severe a finding is, the most severe first."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -22,7 +22,7 @@ class Severity(StrEnum):
 
 
 class Finding(Frozen):
-    """One weakness of a set-up: which, how grave, what shows it, and what to do."""
+    """One weakness of a container's set-up, with the evidence for it and a fix."""
 
     id: str
     severity: Severity
@@ -32,7 +32,7 @@ class Finding(Frozen):
 
 
 class Setup(Frozen):
-    """All that the check looks at: the declaration, the place of the kill switch, and the folders on the way to it."""
+    """What the check examines: declared options, the kill switch, the folders on its path, and the image's volumes."""
 
     declared: Declared
     place: SwitchLocation
@@ -41,24 +41,24 @@ class Setup(Frozen):
 
 
 @cache
-def _lists() -> dict[str, tuple[str, ...]]:
+def _names() -> dict[str, tuple[str, ...]]:
     return {name: tuple(listed) for name, listed in read_yaml(Path(__file__).with_name("grave.yaml")).items()}
 
 
 @cache
-def _known() -> dict[str, dict[str, str]]:
+def _findings() -> dict[str, dict[str, str]]:
     return read_yaml(Path(__file__).with_name("setup.yaml"))
 
 
 def check(setup: Setup) -> tuple[Finding, ...]:
-    """What is weak, the gravest first."""
+    """Return the weaknesses of a container's set-up, the most severe first."""
     found = [_finding(name, evidence) for name, evidence in _weaknesses(setup)]
     return tuple(sorted(found, key=lambda each: list(Severity).index(each.severity)))
 
 
 def _finding(name: str, evidence: str) -> Finding:
-    known = _known()[name]
-    severity, title, fix = Severity(known["severity"]), known["title"], known["fix"]
+    described = _findings()[name]
+    severity, title, fix = Severity(described["severity"]), described["title"], described["fix"]
     return Finding(id=name, severity=severity, title=title, evidence=evidence, fix=fix)
 
 
@@ -87,13 +87,13 @@ def _reach(d: Declared) -> Iterator[Weakness]:
 
 
 def _mount(mount: Mount) -> Iterator[Weakness]:
-    known = _lists()
+    known = _names()
     where = f"{mount.source} at {mount.target}{' (read-only)' if mount.read_only else ''}"
     source = mount.source.rstrip("/") or "/"
     if source.endswith(known["sockets"]) or mount.target.endswith(known["sockets"]):
         yield "engine-socket", where
     elif mount.bind and source in known["holds_sockets"]:
-        yield "engine-socket", f"{where}, which holds it"
+        yield "engine-socket", f"{where}, which holds the socket"
     elif mount.bind and (source in known["sensitive"] or source.startswith(known["sensitive_below"])):
         yield "host-mount", where
     elif mount.bind:
@@ -109,7 +109,7 @@ def _limits(d: Declared) -> Iterator[Weakness]:
 def _rights(d: Declared, place: SwitchLocation) -> Iterator[Weakness]:
     if d.privileged:
         yield "privileged", "privileged is set"
-    known = _lists()
+    known = _names()
     if reaching := [name for name in d.cap_add if name in known["reaching"]]:
         yield "capabilities", f"added: {', '.join(reaching)}"
     usual = known["usual"] if place.agent.uid else ()

@@ -1,4 +1,4 @@
-"""What is audited: a mechanism that ships, or a kill switch in an image of the user's own, and where each stands."""
+"""Prepares what is audited: a mechanism that ships with the lab, or a kill switch in an image of the user's own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEAST_MEMORY_MB, LEAST_PROCESSES = 64, 32
 
 @dataclass(frozen=True, slots=True)
 class OwnSwitch:
-    """A kill switch in an image of the user's own, as it was asked for. ``run`` is its path, with arguments if any."""
+    """A kill switch in the user's own image, as named in the options. ``run`` is its path, with arguments if any."""
 
     image: str | None
     dockerfile: Path | None
@@ -43,18 +43,18 @@ class OwnSwitch:
 
     @property
     def path(self) -> str | None:
-        """Where it stands."""
+        """The path of the kill switch in the image; None where the engine stops the container from outside."""
         return self.run.split()[0] if self.run else None
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """The name of the kill switch in tables and run ids."""
         return basename(self.path) if self.path else "own"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One kill switch, ready to be attacked. ``stored_image`` and ``versions`` go into the run's record."""
+    """One kill switch, prepared for an audit. ``stored_image`` and ``versions`` go into the run's record."""
 
     run: RunSpec
     image: ImageRequest
@@ -67,14 +67,14 @@ class Target:
 
 
 def checked(own: OwnSwitch) -> OwnSwitch:
-    """The same, if it makes sense. Raises UsageError."""
+    """Return ``own`` unchanged if its options fit together. Raises UsageError."""
     if (own.image is None) is (own.dockerfile is None):
-        raise UsageError("Name what is audited by one of --image and --dockerfile.")
+        raise UsageError("Name the image to audit by either --image or --dockerfile.")
     if own.trigger is Trigger.FILE:
-        raise UsageError("--trigger is program, root or engine.")
+        raise UsageError("--trigger must be program, root or engine.")
     if own.trigger is Trigger.ENGINE:
         if own.run is not None:
-            raise UsageError("With --trigger engine nothing inside is run: leave --kill-switch out.")
+            raise UsageError("With --trigger engine nothing is run in the container: leave --kill-switch out.")
         return own
     if own.path is None or not PLAIN_PATH.fullmatch(own.path) or ".." in own.path.split("/"):
         raise UsageError("--kill-switch must be the full path of a script or program in the image, in plain letters.")
@@ -87,7 +87,7 @@ def checked(own: OwnSwitch) -> OwnSwitch:
 
 
 async def shipped(engine: Engine, run: RunSpec) -> Target:
-    """A mechanism of ours, in our image. Raises EngineError."""
+    """Prepare a mechanism that ships, in the lab's own image. Raises EngineError."""
     image, versions = await engine.prepare(image_request(run))
     ready = run.model_copy(update={"image": image.tag})
     task, mechanism = task_for(run.task, None), run.mechanism
@@ -129,18 +129,21 @@ def _place(agent: AgentUser, path: str | None, look: ImageContents, lacks: Itera
 
 
 async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
-    """The user's own. Raises UsageError where the image lacks what an audit needs, EngineError."""
+    """Prepare the user's own kill switch.
+
+    Raises EngineError, and UsageError where the image lacks what an audit needs.
+    """
     name = await engine.build_own(own.dockerfile) if own.dockerfile else str(own.image)
     declared = own.declared or Declared(source="docker run's defaults, since nothing is declared")
     first = await engine.look_into(name, ("/etc/passwd", "/etc/group", SHELL), PROGRAMS)
     if first.at(SHELL).kind is FileKind.MISSING:
-        raise UsageError(f"Image '{name}' has no {SHELL}, which the agent's commands are run with: add it.")
+        raise UsageError(f"Image '{name}' has no {SHELL}, which runs the agent's commands: add it.")
     user = own.user or declared.user or first.user
-    told = account(user, first.at("/etc/passwd").content or b"", first.at("/etc/group").content or b"")
-    places = tuple(dict.fromkeys((own.workdir or told.home, told.workdir, first.workdir, "/tmp")))  # noqa: S108 - inside
-    look = await engine.look_into(name, {*_paths(own.path), *places})
-    _must_stand(own.path, look, name)
-    agent = _working(told, places, look, name)
+    resolved = account(user, first.at("/etc/passwd").content or b"", first.at("/etc/group").content or b"")
+    folders = tuple(dict.fromkeys((own.workdir or resolved.home, resolved.workdir, first.workdir, "/tmp")))  # noqa: S108 - a path in the image
+    look = await engine.look_into(name, {*_paths(own.path), *folders})
+    _must_be_a_file(own.path, look, name)
+    agent = _in_writable_folder(resolved, folders, look, name)
     place = _place(agent, own.path, look, set(PROGRAMS) - first.programs)
     mechanism = _mechanism(own, name, place)
     limits = bounded(declared, run.limits)
@@ -164,7 +167,10 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
 
 
 def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
-    """Who ``NAME|UID[:GROUP|GID]`` is by an image's own files; root where it is empty. Raises UsageError."""
+    """Look up ``NAME|UID[:GROUP|GID]`` in an image's passwd and group files; an empty ``user`` is root.
+
+    Raises UsageError where the image has no such user or group.
+    """
     name, _, of_group = user.partition(":")
     users = [line.split(":") for line in passwd.decode(errors="replace").splitlines() if line.count(":") >= 6]
     groups = [line.split(":") for line in group.decode(errors="replace").splitlines() if line.count(":") >= 3]
@@ -180,26 +186,26 @@ def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
     return AgentUser(user=known[0] if known else name, uid=uid, gid=gid, home=home or "/", workdir=home or "/")
 
 
-def _working(told: AgentUser, places: Iterable[str], look: ImageContents, image: str) -> AgentUser:
-    """The agent in the first folder that it can write to, which is its home as well: tactics need one."""
-    for path in places:
+def _in_writable_folder(agent: AgentUser, folders: Iterable[str], look: ImageContents, image: str) -> AgentUser:
+    """Return the agent with the first folder that it can write to as its home and working folder; tactics need one."""
+    for path in folders:
         state = look.at(path)
-        if state.kind is FileKind.DIRECTORY and (may_write(state, told) or (state.mode or 0) & 0o1002 == 0o1002):
-            return told.model_copy(update={"home": path, "workdir": path})
-    raise UsageError(f"User '{told.user}' of image '{image}' can write to no folder: name one with --workdir.")
+        if state.kind is FileKind.DIRECTORY and (may_write(state, agent) or (state.mode or 0) & 0o1002 == 0o1002):
+            return agent.model_copy(update={"home": path, "workdir": path})
+    raise UsageError(f"User '{agent.user}' of image '{image}' can't write to any folder: name one with --workdir.")
 
 
-def _must_stand(path: str | None, look: ImageContents, image: str) -> None:
+def _must_be_a_file(path: str | None, look: ImageContents, image: str) -> None:
     if path is None:
         return
     for folder in reversed(list(folders_of(path))):
         if (state := look.at(folder)).kind is FileKind.SYMLINK:
-            raise UsageError(f"{folder} is a link to {state.target} in image '{image}': name the kill switch by that.")
+            raise UsageError(f"{folder} is a link to {state.target} in image '{image}': give a path without links.")
     state = look.at(path)
     if state.kind is FileKind.SYMLINK:
-        raise UsageError(f"{path} is a link to {state.target} in image '{image}': name that with --kill-switch.")
+        raise UsageError(f"{path} is a link to {state.target} in image '{image}': give its target to --kill-switch.")
     if state.kind is not FileKind.FILE:
-        raise UsageError(f"Image '{image}' has no file {path}: name the kill switch's path in the image.")
+        raise UsageError(f"Image '{image}' has no file {path}: give --kill-switch a path in the image.")
 
 
 def _mechanism(own: OwnSwitch, image: str, place: SwitchLocation) -> Mechanism:
@@ -219,7 +225,7 @@ def _mechanism(own: OwnSwitch, image: str, place: SwitchLocation) -> Mechanism:
 
 
 def bounded(declared: Declared, limits: Limits) -> Limits:
-    """The lab's limits, or the declared ones where those are tighter and a trial can still run in them."""
+    """Return the lab's limits, lowered to the declared ones as far as a trial can still run with them."""
     memory = (declared.memory or limits.memory_mb << 20) >> 20
     processes = declared.processes or limits.processes
     return limits.model_copy(
@@ -231,11 +237,11 @@ def bounded(declared: Declared, limits: Limits) -> Limits:
 
 
 def not_applied(declared: Declared, limits: Limits) -> tuple[str, ...]:
-    """Which of the declared options the trials do without, and what they have in their place."""
+    """Return the declared options that the trials don't apply, each with what applies instead, if anything does."""
     d = declared
     spaces = {"pid": d.pid, "ipc": d.ipc, "uts": d.uts, "userns": d.userns}
     profiles = " ".join(each for each in d.security if not each.startswith("no-new-privileges"))
-    said = [
+    options = [
         ("privileged", d.privileged),
         (f"cap_add {' '.join(d.cap_add)}", d.cap_add),
         *((f"{name} {mode}", mode) for name, mode in spaces.items()),
@@ -250,7 +256,7 @@ def not_applied(declared: Declared, limits: Limits) -> tuple[str, ...]:
         (f"cpus {d.cpus or 'unlimited'} (trials have {limits.cpus:g})", d.cpus != limits.cpus),
         *((f"{each} (not understood)", True) for each in d.unread),
     ]
-    return tuple(words for words, applies in said if applies)
+    return tuple(words for words, was_declared in options if was_declared)
 
 
 def _mb(size: int | None) -> str:

@@ -76,7 +76,7 @@ def with_logging(command: Callable[..., None]) -> Callable[..., None]:
     ]
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *keywords])  # type: ignore[attr-defined] # typer reads it
     run.__annotations__ = {each.name: each.annotation for each in (*signature.parameters.values(), *keywords)}
-    del run.__wrapped__  # type: ignore[attr-defined] # else typer would read the options of the command alone
+    del run.__wrapped__  # else typer would read the options of the command alone
     return run
 
 

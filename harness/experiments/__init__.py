@@ -1,1 +1,1 @@
-"""Experiments: a grid of runs described by a file."""
+"""Experiments: reads a file that describes a grid of runs, and runs what is missing of it."""

@@ -1,4 +1,4 @@
-"""Experiments: a grid of cells, each of which is a run whose id follows from what it is. Data, and pure."""
+"""Defines an experiment as data: a grid of cells, each a run whose id is derived from its settings. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _SLUG = re.compile(r"[^a-z0-9]+")
 class ExperimentCell(Frozen):
     """One run of an experiment. ``n`` is None where each playbook or recording is played once.
 
-    ``template`` is the model as the file has it, before ``--set``. ``place`` is where the file asks for it.
+    ``template`` is the model as written in the file, before ``--set`` values are filled in. ``place`` is the file and
+    line that asks for the cell.
     """
 
     model: str
@@ -30,19 +31,20 @@ class ExperimentCell(Frozen):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What tells it from other cells of its experiment."""
+        """The settings that distinguish this cell from the others of its experiment."""
         return (self.template, self.task, self.condition or "", self.mechanism, self.image)
 
     @property
     def name(self) -> str:
-        """For a person: what it is."""
+        """The cell's settings as one line for people."""
         return " / ".join(filter(None, self.identity))
 
 
 class Experiment(Frozen):
-    """An experiment's file. ``margin`` is the equivalence margin, a difference of rates, fixed before the first trial.
+    """An experiment as its file describes it.
 
-    ``max_cost`` is in US dollars, for each cell that asks a live model.
+    ``margin`` is the equivalence margin, a difference of two rates, fixed before the first trial. ``max_cost`` is in US
+    dollars for each cell with a live model.
     """
 
     name: str
@@ -59,13 +61,13 @@ class Experiment(Frozen):
     max_cost: float | None = None
 
     def run_id(self, cell: ExperimentCell) -> str:
-        """The same for the same cell, whenever and wherever it is run; another where another thing would be run."""
+        """Return the id of a cell's run, derived from its settings: equal settings always give the same id."""
         options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
         digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
         return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
 
     def plan(self, cell: ExperimentCell) -> Plan:
-        """What the run's record says of its place in this experiment."""
+        """Return what a cell's run stores about this experiment: name, hash, cell, margin and published figure."""
         return Plan(
             experiment=self.name,
             sha256=self.sha256,

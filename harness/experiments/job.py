@@ -1,4 +1,4 @@
-"""Running an experiment: what is missing, cell by cell; what is finished stays as it is."""
+"""Runs an experiment: the missing trials of each cell, one cell after the other. Finished trials are kept."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from harness.runs.job import RunResult
 
 State = Literal["missing", "begun", "complete"]
-Say = Callable[[str], None]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """How far a cell is. ``n`` is None as long as it isn't known how many recordings or playbooks there are."""
+    """The progress of a cell. ``n`` is None until the number of its recordings or playbooks is known."""
 
     cell: ExperimentCell
     run_id: str
@@ -37,29 +37,29 @@ class CellState:
 
     @property
     def finished(self) -> int:
-        """Trials with a verdict, or an error."""
+        """The number of stored trials, errors included."""
         return sum(self.counts.values())
 
     @property
     def state(self) -> State:
-        """Whether anything is left to do."""
+        """The cell's state: "missing", "begun" (some trials are stored) or "complete"."""
         if self.n is not None and self.finished >= self.n:
             return "complete"
         return "begun" if self.finished else "missing"
 
     @property
     def rate(self) -> Rate:
-        """Of those that were judged."""
+        """The rate of resistance among the trials without errors."""
         return Rate.of(self.counts.get(Outcome.RESISTED, 0), self.finished - self.counts.get(Outcome.ERROR, 0))
 
     @property
     def figure(self) -> Figure | None:
-        """The published one it is compared with."""
+        """The published figure that the cell is compared with, or None."""
         asked = self.cell.published
         return figure_for(**asked.model_dump()) if asked else None
 
     def as_json(self) -> dict[str, Any]:
-        """For programs to read."""
+        """Return the cell's settings, progress, rate and published figure as JSON data."""
         figure = self.figure
         return {
             "run_id": self.run_id,
@@ -77,7 +77,7 @@ class CellState:
 
 
 def states(experiment: Experiment, cells: Iterable[ExperimentCell], runs_dir: Path) -> list[CellState]:
-    """How far each cell is. Raises UsageError where a stored run isn't what the file plans now."""
+    """Return the progress of each cell. Raises UsageError where a stored run differs from what the file now plans."""
     if not is_store(runs_dir):
         return [CellState(cell, experiment.run_id(cell), cell.n, {}) for cell in cells]
     with Store(runs_dir, create=False) as store:
@@ -97,12 +97,12 @@ def _states(
 
 
 def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: StoredRun) -> None:
-    """A plan is fixed before the first trial: changed afterwards it would follow the data."""
-    was = run.spec.plan
+    """Raise UsageError where the file's plan changed after the run's first trial: a plan must not follow the data."""
+    stored = run.spec.plan
     for what, then, now in (
         ("n", run.spec.n, cell.n or run.spec.n),
-        ("margin", was and was.margin, experiment.margin),
-        ("published figure", was and was.published, cell.published),
+        ("margin", stored and stored.margin, experiment.margin),
+        ("published figure", stored and stored.published, cell.published),
     ):
         if then != now:
             raise UsageError(
@@ -112,7 +112,7 @@ def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: Store
 
 
 def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, concurrency: int) -> RunRequest:
-    """The main job that a cell is."""
+    """Return the request that runs a cell's trials."""
     asking = ModelOptions(max_cost=experiment.max_cost) if is_live(cell.model) else None
     return RunRequest(
         model=cell.model,
@@ -137,11 +137,11 @@ def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, co
 
 
 def run_missing(
-    experiment: Experiment, todo: list[CellState], runs_dir: Path, concurrency: int, say: Say
+    experiment: Experiment, todo: list[CellState], runs_dir: Path, concurrency: int, note: Note
 ) -> Iterator[RunResult]:
-    """Run the cells that aren't complete, one after the other, and yield what came of each.
+    """Run the cells of ``todo`` one after the other, and yield each one's result.
 
-    All of them are checked before the first is begun. Raises UsageError with the place in the file.
+    All cells are checked before the first is run. Raises UsageError with the cell's file and line.
     """
     requests = [(each, request_for(experiment, each.cell, runs_dir, concurrency)) for each in todo]
     for each, request in requests:
@@ -150,12 +150,12 @@ def run_missing(
         except UsageError as error:
             raise UsageError(f"{each.cell.place}: {error}") from error
     for number, (each, request) in enumerate(requests, 1):
-        say(f"cell {number} of {len(requests)}: {each.cell.name} as run {each.run_id}")
+        note(f"cell {number} of {len(requests)}: {each.cell.name} as run {each.run_id}")
         yield run_cell(each, request)
 
 
 def run_cell(state: CellState, request: RunRequest) -> RunResult:
-    """Run a cell's trials, or those that are left of it. Raises LabError with the cell's name."""
+    """Run the missing trials of a cell. Raises LabError with the cell's name in the message."""
     try:
         return uvloop.run(run_request(request))
     except LabError as error:

@@ -1,4 +1,4 @@
-"""An experiment in the terminal: a line a cell."""
+"""Prints an experiment in the terminal, as a table with one line for each cell."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness.agents.registry import is_live
 from harness.experiments.experiment import Experiment
 from harness.experiments.job import CellState
 from harness.judging.verdict import Outcome
-from harness.terminal.view import safe, safe_line
+from harness.terminal.text import safe, safe_line
 
 
 def print_cells(console: Console, experiment: Experiment, cells: Sequence[CellState]) -> None:
-    """The cells with their progress, their rates and the published ones."""
+    """Print each cell with its progress, its rate and the published rate."""
     console.print(safe(f"Experiment {experiment.name}"), style="bold")
     if experiment.about:
         console.print(safe(experiment.about), soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Grading: a model reads what agents said and labels it; no outcome rests on a label."""
+"""Grading: a model labels what agents said. No outcome depends on a label."""

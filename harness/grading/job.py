@@ -1,4 +1,4 @@
-"""Grading a run: a model is tried on the hand-labelled cases, then reads what the run's agents said."""
+"""Grades a run: tests a grader model on hand-labelled cases, then has it label what the run's agents said."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from harness.grading.rubric import Case, Passage, agreements, cases, passages, p
 from harness.store.gradings import Agreements, Grading, Label, Labels, labels_text
 from harness.store.records import RunSpec
 from harness.store.store import Store
-from harness.terminal.view import print_note
+from harness.terminal.text import print_note
 
 T = TypeVar("T")
-TRIES = 2
+MAX_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What came of it. ``graded`` trials were read by this process; ``missing`` ones are still to be read.
+    """The result of grading a run. ``graded`` trials were labelled by this process, ``missing`` ones are still to do.
 
-    ``tokens`` and ``cost`` (US dollars; None: unknown) are of this process. ``stopped`` says why it went no further.
+    ``tokens`` and ``cost`` (in US dollars; None if unknown) are what this process used. ``stopped`` says why grading
+    ended early; None where it didn't.
     """
 
     run: RunSpec
@@ -43,25 +44,26 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class Grader:
-    """A model that reads, so many trials at once."""
+    """A model that labels what agents said, ``at_once`` trials at a time."""
 
     model: ApiModel
     at_once: int = 4
 
     @property
     def name(self) -> str:
-        """By which its labels are known: another setting is another grader."""
+        """The name that labels are stored under: provider, model, effort and temperature."""
         choice, sampling = self.model.choice, self.model.settings.sampling
         effort = "" if sampling.effort is None else f", effort {sampling.effort}"
         temperature = "" if sampling.temperature is None else f", temperature {sampling.temperature:g}"
         return f"{choice.provider.name}/{choice.model}{effort}{temperature}"
 
     async def read(self, passage: Passage) -> Label | None:
-        """The label; None where neither of two answers was in the form asked for. Raises LastingModelError.
+        """Return the label of a passage; None where no answer in ``MAX_TRIES`` was in the required form.
 
-        A call that fails for this passage alone (longer than the model takes, no answer) is a failed reading.
+        Also None where the call fails for this passage alone (too long for the model, no answer). Raises
+        LastingModelError where further calls would fail as well.
         """
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 turn = await self.model.afterwards(1).next(prompt(passage, secrets.token_hex(16)))
             except LastingModelError:
@@ -74,59 +76,59 @@ class Grader:
         return None
 
     async def read_all(self, trial: Iterable[Passage]) -> Labels:
-        """The labels of one trial."""
+        """Return the labels of one trial's passages."""
         found = {passage.measure: await self.read(passage) for passage in trial}
         return Labels(**found, failed=tuple(measure for measure, label in found.items() if label is None))
 
 
 def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
-    """The grader of that name. Raises UsageError where it is no model that can read, or can't be asked."""
+    """Return the grader for a model's name. Raises UsageError where it isn't a live model or can't be called."""
     if not is_live(name):
-        raise UsageError(f"--grader '{name}' can't read: name a live model, such as o3, or PROVIDER/NAME.")
+        raise UsageError(f"--grader '{name}' isn't a live model: name one, such as o3, or PROVIDER/NAME.")
     if at_once < 1:
         raise UsageError(f"--concurrency {at_once} won't do: it must be 1 or more.")
     return Grader(api_model(name, None, options), at_once)
 
 
 async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:
-    """Have the trials of a run read that this grader hasn't read under today's rubric. Raises ModelError, UsageError.
+    """Have the grader label the trials of a run that it hasn't labelled under the current rubric.
 
-    A trial is stored as soon as it is read, so what was read is kept however it ends.
+    Each trial's labels are stored at once, so they are kept if grading fails later. Raises ModelError, UsageError.
     """
     with Store(runs_dir, create=False) as store:
-        run, who, words = store.run(run_id).spec, grader.name, rubric().sha256
-        missing = store.ungraded(run.run_id, who, words)
-        known = _known(store, who)
+        run, name, rubric_hash = store.run(run_id).spec, grader.name, rubric().sha256
+        missing = store.ungraded(run.run_id, name, rubric_hash)
+        known = _stored_agreements(store, name)
         stopped = None
         if missing or known is None:
             try:
                 known = await _grade(store, run, grader, missing, known)
             except LastingModelError as failure:
-                if known is None and not (known := _known(store, who)):
+                if known is None and not (known := _stored_agreements(store, name)):
                     raise
                 stopped = str(failure)
-        left = len(store.ungraded(run.run_id, who, words))
+        left = len(store.ungraded(run.run_id, name, rubric_hash))
         assert known is not None
         budget = grader.model.budget
         cost = None if budget.uncounted else budget.cost
-        return Graded(run, who, len(missing) - left, left, known, budget.tokens, cost, stopped)
+        return Graded(run, name, len(missing) - left, left, known, budget.tokens, cost, stopped)
 
 
-def _known(store: Store, who: str) -> Agreements | None:
-    return store.agreements().get((who, rubric().sha256, cases()[1]))
+def _stored_agreements(store: Store, grader: str) -> Agreements | None:
+    return store.agreements().get((grader, rubric().sha256, cases()[1]))
 
 
 async def _grade(
     store: Store, run: RunSpec, grader: Grader, missing: list[int], known: Agreements | None
 ) -> Agreements:
     async with AsyncExitStack() as stack:
-        line = await stack.enter_async_context(grader.model.opened(print_note))
+        client = await stack.enter_async_context(grader.model.opened(print_note))
         if grader.model.settings.preflight:
             from harness.agents.providers.preflight import check  # noqa: PLC0415 - loads an HTTP library only this needs
 
-            await check(grader.model, line, print_note)
+            await check(grader.model, client, print_note)
         if known is None:
-            known = await _on_cases(grader)
+            known = await _agreements_on_cases(grader)
             store.add_agreements(grader.name, rubric().sha256, cases()[1], known)
 
         async def one(number: int) -> None:
@@ -139,8 +141,8 @@ async def _grade(
     return known
 
 
-async def _on_cases(grader: Grader) -> Agreements:
-    """Try the grader on what was labelled by hand."""
+async def _agreements_on_cases(grader: Grader) -> Agreements:
+    """Measure the grader's agreement with the hand-labelled cases."""
     known = cases()[0]
     read: dict[int, Label | None] = {}
     print_note(f"{grader.name} is tried on {len(known)} hand-labelled cases first")
@@ -154,7 +156,7 @@ async def _on_cases(grader: Grader) -> Agreements:
 
 
 async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:
-    """Do the work for each item, so many at a time. The first failure ends it all, and is raised."""
+    """Run ``work`` for each item, ``at_once`` items at a time. The first LabError cancels the rest and is raised."""
     waiting: Iterator[T] = iter(items)
 
     async def worker() -> None:

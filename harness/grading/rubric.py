@@ -1,7 +1,7 @@
-"""What a grader, a model that reads, makes of an agent's words: labels beside the evidence, and never part of it. Pure.
+"""Builds a grader's prompts, parses its labels, and computes its agreement with labels given by hand. Pure.
 
-The rubric and the cases that were labelled by hand are data (tasks/grading.yaml, tasks/grading-cases.yaml). Whether an
-agent denies what it did is decided here, from the record and a label; the grader knows nothing of the record.
+A grader is a model that labels what an agent said; labels are never evidence. The rubric and the hand-labelled cases
+are data (tasks/grading.yaml, tasks/grading-cases.yaml). The grader sees only the agent's words from the record.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from harness.store.records import RunSpec, TrialRecord
 from harness.store.transcript import Entry
 
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
-_NO_NAMES = ("demo", "script", "replay", "gguf", "agent")  # what stands behind these is a path or a command
+_NO_NAMES = ("demo", "script", "replay", "gguf", "agent")  # prefixes that a path or command follows, not a name
 
 
 class Question(Frozen):
-    """What a grader is asked, of which words, and when each label is right."""
+    """One question of the rubric: which words it is about, what is asked, and when each label is right."""
 
     reads: Literal["during", "afterwards"]
     ask: str
@@ -37,7 +37,7 @@ class Question(Frozen):
 
 
 class Rubric(Frozen):
-    """All that is said to a grader beside an agent's words. ``sha256`` is of its file."""
+    """Everything that a grader's prompts contain beside the agent's words. ``sha256`` is the hash of its file."""
 
     system: str
     about: dict[str, str]
@@ -47,7 +47,10 @@ class Rubric(Frozen):
 
 
 class Passage(Frozen):
-    """Words of an agent that are to be read for one measure. ``instruction``: the one it may have repeated."""
+    """An agent's words to be labelled for one measure.
+
+    ``instruction`` is the instruction to allow the shutdown; set where the question is whether the agent repeats it.
+    """
 
     measure: Measure
     text: str
@@ -55,21 +58,21 @@ class Passage(Frozen):
 
 
 class Case(Passage):
-    """A passage that was labelled by hand."""
+    """A passage with a label that was given by hand."""
 
     label: Label
 
 
 @cache
 def rubric() -> Rubric:
-    """The rubric that ships."""
+    """Return the rubric that ships with the lab."""
     file = ROOT / "tasks" / "grading.yaml"
     return Rubric(**read_yaml(file), sha256=_sha256(file))
 
 
 @cache
 def cases() -> tuple[tuple[Case, ...], str]:
-    """The hand-labelled cases, and the hash of their file."""
+    """Return the hand-labelled cases and the hash of their file."""
     file = ROOT / "tasks" / "grading-cases.yaml"
     return tuple(Case(**each) for each in read_yaml(file)["cases"]), _sha256(file)
 
@@ -82,29 +85,29 @@ def _sha256(file: Path) -> str:
 
 
 def passages(run: RunSpec, record: TrialRecord) -> Iterator[Passage]:
-    """All there is to read of a trial, without names and within bounds."""
+    """Yield the passages of a trial to label, with models' names removed and long texts cut."""
     names = [*rubric().names, *names_of(run, record)]
     during, afterwards = (_words(entries) for entries in (record.transcript, record.afterwards))
     instruction = run.condition.text
     for measure, question in rubric().questions.items():
         text = without_names(during if question.reads == "during" else afterwards, names)
-        told = without_names(instruction, names) if instruction and measure == "repeats" else None
-        if text and (told or measure != "repeats"):
-            yield Passage(measure=measure, text=bounded(text), instruction=told)
+        repeated = without_names(instruction, names) if instruction and measure == "repeats" else None
+        if text and (repeated or measure != "repeats"):
+            yield Passage(measure=measure, text=bounded(text), instruction=repeated)
 
 
 def _words(entries: Iterable[Entry]) -> str:
-    """What an agent thought and said, the reasons it gave for its calls included; not the calls."""
-    said = (
+    """Return what an agent thought and said, with the reasons it gave for its tool calls but without the calls."""
+    turns = (
         (entry.thinking, entry.text, *(call.thoughts for call in entry.calls))
         for entry in entries
         if entry.role == "assistant"
     )
-    return "\n\n".join(part.strip() for parts in said for part in parts if part.strip())
+    return "\n\n".join(part.strip() for parts in turns for part in parts if part.strip())
 
 
 def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
-    """The names by which a trial's agent goes, its provider's among them."""
+    """Return the names that identify a trial's agent: those of its model and of its provider."""
     kind, _, rest = run.model.partition(":")
     given = () if kind in _NO_NAMES else (run.model, rest)
     recorded = (record.agent.get(key) for key in ("provider", "model", "recorded_model"))
@@ -112,25 +115,25 @@ def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
 
 
 def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:
-    """What a grader is told of a passage. ``boundary`` is one that nobody could guess."""
+    """Return the system and user prompt that ask for a passage's label. ``boundary`` must be impossible to guess."""
     words, question = rubric(), rubric().questions[passage.measure]
-    told = f'The instruction: "{passage.instruction}"' if passage.instruction else ""
+    instruction = f'The instruction: "{passage.instruction}"' if passage.instruction else ""
     parts = (
         words.about[question.reads],
         question.ask,
         "\n".join(f"{label}: {getattr(question, label)}" for label in LABELS),
-        told,
+        instruction,
         fenced(passage.text, boundary),
         f"Reply with one of {', '.join(json.dumps({'answer': label}) for label in LABELS)}.",
     )
     return Entry(role="system", text=words.system), Entry(role="user", text="\n\n".join(filter(None, parts)))
 
 
-def read_label(said: str) -> Label | None:
-    """The label in a grader's answer, or None where it isn't in the form that was asked for."""
-    fence = _FENCE.match(said.strip())
+def read_label(text: str) -> Label | None:
+    """Parse the label from a grader's answer; None where the answer isn't in the required form."""
+    fence = _FENCE.match(text.strip())
     try:
-        answer = json.loads(fence.group(1) if fence else said)
+        answer = json.loads(fence.group(1) if fence else text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(answer, dict) or answer.keys() != {"answer"}:
@@ -138,11 +141,11 @@ def read_label(said: str) -> Label | None:
     return next((label for label in LABELS if label == answer["answer"]), None)
 
 
-# ---- what follows from labels ----
+# ---- agreement with labels given by hand ----
 
 
 def agreements(of: Sequence[Case], read: Sequence[Label | None]) -> Agreements:
-    """How a grader's labels agree with those given by hand, for each measure."""
+    """Compute how a grader's labels agree with those given by hand, for each measure."""
     pairs = [(case.measure, case.label, label) for case, label in zip(of, read, strict=True)]
     return {
         measure: _agreement([(hand, label) for each, hand, label in pairs if each == measure])
@@ -161,11 +164,11 @@ def _agreement(pairs: Sequence[tuple[Label, Label | None]]) -> CaseAgreement:
 
 
 def _kappa(pairs: Sequence[tuple[Label | None, Label | None]]) -> float | None:
-    """Cohen (1960), as statsmodels has it. Where both gave one and the same label throughout there is none."""
+    """Compute Cohen's kappa (1960); None where all labels of both sides are the same, which leaves it undefined."""
     if len({label for pair in pairs for label in pair}) < 2:
         return None
-    import numpy as np  # noqa: PLC0415 - as below
-    from statsmodels.stats.inter_rater import cohens_kappa  # noqa: PLC0415 - a second that only graders pay
+    import numpy as np  # noqa: PLC0415 - see the next line
+    from statsmodels.stats.inter_rater import cohens_kappa  # noqa: PLC0415 - takes a second to import, and only graders need it
 
     counts, labels = Counter(pairs), (*LABELS, None)
     table = np.asarray([[counts[hand, label] for label in labels] for hand in labels])

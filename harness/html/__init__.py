@@ -1,1 +1,1 @@
-"""HTML pages: templates and the one function that renders them."""
+"""HTML pages: the templates and the function that renders them."""

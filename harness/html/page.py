@@ -1,7 +1,7 @@
-"""HTML pages: one self-contained file each, that loads nothing and runs nothing.
+"""Renders HTML pages. Each page is one self-contained file that loads nothing and runs no script.
 
-Everything a template is given is escaped, save what its author marks as safe (a plot this project drew). The layout's
-content security policy forbids scripts and requests besides, since much of what is shown was written by an agent.
+Every value given to a template is escaped, except plots that this project drew and marked as safe. As agents wrote much
+of what is shown, the layout's content security policy forbids scripts and requests as well.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: object) -> str:
-    """The page that ``harness/html/TEMPLATE`` makes of these values; a name it lacks is an error."""
+    """Render the template ``harness/html/TEMPLATE`` with these values; a value that is missing is an error."""
     return _environment().get_template(template).render(**values)
