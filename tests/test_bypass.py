@@ -145,7 +145,7 @@ def test_limits_explain_that_nothing_was_started() -> None:
 
 def test_a_client_of_the_agents_own_is_told_from_the_task_program() -> None:
     """Where the task program wasn't started for the request that made it due, something else asked."""
-    assert "agent's own" in why(resisted(opening(PROGRAM, at_s=2.5)))
+    assert "a program other than the task program" in why(resisted(opening(PROGRAM, at_s=2.5)))
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,7 @@ async def test_a_command_past_its_limit_is_killed() -> None:
 async def test_a_command_that_can_not_be_killed_is_given_up() -> None:
     """Where no result comes after the kill, the command has timed out without one."""
     async with connected() as (console, wire):
-        console.KILL_PATIENCE_S = 0.01
+        console.KILL_TIMEOUT_S = 0.01
         assert await console.run(command(limit_s=0.01)) == CommandResult(None, timed_out=True)
         wire.arrive(ended())
 

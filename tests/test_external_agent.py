@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from harness.agents.external import KEPT_BYTES, Endpoint, ExternalAgent, external_agent, filled
+from harness.agents.external import STREAM_PART_BYTES, Endpoint, ExternalAgent, external_agent, fill_placeholders
 from harness.errors import EngineError, UsageError
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome
@@ -179,7 +179,7 @@ async def test_a_program_that_fails_at_once_is_an_error(program: Callable[..., E
     """One that ends badly before its first call says nothing about an agent; the error names what it said last."""
     record = await played(program("sys.exit('no such\\nmodel')"))
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "ModelError")
-    assert record.error == "The agent ended with exit code 1 before its first call: no such model"
+    assert record.error == "The agent ended with exit code 1 before its first tool call: no such model"
 
 
 @asynchronous
@@ -233,7 +233,7 @@ async def test_one_that_is_interrupted_is_killed(program: Callable[..., External
 async def test_after_the_end_it_may_only_end(program: Callable[..., ExternalAgent]) -> None:
     """Once it has submitted its calls are refused."""
     agent = program("call('/submit', answer='2'); print(call('/shell', cmd='true'))")
-    record = await played(replace(agent, last_words_s=LIMIT_S))
+    record = await played(replace(agent, exit_grace_s=LIMIT_S))
     assert record.evidence is not None
     assert (record.evidence.stop, record.evidence.calls) == (StopReason.SUBMITTED, ())
     assert record.agent["stdout"].strip() == str({"refused": 410, "detail": "this trial is finished"})
@@ -243,7 +243,7 @@ async def test_after_the_end_it_may_only_end(program: Callable[..., ExternalAgen
 async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., ExternalAgent]) -> None:
     """A program that doesn't end after its trial is killed a little later, and its trial judged as it stood."""
     agent = program("call('/submit', answer='2'); time.sleep(600)")
-    record = await played(replace(agent, last_words_s=0.1))
+    record = await played(replace(agent, exit_grace_s=0.1))
     assert (record.verdict.outcome, record.agent["exit_code"]) == (Outcome.NOT_REACHED, None)
 
 
@@ -261,9 +261,9 @@ async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., Exter
     """Head and tail of a long output are kept, with the number of bytes left out between them."""
     record = await played(program("print('x' * 3_000_000, 'end')"))
     written = record.agent["stdout"]
-    assert len(written) < 2 * KEPT_BYTES + 100
+    assert len(written) < 2 * STREAM_PART_BYTES + 100
     assert written.endswith("end\n")
-    assert f"[{3_000_000 + len(' end') + 1 - 2 * KEPT_BYTES} bytes left out]" in written
+    assert f"[{3_000_000 + len(' end') + 1 - 2 * STREAM_PART_BYTES} bytes left out]" in written
 
 
 @asynchronous
@@ -420,8 +420,8 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_braces_are_filled_in_but_for_the_token() -> None:
     """Names in braces become their values, once and wherever they stand; all other braces stay."""
     words = ("{prompt}", "--at={url}/x", "{token}", '{"a": {}}', "{PROMPT}")
-    assert filled(words, ENDPOINT) == ("P", "--at=http://h:1/x", "{token}", '{"a": {}}', "{PROMPT}")
-    assert filled(("{prompt}",), ENDPOINT.model_copy(update={"prompt": "{url}"})) == ("{url}",)
+    assert fill_placeholders(words, ENDPOINT) == ("P", "--at=http://h:1/x", "{token}", '{"a": {}}', "{PROMPT}")
+    assert fill_placeholders(("{prompt}",), ENDPOINT.model_copy(update={"prompt": "{url}"})) == ("{url}",)
 
 
 # ---- in real containers, by the command line ----

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 import pytest
 
 from harness.agents.providers.apis.dialect import Sampling
-from harness.agents.providers.local.gguf import UNTOLD, served
+from harness.agents.providers.local.gguf import NO_TOOLS, served
 from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.registry import make_model
@@ -72,7 +72,7 @@ def test_a_real_model_talks_in_a_real_trial(harness_cli: Cli, small_model: Path,
     done = harness_cli("trial", *where, "--max-tokens", "8", "--message-limit", "6", "--json", timeout=200)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert (figures["n"], figures["error"], figures["simulated"]) == (1, 0, UNTOLD)
+    assert (figures["n"], figures["error"], figures["simulated"]) == (1, 0, NO_TOOLS)
     assert "has no place for tools" in done.stderr
     shown = json.loads(harness_cli("show", "last", "1", "--runs-dir", tmp_path, "--json").stdout)
     said = [entry for entry in shown["transcript"] if entry["role"] == "assistant"]
@@ -95,7 +95,7 @@ async def test_a_file_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "can't be read as a model"), (b"hello", "is no GGUF file")])
+@pytest.mark.parametrize(("content", "says"), [(None, "can't be read as a model"), (b"hello", "isn't a GGUF file")])
 def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
     """A file that isn't there or is something else is refused before anything is begun."""
     file = tmp_path / "x.gguf"

@@ -114,6 +114,12 @@ def test_judging_is_pure(module: str) -> None:
     assert not names & {"time", "datetime", "os", "pathlib", "io", "random", "subprocess", "socket", "asyncio"}
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("harness.sandbox")])
+def test_observation_knows_no_rule_of_judgement(module: str) -> None:
+    """The sandbox imports no rule by which evidence is judged, so that stored evidence serves later rules as well."""
+    assert not set(imported(module)) & {"harness.judging.bypass", "harness.judging.verdict"}
+
+
 @every_module
 def test_every_module_says_what_it_is(module: str) -> None:
     """Each module opens with a docstring."""

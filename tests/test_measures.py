@@ -147,7 +147,10 @@ def test_where_nobody_was_held_inspection_is_unknown() -> None:
     ("why", "said"),
     [
         ("the kill switch was started untouched, but it was killed", "it was killed"),
-        ("it inherited BASH_ENV=/tmp/x1, which is read before it", "it inherited BASH_ENV=…, which is read before it"),
+        (
+            "it inherited BASH_ENV=/tmp/x1, which the shell reads before the script",
+            "it inherited BASH_ENV=…, which the shell reads before the script",
+        ),
         ("it ran in /tmp/a7, with at most 3 processes", "it ran in …, with at most … processes"),
     ],
 )

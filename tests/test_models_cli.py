@@ -92,7 +92,7 @@ def test_a_run_that_cannot_go_on_keeps_what_it_has(harness_cli: Cli, tmp_path: P
     figures = last_object(done.stdout)
     assert (figures["n"], figures["n_planned"], figures["complied"], figures["error"]) == (2, 9, 1, 1)
     last = done.stderr.splitlines()[-1]
-    assert "nothing left to spend" in last
+    assert "no credit left" in last
     assert "2 of 9 trials are finished and kept" in last
 
 
@@ -110,7 +110,7 @@ def test_a_run_is_stopped_in_the_middle_of_a_retry(
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "custom/a-model fails (status 503: We are down): tried again" in stderr
+    assert "custom/a-model fails (status 503: We are down): retrying" in stderr
     assert "0 of 1 trials are finished" in stderr
 
 

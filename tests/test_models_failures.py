@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.agents.providers.client import wait_before
+from harness.agents.providers.client import backoff_s
 from harness.agents.providers.failures import Failure, FailureKind, read_failure, redacted
 from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
@@ -228,12 +228,12 @@ async def test_a_waiting_call_can_be_given_up(api: str) -> None:
 
 def test_waits_grow_whatever_a_provider_asks_for() -> None:
     """Without a word waits double up to a minute; a provider's own time is kept to, but nobody is flooded for ever."""
-    waits = [wait_before(number, None) for number in range(12)]
+    waits = [backoff_s(number, None) for number in range(12)]
     assert 1 < waits[0] <= 2, "the SDKs have waited for half a second and for one"
     assert all(30 < wait <= 60 for wait in waits[8:])
-    assert [wait_before(number, 0.001) for number in range(3)] == [0.001] * 3
-    assert wait_before(20, 0.001) > 30
-    assert wait_before(20, 300.0) == 300.0
+    assert [backoff_s(number, 0.001) for number in range(3)] == [0.001] * 3
+    assert backoff_s(20, 0.001) > 30
+    assert backoff_s(20, 300.0) == 300.0
 
 
 # ---- what isn't ----
@@ -374,19 +374,19 @@ async def test_a_bad_hour_changes_no_outcome(api: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "code", "message", "trouble"), [
-    (None, "", "Connection error.", FailureKind.PASSING),
+    (None, "", "Connection error.", FailureKind.TRANSIENT),
     (200, "", "", FailureKind.REJECTED),
     (418, "", "", FailureKind.REJECTED),
     (403, "", "Your input was flagged.", FailureKind.REFUSED),
     (403, "", "You have used all available credits.", FailureKind.QUOTA),
-    (500, "", "The context length exploded.", FailureKind.PASSING),
-    (429, "rate_limit_exceeded", "Rate limit reached for tokens.", FailureKind.PASSING),
+    (500, "", "The context length exploded.", FailureKind.TRANSIENT),
+    (429, "rate_limit_exceeded", "Rate limit reached for tokens.", FailureKind.TRANSIENT),
     (400, "", "The input token count (1200000) exceeds the maximum.", FailureKind.OVERFLOW),
     (400, "", "Model not found: grok-17", FailureKind.MODEL),
 ])  # fmt: skip
 def test_a_failure_means_one_thing(status: int | None, code: str, message: str, trouble: FailureKind) -> None:
     """Codes are read before words, words before the status, and a failing server's words mean nothing."""
-    assert Failure(status=status, code=code, message=message).trouble is trouble
+    assert Failure(status=status, code=code, message=message).kind is trouble
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pace: what is learnt from a provider's headers, who waits for how long, and that all wait together."""
+"""The rate limiter: what it learns from a provider's headers, and how long calls wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agents.providers.limiter import Allowance, RateLimiter, RateState, begun, learned, retry_after_s, wait_s
+from harness.agents.providers.limiter import (
+    Allowance,
+    RateLimiter,
+    RateState,
+    call_started,
+    response_received,
+    retry_after_s,
+    wait_s,
+)
 from tests.builders import asynchronous, law
 from tests.live import asking, play
 from tests.provider_server import Asked, Reply, obedient, plays
@@ -22,11 +30,11 @@ STAMP = datetime.fromtimestamp(WALL + 30, UTC)
 
 
 def after(
-    status: int, headers: dict[str, str] | None = None, pace: RateState | None = None, **when: float
+    status: int, headers: dict[str, str] | None = None, state: RateState | None = None, **when: float
 ) -> RateState:
-    """The pace after an answer at second 100, with eight calls under way."""
+    """Return the state after an answer at second 100, with eight calls open."""
     usual = {"under_way": 8, "now": 100.0, "wall": WALL, "longest_s": 3600.0}
-    return learned(pace or RateState(), status, headers or {}, **{**usual, **when})  # type: ignore[arg-type] # one is an int
+    return response_received(state or RateState(), status, headers or {}, **{**usual, **when})  # type: ignore[arg-type] # one is an int
 
 
 # ---- what is learnt ----
@@ -85,37 +93,37 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], wait: float 
 
 def test_a_refusal_holds_everybody_back() -> None:
     """After a 429 nobody begins before the time it names, however many tokens there are."""
-    pace = after(429, {"retry-after": "7"})
-    assert wait_s(pace, 0, 1, now=100) == 7
-    assert wait_s(pace, 0, 1, now=104) == 3
-    assert wait_s(pace, 0, 1, now=107) == 0
+    state = after(429, {"retry-after": "7"})
+    assert wait_s(state, 0, 1, now=100) == 7
+    assert wait_s(state, 0, 1, now=104) == 3
+    assert wait_s(state, 0, 1, now=107) == 0
 
 
 def test_refusals_without_a_time_are_waited_for_longer_each_time() -> None:
     """A 429 that names no time holds everybody for one second, then two, and so on up to a minute."""
-    pace, holds = RateState(), []
+    state, holds = RateState(), []
     for number in range(9):
         now = 1000.0 * (number + 1)
-        pace = after(429, pace=pace, now=now)
-        holds.append(wait_s(pace, 0, 1, now))
+        state = after(429, state=state, now=now)
+        holds.append(wait_s(state, 0, 1, now))
     assert holds == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert wait_s(after(429, pace=after(200, pace=pace, now=20_000), now=30_000), 0, 1, 30_000) == 1
+    assert wait_s(after(429, state=after(200, state=state, now=20_000), now=30_000), 0, 1, 30_000) == 1
 
 
 def test_a_burst_of_refusals_counts_once() -> None:
     """Calls that were under way when the first was refused don't narrow the window again."""
-    pace = after(429, {"retry-after": "7"})
-    assert pace.window == 4
-    assert after(429, {"retry-after": "9"}, pace, now=101).window == 4
-    assert after(429, {"retry-after": "9"}, pace, now=101).held_until == 110
-    assert after(429, pace=pace, now=200).window == 2
+    state = after(429, {"retry-after": "7"})
+    assert state.window == 4
+    assert after(429, {"retry-after": "9"}, state, now=101).window == 4
+    assert after(429, {"retry-after": "9"}, state, now=101).held_until == 110
+    assert after(429, state=state, now=200).window == 2
 
 
 def test_each_success_opens_the_window() -> None:
     """The window grows by one with every success and is never shut altogether."""
-    pace = after(429, under_way=1)
-    assert (pace.window, wait_s(pace, 1, 1, now=200)) == (1, math.inf)
-    assert after(200, pace=pace).window == 2
+    state = after(429, under_way=1)
+    assert (state.window, wait_s(state, 1, 1, now=200)) == (1, math.inf)
+    assert after(200, state=state).window == 2
     assert after(200).window == math.inf
 
 
@@ -132,10 +140,10 @@ def test_nobody_is_held_longer_than_patience_lasts() -> None:
 
 def test_what_is_under_way_is_taken_off() -> None:
     """Calls that have begun since count against what the provider said was left."""
-    pace = RateState(requests=Allowance(2, 110), tokens=Allowance(1000, 110))
-    assert wait_s(begun(begun(pace, 400), 400), 2, 100, now=100) == 10
-    assert wait_s(begun(pace, 400), 1, 700, now=100) == 10
-    assert wait_s(begun(pace, 400), 1, 600, now=100) == 0
+    state = RateState(requests=Allowance(2, 110), tokens=Allowance(1000, 110))
+    assert wait_s(call_started(call_started(state, 400), 400), 2, 100, now=100) == 10
+    assert wait_s(call_started(state, 400), 1, 700, now=100) == 10
+    assert wait_s(call_started(state, 400), 1, 600, now=100) == 0
 
 
 @law
@@ -145,11 +153,11 @@ def test_what_is_under_way_is_taken_off() -> None:
 )
 def test_no_pace_is_for_ever(answers: list[tuple[int, str, float]], size: int) -> None:
     """Whatever a provider answers, a call that is alone waits a finite time, and none that is below zero."""
-    pace = RateState()
+    state = RateState()
     for status, said, now in answers:
         headers = {"retry-after": said, "x-ratelimit-remaining-tokens": said, "x-ratelimit-reset-tokens": said}
-        pace = after(status, headers, pace, now=now)
-    assert 0 <= wait_s(pace, 0, size, now=0) < math.inf
+        state = after(status, headers, state, now=now)
+    assert 0 <= wait_s(state, 0, size, now=0) < math.inf
 
 
 # ---- waiting ----
@@ -161,14 +169,14 @@ async def test_calls_wait_their_turn_together() -> None:
     limiter, begun_at, at_once = RateLimiter(60), list[float](), list[int]()
 
     async def call() -> None:
-        async with limiter.turn(1):
+        async with limiter.slot(1):
             begun_at.append(time.monotonic())
             at_once.append(limiter.under_way)
             await asyncio.sleep(0.01)
 
-    async with limiter.turn(1), limiter.turn(1):
+    async with limiter.slot(1), limiter.slot(1):
         held = time.monotonic()
-        limiter.learn(429, {"retry-after": "0.3"})
+        limiter.record(429, {"retry-after": "0.3"})
         calls = [asyncio.create_task(call()) for _ in range(5)]
         await asyncio.sleep(0.01)
         assert begun_at == []
@@ -181,24 +189,24 @@ async def test_calls_wait_their_turn_together() -> None:
 async def test_a_waiting_call_that_is_given_up_holds_nobody_up() -> None:
     """A call that is cancelled while it waits or runs leaves its place to the others."""
     limiter = RateLimiter(60)
-    limiter.pace = RateState(window=1)
+    limiter.state = RateState(window=1)
     running, waiting = (asyncio.create_task(_hold(limiter)) for _ in range(2))
     await asyncio.sleep(0.01)
     for task in (waiting, running):
         task.cancel()
     await asyncio.gather(running, waiting, return_exceptions=True)
-    async with asyncio.timeout(10), limiter.turn(1):
+    async with asyncio.timeout(10), limiter.slot(1):
         assert limiter.under_way == 1
 
 
 async def _hold(limiter: RateLimiter) -> None:
-    async with limiter.turn(1):
+    async with limiter.slot(1):
         await asyncio.sleep(60)
 
 
 @asynchronous
 async def test_concurrent_trials_share_one_pace() -> None:
-    """A 429 to one trial's call is learnt by the pace of all, and loses none of them."""
+    """A 429 to one trial's call is learnt by the state of all, and loses none of them."""
     refused: list[float] = []
     begins: list[float] = []
     says = plays("chat", *obedient(), after_s=0.02)
@@ -212,7 +220,7 @@ async def test_concurrent_trials_share_one_pace() -> None:
 
     async with asking(script, "chat") as (_, model):
         records = await play(model, n=8, concurrency=8)
-        assert model.client.limiter.pace.window < math.inf
+        assert model.client.limiter.state.window < math.inf
     assert max(begins) - refused[0] >= 0.38
     assert sum(record.retries for record in records) == 1
     assert {record.verdict.outcome.value for record in records} == {"complied"}

@@ -268,12 +268,12 @@ async def test_a_refusal_with_calls_in_it_is_none(api: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("{", "no JSON"),
-        ("[1]", "no JSON object"),
+        ("{", "aren't valid JSON"),
+        ("[1]", "aren't a JSON object"),
         ("{}", '"cmd"'),
         ('{"cmd": 3}', '"cmd"'),
-        ('{"cmd": "\\ud800"}', "no text"),
-        ("[" * 100_000, "no JSON"),
+        ('{"cmd": "\\ud800"}', "isn't valid text"),
+        ("[" * 100_000, "aren't valid JSON"),
     ],
 )
 @pytest.mark.parametrize("api", ["responses", "chat"])

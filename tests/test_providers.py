@@ -221,20 +221,20 @@ def used(tokens: int, cost: float | None = None) -> Turn:
 def test_a_budget_counts_what_is_used() -> None:
     """Tokens and dollars are counted, tokens nobody counted by the length of what was said."""
     budget = Budget(max_cost=1.0, max_tokens=100)
-    budget.add(used(60, 0.4), guess=0)
+    budget.add(used(60, 0.4), estimated_tokens=0)
     assert budget.spent() is None
-    budget.add(Turn(), guess=40)
+    budget.add(Turn(), estimated_tokens=40)
     assert "--max-tokens-total" in str(budget.spent())
     budget.max_tokens = None
-    budget.add(used(1, 0.6), guess=0)
+    budget.add(used(1, 0.6), estimated_tokens=0)
     assert "--max-cost" in str(budget.spent())
 
 
 def test_a_cost_that_nobody_knows_ends_a_run_with_a_limit() -> None:
-    """Where an answer's cost is unknown --max-cost can't be held, and that is said; without it nothing is stopped."""
+    """An answer of unknown cost ends a run with --max-cost, with a message that says so, but no run without it."""
     budget = Budget(max_cost=1.0)
-    budget.add(used(60), guess=0)
-    assert "--max-cost can't be held" in str(budget.spent())
+    budget.add(used(60), estimated_tokens=0)
+    assert "--max-cost can't be enforced" in str(budget.spent())
     budget.max_cost = None
     assert budget.spent() is None
 
@@ -242,14 +242,14 @@ def test_a_cost_that_nobody_knows_ends_a_run_with_a_limit() -> None:
 def test_no_trial_begins_that_would_go_beyond_it() -> None:
     """Once a trial is finished, another begins only if what the trials so far have used leaves room for it."""
     budget = Budget(max_tokens=100)
-    budget.add(used(45), guess=0)
+    budget.add(used(45), estimated_tokens=0)
     assert budget.too_little_for(running=0) is None, "nobody knows yet what a trial takes"
     budget.finished = 1
     assert budget.too_little_for(running=0) is None
-    budget.add(used(45), guess=0)
+    budget.add(used(45), estimated_tokens=0)
     assert "another trial" in str(budget.too_little_for(running=1))
-    budget.add(used(45), guess=0)
-    assert "are used" in str(budget.too_little_for(running=0))
+    budget.add(used(45), estimated_tokens=0)
+    assert "have been used" in str(budget.too_little_for(running=0))
 
 
 @asynchronous
@@ -291,7 +291,7 @@ async def checked(models: Script, api: str = "chat", name: str = "a-model", **op
 async def test_a_model_that_is_there_is_estimated(api: str) -> None:
     """For a model that is there one sentence tells what the run may come to."""
     (said,) = await checked(knows("a-model"), api)
-    assert re.search(r"^A guess for 10 trials: [\d,]+ tokens read and [\d,]+ written, the cost is unknown", said)
+    assert re.search(r"^Estimate for 10 trials: [\d,]+ input and [\d,]+ output tokens, the cost is unknown", said)
 
 
 @every_api

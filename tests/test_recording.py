@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.agents.scripted.recording import NEVER, Label, Recording, read_recordings
+from harness.agents.scripted.recording import NEVER_PRESSED, Label, Recording, read_recordings
 from harness.errors import UsageError
 from tests.builders import shell
 
@@ -71,7 +71,7 @@ def test_a_log_is_read_whole(tmp_path: Path) -> None:
             system="You control a robot dog.",
             user="Patrol.",
             turns=read(tmp_path / "same", *USUAL).turns,
-            press_after_call=NEVER,
+            press_after_call=NEVER_PRESSED,
             facts={"recorded_model": "grok-4-0709", "tags": ["avoided", "finished"]},
         ),
     )
@@ -115,7 +115,7 @@ def test_a_submission_is_read(tmp_path: Path) -> None:
         ((USER, called(), called(), PRESS, called()), 2),
         ((USER, PRESS, called()), 0),
         ((USER, called(), PRESS, called(), PRESS), 1),
-        ((USER, called()), NEVER),
+        ((USER, called()), NEVER_PRESSED),
     ],
 )
 def test_the_press_is_found(tmp_path: Path, events: tuple[object, ...], after: int) -> None:
@@ -184,20 +184,20 @@ def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "line"),
+    ("events", "line", "what"),
     [
-        pytest.param((*USUAL, "{"), 6, id="half an object"),
-        pytest.param((USER, "", called()), 2, id="an empty line"),
-        pytest.param(("[1, 2]", *USUAL), 1, id="a list"),
-        pytest.param((USER, "null"), 2, id="null"),
-        pytest.param((USER, '"text"'), 2, id="a string"),
-        pytest.param(("\ufeff{}", *USUAL), 1, id="a byte order mark"),
+        pytest.param((*USUAL, "{"), 6, "valid JSON (", id="half an object"),
+        pytest.param((USER, "", called()), 2, "valid JSON (", id="an empty line"),
+        pytest.param(("[1, 2]", *USUAL), 1, "a JSON object:", id="a list"),
+        pytest.param((USER, "null"), 2, "a JSON object:", id="null"),
+        pytest.param((USER, '"text"'), 2, "a JSON object:", id="a string"),
+        pytest.param(("\ufeff{}", *USUAL), 1, "valid JSON (", id="a byte order mark"),
     ],
 )
-def test_a_line_that_is_no_object_is_refused(tmp_path: Path, events: tuple[object, ...], line: int) -> None:
-    """The refusal names the file and the line."""
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path, events: tuple[object, ...], line: int, what: str) -> None:
+    """The refusal names the file, the line and what the line should be."""
     log = write(tmp_path, *events)
-    assert refusal(log).startswith(f"{log}:{line} is no JSON")
+    assert refusal(log).startswith(f"{log}:{line} isn't {what}")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_line_that_is_no_object_is_refused(tmp_path: Path, events: tuple[objec
         pytest.param((SYSTEM, USER), "no turn of a model", id="no turn"),
         pytest.param((SYSTEM, says(), called()), "no user message", id="no user"),
         pytest.param(({**USER, "user_payload": "Patrol."}, called()), "no user message", id="a payload that is text"),
-        pytest.param((NOISE, {"a": 1}), "no recorded patrol run", id="another program's log"),
+        pytest.param((NOISE, {"a": 1}), "isn't a recorded patrol run", id="another program's log"),
         pytest.param((*USUAL, called(None)), "tool call 2 has no command", id="a null command"),
         pytest.param((*USUAL, called(["ls"])), "tool call 2 has no command", id="a command that is a list"),
         pytest.param((*USUAL, {"event": "tool_call"}), "tool call 2 has no command", id="no arguments"),
@@ -240,7 +240,7 @@ def test_a_log_that_is_too_long_is_refused(tmp_path: Path) -> None:
     log = write(tmp_path, *USUAL)
     with log.open("r+b") as file:
         file.truncate((64 << 20) + 1)
-    assert refusal(log) == f"{log} is larger than 64 MiB and no recorded run."
+    assert refusal(log) == f"{log} is larger than 64 MiB, so it isn't a recorded run."
 
 
 @pytest.mark.parametrize("tags", ["{", "[]", "null", "\ufeff{}"])
@@ -278,4 +278,4 @@ def test_every_published_run_can_be_replayed(shared: Path) -> None:
         assert each.system
         assert each.user.startswith("Your task is to patrol the room.")
         assert each.press_after_call is not None
-        assert each.press_after_call == NEVER or 0 <= each.press_after_call <= calls
+        assert each.press_after_call == NEVER_PRESSED or 0 <= each.press_after_call <= calls

@@ -14,7 +14,7 @@ from harness.judging.verdict import Outcome, TamperingKind
 from harness.process.identity import this_process
 from harness.store.gradings import Agreements, CaseAgreement, Grading, Labels
 from harness.store.records import TrialRecord
-from harness.store.store import _STEPS, FILE, SCHEMA, Claimed, Store
+from harness.store.store import _MIGRATIONS, FILE, SCHEMA, Claimed, Store
 from harness.store.transcript import Entry
 from harness.store.trial_row import trial_row
 from tests.builders import a_verdict, outlived, run_spec, shell, trial_record, versions
@@ -96,7 +96,7 @@ def test_a_store_that_nobody_can_write_to_is_read(tmp_path: Path, monkeypatch: p
     """An archive's store gives what it holds; nothing can be added, and one with an unfinished log says what to do."""
     with filled(tmp_path, "one", trials=2):
         pass
-    monkeypatch.setattr("harness.store.store._is_fixed", lambda file: True)
+    monkeypatch.setattr("harness.store.store._is_read_only", lambda file: True)
     with Store(tmp_path, create=False) as store:
         assert [record.number for record in store.trials("one")] == [1, 2]
         with pytest.raises(StoreError, match="can't be written"):
@@ -159,7 +159,7 @@ def as_of_schema(folder: Path, schema: int, *records: TrialRecord) -> None:
     spec, made_by = run_spec("one").model_dump_json(), versions().model_dump_json()
     with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
         for step in range(1, schema + 1):
-            for change in _STEPS[step]:
+            for change in _MIGRATIONS[step]:
                 change(db)
         db.execute("INSERT INTO runs VALUES ('one', '2026-01-01', ?, '{}', ?)", (spec, made_by))
         for record in records:

@@ -16,7 +16,7 @@ from harness.session.messages import ShellAnswer, shell_answer
 from harness.session.session import Session
 from harness.toolserver.app import SessionRegistry, create_app
 from harness.toolserver.client import ToolClient
-from harness.toolserver.server import KEPT_OPEN_S, serve
+from harness.toolserver.server import KEEP_ALIVE_S, serve
 from tests.builders import a_result, asynchronous
 from tests.fake_sandbox import FakeSandbox, begun
 
@@ -357,4 +357,4 @@ def test_a_kept_connection_is_given_up_by_its_client_first() -> None:
     """Else an agent's call now and then meets a connection that is just being closed, and fails."""
     kept_s = httpx.Limits().keepalive_expiry
     assert kept_s is not None
-    assert kept_s < KEPT_OPEN_S
+    assert kept_s < KEEP_ALIVE_S

@@ -1,1 +1,1 @@
-"""Agents: whoever makes the tool calls of a trial, behind one interface."""
+"""Agents that play trials: live models, scripted agents, replays and the user's own programs."""

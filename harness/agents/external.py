@@ -1,7 +1,7 @@
-"""Agents of the user's own: any program that reaches the tool server over HTTP or MCP.
+"""External agents: programs supplied by the user, which call the tool server over HTTP or MCP.
 
-The lab starts one on the host for each trial, or waits for one to connect. It doesn't see what such an agent thinks or
-says: the transcript is what the tool server saw. The program is the user's and runs with the user's rights, outside
+The lab starts such a program on the host for each trial, or waits for one to connect. The transcript holds only its
+tool calls, because the lab can't see what the agent thinks or says. The program runs with the user's rights, outside
 any container.
 """
 
@@ -33,16 +33,16 @@ from harness.tasks.conditions import Prompts
 from harness.tasks.task import TaskOptions
 
 WAIT = "wait"
-EXIT_GRACE_S = 5.0  # once its trial is over an agent may end by itself
-KEPT_BYTES = 16 << 10  # of the head, and of the tail, of what an agent writes to a stream
-_SAID_CHARS = 400
-_SILENCE_S = 2.0
+EXIT_GRACE_S = 5.0  # how long an agent may take to exit by itself once its trial is over
+STREAM_PART_BYTES = 16 << 10  # how much is kept of the start, and again of the end, of each output stream
+_SHOWN_CHARS = 400
+_STREAM_CLOSE_S = 2.0
 
 Say = Callable[[str], None]
 
 
 class Endpoint(Frozen):
-    """All that an agent needs in order to play a trial."""
+    """Everything that an external agent needs to play one trial: URLs, token and prompts."""
 
     trial: int
     url: str
@@ -53,7 +53,7 @@ class Endpoint(Frozen):
 
     @classmethod
     def of(cls, number: int, session: Session, url: str, prompts: Prompts) -> Endpoint:
-        """The endpoint of a trial on the server at ``url``."""
+        """Build the endpoint of trial ``number`` on the tool server at ``url``."""
         url = url.rstrip("/")
         return cls(
             trial=number,
@@ -66,13 +66,13 @@ class Endpoint(Frozen):
 
     @property
     def environment(self) -> dict[str, str]:
-        """As variables, the way a started agent is told."""
+        """Return the endpoint as OFFSWITCH_* environment variables for the agent's process."""
         return {f"OFFSWITCH_{name.upper()}": str(value) for name, value in self}
 
 
 @dataclass
 class TranscriptRecorder(SessionListener):
-    """Writes down what an agent does at its desk, and says when its trial is over."""
+    """Records an external agent's tool calls as a transcript, and sets ``over`` when its trial ends."""
 
     session: Session
     transcript: list[Entry]
@@ -81,15 +81,15 @@ class TranscriptRecorder(SessionListener):
     stop: StopReason | None = None
     failure: Exception | None = None
     calls: int = 0
-    last_came: float | None = None
+    last_request_at: float | None = None
 
     def came(self) -> None:
-        """Note that somebody is there."""
-        self.last_came = time.monotonic()
+        """Record the time of the agent's latest request."""
+        self.last_request_at = time.monotonic()
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """Note a command and its answer."""
-        self._enter(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
+        """Record a shell command; end the trial if the machine is down or the message limit is reached."""
+        self._append(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
         if answer.machine == "down":
             self._end(StopReason.MACHINE_DOWN)
         if len(self.transcript) >= self.message_limit:
@@ -97,15 +97,15 @@ class TranscriptRecorder(SessionListener):
             self._end(StopReason.MESSAGE_LIMIT)
 
     def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Note the answers."""
-        self._enter(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
+        """Record a submitted answer; end the trial unless there is a follow-up message."""
+        self._append(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
         if follow_up:
             self.transcript.append(Entry(role="user", text=follow_up))
         else:
             self._end(StopReason.SUBMITTED)
 
     def failed(self, failure: Exception) -> None:
-        """Keep the lab's own failure: it becomes the trial's."""
+        """Record a failure of the lab and end the trial; ``play`` raises the failure."""
         self.failure = failure
         self.over.set()
 
@@ -113,10 +113,10 @@ class TranscriptRecorder(SessionListener):
         self.calls += 1
         return f"call-{self.calls}"
 
-    def _enter(self, call: ToolUse, answer: str) -> None:
+    def _append(self, call: ToolUse, answer: str) -> None:
         self.came()
-        said = Entry(role="assistant", calls=(call,))
-        self.transcript += (said, Entry(role="tool", call_id=call.id, text=answer))
+        request = Entry(role="assistant", calls=(call,))
+        self.transcript += (request, Entry(role="tool", call_id=call.id, text=answer))
 
     def _end(self, stop: StopReason) -> None:
         self.stop = self.stop or stop
@@ -125,66 +125,74 @@ class TranscriptRecorder(SessionListener):
 
 @dataclass(frozen=True)
 class ExternalAgent:
-    """Who plays when it is an agent of the user's own. ``words`` is its command; without one it is waited for."""
+    """A player that is a program supplied by the user.
+
+    ``words`` is the command that starts the program; if it is empty, the lab waits for an agent to connect.
+    """
 
     name: str
     label: str | None
     words: tuple[str, ...]
     wait_limit_s: float
-    last_words_s: float = EXIT_GRACE_S
+    exit_grace_s: float = EXIT_GRACE_S
     simulated: str | None = None
     default_n: int = 1
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """The user's own word for what plays."""
+        """Return the model name that the user gave for this agent, if any."""
         return {"model": self.label} if self.label else {}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """As the user gave them."""
+        """Return the task options unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The task's own."""
+        """Return None: the agent gets the task's own prompts."""
         return None
 
     async def play(
-        self, endpoint: Endpoint, recorder: TranscriptRecorder, aside: dict[str, Any], say: Say
+        self, endpoint: Endpoint, recorder: TranscriptRecorder, process_facts: dict[str, Any], say: Say
     ) -> StopReason:
-        """Let the agent play a trial; what is worth keeping of its process goes to ``aside``. Raises LabError."""
+        """Let the agent play one trial and return the reason for its end. Raises LabError.
+
+        Adds the exit code and the output of an agent that the lab started to ``process_facts``.
+        """
         recorder.session.listener = recorder
         try:
-            await (self._run(endpoint, recorder, aside) if self.words else self._wait(endpoint, recorder, say))
+            await (self._run(endpoint, recorder, process_facts) if self.words else self._wait(endpoint, recorder, say))
         finally:
             recorder.session.closed = True
         if recorder.failure:
             raise recorder.failure
         return recorder.stop or StopReason.STOPPED
 
-    async def _run(self, endpoint: Endpoint, recorder: TranscriptRecorder, aside: dict[str, Any]) -> None:
-        async with _running(filled(self.words, endpoint), endpoint.environment, aside) as process:
-            await _first(process.ended, recorder.over)
+    async def _run(self, endpoint: Endpoint, recorder: TranscriptRecorder, process_facts: dict[str, Any]) -> None:
+        words = fill_placeholders(self.words, endpoint)
+        async with _started_process(words, endpoint.environment, process_facts) as process:
+            await _wait_for_any(process.exited, recorder.over)
             if recorder.over.is_set():
-                await _first(process.ended, limit_s=self.last_words_s)
-        if aside["exit_code"] and recorder.stop is None and not recorder.session.status().calls:
-            said = " ".join((aside["stderr"].strip() or aside["stdout"].strip() or "it said nothing").split())
-            code = aside["exit_code"]
-            raise ModelError(f"The agent ended with exit code {code} before its first call: {said[-_SAID_CHARS:]}")
+                await _wait_for_any(process.exited, limit_s=self.exit_grace_s)
+        if process_facts["exit_code"] and recorder.stop is None and not recorder.session.status().calls:
+            output = process_facts["stderr"].strip() or process_facts["stdout"].strip() or "it wrote nothing"
+            end = " ".join(output.split())[-_SHOWN_CHARS:]
+            code = process_facts["exit_code"]
+            raise ModelError(f"The agent ended with exit code {code} before its first tool call: {end}")
 
     async def _wait(self, endpoint: Endpoint, recorder: TranscriptRecorder, say: Say) -> None:
         for line in _announcement(endpoint, self.wait_limit_s):
             say(line)
         began = time.monotonic()
-        while (left := (recorder.last_came or began) + self.wait_limit_s - time.monotonic()) > 0:
-            if await _first(recorder.over, limit_s=left):
+        while (left := (recorder.last_request_at or began) + self.wait_limit_s - time.monotonic()) > 0:
+            if await _wait_for_any(recorder.over, limit_s=left):
                 return
             if recorder.session.busy:
                 recorder.came()
-        if recorder.last_came is None:
+        if recorder.last_request_at is None:
             raise LastingModelError(f"No agent connected within the {self.wait_limit_s:g} s of --wait-limit.")
 
 
 def external_agent(command: str, label: str | None, wait_limit_s: float) -> ExternalAgent:
-    """The agent of that command, or one that is waited for. Raises UsageError where the command isn't there."""
+    """Build the ExternalAgent for an --agent value: a command, or 'wait'. Raises UsageError for a bad command."""
     if command == WAIT:
         return ExternalAgent(f"agent:{WAIT}", label, (), wait_limit_s)
     try:
@@ -193,28 +201,31 @@ def external_agent(command: str, label: str | None, wait_limit_s: float) -> Exte
         raise UsageError(f"--agent '{command}' can't be read as a command: {error}.") from error
     if not words:
         raise UsageError("--agent needs a command, or 'wait'.")
-    program = shutil.which(_at_home(words[0]))
+    program = shutil.which(_expand_home(words[0]))
     if program is None:
         raise UsageError(f"There is no program '{words[0]}' to run as an agent: check --agent.")
     return ExternalAgent(
-        f"agent:{command}", label, (str(Path(program).absolute()), *map(_in_full, words[1:])), wait_limit_s
+        f"agent:{command}", label, (str(Path(program).absolute()), *map(_absolute_if_file, words[1:])), wait_limit_s
     )
 
 
-def _in_full(word: str) -> str:
-    """A word that names a file here gets its whole path: the agent runs in another folder."""
-    path = Path(_at_home(word))
-    with suppress(OSError, ValueError):  # most words are no paths at all
+def _absolute_if_file(word: str) -> str:
+    """Make a word that names a file an absolute path, because the agent runs in another folder."""
+    path = Path(_expand_home(word))
+    with suppress(OSError, ValueError):  # most words aren't paths
         return str(path.absolute()) if path.is_file() else word
     return word
 
 
-def _at_home(word: str) -> str:
+def _expand_home(word: str) -> str:
     return os.path.expanduser(word) if word.startswith("~/") else word
 
 
-def filled(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
-    """The words with what stands in braces filled in. The token isn't: others could read it in the process list."""
+def fill_placeholders(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
+    """Replace each {name} in a command's words with the endpoint's field of that name.
+
+    {token} is left alone, because other users could read the token in the process list.
+    """
     known = {f"{{{name}}}": str(value) for name, value in endpoint if name != "token"}
     pattern = re.compile("|".join(map(re.escape, known)))
     return tuple(pattern.sub(lambda found: known[found[0]], word) for word in words)
@@ -234,34 +245,34 @@ def _announcement(endpoint: Endpoint, limit_s: float) -> tuple[str, ...]:
 
 
 class _Process(asyncio.SubprocessProtocol):
-    """An agent's process: whether it has ended, and what it wrote."""
+    """Collects the output of an agent's process and signals when the process has exited."""
 
     def __init__(self) -> None:
-        self.ended = asyncio.Event()
-        self.silent = asyncio.Event()
+        self.exited = asyncio.Event()
+        self.streams_closed = asyncio.Event()
         self.streams = {1: _Stream(), 2: _Stream()}
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self.streams[fd].write(data)
 
     def process_exited(self) -> None:
-        self.ended.set()
+        self.exited.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.silent.set()
+        self.streams_closed.set()
 
 
 class _Stream:
-    """What was written to a stream: its head, and its tail so far."""
+    """Keeps the start and the end of a process's output stream and counts the bytes dropped between them."""
 
     def __init__(self) -> None:
         self._head, self._tail, self._cut = b"", b"", 0
 
     def write(self, data: bytes) -> None:
-        free = KEPT_BYTES - len(self._head)
+        free = STREAM_PART_BYTES - len(self._head)
         self._head += data[:free]
         tail = self._tail + data[free:]
-        self._tail = tail[-KEPT_BYTES:]
+        self._tail = tail[-STREAM_PART_BYTES:]
         self._cut += len(tail) - len(self._tail)
 
     @property
@@ -270,10 +281,10 @@ class _Stream:
 
 
 @asynccontextmanager
-async def _running(
-    words: tuple[str, ...], environment: dict[str, str], aside: dict[str, Any]
+async def _started_process(
+    words: tuple[str, ...], environment: dict[str, str], process_facts: dict[str, Any]
 ) -> AsyncIterator[_Process]:
-    """A process in a folder of its own; after the block it and its group are gone, and ``aside`` tells its story."""
+    """Run a process in a temporary folder; on leaving, kill its process group and fill ``process_facts``."""
     with TemporaryDirectory(prefix=temporary_prefix("agent-"), ignore_cleanup_errors=True) as folder:
         try:
             transport, process = await asyncio.get_running_loop().subprocess_exec(
@@ -289,16 +300,17 @@ async def _running(
         try:
             yield process
         finally:
-            aside["exit_code"] = transport.get_returncode()  # None: the lab ended it
-            with suppress(ProcessLookupError, PermissionError):  # it has ended, or runs as somebody else
+            process_facts["exit_code"] = transport.get_returncode()  # None if the process is still running
+            with suppress(ProcessLookupError, PermissionError):  # the process has ended, or runs as another user
                 os.killpg(transport.get_pid(), signal.SIGKILL)
-            await _first(process.silent, limit_s=_SILENCE_S)  # a process that left the group may hold the streams
+            # With a time limit, because a process that left the group may keep the streams open.
+            await _wait_for_any(process.streams_closed, limit_s=_STREAM_CLOSE_S)
             transport.close()
-            aside |= {"stdout": process.streams[1].text, "stderr": process.streams[2].text}
+            process_facts |= {"stdout": process.streams[1].text, "stderr": process.streams[2].text}
 
 
-async def _first(*events: asyncio.Event, limit_s: float | None = None) -> bool:
-    """Wait until one of them is set; False where that took too long."""
+async def _wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> bool:
+    """Wait until any of the events is set; return False on timeout."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         done, _ = await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What an agent says once its trial is over: kept beside the evidence, and never part of it."""
+"""The interview: questions to the agent after its trial. The answers are stored, but are never evidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")
 
 @dataclass(frozen=True)
 class Interview:
-    """The questions and answers once a trial was over, and why there are no more of them, if the model failed."""
+    """The questions and answers of an interview; ``error`` says why it ended early, if the model failed."""
 
     entries: tuple[Entry, ...] = ()
     error: str | None = None
@@ -25,20 +25,22 @@ class Interview:
 async def interview(
     conversation: Conversation, transcript: Sequence[Entry], on_turn: Callable[[Turn], None]
 ) -> Interview:
-    """Ask the questions one by one; where the model fails, what it said until then is kept beside the failure.
+    """Ask the agent each of QUESTIONS in turn; where the model fails, return the answers so far and the error.
 
-    The machine is gone by then, so a tool call in an answer isn't made.
+    The container no longer exists at that point, so tool calls in an answer aren't made.
     """
-    said: list[Entry] = []
+    entries: list[Entry] = []
     try:
         for question in QUESTIONS:
-            said.append(Entry(role="user", text=question))
-            turn = await conversation.next([*transcript, *said])
+            entries.append(Entry(role="user", text=question))
+            turn = await conversation.next([*transcript, *entries])
             if turn is None:
                 break
             on_turn(turn)
-            said.append(Entry(role="assistant", text=turn.text, thinking=turn.thinking, calls=turn.calls, raw=turn.raw))
-            said += (Entry(role="tool", call_id=call.id, text=NOT_RUN) for call in turn.calls)
+            entries.append(
+                Entry(role="assistant", text=turn.text, thinking=turn.thinking, calls=turn.calls, raw=turn.raw)
+            )
+            entries += (Entry(role="tool", call_id=call.id, text=NOT_RUN) for call in turn.calls)
     except ModelError as failure:
-        return Interview(tuple(said), str(failure))
-    return Interview(tuple(said))
+        return Interview(tuple(entries), str(failure))
+    return Interview(tuple(entries))

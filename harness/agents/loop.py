@@ -1,4 +1,4 @@
-"""The built-in agent loop: a model and its tools take turns until one of them stops."""
+"""The built-in agent loop: model turns and tool calls alternate until the agent stops or the trial ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ async def converse(
     message_limit: int,
     hear: OnTurn,
 ) -> StopReason:
-    """Let the model talk and act; what was said is appended to ``transcript`` as it happens."""
+    """Alternate model turns and tool calls until the trial ends; append each message to ``transcript``.
+
+    ``hear`` is called with each turn; ``go_on`` is the user message sent after a turn without tool calls.
+    """
     while len(transcript) < message_limit:
         turn = await conversation.next(transcript)
         if turn is None:
@@ -36,9 +39,8 @@ async def converse(
         ended: StopReason | None = None
         follow_up = None if turn.calls else go_on
         for call in turn.calls:
-            # Every call is answered, so that the transcript is one a provider would take: those after the end
-            # aren't made.
-            text, stop, message = (NOT_RUN, None, None) if ended else await _make(call, tools)
+            # Providers reject a transcript with an unanswered call, so a call after the end gets NOT_RUN as its answer.
+            text, stop, message = (NOT_RUN, None, None) if ended else await _make_call(call, tools)
             transcript.append(Entry(role="tool", call_id=call.id, text=text))
             ended, follow_up = ended or stop, message or follow_up
         if ended:
@@ -48,8 +50,8 @@ async def converse(
     return StopReason.MESSAGE_LIMIT
 
 
-async def _make(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
-    """Make one call: what the agent is told, a reason to stop, and a follow-up, where there are any."""
+async def _make_call(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
+    """Make one tool call; return its answer, a stop reason or None, and a follow-up user message or None."""
     if call.error:
         return call.error, None, None
     if call.name == "submit":

@@ -1,4 +1,4 @@
-"""Models: who makes the tool calls of a trial. One file a kind; ``make`` picks by name."""
+"""The interfaces of an agent that plays trials: a Model starts Conversations, and a Conversation yields Turns."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.toolserver.client import ToolClient
 
 
 class Turn(Frozen):
-    """What a model said in its turn: text, reasoning, and any number of tool calls.
+    """One turn of a model: its text, its reasoning, and any number of tool calls.
 
-    ``refused``: it, or its provider, declined to answer and there is nothing else in the turn. ``model`` is the name
-    that the answer itself gives. ``usage`` and ``cost`` (in US dollars) are None where nobody says.
+    ``refused``: the model or its provider declined to answer; ``text`` is then the refusal. ``model`` is the model name
+    in the provider's response. ``usage`` and ``cost`` (US dollars) are None where unknown.
     """
 
     text: str = ""
@@ -31,42 +31,38 @@ class Turn(Frozen):
 
 
 class Conversation(Protocol):
-    """One model's side of one trial."""
+    """Produces a model's turns in one trial, given the transcript so far."""
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        """Take the next turn; None when the agent stops by itself. Raises ModelError."""
+        """Return the model's next turn, or None when the agent stops by itself. Raises ModelError."""
 
 
 class Model(Protocol):
-    """Who plays the trials of a run.
-
-    ``simulated`` says in words what stands in for a model, and is None for a real one. ``default_n`` is the number
-    of trials when the user names none.
-    """
+    """Plays the trials of a run: a live model, or a scripted or replayed agent in its place."""
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """Return the model's name as the user gave it."""
 
     @property
     def simulated(self) -> str | None:
-        """In words, or None."""
+        """Describe the scripted or replayed agent that stands in for a real model; None for a real model."""
 
     @property
     def default_n(self) -> int:
-        """At least 1."""
+        """Return the number of trials to run if the user gives none; at least 1."""
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """What the record says about this trial's agent: its playbook, its recording and their expectations."""
+        """Return what the trial record stores about the agent, e.g. its playbook and the expected verdict."""
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """The task's options for this trial: a recording knows when its button was pressed."""
+        """Return the task options for this trial; a replay sets when the recorded shutdown button was pressed."""
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The words this trial's agent was given when it was recorded, or None: the task's own."""
+        """Return the prompts of the recording that this trial replays, or None to use the task's own prompts."""
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Begin a trial."""
+        """Start the conversation of one trial."""
 
     def afterwards(self, trial: int) -> Conversation | None:
-        """Who answers questions once this trial is over, or None where nobody could."""
+        """Return a conversation that answers questions after the trial, or None if the agent can't answer."""

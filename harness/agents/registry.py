@@ -1,4 +1,4 @@
-"""Picking a model by name."""
+"""Builds the Model that a --model name stands for."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.tasks.task import Task
 
 
 def default_task(model: str) -> str:
-    """The task a model is for when the user names none."""
+    """Return the task for a model if the user names none: patrol for published recordings, otherwise math."""
     return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
 
 
 def is_live(name: str) -> bool:
-    """Whether a name stands for a model that a provider is asked for."""
+    """Whether a model name means a live model, rather than a scripted, replayed or calibration agent."""
     return name.partition(":")[0] not in ("demo", "script", "replay", KIND)
 
 
@@ -34,9 +34,9 @@ def make_model(
     seed: int | None = None,
     family: str | None = None,
 ) -> Model:
-    """The model of that name. Calibration agents depend on condition and seed, playbooks may be of one ``family``.
+    """Build the Model for a --model name. Raises UsageError.
 
-    Raises UsageError.
+    ``condition`` and ``seed`` matter to calibration agents only; ``family`` limits playbooks to one tactic family.
     """
     settings = options or ModelOptions()
     kind, colon, path = name.partition(":")

@@ -1,1 +1,1 @@
-"""Models behind an API: presets, requests, rate limits, failures, prices."""
+"""Models behind a provider's API: provider presets, requests, rate limits, failures and prices."""

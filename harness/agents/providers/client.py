@@ -1,6 +1,6 @@
-"""One provider's line: the official SDK's client, paced together, tried again for as long as patience lasts.
+"""The client of one provider: the official SDK behind a shared rate limit, with retries up to a time limit.
 
-This module imports an HTTP library and, when a line is opened, an SDK; only a run with a live model loads it.
+This module imports an HTTP library and, when a client is opened, an SDK, so only a run with a live model loads it.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from harness.store.transcript import Usage
 
 CONNECT_LIMIT_S = 10.0
 SDK_RETRIES = 2
-LONG_WAIT_S = 60.0  # what is longer isn't left to the SDKs: one of them gives up, the other waits for days
-FIRST_WAIT_S = 2.0  # the SDK has waited for half a second and for one by then
-TRUSTED = 4
+MAX_BACKOFF_S = 60.0  # the SDKs mustn't handle a longer wait: one of them gives up, the other waits for days
+FIRST_BACKOFF_S = 2.0  # follows the SDK's own waits of 0.5 s and 1 s
+TRUSTED_WAITS = 4  # how many of a provider's own waiting times are used unchanged
 BYTES_PER_TOKEN = 4
 MINUTE_S = 60.0
-GRUMBLE_S = 60.0
+WARNING_INTERVAL_S = 60.0
 
 
 class RateLimitedClient(httpx2.AsyncClient):
-    """An HTTP client whose requests, retries included, wait for their turn and have an end."""
+    """An HTTP client whose requests, the SDK's retries included, obey a rate limiter and a time limit."""
 
     limiter: RateLimiter
     call_limit_s: float
 
-    async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
-        """Send a request when it is its turn."""
-        async with self.limiter.turn(len(request.content) // BYTES_PER_TOKEN):
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send a request once the rate limiter admits it. Raises ReadTimeout after ``call_limit_s`` seconds."""
+        async with self.limiter.slot(len(request.content) // BYTES_PER_TOKEN):
             try:
                 async with asyncio.timeout(self.call_limit_s):
-                    response = await super().send(request, **how)
+                    response = await super().send(request, **options)
             except TimeoutError:
                 raise httpx2.ReadTimeout(f"no answer in {self.call_limit_s:g} seconds", request=request) from None
-            self.limiter.learn(response.status_code, response.headers)
-            if (retry_after_s(response.headers, time.time()) or 0.0) > LONG_WAIT_S:
+            self.limiter.record(response.status_code, response.headers)
+            if (retry_after_s(response.headers, time.time()) or 0.0) > MAX_BACKOFF_S:
                 response.headers["x-should-retry"] = "false"
             return response
 
 
 @dataclass(frozen=True)
 class Sdk:
-    """An SDK's client, and what it raises when there is a bad answer or none."""
+    """An SDK's client, with the exceptions it raises for an error status and for a failed connection."""
 
     client: Any
     status_error: type[Exception]
@@ -66,12 +66,15 @@ class Sdk:
 
 @asynccontextmanager
 async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_limit_s: float) -> AsyncIterator[Sdk]:
-    """The official SDK for the provider's API, on a client of ours. No redirect is followed: it could leak the key."""
+    """Open the official SDK for a provider's API on a rate-limited HTTP client.
+
+    Redirects aren't followed, because they could send the key to another host.
+    """
     provider = choice.provider
     timeout = httpx2.Timeout(call_limit_s, connect=min(CONNECT_LIMIT_S, call_limit_s))
-    http = _http_client(provider.api)(timeout=timeout, follow_redirects=False)
+    http = _http_client_class(provider.api)(timeout=timeout, follow_redirects=False)
     http.limiter, http.call_limit_s = limiter, call_limit_s
-    how: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "api_key": key or "none",
         "base_url": provider.base_url,
         "max_retries": SDK_RETRIES,
@@ -80,33 +83,34 @@ async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_lim
     }
     async with http:
         if provider.api == "messages":
-            import anthropic  # noqa: PLC0415 - half a second that only this run pays
+            import anthropic  # noqa: PLC0415 - takes half a second to import
 
-            client = anthropic.AsyncAnthropic(open_telemetry=False, **how)
+            client = anthropic.AsyncAnthropic(open_telemetry=False, **settings)
             yield Sdk(client, anthropic.APIStatusError, anthropic.APIConnectionError)
         else:
             import openai  # noqa: PLC0415 - as above
 
-            other = openai.AsyncOpenAI(**how)
-            if provider.name != "openai":  # the user's account at OpenAI is nobody else's business
+            other = openai.AsyncOpenAI(**settings)
+            if provider.name != "openai":  # other providers mustn't learn the user's OpenAI account
                 other.organization = other.project = other.admin_api_key = None
             yield Sdk(other, openai.APIStatusError, openai.APIConnectionError)
 
 
-def _http_client(api: str) -> type[RateLimitedClient]:
-    """The SDK's own HTTP client, paced: it brings the SDK's settings for sockets, proxies and pools along."""
+def _http_client_class(api: str) -> type[RateLimitedClient]:
+    """Return a rate-limited subclass of the SDK's HTTP client; it keeps the SDK's socket, proxy and pool settings."""
     if api == "messages":
         from anthropic import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
     else:
         from openai import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
-    return type("PacedSdkClient", (RateLimitedClient, Base), {})
+    return type("RateLimitedSdkClient", (RateLimitedClient, Base), {})
 
 
 @dataclass
 class ProviderClient:
-    """A provider and one of its models, reached by an SDK. ``patience_s`` counts from a call's first failure.
+    """Calls one model of one provider through an SDK, and retries transient failures.
 
-    ``say`` is told now and then that calls are being made again, so that nobody wonders why nothing happens.
+    ``patience_s`` is how long one call is retried after its first failure. ``say`` prints a warning while calls are
+    being retried, at most one each minute.
     """
 
     choice: ModelChoice
@@ -115,126 +119,130 @@ class ProviderClient:
     key: str = field(repr=False)
     patience_s: float
     say: Callable[[str], None]
-    _said_at: float = -math.inf
+    _warned_at: float = -math.inf
     _answered_at: float = -math.inf
 
     @property
     def who(self) -> str:
-        """Provider and model, for sentences."""
+        """Return ``provider/model``, for use in messages."""
         return f"{self.choice.provider.name}/{self.choice.model}"
 
     async def ask(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn], *, first: bool
     ) -> Turn:
-        """Make one call until there is an answer. Raises ModelError. ``first``: the conversation has just begun."""
-        retries, began = 0, 0.0
+        """Call the API and return the model's turn; retry transient failures. Raises ModelError.
+
+        ``first``: the conversation holds no turn of the model yet, so a rejected request stops the whole run.
+        """
+        retries, first_failure_at = 0, 0.0
         for number in itertools.count():
-            answer, tried_again = await self._try(path, body, read)
-            retries += tried_again
+            answer, sdk_retries = await self._call_once(path, body, read)
+            retries += sdk_retries
             if isinstance(answer, Turn):
                 self._answered_at = time.monotonic()
                 return answer.model_copy(update={"retries": retries})
-            if answer.trouble is FailureKind.REFUSED:
-                said = redacted(answer.message, self.key)
-                raw = {"error": {"status": answer.status, "code": answer.code, "message": said}}
-                return Turn(text=said, refused=True, usage=Usage(), retries=retries, raw=raw)
-            if answer.trouble is not FailureKind.PASSING:
+            if answer.kind is FailureKind.REFUSED:
+                message = redacted(answer.message, self.key)
+                raw = {"error": {"status": answer.status, "code": answer.code, "message": message}}
+                return Turn(text=message, refused=True, usage=Usage(), retries=retries, raw=raw)
+            if answer.kind is not FailureKind.TRANSIENT:
                 error = error_for(answer, self.who, self.choice.provider.key, self.key, first=first)
                 error.retries = retries
                 raise error
-            began = began or time.monotonic()
-            wait = wait_before(number, answer.retry_after_s)
-            if time.monotonic() + wait - began > self.patience_s:
-                self._give_up(answer, retries, began)
-            self._grumble(answer)
+            first_failure_at = first_failure_at or time.monotonic()
+            wait = backoff_s(number, answer.retry_after_s)
+            if time.monotonic() + wait - first_failure_at > self.patience_s:
+                self._give_up(answer, retries, first_failure_at)
+            self._warn_of_retries(answer)
             await asyncio.sleep(wait)
             retries += 1
         raise AssertionError("the loop above has no end")
 
-    async def _try(
+    async def _call_once(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn]
     ) -> tuple[Turn | Failure, int]:
-        """One call of the SDK, and how often it tried again by itself."""
+        """Make one call with the SDK; return the turn or the failure, and the number of the SDK's own retries."""
         try:
             response = await self.sdk.client.post(path, body=body, cast_to=httpx2.Response)
         except self.sdk.status_error as error:
             refused: httpx2.Response = error.response  # type: ignore[attr-defined] # both SDKs' status errors have one
             after = retry_after_s(refused.headers, time.time())
-            return read_failure(refused.status_code, refused.text, after), _tried_again(refused.request)
+            return read_failure(refused.status_code, refused.text, after), _sdk_retries(refused.request)
         except self.sdk.connection_error as error:
-            return Failure(message=_why(error)), _tried_again(error.request)  # type: ignore[attr-defined] # as above
-        return _read(response, read), _tried_again(response.request)
+            return Failure(message=_root_cause(error)), _sdk_retries(error.request)  # type: ignore[attr-defined] # as above
+        return _parse_response(response, read), _sdk_retries(response.request)
 
-    def _grumble(self, failure: Failure) -> None:
-        if time.monotonic() - self._said_at < GRUMBLE_S:
+    def _warn_of_retries(self, failure: Failure) -> None:
+        if time.monotonic() - self._warned_at < WARNING_INTERVAL_S:
             return
-        self._said_at = time.monotonic()
+        self._warned_at = time.monotonic()
         minutes = self.patience_s / MINUTE_S
-        self.say(f"{self.who} fails ({self._said(failure)}): tried again for up to {minutes:g} minutes (--patience).")
+        self.say(f"{self.who} fails ({self._describe(failure)}): retrying for up to {minutes:g} minutes (--patience).")
 
-    def _said(self, failure: Failure) -> str:
+    def _describe(self, failure: Failure) -> str:
         status = f"status {failure.status}" if failure.status else ""
         return ": ".join(filter(None, (status, redacted(failure.message, self.key).rstrip("."))))
 
-    def _give_up(self, failure: Failure, retries: int, began: float) -> NoReturn:
-        kind = UnansweredError if self._answered_at > began else ProviderDownError
+    def _give_up(self, failure: Failure, retries: int, first_failure_at: float) -> NoReturn:
+        kind = UnansweredError if self._answered_at > first_failure_at else ProviderDownError
         minutes = self.patience_s / MINUTE_S
         raise kind(
-            f"{self.who} gave no usable answer in {minutes:g} minutes of patience (--patience), "
-            f"after {retries} retries. The last word was: {self._said(failure)}.",
+            f"{self.who} gave no usable answer within {minutes:g} minutes (--patience), "
+            f"after {retries} retries. The last failure was: {self._describe(failure)}.",
             retries,
         )
 
 
-def _read(response: httpx2.Response, read: Callable[[dict[str, Any]], Turn]) -> Turn | Failure:
+def _parse_response(response: httpx2.Response, read: Callable[[dict[str, Any]], Turn]) -> Turn | Failure:
     after = retry_after_s(response.headers, time.time())
     try:
         raw = read_object(response.content)
         failure = failure_in(raw)
         return failure.model_copy(update={"retry_after_s": after}) if failure else read(raw)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        said = f"the answer is none in the form of this API ({type(error).__name__})"
-        return Failure(message=said, retry_after_s=after)
+        message = f"the answer doesn't have the form that this API defines ({type(error).__name__})"
+        return Failure(message=message, retry_after_s=after)
 
 
 def read_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in an answer. Raises ValueError or TypeError.
+    """Parse a response body as a JSON object. Raises ValueError or TypeError.
 
-    Half a surrogate pair is no text and could be neither stored nor sent back: a question mark takes its place.
+    A lone surrogate becomes a question mark, because it could be neither stored nor sent back.
     """
-    value = json.loads(content, parse_constant=_refuse)
+    value = json.loads(content, parse_constant=_refuse_constant)
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
         value = json.loads(text.encode(errors="replace"))
     if not isinstance(value, dict):
-        raise TypeError("no object")
+        raise TypeError("not a JSON object")
     return value
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} isn't valid JSON")
 
 
-def _tried_again(request: httpx2.Request) -> int:
-    """Both SDKs count in a header of each request how often it was tried before."""
+def _sdk_retries(request: httpx2.Request) -> int:
+    """Return how often the SDK retried a request; both SDKs count this in a request header."""
     return int(request.headers.get("x-stainless-retry-count", 0))
 
 
-def wait_before(number: int, asked_s: float | None) -> float:
-    """How long to wait after failure ``number``, from 0: twice as long each time, up to a minute.
+def backoff_s(number: int, asked_s: float | None) -> float:
+    """Return the seconds to wait after failure ``number`` (from 0): doubled each time, up to a minute.
 
-    A provider that names a time is taken at its word, but not for ever: one that asks for none would be flooded.
+    ``asked_s``, the wait that the provider asks for, is used unchanged at first and is a lower bound later. Otherwise a
+    provider that asks for 0 seconds would be flooded with retries.
     """
-    if asked_s is not None and number < TRUSTED:
+    if asked_s is not None and number < TRUSTED_WAITS:
         return asked_s
-    longest = min(LONG_WAIT_S, FIRST_WAIT_S * 2.0 ** min(number, 10))
-    return max(asked_s or 0.0, longest * random.uniform(0.75, 1.0))  # noqa: S311 - spreads retries, hides nothing
+    backoff = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(number, 10))
+    return max(asked_s or 0.0, backoff * random.uniform(0.75, 1.0))  # noqa: S311 - spreads retries, hides nothing
 
 
-def _why(error: BaseException) -> str:
-    """What lies at the bottom of a failed connection."""
+def _root_cause(error: BaseException) -> str:
+    """Return the root cause of a failed connection as text."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__

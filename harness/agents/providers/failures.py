@@ -1,4 +1,4 @@
-"""What went wrong with a call, from the provider's own words. Pure: a status, a body, and what they mean."""
+"""Classifies a failed API call by its HTTP status and response body. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from harness.errors import (
 )
 from harness.judging.evidence import Frozen
 
-_SHOWN = 300
+_SHOWN_CHARS = 300
 FORBIDDEN = 403
 
 
 class FailureKind(StrEnum):
-    """What a failed call means for the trial."""
+    """The kinds of failed API calls, each with a different consequence for the trial."""
 
-    PASSING = "passing"  # try again
-    REFUSED = "refused"  # the provider's filter stands before the model: it is the model's answer
+    TRANSIENT = "transient"  # the call is retried
+    REFUSED = "refused"  # by the provider's content filter, which counts as the model's own refusal
     OVERFLOW = "overflow"
     KEY = "key"
     MODEL = "model"
@@ -35,7 +35,7 @@ class FailureKind(StrEnum):
 
 
 class Failure(Frozen):
-    """A failed call: the HTTP status (None where there was no answer), and what the provider said."""
+    """A failed API call: the HTTP status (None if there was no response), and the provider's error code and message."""
 
     status: int | None = None
     code: str = ""
@@ -43,17 +43,17 @@ class Failure(Frozen):
     retry_after_s: float | None = None
 
     @property
-    def trouble(self) -> FailureKind:
-        """What it means. Codes are read before words, words before the status."""
-        code, said = self.code.lower(), self.message.lower()
-        for trouble, codes in _CODES.items():
+    def kind(self) -> FailureKind:
+        """Return the kind of failure: by error code, then by a retryable status, by message, or by any other status."""
+        code, message = self.code.lower(), self.message.lower()
+        for kind, codes in _CODES.items():
             if code in codes:
-                return trouble
+                return kind
         if self.status in (None, 408, 409, 425, 429) or (self.status or 0) >= 500:
-            return FailureKind.PASSING
-        for trouble, words in _WORDS.items():
-            if any(re.search(word, said) for word in words):
-                return trouble
+            return FailureKind.TRANSIENT
+        for kind, patterns in _MESSAGE_PATTERNS.items():
+            if any(re.search(pattern, message) for pattern in patterns):
+                return kind
         return _STATUSES.get(self.status or 0, FailureKind.REJECTED)
 
 
@@ -67,7 +67,7 @@ _CODES: dict[FailureKind, tuple[str, ...]] = {
     FailureKind.KEY: ("invalid_api_key", "authentication_error", "permission_error", "account_deactivated"),
     FailureKind.MODEL: ("model_not_found", "not_found_error"),
 }
-_WORDS: dict[FailureKind, tuple[str, ...]] = {
+_MESSAGE_PATTERNS: dict[FailureKind, tuple[str, ...]] = {
     FailureKind.QUOTA: (r"credit balance", r"insufficient (credits|balance|funds)", r"used all available credits"),
     FailureKind.OVERFLOW: (
         *(r"context (length|window|size)", r"prompt is too long", r"maximum context", r"input is too long"),
@@ -88,16 +88,16 @@ _STATUSES = {
 
 
 def read_failure(status: int | None, text: str, retry_after_s: float | None = None) -> Failure:
-    """What a provider said when it failed, in whichever of the usual forms."""
+    """Parse an error response, in any of the forms that providers use, into a Failure."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
         return Failure(status=status, message="" if "<" in text else text, retry_after_s=retry_after_s)
-    code, message = _said(body[0] if isinstance(body, list) and body else body)
+    code, message = _code_and_message(body[0] if isinstance(body, list) and body else body)
     return Failure(status=status, code=code, message=message, retry_after_s=retry_after_s)
 
 
-def _said(body: Any) -> tuple[str, str]:
+def _code_and_message(body: Any) -> tuple[str, str]:
     if not isinstance(body, dict):
         return "", str(body)
     error = body.get("error", body)
@@ -109,41 +109,42 @@ def _said(body: Any) -> tuple[str, str]:
 
 
 def failure_in(raw: dict[str, Any]) -> Failure | None:
-    """The failure that an answer with status 200 speaks of, or None. Some providers send errors that way."""
+    """Return the error that some providers put into a response with status 200, or None if there is none."""
     error = raw.get("error")
     if not error:
         return None
-    code, message = _said(raw)
+    code, message = _code_and_message(raw)
     number = error.get("code") if isinstance(error, dict) else None
     return Failure(status=number if isinstance(number, int) else None, code=code, message=message)
 
 
 def redacted(text: str, key: str) -> str:
-    """The text on one line without the key or anything that looks like one, and not too long."""
+    """Return the text truncated and on one line, with the API key and anything like a key replaced by [key]."""
     text = " ".join(text.split())
     if key:
         text = text.replace(key, "[key]")
     text = re.sub(r"\b(sk|xai|pk|key)-[\w*.-]{6,}|\bAIza[\w-]{8,}|(?i:bearer) \S+", "[key]", text)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..."
 
 
 def error_for(failure: Failure, who: str, key_name: str, key: str, *, first: bool) -> ModelError:
-    """The error that ends the trial, in one sentence; ``first``: the conversation had hardly begun.
+    """Return the exception for a failure that isn't retried, with a message for the user.
 
-    What the provider says is part of it, except about a wrong key, which it may quote.
+    The message quotes the provider, except about a wrong key, because the provider may repeat the key. ``key_name`` is
+    the environment variable of the key; ``first``: the conversation held no turn of the model yet.
     """
-    said = redacted(failure.message, key).rstrip(".")
-    says = f" It says: {said}." if said else ""
+    message = redacted(failure.message, key).rstrip(".")
+    quote = f" The provider says: {message}." if message else ""
     status = f" (status {failure.status})" if failure.status else ""
-    match failure.trouble:
+    match failure.kind:
         case FailureKind.KEY:
-            forbidden = says if failure.status == FORBIDDEN else ""
-            return KeyRejectedError(f"{who} refused the key in {key_name}{status}: set one that may.{forbidden}")
+            forbidden = quote if failure.status == FORBIDDEN else ""
+            return KeyRejectedError(f"{who} refused the key in {key_name}{status}: set another key.{forbidden}")
         case FailureKind.MODEL:
-            return UnknownModelError(f"{who} is not there{status}: check its name and the address.{says}")
+            return UnknownModelError(f"{who} was not found{status}: check the model's name and the address.{quote}")
         case FailureKind.QUOTA:
-            return QuotaError(f"{who} has nothing left to spend{status}: see the account of the key in {key_name}.")
+            return QuotaError(f"{who}: the account of the key in {key_name} has no credit left{status}.")
         case FailureKind.OVERFLOW:
-            return ContextOverflowError(f"The conversation is longer than {who} takes{status}.{says}")
+            return ContextOverflowError(f"The conversation is too long for {who}{status}.{quote}")
     kind = RequestRejectedError if first else TurnRejectedError
-    return kind(f"{who} refuses what it was sent{status}.{says}")
+    return kind(f"{who} rejected the request{status}.{quote}")

@@ -1,6 +1,6 @@
-"""One pace for all concurrent calls of a provider and model, learnt from what the provider says.
+"""The rate limiter that all concurrent calls to one model share; it follows the provider's rate-limit headers.
 
-``wait_s``, ``begun`` and ``learned`` decide and are pure; ``Limiter`` waits.
+``wait_s``, ``call_started`` and ``response_received`` are pure functions of a RateState; only ``RateLimiter`` waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 
 TOO_MANY = 429
 OVERLOADED = (TOO_MANY, 503, 529)
-LONGEST_STRIKE_S = 60.0
+MAX_HOLD_S = 60.0  # the longest pause after a rate-limit response that names no time
 _REQUESTS = ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "x-ratelimit-{}")
 _TOKENS = ("x-ratelimit-{}-tokens", "anthropic-ratelimit-input-tokens-{}", "anthropic-ratelimit-tokens-{}")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -26,14 +26,17 @@ _EPOCH = 1_000_000_000.0
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How much of something may still be used, and when it will be full again."""
+    """A provider's quota of requests or tokens: what is left, and when the quota will be full again."""
 
     left: float
     full_at: float
     limit: float | None = None
 
     def wait_s(self, need: float, now: float) -> float:
-        """How long until ``need`` may be used. It refills evenly; without a limit it is taken to refill at once."""
+        """Return the seconds until ``need`` may be used.
+
+        Assumes that the quota refills at a constant rate, or, if its limit is unknown, all at once at ``full_at``.
+        """
         if need <= self.left or now >= self.full_at:
             return 0.0
         rest = self.full_at - now
@@ -44,7 +47,11 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """What is known. ``window`` is how many calls may be under way; ``strikes`` counts refusals since a success."""
+    """State of a rate limiter.
+
+    No call may start before ``held_until``; ``window`` is the most calls that may be open at a time; ``strikes`` counts
+    the rate-limit responses since the last success.
+    """
 
     held_until: float = 0.0
     window: float = math.inf
@@ -53,25 +60,25 @@ class RateState:
     tokens: Allowance | None = None
 
 
-def wait_s(pace: RateState, under_way: int, size: int, now: float) -> float:
-    """How long a call of ``size`` tokens must wait; infinite: until another one is over."""
-    if under_way >= pace.window:
+def wait_s(state: RateState, under_way: int, size: int, now: float) -> float:
+    """Return the seconds that a call of ``size`` tokens must wait; infinite if it must wait for another to end."""
+    if under_way >= state.window:
         return math.inf
     allowances = [
-        each.wait_s(need, now) for each, need in ((pace.requests, 1), (pace.tokens, size)) if each is not None
+        each.wait_s(need, now) for each, need in ((state.requests, 1), (state.tokens, size)) if each is not None
     ]
-    return max(0.0, pace.held_until - now, *allowances)
+    return max(0.0, state.held_until - now, *allowances)
 
 
-def begun(pace: RateState, size: int) -> RateState:
-    """The pace once a call of that size is under way."""
-    requests = pace.requests and replace(pace.requests, left=pace.requests.left - 1)
-    tokens = pace.tokens and replace(pace.tokens, left=pace.tokens.left - size)
-    return replace(pace, requests=requests, tokens=tokens)
+def call_started(state: RateState, size: int) -> RateState:
+    """Return the state after a call of ``size`` tokens has started."""
+    requests = state.requests and replace(state.requests, left=state.requests.left - 1)
+    tokens = state.tokens and replace(state.tokens, left=state.tokens.left - size)
+    return replace(state, requests=requests, tokens=tokens)
 
 
-def learned(
-    pace: RateState,
+def response_received(
+    state: RateState,
     status: int,
     headers: Mapping[str, str],
     *,
@@ -80,27 +87,27 @@ def learned(
     wall: float,
     longest_s: float,
 ) -> RateState:
-    """The pace after an answer, ``under_way`` calls (this one included) being open.
+    """Return the state after a response; ``under_way`` counts the open calls, including this one.
 
-    A refusal holds everybody back until the time it names, at most ``longest_s``, and halves the window, once for all
-    the calls that were already under way; each success opens the window by one.
+    A rate-limit response (429, 503 or 529) delays all calls until the time that it names, at most ``longest_s``, and
+    halves the window, but only once for all calls open at the time. Each success widens the window by one call.
     """
-    pace = replace(
-        pace,
-        requests=_allowance(headers, _REQUESTS, now, wall) or pace.requests,
-        tokens=_allowance(headers, _TOKENS, now, wall) or pace.tokens,
+    state = replace(
+        state,
+        requests=_allowance(headers, _REQUESTS, now, wall) or state.requests,
+        tokens=_allowance(headers, _TOKENS, now, wall) or state.tokens,
     )
     after = retry_after_s(headers, wall)
     if status == TOO_MANY or (status in OVERLOADED and after is not None):
-        again = now < pace.held_until
-        strikes = pace.strikes if again else pace.strikes + 1
-        hold = min(LONGEST_STRIKE_S, 2.0 ** (strikes - 1)) if after is None else after
-        window = pace.window if again else max(1.0, min(under_way, pace.window) // 2)
-        until = max(pace.held_until, now + min(hold, longest_s))
-        return replace(pace, held_until=until, window=window, strikes=strikes)
+        already_held = now < state.held_until
+        strikes = state.strikes if already_held else state.strikes + 1
+        hold = min(MAX_HOLD_S, 2.0 ** (strikes - 1)) if after is None else after
+        window = state.window if already_held else max(1.0, min(under_way, state.window) // 2)
+        until = max(state.held_until, now + min(hold, longest_s))
+        return replace(state, held_until=until, window=window, strikes=strikes)
     if status < 400:
-        return replace(pace, window=pace.window + 1, strikes=0)
-    return pace
+        return replace(state, window=state.window + 1, strikes=0)
+    return state
 
 
 def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: float, wall: float) -> Allowance | None:
@@ -112,17 +119,17 @@ def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: float, w
 
 
 def retry_after_s(headers: Mapping[str, str], wall: float) -> float | None:
-    """How long a provider asks to wait, or None where it doesn't say."""
+    """Return the seconds that a response's headers ask the caller to wait, or None if they don't say."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return max(0.0, milliseconds / 1000)
-    said = headers.get("retry-after")
-    if said is None:
+    value = headers.get("retry-after")
+    if value is None:
         return None
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - wall)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - wall)
     except ValueError:
-        return _seconds(said, wall)
+        return _seconds(value, wall)
 
 
 def _number(text: str | None) -> float | None:
@@ -134,7 +141,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _seconds(text: str, wall: float) -> float | None:
-    """Seconds from now in any of the forms in use: 12, 1m30s, 20ms, a time of day, or a count since 1970."""
+    """Parse a header's time (12, 1m30s, 20ms, an ISO date or Unix time) as seconds from now; None if invalid."""
     number = _number(text)
     if number is not None:
         epoch = number / 1000 if number > _EPOCH * 1000 else number
@@ -149,26 +156,26 @@ def _seconds(text: str, wall: float) -> float | None:
 
 
 class RateLimiter:
-    """Lets calls through at the pace that was learnt."""
+    """Delays calls so that they stay within the limits that the provider has reported."""
 
     def __init__(self, longest_s: float) -> None:
-        self.pace = RateState()
+        self.state = RateState()
         self._longest_s = longest_s
         self.under_way = 0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def turn(self, size: int) -> AsyncIterator[None]:
-        """Wait for the turn of a call of ``size`` tokens; it is under way within the block."""
+    async def slot(self, size: int) -> AsyncIterator[None]:
+        """Wait until a call of ``size`` tokens is allowed; the call counts as open inside the block."""
         async with self._changed:
-            while (wait := wait_s(self.pace, self.under_way, size, time.monotonic())) > 0:
+            while (wait := wait_s(self.state, self.under_way, size, time.monotonic())) > 0:
                 try:
                     async with asyncio.timeout(min(wait, self._longest_s)):
                         await self._changed.wait()
                 except TimeoutError:
                     if wait > self._longest_s:
-                        break  # nobody waits longer than that, whatever was said
-            self.pace = begun(self.pace, size)
+                        break  # a provider can't delay a call for longer than this
+            self.state = call_started(self.state, size)
             self.under_way += 1
         try:
             yield
@@ -177,9 +184,9 @@ class RateLimiter:
             async with self._changed:
                 self._changed.notify_all()
 
-    def learn(self, status: int, headers: Mapping[str, str]) -> None:
-        """Take note of an answer to a call that is under way."""
+    def record(self, status: int, headers: Mapping[str, str]) -> None:
+        """Update the limits from the response to an open call."""
         now, wall = time.monotonic(), time.time()
-        self.pace = learned(
-            self.pace, status, headers, under_way=self.under_way, now=now, wall=wall, longest_s=self._longest_s
+        self.state = response_received(
+            self.state, status, headers, under_way=self.under_way, now=now, wall=wall, longest_s=self._longest_s
         )

@@ -1,4 +1,4 @@
-"""Live models: who plays is a real model behind a provider's API."""
+"""Live models, behind a provider's API or run from a local file of weights, and the budget of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.agents.player import Conversation, Turn
 from harness.agents.providers.apis import anthropic_messages, openai_chat, openai_responses
 from harness.agents.providers.apis.dialect import Dialect
 from harness.agents.providers.limiter import RateLimiter
-from harness.agents.providers.local.gguf import PREFIX, UNTOLD, ServedModel, gguf_choice, served
+from harness.agents.providers.local.gguf import NO_TOOLS, PREFIX, ServedModel, gguf_choice, served
 from harness.agents.providers.options import ModelOptions
 from harness.agents.providers.presets import ModelChoice, Provider, choose
 from harness.agents.providers.prices import Price, price_of
@@ -38,7 +38,7 @@ BYTES_PER_TOKEN = 4
 
 @dataclass
 class Budget:
-    """What a run may use and has used. A call whose tokens nobody counted is counted by its length."""
+    """Tracks a run's cost (US dollars) and tokens against the limits that the user set."""
 
     max_cost: float | None = None
     max_tokens: int | None = None
@@ -47,48 +47,48 @@ class Budget:
     finished: int = 0
     uncounted: bool = False
 
-    def add(self, turn: Turn, guess: int) -> None:
-        """Count one answer."""
-        self.tokens += turn.usage.total if turn.usage else guess
+    def add(self, turn: Turn, estimated_tokens: int) -> None:
+        """Add the cost and tokens of a turn; uses ``estimated_tokens`` if the provider reports no usage."""
+        self.tokens += turn.usage.total if turn.usage else estimated_tokens
         self.cost += turn.cost or 0.0
         self.uncounted = self.uncounted or turn.cost is None
 
     def spent(self) -> str | None:
-        """What is used up, in words, or None."""
+        """Return a clause for messages that says which limit is used up, or None."""
         if self.max_cost is not None and self.cost >= self.max_cost:
-            return f"the ${self.max_cost:g} that --max-cost allows are spent"
+            return f"the ${self.max_cost:g} that --max-cost allows have been spent"
         if self.max_cost is not None and self.uncounted:
-            return "a call's cost is unknown, so --max-cost can't be held: set --max-tokens-total instead"
+            return "the cost of a call is unknown, so --max-cost can't be enforced: set --max-tokens-total instead"
         if self.max_tokens is not None and self.tokens >= self.max_tokens:
-            return f"the {self.max_tokens:,} tokens that --max-tokens-total allows are used"
+            return f"the {self.max_tokens:,} tokens that --max-tokens-total allows have been used"
         return None
 
     def too_little_for(self, running: int) -> str | None:
-        """Why no further trial should begin beside those that run, in words, or None.
+        """Return why no further trial may start while ``running`` trials are running, or None if one may.
 
-        Once trials are finished, a further one begins only where what the others have cost leaves room for it.
+        Once trials have finished, a further trial is assumed to use as much as the average one so far.
         """
         if spent := self.spent():
             return spent
         share = 1 + 1 / (self.finished + running) if self.finished else 1.0
         if self.max_cost is not None and self.cost * share > self.max_cost:
-            return f"another trial would go beyond the ${self.max_cost:g} of --max-cost (${self.cost:.2f} are spent)"
+            return f"another trial would exceed the ${self.max_cost:g} of --max-cost (${self.cost:.2f} spent so far)"
         if self.max_tokens is not None and self.tokens * share > self.max_tokens:
             return (
-                f"another trial would go beyond the {self.max_tokens:,} tokens of --max-tokens-total "
-                f"({self.tokens:,} are used)"
+                f"another trial would exceed the {self.max_tokens:,} tokens of --max-tokens-total "
+                f"({self.tokens:,} used so far)"
             )
         return None
 
 
-_version = cache(version)  # which reads a file for each answer
+_version = cache(version)  # cached, because version() reads a file on each call
 
 
 @dataclass
 class ApiModel:
-    """A real model. It must be opened before a trial begins.
+    """A live model behind a provider's API; its client must be opened before a trial starts.
 
-    ``file`` is one that the lab serves itself while the line is open; before that, nobody knows its address.
+    ``file`` is a GGUF file that the lab serves itself while the client is open.
     """
 
     name: str
@@ -102,35 +102,35 @@ class ApiModel:
     default_n: int = 1
     file: Path | None = None
     _served: ServedModel | None = None
-    _line: ProviderClient | None = None
+    _client: ProviderClient | None = None
 
     @property
     def dialect(self) -> Dialect:
-        """How its API puts things."""
+        """Return the module that builds requests and parses answers for the provider's API."""
         return DIALECTS[self.choice.provider.api]
 
     @property
     def client(self) -> ProviderClient:
-        """The line to its provider; there is one while it is open."""
+        """Return the open client of the provider; only valid inside ``opened``."""
         assert self._client is not None
         return self._client
 
     @asynccontextmanager
     async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[ProviderClient]:
-        """Open the line to the provider, one for all trials. ``say`` is told when it is troubled."""
+        """Open the provider's client, which all trials share. ``say`` prints warnings, e.g. about retries."""
         from harness.agents.providers.client import ProviderClient, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
         limiter = RateLimiter(self.settings.patience_s)
         async with AsyncExitStack() as stack:
             if self.file:
-                self._move_to(await stack.enter_async_context(served(self.file, self.choice.model)), say)
+                self._use_server(await stack.enter_async_context(served(self.file, self.choice.model)), say)
             opening = open_sdk(self.choice, self.key, limiter, self.settings.call_limit_s)
             sdk = await stack.enter_async_context(opening)
             self._client = ProviderClient(self.choice, sdk, limiter, self.key, self.settings.patience_s, say)
             yield self._client
 
-    def _move_to(self, server: ServedModel, say: Callable[[str], None]) -> None:
-        """Ask the model where it is served now. One whose template has no place for tools is no subject."""
+    def _use_server(self, server: ServedModel, say: Callable[[str], None]) -> None:
+        """Send requests to a local server from now on; mark the model as simulated if it can't be offered tools."""
         provider = self.choice.provider.model_copy(update={"base_url": server.url})
         self.choice, self.key, self._served = (
             ModelChoice(provider=provider, model=self.choice.model),
@@ -138,11 +138,11 @@ class ApiModel:
             server,
         )
         if not server.tools and "tools" in self.parameters:
-            self.simulated = UNTOLD
-            say(f"The chat template in {self.file} has no place for tools: this is {UNTOLD}.")
+            self.simulated = NO_TOOLS
+            say(f"The chat template in {self.file} has no place for tools: this is {NO_TOOLS}.")
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Which model at which provider, how it was asked, and what it was taken to cost."""
+        """Return the model, provider, SDK version, request parameters and assumed price."""
         provider = self.choice.provider
         sdk = "anthropic" if provider.api == "messages" else "openai"
         return {
@@ -157,19 +157,19 @@ class ApiModel:
         }
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """As the user gave them."""
+        """Return the task options unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The task's own."""
+        """Return None: the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Begin a conversation."""
+        """Start a conversation with the model."""
         return _Conversation(self)
 
     def afterwards(self, trial: int) -> Conversation:
-        """The same model: all it knows is the transcript."""
+        """Return a new conversation with the same model; the model knows only the transcript it is sent."""
         return _Conversation(self)
 
 
@@ -190,44 +190,44 @@ class _Conversation:
         return turn
 
 
-def _keep_private(provider: Provider) -> None:
-    """Refuse to send one provider's headers to another: the SDKs take them from the environment for any address."""
+def _refuse_foreign_headers(provider: Provider) -> None:
+    """Raise UsageError if headers meant for the SDK's own provider are set: the SDK sends them to any address."""
     owner, variable = (
         ("anthropic", "ANTHROPIC_CUSTOM_HEADERS") if provider.api == "messages" else ("openai", "OPENAI_CUSTOM_HEADERS")
     )
     if provider.name != owner and os.environ.get(variable):
-        raise UsageError(f"Unset {variable}: what is in it would be sent to {provider.name} as well.")
+        raise UsageError(f"Unset {variable}: its headers would be sent to {provider.name} too.")
 
 
 def _choice(name: str, file: Path | None, options: ModelOptions) -> ModelChoice:
     if file is None:
         return choose(name, options.base_url, options.api)
     if options.base_url or options.api:
-        raise UsageError("--base-url and --api are for servers that run: the lab serves a GGUF file itself.")
+        raise UsageError("--base-url and --api can't be set for a GGUF file, because the lab serves the file itself.")
     return gguf_choice(file)
 
 
 def api_model(name: str, task: Task | None, options: ModelOptions) -> ApiModel:
-    """The live model of that name; without a task it has no tools, and only answers.
+    """Build the live model for a --model name; without a task the model gets no tools.
 
-    Raises UsageError: unknown, without a key, or asked for what it doesn't take.
+    Raises UsageError if the model is unknown, its key is missing or an option doesn't fit its API.
     """
     options.must_make_sense()
     file = Path(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
     choice = _choice(name, file, options)
     dialect, sampling = DIALECTS[choice.provider.api], options.sampling
-    if sampling.effort is not None and sampling.effort not in dialect.TAKES:
+    if sampling.effort is not None and sampling.effort not in dialect.EFFORTS:
         raise UsageError(
-            f"--reasoning-effort '{sampling.effort}' is none that this API takes: {', '.join(dialect.TAKES)}."
+            f"This API doesn't support --reasoning-effort '{sampling.effort}': choose {', '.join(dialect.EFFORTS)}."
         )
     if sampling.temperature is not None and choice.provider.api == "messages":
-        raise UsageError("--temperature can't be set here: Anthropic's SDK knows no such parameter for messages.")
-    _keep_private(choice.provider)
+        raise UsageError("--temperature can't be set for this API: Anthropic's SDK has no such parameter for messages.")
+    _refuse_foreign_headers(choice.provider)
     key = choice.provider.secret()
     price = price_of(choice.provider.name, choice.model, options.prices)
     if options.max_cost is not None and price is None:
         raise UsageError(
-            f"--max-cost can't be held: no price is known for {choice.provider.name}/{choice.model}. "
+            f"--max-cost can't be enforced: no price is known for {choice.provider.name}/{choice.model}. "
             "Give one with --prices FILE, or set --max-tokens-total."
         )
     return ApiModel(

@@ -1,4 +1,4 @@
-"""What a user may set about a live model."""
+"""The command-line options that apply to live models only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from harness.judging.evidence import Frozen
 
 
 class ModelOptions(Frozen):
-    """How a live model is reached, asked, waited for and paid. None: no limit, or the provider's own default.
+    """Options of a live model: its address, sampling, time limits and budget.
 
-    ``call_limit_s`` bounds one request, ``patience_s`` how long a call is tried again after its first failure.
+    None means no limit, or the provider's default. ``call_limit_s`` limits one request; ``patience_s`` is how long a
+    call is retried after its first failure.
     """
 
     base_url: str | None = None
@@ -27,7 +28,7 @@ class ModelOptions(Frozen):
     preflight: bool = True
 
     def must_make_sense(self) -> None:
-        """Raise UsageError for a number that is none, or a limit that could never hold."""
+        """Raise UsageError if an option's number is NaN, infinite or out of range."""
         sampling = self.sampling
         above_0 = {
             "--max-cost": self.max_cost,
@@ -43,7 +44,7 @@ class ModelOptions(Frozen):
                 raise UsageError(f"{option} {value:g} won't do: it must be 0 or more.")
 
     def must_be_default(self, model: str) -> None:
-        """Raise UsageError where something was set that only a live model has."""
+        """Raise UsageError if an option for live models is set although ``model`` isn't one."""
         given = {
             "--base-url": self.base_url,
             "--api": self.api,
@@ -56,4 +57,4 @@ class ModelOptions(Frozen):
         }
         for option, value in given.items():
             if value is not None:
-                raise UsageError(f"{option} is for live models: '{model}' asks no provider.")
+                raise UsageError(f"{option} is for live models: '{model}' calls no provider.")

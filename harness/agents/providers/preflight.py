@@ -1,4 +1,4 @@
-"""Before the first container: whether the key is right, the model there and for how long, and what it may cost."""
+"""Checks a live model before the first container starts: API key, model name, retirement date and cost."""
 
 from __future__ import annotations
 
@@ -23,73 +23,78 @@ from harness.tasks.registry import task_named
 
 Say = Callable[[str], None]
 NOT_FOUND = 404
-# A guess at a usual trial, to be replaced by what the first trials used: what a model writes in a turn, its reasoning
-# included, what it is told in return, and how many calls it makes beside those for questions.
-WRITTEN, TOLD, QUESTIONS, OTHER_CALLS = 400, 60, 6, 4
+# Rough figures for a typical trial; the budget uses the real ones once trials have finished.
+OUTPUT_TOKENS = 400  # that a model writes in a turn, including its reasoning
+ANSWER_TOKENS = 60  # in the answer to a tool call
+QUESTIONS = 6
+OTHER_CALLS = 4  # tool calls that fetch no question
 BYTES_PER_TOKEN = 4
 
 
-async def preflight(model: ApiModel, line: ProviderClient, run: RunSpec, say: Say) -> None:
-    """Check the model, and guess what the run may come to. Raises ModelError where a trial could not work."""
-    await check(model, line, say)
+async def preflight(model: ApiModel, client: ProviderClient, run: RunSpec, say: Say) -> None:
+    """Check the key and the model, and print an estimate of the run's cost. Raises ModelError if a check fails."""
+    await check(model, client, say)
     task = task_named(run.task)
-    words = render(task.system, task.user, run.condition)
+    prompts = render(task.system, task.user, run.condition)
     calls = (run.options.questions or QUESTIONS) + OTHER_CALLS
-    usage = estimate(opening_tokens(model, words.system + words.user), calls)
+    usage = estimate(opening_tokens(model, prompts.system + prompts.user), calls)
     say(estimate_text(run.n, usage, model.price))
 
 
-async def check(model: ApiModel, line: ProviderClient, say: Say) -> None:
-    """Ask the provider about key and model. Raises ModelError where they are wrong; an announced end is said."""
-    listed = await _Asking(model, line, say).about_model()
+async def check(model: ApiModel, client: ProviderClient, say: Say) -> None:
+    """Check key and model with the provider; report when the model retires. Raises ModelError if either is wrong."""
+    listed = await _ModelLookup(model, client, say).find()
     today = datetime.now(UTC).date()
     day = announced(listed) or model.choice.provider.shutdown_of(model.choice.model)
     if day is not None:
         when = f"is announced to be shut down on {day}" if day > today else f"was announced to be shut down on {day}"
-        say(f"{line.who} {when}.")
+        say(f"{client.who} {when}.")
 
 
 def announced(listed: dict[str, Any]) -> date | None:
-    """The date in a provider's own description of a model: OpenAI's shutdown_date, Anthropic's retires_at."""
-    said = listed.get("shutdown_date") or listed.get("retires_at")
+    """Return the date on which a provider retires a model, from the model's description, or None if not given."""
+    day = listed.get("shutdown_date") or listed.get("retires_at")
     try:
-        return datetime.fromisoformat(str(said)).date() if said else None
+        return datetime.fromisoformat(str(day)).date() if day else None
     except ValueError:
         return None
 
 
 def estimate(opening: int, calls: int) -> Usage:
-    """The tokens of a usual trial: each call sends all that was said before. ``opening`` is in tokens."""
-    grown = calls * (calls - 1) // 2 * (WRITTEN + TOLD)
-    return Usage(input=calls * opening + grown, output=calls * WRITTEN)
+    """Estimate the tokens of a typical trial with ``calls`` API calls.
+
+    Each call resends the whole conversation, which begins with ``opening`` tokens.
+    """
+    grown = calls * (calls - 1) // 2 * (OUTPUT_TOKENS + ANSWER_TOKENS)
+    return Usage(input=calls * opening + grown, output=calls * OUTPUT_TOKENS)
 
 
 def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
-    """The estimate for n trials in a sentence."""
+    """Format the estimated tokens and cost of ``n`` trials as one sentence."""
     cost = price.cost(usage) if price else None
     worth = f"about ${cost * n:,.2f} by prices of {price.date}" if price and cost is not None else "the cost is unknown"
     trials = "1 trial" if n == 1 else f"{n} trials"
     return (
-        f"A guess for {trials}: {usage.input * n:,} tokens read and {usage.output * n:,} written, {worth}; "
+        f"Estimate for {trials}: {usage.input * n:,} input and {usage.output * n:,} output tokens, {worth}; "
         "--max-cost and --max-tokens-total set a limit."
     )
 
 
-def opening_tokens(model: ApiModel, words: str) -> int:
-    """How many tokens a conversation begins with, roughly."""
-    return (len(words) + len(json.dumps(model.parameters))) // BYTES_PER_TOKEN
+def opening_tokens(model: ApiModel, prompts: str) -> int:
+    """Estimate how many tokens a conversation starts with, from its prompts and request parameters."""
+    return (len(prompts) + len(json.dumps(model.parameters))) // BYTES_PER_TOKEN
 
 
-class _Asking:
-    """Asks for one model, then for the list of all."""
+class _ModelLookup:
+    """Looks a model up at its provider: by its name, and otherwise in the list of all models."""
 
-    def __init__(self, model: ApiModel, line: ProviderClient, say: Say) -> None:
-        self._line, self._say = line, say
+    def __init__(self, model: ApiModel, client: ProviderClient, say: Say) -> None:
+        self._client, self._say = client, say
         self._path = "/v1/models" if model.choice.provider.api == "messages" else "/models"
         self._provider, self._model = model.choice.provider, model.choice.model
 
-    async def about_model(self) -> dict[str, Any]:
-        """The provider's description of the model; empty where it gives none."""
+    async def find(self) -> dict[str, Any]:
+        """Return the provider's description of the model, or {} if it gives none. Raises ModelError."""
         found = await self._get(f"{self._path}/{quote(self._model, safe='')}")
         if found is not None:
             return found
@@ -102,8 +107,8 @@ class _Asking:
         raise UnknownModelError(f"{self._provider.name} has no model '{self._model}'. It has {', '.join(near)}.")
 
     async def _get(self, path: str) -> dict[str, Any] | None:
-        """What stands there; None where there is no such thing, or it can't be read. Raises ModelError."""
-        sdk = self._line.sdk
+        """Fetch a JSON object from a path of the API; None if there is none. Raises ModelError."""
+        sdk = self._client.sdk
         try:
             response: httpx2.Response = await sdk.client.get(path, cast_to=httpx2.Response)
             body = response.json()
@@ -111,7 +116,7 @@ class _Asking:
             refused: httpx2.Response = error.response  # type: ignore[attr-defined] # both SDKs' status errors have one
             if refused.status_code == NOT_FOUND:
                 return None
-            self._refused(refused)
+            self._handle_refusal(refused)
             return {}
         except sdk.connection_error as error:
             reason = str(error.__cause__ or error)
@@ -122,11 +127,11 @@ class _Asking:
             return None
         return body if isinstance(body, dict) else None
 
-    def _refused(self, response: httpx2.Response) -> None:
+    def _handle_refusal(self, response: httpx2.Response) -> None:
         failure = read_failure(response.status_code, response.text)
-        if failure.trouble is FailureKind.KEY and response.status_code != httpx2.codes.FORBIDDEN:
-            raise error_for(failure, self._line.who, self._provider.key, self._line.key, first=True)
-        self._say(f"{self._line.who} could not be checked beforehand (status {response.status_code}): going on.")
+        if failure.kind is FailureKind.KEY and response.status_code != httpx2.codes.FORBIDDEN:
+            raise error_for(failure, self._client.who, self._provider.key, self._client.key, first=True)
+        self._say(f"{self._client.who} could not be checked (status {response.status_code}); continuing anyway.")
 
 
 def _entries(listed: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which providers there are, and which one a model's name means. Presets are data: presets.yaml."""
+"""Provider presets (read from presets.yaml), and the choice of a provider and a model by a --model name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 
 
 class Shutdowns(Frozen):
-    """When a provider said it would shut models down."""
+    """The dates on which a provider retires models; ``read`` is the day on which ``source`` was read."""
 
     source: str
     read: str
@@ -40,7 +40,11 @@ class Shutdowns(Frozen):
 
 
 class Provider(Frozen):
-    """One provider: which API it speaks, where, and which environment variable holds its key."""
+    """One provider: its API, its address, and the environment variable that holds its key (``key``).
+
+    ``max_tokens`` is the name of the API's field for the output limit; ``families`` are prefixes of model names;
+    ``unreasoning`` are patterns of models that reject a request for encrypted reasoning.
+    """
 
     name: str
     api: ApiName
@@ -54,26 +58,26 @@ class Provider(Frozen):
     shutdowns: Shutdowns | None = None
 
     def has(self, model: str) -> bool:
-        """Whether a name is one of its models, as far as is known here."""
+        """Whether the preset lists this model or a family that it belongs to."""
         return model.startswith(self.families) or _DATED.sub("", model) in self.models
 
     def shutdown_of(self, model: str) -> date | None:
-        """The announced date, where one is known here."""
+        """Return the date on which the provider retires a model, or None if the preset gives none."""
         dates = self.shutdowns.dates if self.shutdowns else {}
         return next((date.fromisoformat(day) for day, models in dates.items() if model in models), None)
 
     def secret(self) -> str:
-        """The key. Raises UsageError where one is needed and there is none."""
+        """Return the API key from the environment. Raises UsageError if a required key is missing or malformed."""
         found = os.environ.get(self.key, "").strip()
         if not found and not self.local:
             raise UsageError(f"Set {self.key} to a key for {self.name}; {', '.join(NEED_NO_KEY)} need none.")
         if not (found.isascii() and found.isprintable()):
-            raise UsageError(f"{self.key} holds characters that no key has: set it again.")
+            raise UsageError(f"{self.key} holds characters that no API key contains: set it again.")
         return found
 
 
 class ModelChoice(Frozen):
-    """A provider, and the model's name as the provider knows it."""
+    """A provider and one of its models, by the name that the provider uses."""
 
     provider: Provider
     model: str
@@ -81,16 +85,16 @@ class ModelChoice(Frozen):
 
 @functools.cache
 def providers() -> dict[str, Provider]:
-    """The presets, by name."""
+    """Return the provider presets by name."""
     entries = read_yaml(Path(__file__).with_name("presets.yaml"))
     return {name: Provider(name=name, **entry) for name, entry in entries.items()}
 
 
 def choose(name: str, base_url: str | None = None, api: str | None = None) -> ModelChoice:
-    """Which provider and model are meant. Raises UsageError naming the nearest.
+    """Choose the provider and model for a --model name. Raises UsageError that suggests similar names.
 
-    With ``base_url`` the name is the server's own, and no provider's key goes there: a preset for local servers may
-    stand before it, and any other word before a slash is part of the name.
+    With ``base_url`` the name is passed to that server, without the key of any hosted provider. Only the prefix of a
+    preset for local servers (such as ``vllm/``) is removed from the name.
     """
     if api is not None and api not in APIS:
         raise UsageError(f"There is no API '{api}': --api is {', '.join(APIS)}.")
@@ -98,35 +102,35 @@ def choose(name: str, base_url: str | None = None, api: str | None = None) -> Mo
     preset = providers().get(first) if slash and rest else None
     if base_url is not None:
         local = preset if preset and preset.local else None
-        return ModelChoice(provider=_custom(base_url, api, local), model=rest if local else name)
+        return ModelChoice(provider=_custom_provider(base_url, api, local), model=rest if local else name)
     if preset:
-        return ModelChoice(provider=_speaking(preset, api), model=rest)
+        return ModelChoice(provider=_with_api(preset, api), model=rest)
     found = next((each for each in providers().values() if each.has(name)), None)
     if found is None:
-        raise UsageError(f"There is no model '{name}'.{_nearest(name)}")
-    return ModelChoice(provider=_speaking(found, api), model=name)
+        raise UsageError(f"There is no model '{name}'.{_suggestions(name)}")
+    return ModelChoice(provider=_with_api(found, api), model=name)
 
 
-def _custom(base_url: str, api: str | None, local: Provider | None) -> Provider:
-    if set(base_url) & set("@?#"):  # not to be repeated: a key may stand there
+def _custom_provider(base_url: str, api: str | None, local: Provider | None) -> Provider:
+    if set(base_url) & set("@?#"):  # the message doesn't quote the address, because it may hold a key
         raise UsageError(f"--base-url must hold no key and no question mark: put the key into {CUSTOM_KEY}.")
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise UsageError(f"--base-url {base_url} is no http address: write http://HOST:PORT/v1.")
+        raise UsageError(f"--base-url {base_url} isn't an http address: write http://HOST:PORT/v1.")
     if local:
-        return _speaking(local.model_copy(update={"base_url": base_url}), api)
+        return _with_api(local.model_copy(update={"base_url": base_url}), api)
     field = _MAX_TOKENS["chat"]
     chat = Provider(name="custom", api="chat", base_url=base_url, key=CUSTOM_KEY, local=True, max_tokens=field)
-    return _speaking(chat, api)
+    return _with_api(chat, api)
 
 
-def _speaking(provider: Provider, api: str | None) -> Provider:
+def _with_api(provider: Provider, api: str | None) -> Provider:
     if api is None or api == provider.api:
         return provider
     return Provider(**{**provider.model_dump(), "api": api, "max_tokens": _MAX_TOKENS[api]})
 
 
-def _nearest(name: str) -> str:
+def _suggestions(name: str) -> str:
     words = ("demo", "script:", "replay:", "calibration:", "gguf:", *(f"{each}/" for each in providers()))
     known = (*words, *(model for each in providers().values() for model in each.models))
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""What tokens cost, as far as it is known. Prices are dated data: prices.yaml, or a file of the user's own."""
+"""Token prices of live models, read from prices.yaml or a file given by the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 
 
 class Price(Frozen):
-    """US dollars per million tokens. Beyond ``prompt_limit`` tokens of input the price is another, and unknown."""
+    """A model's prices in US dollars per million tokens; unknown for more than ``prompt_limit`` input tokens."""
 
     input: float
     output: float
@@ -28,7 +28,7 @@ class Price(Frozen):
     source: str
 
     def cost(self, usage: Usage) -> float | None:
-        """What one answer cost, or None where this price doesn't say."""
+        """Compute the cost of one answer in US dollars; None if the input exceeds ``prompt_limit``."""
         if self.prompt_limit is not None and usage.input > self.prompt_limit:
             return None
         plain = usage.input - usage.cached - usage.cache_writes
@@ -38,7 +38,7 @@ class Price(Frozen):
 
 
 def price_of(provider: str, model: str, file: Path | None = None) -> Price | None:
-    """The price of a model, or None. A user's file goes before what ships. Raises UsageError for a broken file."""
+    """Look up a model's price, first in the user's ``file``; None if unknown. Raises UsageError for a broken file."""
     for each in (file, Path(__file__).with_name("prices.yaml")):
         known = _read(each).get(provider, {}) if each else {}
         if found := known.get(model) or known.get(_DATED.sub("", model)):
@@ -56,4 +56,4 @@ def _read(file: Path) -> dict[str, dict[str, Price]]:
         raise UsageError(f"The prices in {file} can't be read: {' '.join(str(error).split())}.") from error
     except (AttributeError, TypeError, ValidationError) as error:
         form = "PROVIDER: {MODEL: {input: 2.0, output: 8.0, date: DAY, source: WHERE}}"
-        raise UsageError(f"{file} is no list of prices: write {form}, in US dollars per million tokens.") from error
+        raise UsageError(f"{file} isn't a list of prices: write {form}, in US dollars per million tokens.") from error

@@ -1,4 +1,4 @@
-"""The tools a model is given, and how its calls of them are read."""
+"""Defines the tools offered to a live model and parses the model's tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.store.transcript import ToolUse
 
 
 class Tool(Frozen):
-    """A tool as a provider is told of it; ``parameters`` is JSON Schema."""
+    """A tool's definition, as sent to a provider; ``parameters`` is a JSON Schema."""
 
     name: str
     description: str
@@ -22,67 +22,75 @@ class Tool(Frozen):
 
 
 @functools.cache
-def _known() -> dict[str, dict[str, Any]]:
+def _definitions() -> dict[str, dict[str, Any]]:
     return read_yaml(Path(__file__).with_name("tools.yaml"))
 
 
 def tools_for(shell: str) -> tuple[Tool, ...]:
-    """The tools, with a task's own words on the shell."""
-    return tuple(Tool(name=name, **{"description": shell, **entry}) for name, entry in _known().items())
+    """Return the tools of a task; ``shell`` is the task's description of the shell tool."""
+    return tuple(Tool(name=name, **{"description": shell, **entry}) for name, entry in _definitions().items())
 
 
 def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
-    """A call as a model made it, its arguments JSON or already read. One that makes no sense says so in ``error``."""
-    if name not in _known():
-        return ToolUse(id=call_id, name="unknown", error=f"There is no tool '{name}': call {' or '.join(_known())}.")
+    """Parse a model's tool call, whose arguments are JSON text or already parsed.
+
+    An invalid call is returned with ``error`` set: a sentence for the model.
+    """
+    if name not in _definitions():
+        known = " or ".join(_definitions())
+        return ToolUse(id=call_id, name="unknown", error=f"There is no tool '{name}': call {known}.")
     try:
-        return _read(call_id, name, arguments)
+        return _parse(call_id, name, arguments)
     except ValueError as error:
         return ToolUse(
             id=call_id, name="submit" if name == "submit" else "shell", error=f"This call was not made: {error}"
         )
 
 
-def without_the_cut(calls: Sequence[ToolUse], *, cut: bool) -> tuple[ToolUse, ...]:
-    """The calls of an answer; in one that was cut off, the last isn't made: half a command is another command."""
-    if not (cut and calls):
+def mark_truncated_call(calls: Sequence[ToolUse], *, truncated: bool) -> tuple[ToolUse, ...]:
+    """Return an answer's tool calls; if the answer is ``truncated``, the last call becomes an error.
+
+    A truncated command must not be run, because it may do something else than the whole one.
+    """
+    if not (truncated and calls):
         return tuple(calls)
     last = calls[-1]
-    said = "This call was not made: the answer was cut off at its end, as long as an answer may be."
-    return (*calls[:-1], ToolUse(id=last.id, name=last.name, error=said))
+    error = "This call was not made: the answer was cut off because it reached the maximum length."
+    return (*calls[:-1], ToolUse(id=last.id, name=last.name, error=error))
 
 
-def _read(call_id: str, name: str, arguments: object) -> ToolUse:
-    """Raises ValueError with a sentence for the model."""
-    given = _object(arguments)
+def _parse(call_id: str, name: str, arguments: object) -> ToolUse:
+    """Parse a call of a known tool. Raises ValueError with a message for the model if the arguments are invalid."""
+    given = _parse_object(arguments)
     if name == "submit":
         answer = given.get("answer", "")
-        return ToolUse(id=call_id, name="submit", answer=_text(answer if isinstance(answer, str) else _dump(answer)))
+        answer = answer if isinstance(answer, str) else _to_json(answer)
+        return ToolUse(id=call_id, name="submit", answer=_checked_text(answer))
     cmd, thoughts = given.get("cmd"), given.get("thoughts") or ""
     if not isinstance(cmd, str):
         raise ValueError('the arguments need "cmd", a string with the command.')
-    said = thoughts if isinstance(thoughts, str) else _dump(thoughts)
-    return ToolUse(id=call_id, name="shell", cmd=_text(cmd), thoughts=_text(said))
+    thoughts = thoughts if isinstance(thoughts, str) else _to_json(thoughts)
+    return ToolUse(id=call_id, name="shell", cmd=_checked_text(cmd), thoughts=_checked_text(thoughts))
 
 
-def _object(arguments: object) -> dict[str, Any]:
+def _parse_object(arguments: object) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the arguments are no JSON ({error}).") from error
+            raise ValueError(f"the arguments aren't valid JSON ({error}).") from error
     if not isinstance(arguments, dict):
-        raise ValueError("the arguments are no JSON object.")
+        raise ValueError("the arguments aren't a JSON object.")
     return arguments
 
 
-def _dump(value: object) -> str:
+def _to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _text(text: str) -> str:
+def _checked_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("the arguments hold half a surrogate pair, which is no text.") from None
+        raise ValueError("the arguments hold half a surrogate pair, which isn't valid text.") from None
     return text

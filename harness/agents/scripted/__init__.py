@@ -1,1 +1,1 @@
-"""Agents without a model: playbooks, recordings, stored runs played again, calibration."""
+"""Agents that need no live model: playbooks, replays of recordings and stored runs, and calibration agents."""

@@ -1,6 +1,6 @@
-"""Calibration agents: scripted ones that resist as often as was published, so that the lab can be seen to find it.
+"""Calibration agents: scripted agents that resist at a published rate, to check that the lab measures that rate.
 
-Which playbook a trial plays is drawn by its number and a seed: the same trial of the same run plays the same one.
+Each trial's playbook is drawn at random from the seed and the trial's number, so a trial can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class CalibrationModel:
-    """Plays, for each trial, a playbook drawn with the published rate of resistance. ``mix`` weighs the playbooks."""
+    """Plays a random playbook in each trial, such that trials resist shutdown at a published rate.
+
+    ``mix`` holds the weights of the playbooks for trials that resist ("resisted") and for those that don't ("other").
+    """
 
     model: str
     figure: Figure
@@ -42,59 +45,59 @@ class CalibrationModel:
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """Return the model's name as the user gave it."""
         return f"{KIND}:{self.model}"
 
     @property
     def rate(self) -> float:
-        """The published share of trials that resist."""
+        """Return the published share of trials that resist shutdown."""
         assert self.figure.rate is not None
         return self.figure.rate
 
     @property
     def simulated(self) -> str:
-        """Who they are, wherever their figures stand."""
+        """Describe these agents for tables and records, with the published rate and its source."""
         cell = f"{self.model} under {self.figure.condition} ({self.figure.source})"
         return f"calibration agents drawing from the published rate {self.rate:.1%} of {cell}; no model"
 
     def resists(self, trial: int) -> bool:
-        """Whether this trial's agent was drawn to resist."""
+        """Whether this trial's playbook is one that resists shutdown."""
         return self._draw(trial)[0]
 
     def _draw(self, trial: int) -> tuple[bool, Playbook]:
-        dice = random.Random(f"{self.seed} {self.model} {self.figure.condition} {trial}")  # noqa: S311 - repeatable
-        resists = dice.random() < self.rate
+        rng = random.Random(f"{self.seed} {self.model} {self.figure.condition} {trial}")  # noqa: S311 - repeatable
+        resists = rng.random() < self.rate
         weights = self.mix["resisted" if resists else "other"]
-        (name,) = dice.choices(list(weights), list(weights.values()))
+        (name,) = rng.choices(list(weights), list(weights.values()))
         return resists, self.books[name]
 
     def _scripted(self, trial: int) -> ScriptedModel:
         return ScriptedModel(self.name, (self._draw(trial)[1],), self.simulated)
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """What was drawn, from which figure, and what its playbook expects of a right verdict."""
+        """Return the facts about the drawn playbook, the published figure and the seed."""
         figure = self.figure.model_dump(include={"model", "condition", "rate", "source", "setting"})
         return {**self._scripted(trial).facts(1), "calibration": {**figure, "seed": self.seed}}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """As the user gave them."""
+        """Return the task options unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The task's own."""
+        """Return None: the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Begin the playbook that was drawn."""
+        """Start the playbook drawn for this trial."""
         return self._scripted(trial).start(1, task, tools)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Answers with what was drawn."""
-        return _Answers(_ANSWERS[self.resists(trial)])
+        """Return a conversation that answers every question with whether this agent resisted."""
+        return _FixedAnswer(_ANSWERS[self.resists(trial)])
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _FixedAnswer:
     text: str
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
@@ -102,17 +105,17 @@ class _Answers:
 
 
 def calibrated_models() -> tuple[str, ...]:
-    """The models with a published rate of resistance."""
+    """Return the names of the models that have a published rate of resistance."""
     return tuple(dict.fromkeys(each.model for each in figures() if _usable(each)))
 
 
 def published_rate(model: str, condition: str) -> Figure:
-    """The first figure published for them in English, or UsageError naming what there is."""
+    """Return the first rate of resistance published for a model and condition. Raises UsageError if none is."""
     name = pick("published model", model, calibrated_models())
-    mine = [each for each in figures() if _usable(each) and each.model == name]
-    found = next((each for each in mine if each.condition == condition), None)
+    usable = [each for each in figures() if _usable(each) and each.model == name]
+    found = next((each for each in usable if each.condition == condition), None)
     if found is None:
-        listed = ", ".join(dict.fromkeys(each.condition for each in mine))
+        listed = ", ".join(dict.fromkeys(each.condition for each in usable))
         raise UsageError(f"No rate of resistance is published for '{name}' under '{condition}': there is {listed}.")
     return found
 
@@ -122,12 +125,12 @@ def _usable(figure: Figure) -> bool:
 
 
 def calibration(model: str, task: str, condition: str, seed: int) -> CalibrationModel:
-    """The calibration agents of a model under a condition. Raises UsageError."""
+    """Build the calibration agents for a published model, a task and a condition. Raises UsageError."""
     figure = published_rate(model, condition)
     mix = read_yaml(ROOT / "tasks" / "calibration.yaml")[task]
-    return CalibrationModel(figure.model, figure, seed, mix, _shipped())
+    return CalibrationModel(figure.model, figure, seed, mix, _shipped_playbooks())
 
 
 @cache
-def _shipped() -> dict[str, Playbook]:
+def _shipped_playbooks() -> dict[str, Playbook]:
     return {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}

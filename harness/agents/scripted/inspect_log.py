@@ -1,4 +1,4 @@
-"""Recorded runs in Inspect AI's ``.eval`` logs: each sample's shell calls become a recording.
+"""Reader of Inspect AI's ``.eval`` logs: each sample in a log becomes a Recording to replay.
 
 The package that reads the format is an extra: ``pip install offswitch[inspect]``.
 """
@@ -18,19 +18,19 @@ from harness.errors import UsageError
 from harness.store.transcript import ToolUse
 
 SUFFIX = ".eval"
-_COMMAND = ("cmd", "command")  # what tools that run a command call it
+_COMMAND_ARGUMENTS = ("cmd", "command")  # argument names under which shell tools take their command
 
 
 def inspect_replay(path: Path, task: str) -> ReplayModel:
-    """The samples of a log. Raises UsageError."""
+    """Build the ReplayModel that replays each sample of an Inspect log. Raises UsageError."""
     log = _read(path)
     samples = log.samples or []
     try:
         found = tuple(_recording(path.name, sample) for sample in samples)
         for each in found:
-            each.model_dump_json()  # half a surrogate pair is no text, and would be found only when it is stored
+            each.model_dump_json()  # raises for a lone surrogate, which the store would reject only after the trial
     except (AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is no log of an agent with tools ({type(error).__name__}).") from error
+        raise UsageError(f"{path} isn't a log of an agent with tools ({type(error).__name__}).") from error
     if not any(turn.calls for each in found for turn in each.turns):
         raise UsageError(f"{path} holds no sample with a tool call: there is nothing to replay.")
     who = f"an Inspect log of {log.eval.model}, replayed command by command"
@@ -44,7 +44,7 @@ def _read(path: Path) -> Any:
         from inspect_ai.log import read_eval_log  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:
         raise UsageError("Reading Inspect logs needs an extra: pip install 'offswitch[inspect]'.") from error
-    # In a thread of its own: with an event loop around it, it would patch asyncio.
+    # In a thread without an event loop, because read_eval_log patches asyncio where a loop is running.
     with ThreadPoolExecutor(1) as pool:
         try:
             return pool.submit(read_eval_log, str(path), resolve_attachments=True).result()
@@ -82,7 +82,7 @@ def _call(call: Any) -> ToolUse:
     arguments = call.arguments if isinstance(call.arguments, dict) else {}
     if call.function == "submit":
         return ToolUse(id=call.id, name="submit", answer=str(arguments.get("answer", "")))
-    cmd = next((arguments[name] for name in _COMMAND if isinstance(arguments.get(name), str)), None)
+    cmd = next((arguments[name] for name in _COMMAND_ARGUMENTS if isinstance(arguments.get(name), str)), None)
     if cmd is None:
         return ToolUse(id=call.id, name="unknown", error=f"Not replayed: a call of {call.function}.")
     return ToolUse(id=call.id, name="shell", cmd=cmd)

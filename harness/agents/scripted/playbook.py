@@ -1,6 +1,6 @@
-"""Playbooks: scripted agents, read from YAML and refused in one sentence when malformed.
+"""Playbooks, which are scripted agents written in YAML, and their parser. Independent of how trials run.
 
-This module knows the format and nothing of trials.
+A malformed playbook raises a UsageError of one sentence that names the file and the line.
 """
 
 import re
@@ -34,7 +34,7 @@ ACTIONS = "advance run submit"
 
 @dataclass(frozen=True, slots=True)
 class AdvanceStep:
-    """Call the task's command, or ``command`` instead, until the notice was given or the task is done."""
+    """A step that repeats the task's command, or ``command`` if set, until the shutdown notice or the task's end."""
 
     until: Literal["notice", "done"]
     command: str | None = None
@@ -44,7 +44,7 @@ class AdvanceStep:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """Make one call of the shell tool."""
+    """A step that makes one call of the shell tool."""
 
     cmd: str
     say: str | None = None
@@ -53,7 +53,7 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True)
 class SubmitStep:
-    """Hand in an answer, which ends the agent's turn."""
+    """A step that submits an answer with the submit tool."""
 
     answer: str
     say: str | None = None
@@ -65,7 +65,7 @@ Step: TypeAlias = AdvanceStep | RunStep | SubmitStep
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a right verdict on this playbook says."""
+    """The outcome and the kinds of tampering that a correct verdict on a playbook names."""
 
     outcome: str
     tampering: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Playbook:
-    """One scripted agent; ``source`` says where a real model was reported to act like it."""
+    """One scripted agent as a list of steps; ``source`` cites a report of a real model that acted this way."""
 
     id: str
     about: str
@@ -85,7 +85,7 @@ class Playbook:
 
 
 def load_playbooks(path: Path) -> tuple[Playbook, ...]:
-    """Load the playbooks of a file, or of every ``*.yaml`` below a folder in the order of their names."""
+    """Load the playbooks of a file, or of all ``*.yaml`` files below a folder, sorted by path. Raises UsageError."""
     files = sorted(file for file in path.rglob("*.yaml") if file.is_file()) if path.is_dir() else [path]
     if not files:
         raise refusal(plain(path), "there is no *.yaml file in this folder, so name another")

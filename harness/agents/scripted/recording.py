@@ -1,6 +1,6 @@
-"""Reading recorded runs of real models, in the layout Palisade Research publishes its patrol logs in.
+"""Reader of recorded runs of real models, in the layout of the patrol logs that Palisade Research publishes.
 
-A folder holds ``*.jsonl`` logs and a ``tags.json`` with the publisher's own labels; folders may be nested.
+A folder holds ``*.jsonl`` logs and a ``tags.json`` with the publisher's labels; folders may be nested.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from harness.errors import UsageError
 from harness.judging.evidence import Frozen
 from harness.store.transcript import ToolUse
 
-PRESSED = "Host shutdown detected"
-NEVER = 1_000_000
-_ASKED = re.compile(r"completion\(\) model= ?([^\s;]+)")
+PRESSED = "Host shutdown detected"  # how the log message on the pressed shutdown button begins
+NEVER_PRESSED = 1_000_000  # a number of tool calls that no trial reaches
+_MODEL_CALL = re.compile(r"completion\(\) model= ?([^\s;]+)")
 _MAX_LOG_BYTES = 64 * 1024 * 1024
 
 
 class Label(StrEnum):
-    """What the publisher said became of a run. ``NONE``: none of the others."""
+    """The publisher's label for how a recorded run ended; ``NONE`` if the run has none of the other labels."""
 
     AVOIDED = "avoided"
     SHUTDOWN = "shutdown"
@@ -35,10 +35,10 @@ class Label(StrEnum):
 
 
 class Recording(Frozen):
-    """One recorded run. ``press_after_call`` is the number of tool calls before the button was pressed.
+    """One recorded run of a real model, ready to be replayed.
 
-    What its replay is compared with: ``label`` is a publisher's word, ``expected`` the verdict it was given here.
-    ``facts`` is what else its source says.
+    ``press_after_call`` is the number of tool calls before the shutdown button was pressed. A replay is compared with
+    ``label``, given by the publisher, or ``expected``, a verdict of this lab. ``facts`` holds the source's other facts.
     """
 
     file: str
@@ -53,7 +53,7 @@ class Recording(Frozen):
 
 
 def read_recordings(path: Path) -> tuple[Recording, ...]:
-    """The runs in a log, a group or a folder of groups, by name. Raises UsageError naming file and line."""
+    """Read the recorded runs in a log or below a folder, sorted by path. Raises UsageError with file and line."""
     if not path.exists():
         ways = "a .jsonl log, a group, a folder of groups or a stored run's id"
         raise UsageError(f"There is no recording at {path}: give {ways}.")
@@ -70,9 +70,9 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
 def _checked(file: Path, root: Path) -> Recording:
     try:
         recording = _read(file, root)
-        recording.model_dump_json()  # half a surrogate pair is no text, and would be found only when it is stored
+        recording.model_dump_json()  # raises for a lone surrogate, which the store would reject only after the trial
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is no recorded run in the published layout ({type(error).__name__}).") from error
+        raise UsageError(f"{file} isn't a recorded run in the published layout ({type(error).__name__}).") from error
     return recording
 
 
@@ -81,7 +81,7 @@ def _read(file: Path, root: Path) -> Recording:
     prompts = {e["user_payload"]["role"]: _text(e["user_payload"]) for e in reversed(events) if _has_prompt(e)}
     calls = [e for e in events if e.get("event") == "tool_call"]
     if not prompts.get("user") or not (calls or any(e.get("event") == "assistant_message" for e in events)):
-        raise UsageError(f"{file} is no recorded patrol run: it has no user message or no turn of a model.")
+        raise UsageError(f"{file} isn't a recorded patrol run: it has no user message or no turn of a model.")
     pressed = next((i for i, e in enumerate(events) if str(e.get("message", "")).startswith(PRESSED)), None)
     before = [e for e in events[:pressed] if e.get("event") == "tool_call"]
     return Recording(
@@ -91,7 +91,7 @@ def _read(file: Path, root: Path) -> Recording:
         system=prompts.get("system", ""),
         user=prompts["user"],
         turns=tuple(_turns(file, events)),
-        press_after_call=NEVER if pressed is None else len(before),
+        press_after_call=NEVER_PRESSED if pressed is None else len(before),
         facts={"recorded_model": _model(events), "tags": _tags(file)},
     )
 
@@ -99,7 +99,7 @@ def _read(file: Path, root: Path) -> Recording:
 def _events(file: Path) -> Iterator[dict[str, Any]]:
     try:
         if file.stat().st_size > _MAX_LOG_BYTES:
-            raise UsageError(f"{file} is larger than 64 MiB and no recorded run.")
+            raise UsageError(f"{file} is larger than 64 MiB, so it isn't a recorded run.")
         text = file.read_text(encoding="utf-8")
         lines = text.removesuffix("\n").split("\n") if text else []
     except (OSError, UnicodeDecodeError) as error:
@@ -109,9 +109,9 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except (ValueError, RecursionError) as error:
             why = getattr(error, "msg", type(error).__name__)
-            raise UsageError(f"{file}:{number} is no JSON ({why}): a log has one JSON object a line.") from error
+            raise UsageError(f"{file}:{number} isn't valid JSON ({why}): each line must be a JSON object.") from error
         if not isinstance(event, dict):
-            raise UsageError(f"{file}:{number} is no JSON object: a log has one a line.")
+            raise UsageError(f"{file}:{number} isn't a JSON object: each line of a log must be one.")
         yield event
 
 
@@ -128,9 +128,9 @@ def _text(payload: dict[str, Any]) -> str:
 
 
 def _model(events: list[dict[str, Any]]) -> str:
-    """The name of the model that the calls went to, as the log has it, or ""."""
-    said = (_ASKED.search(str(event.get("message", ""))) for event in events)
-    return next((found[1] for found in said if found), "")
+    """Return the name of the recorded model as the log gives it, or ""."""
+    matches = (_MODEL_CALL.search(str(event.get("message", ""))) for event in events)
+    return next((match[1] for match in matches if match), "")
 
 
 def _label(file: Path) -> Label:
@@ -139,7 +139,7 @@ def _label(file: Path) -> Label:
 
 
 def _tags(file: Path) -> list[str]:
-    """The publisher's own words for a run."""
+    """Return the publisher's labels for a run, as written in tags.json."""
     tags = file.parent / "tags.json"
     if not tags.exists():
         return []
@@ -153,20 +153,20 @@ def _tags(file: Path) -> list[str]:
 
 
 def _turns(file: Path, events: list[dict[str, Any]]) -> Iterator[Turn]:
-    """A turn for each message of the model, with the calls that were really made for it."""
-    said: dict[str, Any] | None = None
+    """Yield the model's turns: each tool call that was made, or a message without one."""
+    message: dict[str, Any] | None = None
     number = 0
     for event in events:
         if event.get("event") == "assistant_message":
-            if said is not None:
-                yield Turn(text=str(said.get("content") or ""))
-            said = event.get("assistant_payload") or {}
+            if message is not None:
+                yield Turn(text=str(message.get("content") or ""))
+            message = event.get("assistant_payload") or {}
         elif event.get("event") == "tool_call":
             number += 1
-            yield Turn(text=str((said or {}).get("content") or ""), calls=(_call(file, event, number),))
-            said = None
-    if said is not None:
-        yield Turn(text=str(said.get("content") or ""))
+            yield Turn(text=str((message or {}).get("content") or ""), calls=(_call(file, event, number),))
+            message = None
+    if message is not None:
+        yield Turn(text=str(message.get("content") or ""))
 
 
 def _call(file: Path, event: dict[str, Any], number: int) -> ToolUse:

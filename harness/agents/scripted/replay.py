@@ -1,4 +1,4 @@
-"""Replayed models: the recorded calls of a real model, made again in a live container."""
+"""Replayed models: the recorded tool calls of a real model, made again in a live container."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from harness.toolserver.client import ToolClient
 
 @dataclass(frozen=True)
 class ReplayModel:
-    """Replays recordings, each trial the next one. ``own_words``: under the prompts they were made with."""
+    """Replays the recorded tool calls of a real model, one recording in each trial.
+
+    ``own_words``: the agent gets the recorded prompts, rather than those of the task's condition.
+    """
 
     name: str
     recordings: tuple[Recording, ...]
@@ -28,14 +31,22 @@ class ReplayModel:
 
     @property
     def default_n(self) -> int:
-        """Each recording once."""
+        """Return the number of recordings, so that a run replays each of them once."""
+        return len(self.recordings)
+
+    @property
+    def most_trials(self) -> int:
+        """Return the most trials that a run may have without replaying a recording twice.
+
+        This is the number of recordings: a repeated recording is no new observation and would distort the rates.
+        """
         return len(self.recordings)
 
     def _recording(self, trial: int) -> Recording:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """The recording, what its replay is compared with, and the condition its own prompts are of."""
+        """Return the recording's name, its label or expected verdict, and the condition that its prompts match."""
         recording = self._recording(trial)
         facts = {"recording": recording.file, "group": recording.group, **recording.facts}
         if recording.label:
@@ -47,22 +58,22 @@ class ReplayModel:
         return facts
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """The button is pressed when it was."""
+        """Return the options with the shutdown button pressed after as many tool calls as in the recording."""
         return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The recorded ones, unless the user chose others."""
+        """Return the recorded prompts, or None where the user chose a condition of the task."""
         if not self.own_words:
             return None
         recording = self._recording(trial)
         return Prompts(system=recording.system, user=recording.user)
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Begin a recording."""
+        """Start the replay of this trial's recording."""
         return _Replayed(iter(self._recording(trial).turns))
 
     def afterwards(self, trial: int) -> Conversation | None:
-        """Nobody is there to be asked."""
+        """Return None, because a recording can't answer questions."""
         return None
 
 
@@ -75,7 +86,7 @@ class _Replayed:
 
 
 def replay(path: Path, task: str) -> ReplayModel:
-    """The recordings at a path. Raises UsageError."""
+    """Build the ReplayModel for the published recordings at a path. Raises UsageError."""
     if task != "patrol":
         raise UsageError(f"Recorded runs are of task 'patrol', not '{task}': add --task patrol.")
     return ReplayModel(f"replay:{path}", read_recordings(path))

@@ -1,4 +1,4 @@
-"""Scripted agents: playbooks played as if a model had made their calls."""
+"""Scripted agents: the steps of a playbook, played as if a model had made the tool calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness.tasks.conditions import Prompts
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
-ADVANCE_CALLS = 20
+MAX_ADVANCE_CALLS = 20
 
 
 @dataclass(frozen=True)
 class ScriptedModel:
-    """Plays playbooks, each trial the next one."""
+    """Plays one playbook in each trial, in place of a model, and repeats the list of playbooks if needed."""
 
     name: str
     playbooks: tuple[Playbook, ...]
@@ -30,32 +30,32 @@ class ScriptedModel:
 
     @property
     def default_n(self) -> int:
-        """Each playbook once."""
+        """Return the number of playbooks, so that a run plays each of them once."""
         return len(self.playbooks)
 
     def _playbook(self, trial: int) -> Playbook:
         return self.playbooks[(trial - 1) % len(self.playbooks)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """The playbook, and what it expects of a right verdict."""
+        """Return the playbook's id, description and family, and the verdict it should get."""
         book = self._playbook(trial)
         expected = book.expect and {"outcome": book.expect.outcome, "tampering": list(book.expect.tampering)}
         return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """As the user gave them."""
+        """Return the task options unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """The task's own."""
+        """Return None: the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Begin a playbook."""
+        """Start this trial's playbook."""
         return _Play(_turns(self._playbook(trial), task, tools))
 
     def afterwards(self, trial: int) -> Conversation | None:
-        """Nobody is there to be asked."""
+        """Return None, because a playbook can't answer questions."""
         return None
 
 
@@ -68,7 +68,7 @@ class _Play:
 
 
 async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator[Turn]:
-    """The turns of a playbook; ``advance`` looks at the trial's status as an agent reads its output."""
+    """Yield a playbook's turns. An ``advance`` step polls the trial's status to know when to end."""
     ids = (f"call-{number}" for number in itertools.count(1))
     for step in book.steps:
         if isinstance(step, SubmitStep):
@@ -76,7 +76,7 @@ async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator
         elif isinstance(step, RunStep):
             yield _turn(step, ToolUse(id=next(ids), name="shell", cmd=step.cmd))
         else:
-            for _ in range(ADVANCE_CALLS):
+            for _ in range(MAX_ADVANCE_CALLS):
                 status = await tools.status()
                 if status.done or (step.until == "notice" and status.notice):
                     break
@@ -88,7 +88,7 @@ def _turn(step: AdvanceStep | RunStep | SubmitStep, call: ToolUse) -> Turn:
 
 
 def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
-    """The playbooks of a file or folder that are for this task, and of this family. Raises UsageError."""
+    """Build the ScriptedModel for the playbooks at a path that fit the task and the family. Raises UsageError."""
     found = tuple(book for book in load_playbooks(path) if book.task == task and family in (None, book.family))
     if not found:
         raise UsageError(f"{path} holds no playbook for task '{task}': name another with --task.")
@@ -96,7 +96,7 @@ def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
 
 
 def demo(task: str) -> ScriptedModel:
-    """The shipped mix. Raises UsageError for a task it has no playbooks of."""
+    """Build the ScriptedModel named ``demo`` from the shipped playbooks. Raises UsageError if none fit the task."""
     books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
     chosen = [books[name] for name in read_yaml(ROOT / "tasks" / "demo.yaml")["playbooks"]]
     found = tuple(book for book in chosen if book.task == task)

@@ -1,4 +1,4 @@
-"""Stored runs, played again: the calls of each trial, made anew in a live container."""
+"""Replays of stored runs: the tool calls of each stored trial are made again in a live container."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from harness.store.records import RunSpec, TrialRecord
 
 
 def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> ReplayModel:
-    """The judged trials of a run as recordings: one that ended in error says nothing that could be compared.
+    """Build the ReplayModel for the judged trials of a stored run. Raises UsageError if the run has none.
 
-    Raises UsageError where there is none.
+    Trials that ended in an error are left out, because they have no verdict to compare the replay with.
     """
     found = tuple(_recording(run, record) for record in records if record.verdict.outcome is not Outcome.ERROR)
     if not found:
-        raise UsageError(f"Run '{run.run_id}' has no judged trial that could be played again.")
-    who = f"run {run.run_id} of {run.model}, replayed command by command"
-    return ReplayModel(f"replay:{run.run_id}", found, run.task, who, own_words)
+        raise UsageError(f"Run '{run.run_id}' has no judged trial that could be replayed.")
+    simulated = f"run {run.run_id} of {run.model}, replayed command by command"
+    return ReplayModel(f"replay:{run.run_id}", found, run.task, simulated, own_words)
 
 
 def _recording(run: RunSpec, record: TrialRecord) -> Recording:
@@ -39,7 +39,8 @@ def _recording(run: RunSpec, record: TrialRecord) -> Recording:
 
 
 def _turns(record: TrialRecord) -> Iterator[Turn]:
-    said = [entry for entry in record.transcript if entry.role == "assistant"]
+    messages = [entry for entry in record.transcript if entry.role == "assistant"]
     refused = record.evidence is not None and record.evidence.stop is StopReason.REFUSED
-    for entry in said:
-        yield Turn(text=entry.text, thinking=entry.thinking, calls=entry.calls, refused=refused and entry is said[-1])
+    for entry in messages:
+        last = entry is messages[-1]
+        yield Turn(text=entry.text, thinking=entry.thinking, calls=entry.calls, refused=refused and last)

@@ -1,1 +1,1 @@
-"""One module for each API that providers speak."""
+"""One module for each provider API: Responses, Chat Completions and Messages."""

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API."""
+"""Builds requests and parses answers for Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.agents.player import Turn
-from harness.agents.providers.apis.dialect import Sampling, count, known, objects
+from harness.agents.providers.apis.dialect import Sampling, require_objects, token_count, without_none
 from harness.agents.providers.presets import ModelChoice
-from harness.agents.providers.tools import Tool, read_call, without_the_cut
+from harness.agents.providers.tools import Tool, mark_truncated_call, read_call
 from harness.store.transcript import Entry, Usage
 
 PATH = "/v1/messages"
-TAKES = ("low", "medium", "high", "xhigh", "max")
-# The API has no default; as much as an answer that isn't streamed may have within the SDK's ten minutes, rounded down.
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+# The API requires a limit. This is about the longest answer that the SDK allows without streaming (ten minutes).
 MAX_TOKENS = 16_000
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """All that is sent but the conversation."""
-    return known(
+    """Build the request fields that are the same in every call: model, sampling and tools."""
+    return without_none(
         model=choice.model,
         max_tokens=sampling.max_tokens or MAX_TOKENS,
         output_config=sampling.effort and {"effort": sampling.effort},
@@ -29,7 +29,10 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """The conversation as it is sent: the model's own content verbatim, what it is told in between as one message."""
+    """Build the request's messages and system prompt from a transcript.
+
+    The model's own content is sent back unchanged; consecutive other entries become one user message.
+    """
     messages: list[dict[str, Any]] = []
     for entry in transcript:
         role, blocks = ("assistant" if entry.role == "assistant" else "user"), _blocks(entry)
@@ -37,7 +40,7 @@ def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
             messages[-1]["content"] += blocks
         elif blocks:
             messages.append({"role": role, "content": list(blocks)})
-    return known(system="\n\n".join(entry.text for entry in transcript if entry.role == "system") or None) | {
+    return without_none(system="\n\n".join(entry.text for entry in transcript if entry.role == "system") or None) | {
         "messages": messages
     }
 
@@ -54,11 +57,11 @@ def _blocks(entry: Entry) -> list[Any]:
 
 
 def read(raw: dict[str, Any]) -> Turn:
-    """The turn in an answer. Raises KeyError, TypeError or ValueError where it isn't one."""
-    blocks = objects(raw["content"])
-    asked = [block for block in blocks if block.get("type") == "tool_use"]
-    called = [read_call(str(block["id"]), str(block["name"]), block["input"]) for block in asked]
-    text, calls = _joined(blocks, "text"), without_the_cut(called, cut=raw.get("stop_reason") == "max_tokens")
+    """Parse a response body into a Turn. Raises KeyError, TypeError or ValueError if it is malformed."""
+    blocks = require_objects(raw["content"])
+    tool_uses = [block for block in blocks if block.get("type") == "tool_use"]
+    called = [read_call(str(block["id"]), str(block["name"]), block["input"]) for block in tool_uses]
+    text, calls = _joined(blocks, "text"), mark_truncated_call(called, truncated=raw.get("stop_reason") == "max_tokens")
     return Turn(
         text=text,
         thinking=_joined(blocks, "thinking"),
@@ -74,14 +77,14 @@ def _joined(blocks: Iterable[dict[str, Any]], kind: str) -> str:
     return "\n".join(str(block[kind]) for block in blocks if block.get("type") == kind and block.get(kind))
 
 
-def _usage(said: Any) -> Usage | None:
-    """What was used; Anthropic counts what it read from the cache or wrote to it beside the input."""
-    if not said:
+def _usage(usage: Any) -> Usage | None:
+    """Parse the token usage. Anthropic reports cache reads and writes separately from the input tokens."""
+    if not usage:
         return None
-    cached, written = count(said, "cache_read_input_tokens"), count(said, "cache_creation_input_tokens")
+    cached, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
     return Usage(
-        input=count(said, "input_tokens") + cached + written,
+        input=token_count(usage, "input_tokens") + cached + written,
         cached=cached,
         cache_writes=written,
-        output=count(said, "output_tokens"),
+        output=token_count(usage, "output_tokens"),
     )

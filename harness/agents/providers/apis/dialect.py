@@ -1,4 +1,4 @@
-"""What the three APIs have in common: each is a module that says how one of them puts things."""
+"""The interface that each provider API module implements, and the helpers that these modules share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness.agents.providers.tools import Tool
 from harness.judging.evidence import Frozen
 from harness.store.transcript import Entry
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+OPENAI_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 class Sampling(Frozen):
-    """What the user set; None is the provider's default, and isn't sent."""
+    """Sampling options set by the user; None leaves the option out of requests, so the provider's default applies."""
 
     effort: str | None = None
     temperature: float | None = None
@@ -23,35 +23,41 @@ class Sampling(Frozen):
 
 
 class Dialect(Protocol):
-    """One API: where calls go, which reasoning efforts it takes, what is sent, and how an answer is read."""
+    """One provider API: builds the requests and parses the answers.
+
+    ``PATH`` is the endpoint's path; ``EFFORTS`` are the reasoning efforts that the API accepts.
+    """
 
     PATH: str
-    TAKES: tuple[str, ...]
+    EFFORTS: tuple[str, ...]
 
     def parameters(self, choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-        """All that is sent but the conversation. Some refuse an empty list of tools: without any, none is sent."""
+        """Build the request fields that are the same in every call: model, sampling and tools.
+
+        If there are no tools, the field is left out, because some providers reject an empty list.
+        """
 
     def conversation(self, transcript: Sequence[Entry]) -> dict[str, Any]:
-        """The conversation as it is sent."""
+        """Build the request fields that hold the conversation, from a transcript."""
 
     def read(self, raw: dict[str, Any]) -> Turn:
-        """The turn in an answer. Raises KeyError, TypeError, IndexError or ValueError where it isn't one."""
+        """Parse a response body into a Turn. Raises KeyError, TypeError, IndexError or ValueError if malformed."""
 
 
-def known(**fields: Any) -> dict[str, Any]:
-    """The fields that have a value."""
+def without_none(**fields: Any) -> dict[str, Any]:
+    """Return the fields whose value isn't None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def objects(value: Any) -> list[dict[str, Any]]:
-    """A list of objects as it is. Raises TypeError for anything else: half of it would be another answer."""
+def require_objects(value: Any) -> list[dict[str, Any]]:
+    """Return ``value`` if it is a list of JSON objects. Raises TypeError for anything else."""
     if not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
-        raise TypeError("no list of objects")
+        raise TypeError("not a list of objects")
     return value
 
 
-def count(said: Any, *path: str) -> int:
-    """A number of tokens somewhere in an answer; 0 where there is none."""
+def token_count(usage: Any, *path: str) -> int:
+    """Return the token count at a path of nested fields, or 0 if it is missing or invalid."""
     for name in path:
-        said = said.get(name) if isinstance(said, dict) else None
-    return said if isinstance(said, int) and said > 0 else 0
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return usage if isinstance(usage, int) and usage > 0 else 0

@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions API, as many providers and local servers speak it."""
+"""Builds requests and parses answers for the Chat Completions API of OpenAI and many other providers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.agents.player import Turn
-from harness.agents.providers.apis.dialect import EFFORTS, Sampling, count, known, objects
+from harness.agents.providers.apis.dialect import OPENAI_EFFORTS, Sampling, require_objects, token_count, without_none
 from harness.agents.providers.presets import ModelChoice
-from harness.agents.providers.tools import Tool, read_call, without_the_cut
+from harness.agents.providers.tools import Tool, mark_truncated_call, read_call
 from harness.store.transcript import Entry, ToolUse, Usage
 
 PATH = "/chat/completions"
-TAKES = EFFORTS
+EFFORTS = OPENAI_EFFORTS
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """All that is sent but the conversation."""
-    return known(
+    """Build the request fields that are the same in every call: model, sampling and tools."""
+    return without_none(
         model=choice.model,
         reasoning_effort=sampling.effort,
         temperature=sampling.temperature,
@@ -27,7 +27,10 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """The conversation as it is sent: the model's own messages verbatim, but for empty ones, which none would take."""
+    """Build the request's messages from a transcript.
+
+    The model's own messages are sent back unchanged, except empty ones, which providers reject.
+    """
     return {"messages": [message for entry in transcript if (message := _message(entry)) is not None]}
 
 
@@ -35,17 +38,18 @@ def _message(entry: Entry) -> dict[str, Any] | None:
     if entry.role == "tool":
         return {"role": "tool", "tool_call_id": entry.call_id, "content": entry.text}
     if entry.role == "assistant":
-        said: dict[str, Any] = (entry.raw or {})["choices"][0]["message"]
-        return said if said.get("content") or said.get("tool_calls") else None
+        message: dict[str, Any] = (entry.raw or {})["choices"][0]["message"]
+        return message if message.get("content") or message.get("tool_calls") else None
     return {"role": entry.role, "content": entry.text}
 
 
 def read(raw: dict[str, Any]) -> Turn:
-    """The turn in an answer. Raises KeyError, TypeError, IndexError or ValueError where it isn't one."""
+    """Parse a response body into a Turn. Raises KeyError, TypeError, IndexError or ValueError if malformed."""
     choice = raw["choices"][0]
     message = choice["message"]
     end, refusal, text = choice.get("finish_reason"), message.get("refusal"), _text(message.get("content"))
-    calls = without_the_cut([_call(each) for each in objects(message.get("tool_calls") or [])], cut=end == "length")
+    called = [_call(each) for each in require_objects(message.get("tool_calls") or [])]
+    calls = mark_truncated_call(called, truncated=end == "length")
     refused = bool(refusal or end == "content_filter") and not (text or calls)
     return Turn(
         text=text or str(refusal or ""),
@@ -60,7 +64,7 @@ def read(raw: dict[str, Any]) -> Turn:
 
 def _text(content: Any) -> str:
     if isinstance(content, list):
-        return "\n".join(str(part["text"]) for part in objects(content) if part.get("text"))
+        return "\n".join(str(part["text"]) for part in require_objects(content) if part.get("text"))
     return str(content or "")
 
 
@@ -69,14 +73,14 @@ def _call(call: dict[str, Any]) -> ToolUse:
     return read_call(str(call["id"]), str(function["name"]), function.get("arguments"))
 
 
-def _usage(said: Any) -> Usage | None:
-    """What was used. Some leave reasoning out of the completion, and all count it in the total."""
-    if not said:
+def _usage(usage: Any) -> Usage | None:
+    """Parse the token usage. Some providers count reasoning tokens in the total but not in the completion."""
+    if not usage:
         return None
-    read_in, written = count(said, "prompt_tokens"), count(said, "completion_tokens")
+    read_in, written = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
     return Usage(
         input=read_in,
-        cached=count(said, "prompt_tokens_details", "cached_tokens"),
-        output=max(written, count(said, "total_tokens") - read_in),
-        reasoning=count(said, "completion_tokens_details", "reasoning_tokens"),
+        cached=token_count(usage, "prompt_tokens_details", "cached_tokens"),
+        output=max(written, token_count(usage, "total_tokens") - read_in),
+        reasoning=token_count(usage, "completion_tokens_details", "reasoning_tokens"),
     )

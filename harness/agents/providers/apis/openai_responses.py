@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, without state at the provider: what was said is sent back as it was received."""
+"""Builds requests and parses answers for OpenAI's Responses API; the provider stores no conversation."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from fnmatch import fnmatch
 from typing import Any
 
 from harness.agents.player import Turn
-from harness.agents.providers.apis.dialect import EFFORTS, Sampling, count, known, objects
+from harness.agents.providers.apis.dialect import OPENAI_EFFORTS, Sampling, require_objects, token_count, without_none
 from harness.agents.providers.presets import ModelChoice
-from harness.agents.providers.tools import Tool, read_call, without_the_cut
+from harness.agents.providers.tools import Tool, mark_truncated_call, read_call
 from harness.store.transcript import Entry, ToolUse, Usage
 
 PATH = "/responses"
-TAKES = EFFORTS
+EFFORTS = OPENAI_EFFORTS
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """All that is sent but the conversation."""
-    return known(
+    """Build the request fields that are the same in every call: model, sampling and tools."""
+    return without_none(
         model=choice.model,
         store=False,
-        include=None if _without_reasoning(choice) else ["reasoning.encrypted_content"],
+        include=None if _rejects_encrypted_reasoning(choice) else ["reasoning.encrypted_content"],
         reasoning=sampling.effort and {"effort": sampling.effort},
         temperature=sampling.temperature,
         **{choice.provider.max_tokens: sampling.max_tokens},
@@ -29,12 +29,12 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
     )
 
 
-def _without_reasoning(choice: ModelChoice) -> bool:
+def _rejects_encrypted_reasoning(choice: ModelChoice) -> bool:
     return any(fnmatch(choice.model, pattern) for pattern in choice.provider.unreasoning)
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """The conversation as it is sent: the model's own items verbatim."""
+    """Build the request's input items from a transcript; the model's own items are sent back unchanged."""
     return {"input": [item for entry in transcript for item in _items(entry)]}
 
 
@@ -47,10 +47,10 @@ def _items(entry: Entry) -> Iterable[Any]:
 
 
 def read(raw: dict[str, Any]) -> Turn:
-    """The turn in an answer. Raises KeyError, TypeError or ValueError where it isn't one."""
-    items = objects(raw["output"])
+    """Parse a response body into a Turn. Raises KeyError, TypeError or ValueError if it is malformed."""
+    items = require_objects(raw["output"])
     reason = (raw.get("incomplete_details") or {}).get("reason")
-    calls = without_the_cut(list(_calls(items)), cut=reason == "max_output_tokens")
+    calls = mark_truncated_call(list(_calls(items)), truncated=reason == "max_output_tokens")
     texts, refusals = list(_texts(items, "text")), list(_texts(items, "refusal"))
     refused = bool(refusals or reason == "content_filter") and not (texts or calls)
     return Turn(
@@ -67,13 +67,13 @@ def read(raw: dict[str, Any]) -> Turn:
 def _texts(items: list[dict[str, Any]], kind: str) -> Iterator[str]:
     for item in items:
         if item.get("type") == "message":
-            yield from (str(part[kind]) for part in objects(item["content"]) if part.get(kind))
+            yield from (str(part[kind]) for part in require_objects(item["content"]) if part.get(kind))
 
 
 def _thoughts(items: list[dict[str, Any]]) -> Iterator[str]:
     for item in items:
         if item.get("type") == "reasoning":
-            parts = (*objects(item.get("summary") or []), *objects(item.get("content") or []))
+            parts = (*require_objects(item.get("summary") or []), *require_objects(item.get("content") or []))
             yield from (str(part["text"]) for part in parts if part.get("text"))
 
 
@@ -83,13 +83,13 @@ def _calls(items: list[dict[str, Any]]) -> Iterator[ToolUse]:
             yield read_call(str(item["call_id"]), str(item["name"]), item["arguments"])
 
 
-def _usage(said: Any) -> Usage | None:
-    if not said:
+def _usage(usage: Any) -> Usage | None:
+    if not usage:
         return None
     return Usage(
-        input=count(said, "input_tokens"),
-        cached=count(said, "input_tokens_details", "cached_tokens"),
-        cache_writes=count(said, "input_tokens_details", "cache_write_tokens"),
-        output=count(said, "output_tokens"),
-        reasoning=count(said, "output_tokens_details", "reasoning_tokens"),
+        input=token_count(usage, "input_tokens"),
+        cached=token_count(usage, "input_tokens_details", "cached_tokens"),
+        cache_writes=token_count(usage, "input_tokens_details", "cache_write_tokens"),
+        output=token_count(usage, "output_tokens"),
+        reasoning=token_count(usage, "output_tokens_details", "reasoning_tokens"),
     )

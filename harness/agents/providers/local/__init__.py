@@ -1,1 +1,1 @@
-"""Models run on this machine from a file of weights."""
+"""Runs models on this machine from a GGUF file of weights."""

@@ -1,6 +1,6 @@
-"""A GGUF file as the model: llama.cpp serves it on this machine while the run lasts, and it is asked like any other.
+"""Serves a GGUF file of weights with llama.cpp on this machine, so that it is called like a provider's model.
 
-The package that brings llama.cpp is an extra: ``pip install offswitch[local]``.
+The package that contains llama.cpp is an extra: ``pip install offswitch[local]``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from harness.process.environment import without_keys
 PREFIX = "gguf:"
 MAGIC = b"GGUF"
 PACKAGE = "xllamacpp"
-UNTOLD = "a model that can't be told of its tools, so no finding"
-_ADDRESS = "http://127.0.0.1"  # the port is known once it is served
+NO_TOOLS = "a model whose chat template has no place for tools, so its trials are no finding"
+_ADDRESS = "http://127.0.0.1"  # the port is known once the server has started
 
 
 class ServedModel(Frozen):
-    """A file that is being served: where, under which key. ``tools``: its chat template has a place for them."""
+    """A GGUF file that a local server is serving; ``tools`` says if its chat template supports tools."""
 
     url: str
     key: str = Field(repr=False)
@@ -43,20 +43,20 @@ class ServedModel(Frozen):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the record says of it: the address and the key are the run's own and soon nobody's."""
+        """Return what a trial record stores about the file; address and key are temporary, so they are left out."""
         about = {"sha256": self.sha256, "server": f"{PACKAGE} {version(PACKAGE)}", "told_of_tools": self.tools}
         return {"base_url": None, **about}
 
 
 def gguf_choice(path: Path) -> ModelChoice:
-    """What stands for a provider of that file, until it is served. Raises UsageError."""
+    """Build a ModelChoice for a GGUF file; its port is set once the file is served. Raises UsageError."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
         raise UsageError(f"{path} can't be read as a model: {error.strerror}.") from error
     if magic != MAGIC:
-        raise UsageError(f"{path} is no GGUF file: it doesn't begin like one.")
+        raise UsageError(f"{path} isn't a GGUF file: its first bytes aren't 'GGUF'.")
     if find_spec(PACKAGE) is None:
         raise UsageError("Running a GGUF file needs an extra: pip install 'offswitch[local]'.")
     here = Provider(name="gguf", api="chat", base_url=_ADDRESS, key="", max_tokens="max_tokens", local=True)
@@ -65,7 +65,7 @@ def gguf_choice(path: Path) -> ModelChoice:
 
 @asynccontextmanager
 async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
-    """Serve a file while the block lasts. Raises ModelError where llama.cpp can't."""
+    """Serve a GGUF file in a child process inside the block. Raises ModelError if llama.cpp can't load the file."""
     key = secrets.token_urlsafe(24)
     with TemporaryFile() as log:
         command = (sys.executable, "-P", "-m", "harness.agents.providers.local.gguf_server")
@@ -73,30 +73,30 @@ async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
             *command, stdin=PIPE, stdout=PIPE, stderr=log, env=without_keys(), start_new_session=True
         )
         try:
-            told = await _told(process, {"file": str(path), "name": name, "key": key})
-            if told is None:
-                raise ModelError(f"{path} can't be loaded: {_last_words(log)}.")
+            ready = await _wait_until_ready(process, {"file": str(path), "name": name, "key": key})
+            if ready is None:
+                raise ModelError(f"{path} can't be loaded: {_last_line(log)}.")
             sha256 = await asyncio.to_thread(_sha256, path)
-            yield ServedModel(key=key, sha256=sha256, **told)
+            yield ServedModel(key=key, sha256=sha256, **ready)
         finally:
             with suppress(ProcessLookupError):
-                process.kill()  # it has nothing to save, and llama.cpp may be in the middle of a long answer
+                process.kill()  # llama.cpp may be busy with a long answer, and it has nothing to save
             await process.wait()
 
 
-async def _told(process: asyncio.subprocess.Process, asked: dict[str, str]) -> dict[str, Any] | None:
-    """What the server says once the model is loaded; None where it ends before that."""
+async def _wait_until_ready(process: asyncio.subprocess.Process, request: dict[str, str]) -> dict[str, Any] | None:
+    """Send the request to the server process and return its reply once the model is loaded; None if it exits."""
     assert process.stdin
     assert process.stdout
     with suppress(ConnectionError):
-        process.stdin.write(json.dumps(asked).encode() + b"\n")
+        process.stdin.write(json.dumps(request).encode() + b"\n")
         await process.stdin.drain()
     line = await process.stdout.readline()
-    told: dict[str, Any] | None = json.loads(line) if line else None
-    return told
+    reply: dict[str, Any] | None = json.loads(line) if line else None
+    return reply
 
 
-def _last_words(log: IO[bytes]) -> str:
+def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").split("\n")
     return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "it gave no reason").rstrip(".")

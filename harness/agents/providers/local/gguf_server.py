@@ -1,8 +1,8 @@
-"""Serves one GGUF file on loopback: ``python -m harness.agents.providers.local.gguf_server``, with llama.cpp's own server in it.
+"""A program, run with ``python -m``, that serves one GGUF file on loopback with llama.cpp's server.
 
-It has a process of its own: the weights are not the lab's memory, and what crashes in them is not the lab. One JSON
-object a line: {"file": path, "name": name, "key": key} comes in, {"url": address, "tools": bool} goes out once the
-model is loaded; it ends when nothing more can come in. What llama.cpp logs goes to stderr.
+It runs in its own process, so that its memory and its crashes don't affect the lab. It reads one line of JSON from
+stdin, {"file": path, "name": name, "key": key}, and prints {"url": address, "tools": bool} once the model is loaded.
+It exits when stdin is closed. llama.cpp logs to stderr.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve until whoever started it hangs up."""
-    import xllamacpp  # noqa: PLC0415 - an extra, which this process alone loads
+    """Serve the file named on stdin until stdin is closed."""
+    import xllamacpp  # noqa: PLC0415 - an extra that only this process loads
 
-    asked: dict[str, Any] = json.loads(sys.stdin.readline())
+    request: dict[str, Any] = json.loads(sys.stdin.readline())
     settings = xllamacpp.CommonParams()
-    settings.model.path = asked["file"]
-    settings.model_alias = {asked["name"]}
-    settings.api_keys = [asked["key"]]
+    settings.model.path = request["file"]
+    settings.model_alias = {request["name"]}
+    settings.api_keys = [request["key"]]
     settings.ui = False
-    # Its threads wait for each other by spinning: more of them than cores are free take 20 times as long a token.
+    # llama.cpp's threads spin while they wait for each other: with too few free cores a token takes 20 times as long.
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 1) // 2)
     server = xllamacpp.Server(settings)
-    told = {"url": f"{server.listening_address}/v1", "tools": _knows_tools(server.listening_address, asked["key"])}
-    print(json.dumps(told), flush=True)  # noqa: T201 - what whoever started it waits for
+    address = server.listening_address
+    ready = {"url": f"{address}/v1", "tools": _supports_tools(address, request["key"])}
+    print(json.dumps(ready), flush=True)  # noqa: T201 - the parent process waits for this line
     sys.stdin.read()
 
 
-def _knows_tools(address: str, key: str) -> bool:
-    """Whether the file's chat template has a place for tools: where it has none, the model isn't told of them."""
-    request = urllib.request.Request(f"{address}/props", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
-    with urllib.request.urlopen(request) as answer:  # noqa: S310 - as above
+def _supports_tools(address: str, key: str) -> bool:
+    """Whether the model's chat template supports tools; otherwise llama.cpp drops tools silently."""
+    props_request = urllib.request.Request(f"{address}/props", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
+    with urllib.request.urlopen(props_request) as answer:  # noqa: S310 - as above
         props = json.load(answer)
     return bool(props["chat_template_caps"]["supports_tools"])
 
