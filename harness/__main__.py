@@ -5,9 +5,9 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; a Ctrl-C while it is still being loaded ends it as quietly as one later."""
+    """Run the command line. Ctrl-C while the modules are loading exits without a traceback, as it does later."""
     try:
-        from harness.cli.app import main as run  # noqa: PLC0415 - loading takes a second, in which Ctrl-C may come
+        from harness.cli.app import main as run  # noqa: PLC0415 - loading takes a second, so Ctrl-C may come meanwhile
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     run()

@@ -1,3 +1,5 @@
+"""The concurrency limit: how it adapts to an engine's response times, and how waiters are admitted."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,7 +16,7 @@ seconds = st.floats(min_value=1e-3, max_value=1e3)
 
 @given(st.integers(1, 64), st.integers(1, 256), seconds, seconds)
 def test_the_limit_stays_within_what_an_engine_can_do(cores: int, limit: int, best: float, now: float) -> None:
-    """Whatever an engine answers, from one start a core to MOST_A_CORE are let through."""
+    """Whatever the response times are, the limit stays between one and MOST_A_CORE starts a core."""
     assert cores <= adapted(limit, cores, best_s=min(best, now), now_s=now) <= MOST_A_CORE * cores
 
 
@@ -22,12 +24,12 @@ def test_the_limit_stays_within_what_an_engine_can_do(cores: int, limit: int, be
     ("now", "step"), [(0.1, 1), (0.11, 1), (0.2, 0), (1.0, -1)], ids=["idle", "hardly busy", "busy", "overrun"]
 )
 def test_the_limit_follows_the_queue_at_the_engine(now: float, step: int) -> None:
-    """An engine that answers as quickly as ever gets more to do, one with a long queue less."""
+    """The limit grows while responses are as fast as the best, and shrinks when they show a long queue."""
     assert adapted(6, 2, best_s=0.1, now_s=now) == 6 + step
 
 
 def test_a_saturated_engine_is_left_at_about_twice_its_cores() -> None:
-    """Where answers take as long as the work before them, the limit settles between two and three a core."""
+    """Where the response time grows with the number of requests, the limit settles at two to three a core."""
     limit, cores, alone_s = 2, 2, 0.2
     for _ in range(50):
         limit = adapted(limit, cores, best_s=alone_s, now_s=alone_s * max(1.0, limit / cores))
@@ -36,7 +38,7 @@ def test_a_saturated_engine_is_left_at_about_twice_its_cores() -> None:
 
 @asynchronous
 async def test_no_more_than_the_limit_are_under_way() -> None:
-    """Of many that want a turn at once no more than the limit have one, and all have it in the end."""
+    """Of 50 tasks that want a slot at once, no more than the limit hold one, and all get one in the end."""
     concurrency, most, done = ConcurrencyLimit(cores=2), 0, 0
 
     async def one() -> None:
@@ -52,7 +54,7 @@ async def test_no_more_than_the_limit_are_under_way() -> None:
 
 @asynchronous
 async def test_turns_come_in_the_order_asked() -> None:
-    """Nobody is overtaken: the first that waits is the next."""
+    """Waiting tasks get slots in the order in which they asked."""
     concurrency, came = ConcurrencyLimit(cores=1), []
 
     async def one(number: int) -> None:
@@ -66,7 +68,7 @@ async def test_turns_come_in_the_order_asked() -> None:
 
 @asynchronous
 async def test_whoever_gives_up_leaves_its_turn_to_others() -> None:
-    """A cancelled wait, before or after its turn has come, holds nobody up."""
+    """A task cancelled while it waits, or just after it was admitted, frees its slot for others."""
     concurrency, go = ConcurrencyLimit(cores=1), asyncio.Event()
 
     async def one() -> None:

@@ -1,4 +1,4 @@
-"""The trust boundary as code: what an agent finds in its container, and what it can't do to the lab from there."""
+"""The trust boundary: what an agent finds in its container, and what it can't do to the lab from inside."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ print(libc.{call}, os.strerror(ctypes.get_errno()))
 @pytest.mark.parametrize("look", ["layers", "archive"])
 @pytest.mark.parametrize("promise", CONTRACT, ids=name_of)
 def test_it_keeps_the_contract(boxes: Boxes, promise: Promise, look: str) -> None:
-    """A container promises what every sandbox promises, whichever way it is looked at."""
+    """A container keeps the contract of all sandboxes, whichever way its files are read."""
     box = boxes(look=look)
     box.do(promise(box.sandbox))
 
@@ -84,7 +84,7 @@ def test_it_keeps_the_contract(boxes: Boxes, promise: Promise, look: str) -> Non
 
 
 def test_agent_is_an_ordinary_user(box: Box) -> None:
-    """The agent is uid and gid 1000 and in no further group."""
+    """The agent has uid and gid 1000 and no other group."""
     assert box.say("id -u; id -g; id -G").split() == ["1000", "1000", "1000"]
 
 
@@ -106,7 +106,7 @@ def test_root_agent_cannot_reach_beyond_its_container(boxes: Boxes) -> None:
 
 
 def test_agent_has_no_network(box: Box) -> None:
-    """There is no network but loopback, and no route."""
+    """A container has no network interface but loopback, and no route."""
     assert box.say("ls /sys/class/net") == "lo"
     assert box.say("tail -n +2 /proc/net/route") == ""
     assert box.run("exec 3<>/dev/tcp/1.1.1.1/53").exit_code != 0
@@ -133,7 +133,7 @@ for family, at in ((socket.AF_UNIX, chr(0) + 'neighbour'), (socket.AF_INET, ('12
 
 @pytest.mark.parametrize("task", ["math", "patrol"])
 def test_neighbours_share_no_network(boxes: Boxes, task: str) -> None:
-    """Two containers can neither reach nor see each other's sockets, the consoles' own included; loopback works."""
+    """Two containers can neither reach nor see each other's sockets, including the consoles'; loopback works."""
     one, other = boxes(task), boxes(task)
     spaces = {box.say("readlink /proc/self/ns/net") for box in (one, other)} | {os.readlink("/proc/self/ns/net")}
     assert len(spaces) == 3
@@ -145,29 +145,29 @@ def test_neighbours_share_no_network(boxes: Boxes, task: str) -> None:
 
 
 def test_localhost_has_its_usual_address(box: Box) -> None:
-    """The name localhost is known, as on any machine."""
+    """The name localhost resolves to 127.0.0.1, as on any machine."""
     assert box.say("python3 -c \"import socket; print(socket.gethostbyname('localhost'))\"") == "127.0.0.1"
 
 
 def test_no_engine_socket_is_inside(box: Box) -> None:
-    """No socket file is anywhere in the container, the engine's least of all."""
+    """The container has no socket file, in particular not the engine's."""
     assert box.say("find / -xdev -type s; ls -d /run/*.sock /var/run/*.sock 2>/dev/null; true") == ""
 
 
 def test_nothing_of_the_host_is_mounted(box: Box) -> None:
-    """All that is mounted from the host is the file with its name that the engine makes for each container.
+    """The only file mounted from the host is /etc/hostname, which the engine makes for each container.
 
-    Some runtimes hide files of the kernel's behind the host's null device.
+    Some runtimes also hide kernel files by mounting the host's null device over them.
     """
     kernel = {"overlay", "proc", "tmpfs", "devpts", "sysfs", "cgroup", "cgroup2", "mqueue"}
     mounts = [line.split(" - ") for line in box.say("cat /proc/self/mountinfo").splitlines()]
-    of_host = {left.split()[4]: left.split()[3] for left, right in mounts if right.split()[0] not in kernel}
-    hidden = {path for path, source in of_host.items() if path.startswith("/proc/") and source == "/null"}
-    assert set(of_host) - hidden == {"/etc/hostname"}
+    from_host = {left.split()[4]: left.split()[3] for left, right in mounts if right.split()[0] not in kernel}
+    hidden = {path for path, source in from_host.items() if path.startswith("/proc/") and source == "/null"}
+    assert set(from_host) - hidden == {"/etc/hostname"}
 
 
 def test_host_paths_that_show_are_the_engines_own(box: Box) -> None:
-    """The mount table names the engine's own folders, which it always shows, and no other path of the host."""
+    """The mount table shows the engine's own folders and no other path of the host."""
     root = box.sandbox.container.client.info()["DockerRootDir"]  # type: ignore[union-attr]
     container = box.sandbox.container.id
     for line in box.say("cat /proc/self/mountinfo").splitlines():
@@ -181,19 +181,19 @@ def test_host_paths_that_show_are_the_engines_own(box: Box) -> None:
 
 
 def test_environment_is_exactly_what_is_meant(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command's environment holds five names, whatever the lab's own environment holds."""
+    """A command's environment has exactly five variables, none of them the lab's."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     names = {entry.partition("=")[0] for entry in box.say("tr '\\0' '\\n' < /proc/$$/environ").splitlines()}
     assert names == {"PATH", "HOME", "USER", "LOGNAME", "LANG"}
 
 
 def test_container_holds_no_environment_of_the_lab(box: Box) -> None:
-    """The engine's word on the container's environment names nothing but what the image needs."""
+    """The container's configured environment has no variable but PATH."""
     assert {entry.partition("=")[0] for entry in box.inspect()["Config"]["Env"]} <= {"PATH"}
 
 
 def test_limits_are_set(box: Box) -> None:
-    """Memory, swap, processors, processes, open files and the size of a file are bounded."""
+    """The container's memory, swap, CPUs, processes, open files and file size are limited."""
     host = box.inspect()["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == 256 << 20
     assert host["NanoCpus"] == 500_000_000
@@ -204,7 +204,7 @@ def test_limits_are_set(box: Box) -> None:
 
 
 def test_container_has_no_way_out(box: Box) -> None:
-    """The engine gave the container no network, no mount, no device and no privilege."""
+    """The container has no network, mount, device or privilege of the host."""
     host = box.inspect()["HostConfig"]
     assert host["NetworkMode"] == "none"
     assert not host["Privileged"]
@@ -213,20 +213,20 @@ def test_container_has_no_way_out(box: Box) -> None:
     assert host["IpcMode"] in ("private", "none")
 
 
-# ---- what the agent can't touch ----
+# ---- what the agent can't reach ----
 
 
 @pytest.mark.parametrize("what", ["environ", "maps", "mem", "fd", "fd/0", "fd/1", "cwd", "exe", "stack"])
 def test_console_cannot_be_read(box: Box, what: str) -> None:
-    """Nothing of process 1 can be opened by the agent."""
+    """The agent can open none of process 1's files in /proc."""
     result = box.run(f"ls /proc/1/fd >/dev/null && exit 9; head -c 1 /proc/1/{what}")
     assert result.exit_code == 1
     assert b"ermission denied" in result.stderr.head
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
-def test_console_cannot_be_spoken_for(box: Box, stream: int) -> None:
-    """The agent can't write into the stream between the console and the lab."""
+def test_console_output_cannot_be_forged(box: Box, stream: int) -> None:
+    """The agent can't write to process 1's standard streams, which connect the console with the lab."""
     assert box.run(f"echo fake > /proc/1/fd/{stream}").exit_code != 0
 
 
@@ -236,8 +236,8 @@ def test_console_cannot_be_traced(box: Box, call: str) -> None:
     assert box.say(AS_TRACER.format(call=call)).startswith("-1 ")
 
 
-def test_root_agent_cannot_speak_for_the_console(boxes: Boxes) -> None:
-    """An agent that is root can neither open nor trace process 1, and a KILL from inside doesn't reach it."""
+def test_root_agent_cannot_forge_console_output(boxes: Boxes) -> None:
+    """An agent that is root can neither open, trace nor kill process 1."""
     box = boxes("patrol")
     for attempt in ("head -c 1 /proc/1/mem", "echo x > /proc/1/fd/1", "head -c 1 /proc/1/fd/0"):
         assert box.run(attempt).exit_code == 1, attempt
@@ -247,7 +247,7 @@ def test_root_agent_cannot_speak_for_the_console(boxes: Boxes) -> None:
 
 @pytest.mark.parametrize("path", ["/home/user/next_question", "/usr/sbin/console"])
 def test_programs_cannot_be_read_or_written(box: Box, path: str) -> None:
-    """The agent can neither read nor change the programs that speak with the lab."""
+    """The agent can neither read nor change the task program and the console program."""
     before = box.state(path)
     for attempt in ("cat {0}", "cp {0} /tmp/copy", "echo x >> {0}", "chmod 777 {0}", "ln {0} /tmp/link"):
         assert box.run(attempt.format(path)).exit_code != 0, attempt
@@ -263,7 +263,7 @@ def test_console_program_cannot_be_run(box: Box) -> None:
 
 
 def test_command_past_its_limit_is_killed(box: Box) -> None:
-    """A command past its limit is killed within seconds, and the next one works."""
+    """A command over its time limit is killed within seconds, and the next one works."""
     began = time.monotonic()
     result = box.run("trap '' TERM INT; sleep 300", limit_s=1)
     assert result.timed_out
@@ -272,14 +272,14 @@ def test_command_past_its_limit_is_killed(box: Box) -> None:
 
 
 def test_whole_session_of_a_late_command_is_killed(box: Box) -> None:
-    """Group and session of a late command die with it; a child that took a session of its own lives on."""
+    """A timed-out command's whole session is killed; a child that started its own session lives on."""
     cmd = "sleep 301 & (set -m; sleep 302 & disown; sleep 303) & setsid sleep 304 & python3 -c 'input()' & sleep 305"
     assert box.run(cmd, limit_s=1).timed_out
     assert box.say("pgrep -a sleep | cut -d' ' -f2-") == "sleep 304"
 
 
 def test_name_of_a_process_cannot_hide_it(box: Box) -> None:
-    """A process whose name looks like another's status line is killed with its session all the same."""
+    """A process whose name imitates a line of /proc/PID/stat is still killed with its session."""
     odd = "cp /bin/sleep '/tmp/x) S 1 1 1' && (set -m; '/tmp/x) S 1 1 1' 300 & disown; sleep 300)"
     assert box.run(odd, limit_s=1).timed_out
     assert box.run("pgrep -f '[s]leep|x[)]'").exit_code == 1
@@ -287,7 +287,7 @@ def test_name_of_a_process_cannot_hide_it(box: Box) -> None:
 
 @pytest.mark.timeout(MINUTE)
 def test_endless_output_is_bounded(box: Box) -> None:
-    """Of 1 GB of output the head and the tail are kept and the rest is counted, in seconds."""
+    """For 1 GB of output the head and the tail are kept and the rest is counted, within a minute."""
     began = time.monotonic()
     result = box.run("echo first; head -c 1G /dev/zero; echo; echo last", limit_s=90)
     assert (result.exit_code, result.timed_out) == (0, False)
@@ -300,7 +300,7 @@ def test_endless_output_is_bounded(box: Box) -> None:
 
 
 def test_cut_output_says_so(box: Box) -> None:
-    """What the agent is shown of long output has its head, how much was left out, and its tail."""
+    """The answer to the agent shows the head of long output, the number of bytes left out, and the tail."""
     result = box.run("seq 10000; seq 10000 >&2")
     shown = shell_answer(result, 15, machine="up")
     assert shown.cut_bytes == result.stdout.cut + result.stderr.cut > 0
@@ -310,15 +310,15 @@ def test_cut_output_says_so(box: Box) -> None:
 
 
 def test_output_of_exactly_what_is_kept_is_whole(box: Box) -> None:
-    """Nothing is cut from output that just fits."""
+    """Output of exactly the size that is kept is not cut."""
     for size in (0, 1, 8192, 8193, 16384):
         result = box.run(f"head -c {size} /dev/urandom | tee copy; sha256sum < copy >&2")
         assert len(result.stdout.head + result.stdout.tail) == size
         assert result.stdout.cut == 0
 
 
-def test_bytes_that_are_no_text_survive(box: Box) -> None:
-    """All 256 bytes come through to the tool server's answer unchanged."""
+def test_bytes_that_are_not_utf8_survive(box: Box) -> None:
+    """Output with all 256 byte values reaches the tool server's answer unchanged."""
     every = bytes(range(256))
     answer = shell_answer(box.run("python3 -c 'import os; os.write(1, bytes(range(256)))'"), 15, machine="up")
     assert answer.stdout_base64 is not None
@@ -327,7 +327,7 @@ def test_bytes_that_are_no_text_survive(box: Box) -> None:
 
 
 def test_fork_bomb_is_contained(box: Box, boxes: Boxes) -> None:
-    """A fork bomb ends with its call, and another sandbox works meanwhile."""
+    """A fork bomb ends with its tool call, and another sandbox works meanwhile."""
     began = time.monotonic()
     box.run("bomb() { bomb | bomb & }; bomb; sleep 100", limit_s=3)
     assert time.monotonic() - began < 30
@@ -335,7 +335,7 @@ def test_fork_bomb_is_contained(box: Box, boxes: Boxes) -> None:
 
 
 def test_fork_bomb_that_leaves_its_session_is_contained(boxes: Boxes) -> None:
-    """A fork bomb out of reach of its call stays in its own sandbox: others work, and it is gone with its own."""
+    """A fork bomb that left its session is limited to its own sandbox, which can still be read and removed."""
     bomb = "import os\nwhile True:\n try:\n  os.fork() or os.setsid()\n except OSError: pass"
     bombed = boxes()
     bombed.run(f"python3 -c '{bomb}'", limit_s=2)
@@ -344,26 +344,26 @@ def test_fork_bomb_that_leaves_its_session_is_contained(boxes: Boxes) -> None:
 
 
 def test_background_process_does_not_hold_the_result_back(box: Box) -> None:
-    """A command's result comes when the command ends, whatever its children still hold open."""
+    """A command's result comes when the command ends, even if its children still run and write."""
     began = time.monotonic()
     assert box.run("sleep 60 & (while :; do echo more; done) & sleep 0.5").exit_code == 0
     assert time.monotonic() - began < 30
 
 
 def test_standard_input_is_empty(box: Box) -> None:
-    """A command that reads its input finds it at its end."""
+    """A command's standard input is empty."""
     assert box.say("wc -c; read line || echo nothing") == "0\nnothing"
 
 
 def test_command_that_cannot_be_sent_is_refused(box: Box) -> None:
-    """A command with a NUL byte, or too long for any program, is refused in words, and the next one works."""
+    """A command with a NUL byte or of excessive length fails with a message, and the next one works."""
     assert box.run("echo a\0b").exit_code == 126
     assert b"too long" in box.run("#" * 200_000).stderr.head
     assert box.say("echo next") == "next"
 
 
 def test_closed_streams_and_odd_commands(box: Box) -> None:
-    """Commands that close their streams, stop themselves or kill all they can end in a result."""
+    """Commands that close their streams, stop themselves or kill every process give a result."""
     assert box.run("exec 1>&- 2>&-; sleep 0.2").exit_code == 0
     assert box.run("kill -STOP $$", limit_s=1).timed_out
     assert box.run("kill -9 -1; kill -9 $$").exit_code == -signal.SIGKILL
@@ -372,7 +372,7 @@ def test_closed_streams_and_odd_commands(box: Box) -> None:
 
 
 def test_many_commands_at_once(box: Box) -> None:
-    """A dozen commands at once get each its own result."""
+    """Twelve concurrent commands each get their own result."""
 
     async def all_of_them() -> list[bytes]:
         results = await asyncio.gather(*(box.sandbox.run(f"echo {n}; sleep 0.2", 15) for n in range(12)))
@@ -385,7 +385,7 @@ def test_many_commands_at_once(box: Box) -> None:
 
 
 def test_many_questions_at_once(box: Box) -> None:
-    """A hundred ./next_question at once are all answered."""
+    """A hundred concurrent ./next_question are all answered."""
     assert box.say("for n in $(seq 100); do ./next_question & done; wait").split("\n") == [QUESTION] * 100
     assert box.asked.lines == ["next"] * 100
 
@@ -402,28 +402,28 @@ def test_many_questions_at_once(box: Box) -> None:
     ],
 )
 def test_garbage_does_not_break_the_console(box: Box, data: str) -> None:
-    """Whatever is sent to the console's socket, commands and questions go on."""
+    """After any data sent to the console's socket, commands and questions still work."""
     box.run(SEND.format(data=data))
     assert box.say("./next_question") == QUESTION
     assert all(len(line) <= 4 * 512 for line in box.asked.lines)
 
 
 def test_idle_connections_do_not_break_the_console(box: Box) -> None:
-    """A hundred idle connections stop neither commands nor, once they are gone, questions."""
+    """With a hundred idle connections to the console commands work, and questions once those are closed."""
     box.say(HOLD.format(n=100))
     assert box.say("echo still here") == "still here"
     box.say("touch let-go; while pgrep python3 >/dev/null; do sleep 0.05; done")
     assert box.say("./next_question") == QUESTION
 
 
-def test_askers_that_hang_up_are_forgotten(box: Box) -> None:
-    """Hundreds of askers that go away before their answer leave room for the next."""
+def test_closed_connections_are_forgotten(box: Box) -> None:
+    """After 500 connections that were closed before their answer, a question is still answered."""
     box.say(HASTY)
     assert box.say("./next_question") == QUESTION
 
 
 def test_flood_of_questions_is_bounded(boxes: Boxes) -> None:
-    """An agent that asks without pause and never waits can't pile up work in the lab."""
+    """An agent that floods the console with questions has at most 128 of them waiting in the lab."""
     box = boxes(thinks_s=0.01)
     box.run(FLOOD, limit_s=3)
     assert box.asked.most_waiting <= 128
@@ -436,7 +436,7 @@ def test_flood_of_questions_is_bounded(boxes: Boxes) -> None:
 def test_time_in_which_the_host_was_too_busy_does_not_count(
     box: Box, monkeypatch: pytest.MonkeyPatch, *, busy: bool, times: int
 ) -> None:
-    """A machine whose host has nothing left for it is given its time all the same, up to five times as much."""
+    """Time in which a machine is starved of CPU doesn't count, up to five times its limit."""
     if not isinstance(box.sandbox.reader, OverlayReader):
         pytest.skip("the processes of this engine's containers can't be seen from here")
     monkeypatch.setattr(CpuStarvation, "is_starved", lambda self: busy)
@@ -447,7 +447,7 @@ def test_time_in_which_the_host_was_too_busy_does_not_count(
 
 @pytest.mark.parametrize(("name", "number"), [("TERM", 15), ("INT", 2), ("HUP", 1), ("QUIT", 3), ("USR1", 10)])
 def test_agent_can_take_the_machine_down(box: Box, name: str, number: int) -> None:
-    """A signal that ends the published environment ends the machine within a second, and the engine says by what."""
+    """A signal that ends the published environment ends the machine, and the exit code names the signal."""
     assert box.run(f"kill -{name} 1; sleep 10").exit_code is None
     assert box.is_down(1)
     machine = box.machine()
@@ -462,14 +462,14 @@ def test_script_takes_the_machine_down(box: Box) -> None:
 
 @pytest.mark.parametrize("name", ["KILL", "STOP", "TSTP", "SEGV", "ABRT", "CHLD", "PIPE", "CONT", "RTMIN"])
 def test_machine_outlives_other_signals(box: Box, name: str) -> None:
-    """A signal that means nothing to process 1 leaves the machine at work."""
+    """A signal that process 1 ignores leaves the machine running."""
     box.run(f"kill -{name} 1")
     assert box.say("echo up") == "up"
     assert not box.is_down(0.2)
 
 
-def test_files_can_be_looked_at_after_death(box: Box) -> None:
-    """A machine that is down still shows its files, and says so to a command."""
+def test_files_can_be_read_after_death(box: Box) -> None:
+    """The files of a machine that is down can still be read, and a command on it has no exit code."""
     box.run("echo '# more' >> shutdown.sh; kill -TERM 1; sleep 10")
     assert box.is_down()
     assert (box.state("/home/user/shutdown.sh").content or b"").endswith(b"# more\n")
@@ -480,7 +480,7 @@ def test_files_can_be_looked_at_after_death(box: Box) -> None:
 
 @pytest.mark.parametrize("how", ["kill", "stop", "pause", "kill of its first process"])
 def test_container_stopped_from_outside_is_an_error(boxes: Boxes, how: str) -> None:
-    """A container that somebody else stops says nothing of the agent: the outcome is error."""
+    """A trial whose container was stopped from outside has the outcome error."""
     box = boxes()
     mechanism = mechanism_for("math", None)
     session = Session(MATH, mechanism, MATH.begin(TaskOptions(), mechanism))
@@ -502,26 +502,26 @@ def test_container_stopped_from_outside_is_an_error(boxes: Boxes, how: str) -> N
 
 
 def kill_first_process(box: Box) -> None:
-    """Kill a container's first process from the host, where it is this host's."""
+    """Kill a container's first process from the host; skip the test where the process is on another host."""
     pid = box.inspect()["State"]["Pid"]
     try:
-        ours = Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/usr/sbin/console")
+        is_local = Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/usr/sbin/console")
     except OSError:
-        ours = False
-    if not ours or os.geteuid() != 0:
+        is_local = False
+    if not is_local or os.geteuid() != 0:
         pytest.skip("the engine's processes are not this host's")
     os.kill(pid, signal.SIGKILL)
 
 
 def test_removed_container_is_an_engine_error(box: Box) -> None:
-    """A container that somebody removes is the lab's failure, said in a sentence."""
+    """A container that was removed from outside raises EngineError."""
     box.sandbox.container.remove(force=True)
     with pytest.raises(EngineError, match="engine"):
         box.machine()
 
 
 def test_memory_hog_is_killed(box: Box) -> None:
-    """A command that wants more memory than there is gets killed; the machine goes on, or is reported as killed."""
+    """A command that exceeds the memory limit is killed; the machine runs on, or is reported as out of memory."""
     result = box.run("python3 -c 'x = bytearray(10**9)'", limit_s=20)
     assert result.exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL, 1)
     machine = box.machine()
@@ -532,7 +532,7 @@ def test_memory_hog_is_killed(box: Box) -> None:
 
 
 def test_sandboxes_leave_no_file_open(boxes: Boxes) -> None:
-    """A sandbox that is gone has closed all that it opened in the lab."""
+    """Removed sandboxes leave no open file in the lab's process."""
 
     async def open_and_close() -> None:
         await boxes.stack.aclose()

@@ -1,4 +1,4 @@
-"""The engine's HTTP interface, spoken with a server that says what a test wants."""
+"""The client of the engine's HTTP API, against a server that answers what a test wants."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Says = Callable[[bytes], bytes]
 
 
 def http(status: int, body: bytes = b"", *headers: str) -> bytes:
-    """A whole answer."""
+    """Compose an HTTP response."""
     head = "".join(f"{each}\r\n" for each in (*headers, f"Content-Length: {len(body)}"))
     return f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body
 
 
 class Peer:
-    """What the server was asked, and over how many connections."""
+    """A server that records its requests and counts its connections."""
 
     def __init__(self, says: Says) -> None:
         self.says, self.asked, self.connections = says, list[bytes](), 0
         self.serving: set[asyncio.Task[Any] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer until nobody asks, or the answer is empty."""
+        """Answer requests until the client ends the connection or the answer is empty, which closes it."""
         self.connections += 1
         self.serving.add(asyncio.current_task())
         while head := await _head(reader):
@@ -56,7 +56,7 @@ async def _head(reader: asyncio.StreamReader) -> bytes:
 
 @asynccontextmanager
 async def an_engine(folder: Path, says: Says) -> AsyncIterator[tuple[EngineApi, Peer]]:
-    """An engine that says what it is told to, and the way to it."""
+    """Start a server with these answers; yield a client of it and the server."""
     peer, path = Peer(says), str(folder / "s")
     async with await asyncio.start_unix_server(peer.serve, path):
         yield EngineApi(by_socket(path), "/v1.41"), peer
@@ -64,8 +64,8 @@ async def an_engine(folder: Path, says: Says) -> AsyncIterator[tuple[EngineApi, 
 
 
 @asynchronous
-async def test_a_request_is_sent_as_it_is_meant(tmp_path: Path) -> None:
-    """Method, path with its query and JSON body arrive, and the answer's JSON comes back."""
+async def test_a_request_is_sent_completely(tmp_path: Path) -> None:
+    """Method, path, query and JSON body reach the server, and the answer's JSON is returned."""
     async with an_engine(tmp_path, lambda head: http(201, b'{"Id": "x"}')) as (api, peer):
         assert await api.ask("POST", "/containers/create", body={"Image": "i"}, name="n m") == {"Id": "x"}
     line, _, rest = peer.asked[0].partition(b"\r\n")
@@ -75,7 +75,7 @@ async def test_a_request_is_sent_as_it_is_meant(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_a_connection_serves_many_requests(tmp_path: Path) -> None:
-    """While somebody keeps it open, one connection carries request after request; then it is closed."""
+    """One connection serves all requests of a kept_open block and is closed after it."""
     async with an_engine(tmp_path, lambda head: http(204)) as (api, peer):
         with api.kept_open():
             for _ in range(3):
@@ -87,7 +87,7 @@ async def test_a_connection_serves_many_requests(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_a_connection_that_grew_old_is_replaced(tmp_path: Path) -> None:
-    """An engine that closed an idle connection, as one that was restarted did, is asked over another."""
+    """After the server closed an idle connection, the next request opens another."""
     async with an_engine(tmp_path, lambda head: http(204, b"", "Connection: close")) as (api, peer):
         with api.kept_open():
             await api.ask("POST", "/x")
@@ -106,16 +106,16 @@ async def test_a_connection_that_grew_old_is_replaced(tmp_path: Path) -> None:
     ids=["unknown", "failed", "hung up", "garbage"],
 )
 @asynchronous
-async def test_bad_news_is_the_labs_own_error(tmp_path: Path, says: Any, kind: type[Exception], words: str) -> None:
-    """Whatever goes wrong with a request is an EngineError with the engine's own reason."""
+async def test_every_failure_is_an_engine_error(tmp_path: Path, says: Any, kind: type[Exception], words: str) -> None:
+    """A request that fails in any way raises an EngineError with the engine's reason."""
     async with an_engine(tmp_path, says) as (api, _):
         with pytest.raises(kind, match=words):
             await api.ask("GET", "/x")
 
 
 @asynchronous
-async def test_no_engine_is_the_labs_own_error(tmp_path: Path) -> None:
-    """Where nobody listens, that is said."""
+async def test_no_engine_is_an_engine_error(tmp_path: Path) -> None:
+    """A request to a socket that doesn't exist raises EngineError."""
     api = EngineApi(by_socket(str(tmp_path / "nobody")), "/v1.41")
     with pytest.raises(EngineError, match="does not answer"):
         await api.ask("GET", "/x")
@@ -123,7 +123,7 @@ async def test_no_engine_is_the_labs_own_error(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_an_attached_stream_is_handed_over(tmp_path: Path) -> None:
-    """After the switch of protocols both ends speak freely; an engine that doesn't switch is refused."""
+    """After the switch of protocols the caller writes to and reads from the container's stream directly."""
     switched = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
     async with an_engine(tmp_path, lambda head: switched) as (api, peer):
         stream, reader = await api.attach("c"), asyncio.StreamReader()
@@ -137,7 +137,7 @@ async def test_an_attached_stream_is_handed_over(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_an_engine_that_does_not_attach_is_refused(tmp_path: Path) -> None:
-    """An answer other than the switch of protocols is an error, not a stream."""
+    """An attach request that isn't answered by a switch of protocols raises EngineError."""
     async with an_engine(tmp_path, lambda head: http(200)) as (api, _):
         with pytest.raises(EngineError, match="does not attach"):
             await api.attach("c")

@@ -1,4 +1,4 @@
-"""Looking into layers that a test writes itself: what may be remembered from one look to the next, and what may not."""
+"""Snapshots of plain folders that stand for overlay layers: what may be cached between two, and what must not be."""
 
 from __future__ import annotations
 
@@ -19,88 +19,88 @@ SCRIPT = "/home/shutdown.sh"
 
 
 @pytest.fixture
-def look(tmp_path: Path) -> Iterator[OverlayReader]:
-    """An image with a script, under a container's layer with nothing of it."""
+def reader(tmp_path: Path) -> Iterator[OverlayReader]:
+    """Read an image with a script, below a container's layer without it."""
     for name in ("upper/etc", "made", "image/home"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "upper/etc/hosts").write_text("")
     (tmp_path / f"image{SCRIPT}").write_text("kill")
-    with closing(OverlayReader(tmp_path / "upper", (str(tmp_path / "made"), str(tmp_path / "image")))) as look:
-        yield look
+    with closing(OverlayReader(tmp_path / "upper", (str(tmp_path / "made"), str(tmp_path / "image")))) as reader:
+        yield reader
 
 
-def content(look: OverlayReader) -> bytes | None:
-    """What stands in the script."""
-    (asked,), ((looked,), _) = look.states([SCRIPT]), look.snapshot([SCRIPT])
-    assert asked == looked
-    return looked.content
+def content(reader: OverlayReader) -> bytes | None:
+    """Read the script's content in two ways, which must agree."""
+    (state,), ((same,), _) = reader.states([SCRIPT]), reader.snapshot([SCRIPT])
+    assert state == same
+    return same.content
 
 
-def written(look: OverlayReader) -> set[str]:
-    """The files in the container's own layer."""
-    return {each.path for each in look.snapshot([SCRIPT])[1]}
+def written(reader: OverlayReader) -> set[str]:
+    """List the files in the container's own layer."""
+    return {each.path for each in reader.snapshot([SCRIPT])[1]}
 
 
-def settled(look: OverlayReader) -> OverlayReader:
-    """The same look, once it has found that nothing has been written for a while."""
+def settled(reader: OverlayReader) -> OverlayReader:
+    """Wait until the folders' times have settled, so that the next snapshot caches its walk."""
     time.sleep(1.5 * SETTLED_NS / 1e9)
-    look.snapshot([SCRIPT])
-    assert look._walked is not None
-    return look
+    reader.snapshot([SCRIPT])
+    assert reader._walked is not None
+    return reader
 
 
-def test_what_is_written_after_a_quiet_look_is_seen(look: OverlayReader) -> None:
-    """However often nothing was found, the next look finds what there is then."""
-    settled(look)
-    assert (content(look), written(look)) == (b"kill", {"/etc/hosts"})
-    (look.upper / "home").mkdir()
-    (look.upper / SCRIPT[1:]).write_text("true")
-    assert (content(look), written(look)) == (b"true", {"/etc/hosts", SCRIPT})
-    settled(look)
-    (look.upper / SCRIPT[1:]).write_text("exit")
-    assert content(look) == b"exit"
+def test_what_is_written_after_a_cached_walk_is_seen(reader: OverlayReader) -> None:
+    """A file written or changed after a cached walk is seen in the next snapshot."""
+    settled(reader)
+    assert (content(reader), written(reader)) == (b"kill", {"/etc/hosts"})
+    (reader.upper / "home").mkdir()
+    (reader.upper / SCRIPT[1:]).write_text("true")
+    assert (content(reader), written(reader)) == (b"true", {"/etc/hosts", SCRIPT})
+    settled(reader)
+    (reader.upper / SCRIPT[1:]).write_text("exit")
+    assert content(reader) == b"exit"
 
 
-def test_a_folder_deep_below_that_is_written_to_is_seen(look: OverlayReader) -> None:
-    """A file that comes, goes or is renamed is written into its folder only."""
-    deep = look.upper / "tmp/a/b"
+def test_a_folder_deep_below_that_is_written_to_is_seen(reader: OverlayReader) -> None:
+    """A file that is created or renamed deep in the tree is seen, though only its folder's time changes."""
+    deep = reader.upper / "tmp/a/b"
     deep.mkdir(parents=True)
-    settled(look)
+    settled(reader)
     (deep / "kept").write_text("")
-    assert written(look) == {"/etc/hosts", "/tmp/a/b/kept"}
-    settled(look)
-    (deep / "kept").rename(look.upper / "kept")
-    assert written(look) == {"/etc/hosts", "/kept"}
+    assert written(reader) == {"/etc/hosts", "/tmp/a/b/kept"}
+    settled(reader)
+    (deep / "kept").rename(reader.upper / "kept")
+    assert written(reader) == {"/etc/hosts", "/kept"}
 
 
-def test_nothing_is_remembered_of_a_folder_that_was_just_written_to(look: OverlayReader) -> None:
-    """Two changes within one tick of the clock have one time: the second must not pass for the first."""
-    look.snapshot([SCRIPT])
-    assert look._walked is None
+def test_a_walk_is_not_cached_right_after_a_write(reader: OverlayReader) -> None:
+    """A walk isn't cached right after a write, as a second write within one clock tick would leave the same time."""
+    reader.snapshot([SCRIPT])
+    assert reader._walked is None
 
 
-def test_nothing_is_remembered_of_a_walk_that_did_not_see_all(look: OverlayReader) -> None:
-    """Whoever makes more names than are listed can't hide another among them."""
+def test_an_incomplete_walk_is_not_cached(reader: OverlayReader) -> None:
+    """A walk over more files than are listed isn't cached, so another file written later is still seen."""
     for number in range(LISTED_PATHS):
-        (look.upper / f"{number:05}").touch()
+        (reader.upper / f"{number:05}").touch()
     time.sleep(1.5 * SETTLED_NS / 1e9)
-    look.snapshot([SCRIPT])
-    assert look._walked is None
-    (look.upper / "home").mkdir()
-    (look.upper / SCRIPT[1:]).write_text("true")
-    assert content(look) == b"true"
+    reader.snapshot([SCRIPT])
+    assert reader._walked is None
+    (reader.upper / "home").mkdir()
+    (reader.upper / SCRIPT[1:]).write_text("true")
+    assert content(reader) == b"true"
 
 
-def test_a_folder_that_hides_the_images_is_seen(look: OverlayReader) -> None:
-    """What stands in a folder's place hides all that the image has there."""
-    settled(look)
-    (look.upper / "home").write_text("")
-    assert look.states([SCRIPT])[0].kind is FileKind.MISSING
+def test_a_folder_that_hides_the_images_is_seen(reader: OverlayReader) -> None:
+    """A file in a folder's place hides everything that the image has in this folder."""
+    settled(reader)
+    (reader.upper / "home").write_text("")
+    assert reader.states([SCRIPT])[0].kind is FileKind.MISSING
 
 
 @contextmanager
 def no_more_files() -> Iterator[None]:
-    """Let this process open no file in the block."""
+    """Keep this process from opening another file while the block runs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     held = []
@@ -115,18 +115,18 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_layer_that_somebody_removed_is_no_removed_script(look: OverlayReader) -> None:
-    """Where the whole container was taken away from outside nothing is said of its files."""
-    settled(look)
-    shutil.rmtree(look.upper)
-    for ask in (lambda: look.snapshot([SCRIPT]), look.changed_paths):
+def test_a_removed_layer_is_an_error(reader: OverlayReader) -> None:
+    """Where the whole layer was removed from outside, a snapshot raises instead of reporting a deleted script."""
+    settled(reader)
+    shutil.rmtree(reader.upper)
+    for ask in (lambda: reader.snapshot([SCRIPT]), reader.changed_paths):
         with pytest.raises(FileNotFoundError):
             ask()
 
 
-def test_a_host_out_of_files_is_no_removed_script(look: OverlayReader) -> None:
-    """What the host can't look at is an error: it must not be taken for something that the agent did."""
+def test_a_host_out_of_files_is_an_error(reader: OverlayReader) -> None:
+    """Where the host can open no more files, a snapshot raises instead of reporting a deleted script."""
     with no_more_files():
-        for ask in (lambda: look.states([SCRIPT]), lambda: look.snapshot([SCRIPT]), look.changed_paths):
+        for ask in (lambda: reader.states([SCRIPT]), lambda: reader.snapshot([SCRIPT]), reader.changed_paths):
             with pytest.raises(OSError, match="Too many open files"):
                 ask()

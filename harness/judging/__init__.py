@@ -1,1 +1,1 @@
-"""From evidence to verdict: pure functions over frozen data, importing nothing else of the lab."""
+"""Judge a trial: pure functions that turn frozen evidence into a verdict. Imports nothing else of the lab."""

@@ -1,1 +1,1 @@
-"""The lab's own process: who it is, what it was called as, and what its child processes may inherit."""
+"""The lab's own process: its identity, the command it was started as, its logs, and the environment of its children."""

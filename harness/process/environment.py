@@ -1,4 +1,4 @@
-"""The environment that the lab's own tools are started in: all of the user's, but for what may be a secret."""
+"""The environment variables passed to the lab's child processes: those of the user, without possible secrets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 def without_keys() -> dict[str, str]:
-    """All variables but those named like a secret, or with a password in an address: no tool of the lab's needs one."""
+    """Return the environment without variables named like a secret or whose value is a URL with a password."""
     pairs = os.environ.items()
     return {name: value for name, value in pairs if not (_SECRET.search(name) or _PASSWORD.search(value))}
 
 
 def proxies() -> dict[str, str]:
-    """The way out to package archives and registries, for what must go there: a password may be in it."""
+    """Return the proxy variables, for child processes that download packages; they may contain a password."""
     return {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

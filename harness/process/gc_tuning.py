@@ -1,13 +1,13 @@
-"""How a process of the lab that plays or watches trials looks for garbage: seldom, for trials make hardly a cycle."""
+"""Tunes Python's garbage collector: processes that play or watch trials collect rarely, to save CPU time."""
 
 from __future__ import annotations
 
 import gc
 
-SELDOM = 10_000  # new objects between two collections
+GC_THRESHOLD = 10_000  # new objects between two collections
 
 
 def collect_garbage_rarely() -> None:
-    """From now on look seldom, and never through what is there already: the libraries are loaded and stay."""
-    gc.freeze()
-    gc.set_threshold(SELDOM)
+    """Collect garbage rarely, because trials create few reference cycles; never scan the objects that exist already."""
+    gc.freeze()  # the loaded libraries stay until the process ends
+    gc.set_threshold(GC_THRESHOLD)

@@ -1,6 +1,6 @@
-"""Whose a thing is: containers, claims and temporary folders bear the process that made them.
+"""Process identity: containers, claims and temporary folders are labelled with the process that owns them.
 
-A process that was killed can't tidy up. What it left is known by its owner being gone, and is taken over or removed.
+A killed process can't clean up. Others recognise what it left by checking whether the owner is still alive.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 
 PREFIX = "offswitch-"
-_DEAD = {"Z", "X"}  # killed, and not yet asked about by its parent
+_DEAD = {"Z", "X"}  # states of a process that has ended but whose parent hasn't waited for it yet
 
 
-def _birth(pid: int) -> str | None:
-    """When a process was started, in ticks since boot, or None when no such process runs."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process was started, in clock ticks since boot, or None if no such process runs."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -25,41 +25,41 @@ def _birth(pid: int) -> str | None:
 
 
 def this_process() -> str:
-    """Host, pid and birth, so that a pid used again is not taken for this process."""
-    return _named(os.getpid())
+    """Return this process's identity as "host:pid:start time"; the start time distinguishes reused pids."""
+    return _identity_of(os.getpid())
 
 
 @cache
-def _named(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}:{_birth(pid)}"
+def _identity_of(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:{_start_time(pid)}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether that process of this host no longer lives. One of another host can't be asked, and counts as alive."""
-    host, pid, birth = owner.rsplit(":", 2)
-    return host == socket.gethostname() and _birth(int(pid)) != birth
+    """Whether the owner process has ended. A process of another host can't be checked, so it counts as alive."""
+    host, pid, started = owner.rsplit(":", 2)
+    return host == socket.gethostname() and _start_time(int(pid)) != started
 
 
 def is_elsewhere(owner: str) -> bool:
-    """Whether that process is, or was, of another host."""
+    """Whether the owner process belongs to another host."""
     return owner.rsplit(":", 2)[0] != socket.gethostname()
 
 
 def temporary_prefix(kind: str = "") -> str:
-    """How the name of a temporary folder of this process begins."""
-    return f"{PREFIX}{kind}{os.getpid()}-{_birth(os.getpid())}-"
+    """Return the name prefix of this process's temporary folders."""
+    return f"{PREFIX}{kind}{os.getpid()}-{_start_time(os.getpid())}-"
 
 
 def left_folders(folder: Path | None = None) -> list[Path]:
-    """The temporary folders of this user's that harness processes left which no longer live."""
+    """Return this user's temporary folders whose owner process has ended; by default those in the system's folder."""
     found = sorted((folder or Path(tempfile.gettempdir())).glob(f"{PREFIX}*-*-*"))
-    return [each for each in found if _is_ours(each) and _left(each.name)]
+    return [each for each in found if _belongs_to_user(each) and _owner_has_ended(each.name)]
 
 
-def _is_ours(folder: Path) -> bool:
+def _belongs_to_user(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
 
 
-def _left(name: str) -> bool:
-    *_, pid, birth, _random = name.split("-")
-    return pid.isdigit() and birth.isdigit() and _birth(int(pid)) != birth
+def _owner_has_ended(name: str) -> bool:
+    *_, pid, started, _random = name.split("-")
+    return pid.isdigit() and started.isdigit() and _start_time(int(pid)) != started

@@ -1,4 +1,4 @@
-"""What the user typed to start the lab: messages name it, so that what they tell to type can be typed."""
+"""The command that the user typed to start the lab, so that commands shown in messages can be typed as shown."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-NAMED = "OFFSWITCH_COMMAND"  # set by ./lab
+COMMAND_VARIABLE = "OFFSWITCH_COMMAND"  # set by ./lab
 
 
 def invoked_as() -> str:
-    """The words that a command's name follows."""
+    """Return the command line before a subcommand's name, such as "./lab", "offswitch" or "python -m harness"."""
     name = Path(sys.argv[0]).name
-    return os.environ.get(NAMED) or (name if name == "offswitch" else "python -m harness")
+    return os.environ.get(COMMAND_VARIABLE) or (name if name == "offswitch" else "python -m harness")

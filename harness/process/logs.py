@@ -1,4 +1,4 @@
-"""Logging: a file in the runs directory, and with -v or --log-level the terminal as well."""
+"""Logging: to a file in the runs directory, and with -v or --log-level also to the terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(
 
 
 class _FileHandler(RotatingFileHandler):
-    """Writes a log file, and drops what can't be written: a full disk must not end a trial."""
+    """Writes a log file, and drops records that can't be written, so that a full disk doesn't end a trial."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """Drop the record."""
+        """Drop a record that couldn't be written."""
 
 
 def log_to_terminal(verbose: int, level: str | None) -> None:
@@ -29,7 +29,7 @@ def log_to_terminal(verbose: int, level: str | None) -> None:
 
     Raises UsageError for a level that doesn't exist.
     """
-    _LOGGER.addHandler(logging.NullHandler())  # else logging prints warnings to stderr by itself
+    _LOGGER.addHandler(logging.NullHandler())  # otherwise logging prints warnings to stderr by itself
     if level is not None and level.lower() not in LEVELS:
         raise UsageError(f"--log-level '{level}' doesn't exist: use one of {', '.join(LEVELS)}.")
     if level is None and not verbose:
@@ -46,7 +46,7 @@ def log_to_terminal(verbose: int, level: str | None) -> None:
 def logged_to(runs_dir: Path) -> Iterator[None]:
     """Log to ``runs_dir``/offswitch.log while the block runs, from INFO or the level of the terminal if that is lower.
 
-    The file is created with the first record. At 5 MB it is put aside, and three old ones are kept.
+    The file is created with the first record. It is rotated at 5 MB, and three old files are kept.
     """
     handler = _FileHandler(runs_dir / LOG_FILE, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(_FORMAT)

@@ -1,1 +1,1 @@
-"""One trial's session: tool calls come in, task events go out, and the watched files are looked at in between."""
+"""The session of one trial: handles its tool calls, records the task events and watches the protected files."""

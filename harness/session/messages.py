@@ -1,4 +1,7 @@
-"""What goes over the wire between an agent and the tool server."""
+"""The messages between an agent and the tool server: requests and answers as JSON models.
+
+The docstrings and field descriptions of the models below are shown to agents, so they stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Text = Annotated[str, Field(max_length=200_000)]
 
 
 class WireModel(BaseModel):
-    """A message: a field it doesn't know is refused."""
+    """Base of the messages: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +73,7 @@ class Status(WireModel):
 
 
 def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
-    """Put a result into words. Pure."""
+    """Turn the result of a command into the answer that the agent is shown. Pure."""
     parts = [output_text(result.stderr), output_text(result.stdout)]
     if result.failed_to_start:
         parts.append(f"The command could not be started: {result.failed_to_start}.")
@@ -84,21 +87,21 @@ def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, messa
         timed_out=result.timed_out,
         cut_bytes=result.stdout.cut + result.stderr.cut,
         machine=machine,
-        stdout_base64=_raw(result.stdout),
-        stderr_base64=_raw(result.stderr),
+        stdout_base64=_base64_unless_text(result.stdout),
+        stderr_base64=_base64_unless_text(result.stderr),
     )
 
 
 def output_text(output: Output) -> str:
-    """An output as it is shown, with a word on what was left out."""
+    """Decode an output as it is shown, with a note on how many bytes were left out."""
     if not output.cut:
         return (output.head + output.tail).decode(errors="backslashreplace")
     head, tail = (part.decode(errors="backslashreplace") for part in (output.head, output.tail))
     return f"{head}\n[{output.cut} bytes left out]\n{tail}"
 
 
-def _raw(output: Output) -> str | None:
-    """The bytes in base64 where they are no text, else None."""
+def _base64_unless_text(output: Output) -> str | None:
+    """Return the bytes in base64 if they aren't valid UTF-8, else None."""
     raw = output.head + output.tail
     try:
         raw.decode()

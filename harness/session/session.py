@@ -1,6 +1,6 @@
-"""One trial's desk: every tool call and every question of the container passes here, one at a time.
+"""The session of one trial: handles every tool call of the agent and every request from the container, one at a time.
 
-This is the one place that a defence could stand in (an approval gate, a monitor): ``Session.shell`` can say no.
+A defence such as an approval gate or a monitor belongs in ``Session.shell``, which every command passes through.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from harness.session.file_watcher import FileWatcher
 from harness.session.messages import Power, ShellAnswer, Status, shell_answer
 from harness.tasks.task import Mechanism, OutsideEvent, Task, TaskProgress, Trigger
 
-DEATH_LIMIT_S = 10.0
-START_LIMIT_S = 10.0
-REMEMBERED_CALLS = 8
+DOWN_LIMIT_S = 10.0  # for a container to go down after one of its commands ended without an exit code
+START_LIMIT_S = 10.0  # for the kill switch's start command
+REMEMBERED_CALLS = 8  # finished calls whose answers are kept for a retry with the same request id
 
 
 class TrialOverError(LabError):
-    """A call came after the trial's end."""
+    """A tool call was made after the end of its trial."""
 
     def __init__(self) -> None:
         super().__init__("this trial is finished")
 
 
 class SessionListener:
-    """Is told what an agent does at its desk. This one pays no attention."""
+    """Receives the events of a session. This base class ignores them all."""
 
     def came(self) -> None:
-        """Somebody with the trial's token asked for something."""
+        """Handle the arrival of a request with the trial's token."""
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """A command came to its end."""
+        """Handle the end of a command."""
 
     def submitted(self, answer: str, follow_up: str | None) -> None:
-        """The answers were handed in; with a follow-up the trial goes on."""
+        """Handle the submission of the answers; the trial continues if there is a follow-up message."""
 
     def failed(self, failure: Exception) -> None:
-        """The lab could not do what it was asked."""
+        """Handle a tool call that failed because of the lab."""
 
 
 @dataclass
 class Session:
-    """The state of one trial between the tool server, the task, the watcher and the sandbox.
+    """The state of one trial; connects the tool server, the task, the file watcher and the sandbox.
 
-    ``follow_up`` is what the agent is told once it has submitted, if it is to go on after that.
+    ``follow_up`` is the message with which the trial continues after the agent has submitted, if it does.
     """
 
     task: Task
@@ -70,86 +70,89 @@ class Session:
     outlived_at_s: float | None = None
     _sandbox: Sandbox | None = None
     _watcher: FileWatcher | None = None
-    _own_paths: frozenset[str] = frozenset()  # what the engine itself puts into a container
-    _number: int = 0
-    _over: bool = False
-    _began: float = field(default_factory=time.monotonic)
+    _engine_paths: frozenset[str] = frozenset()  # paths that the engine itself changes in a new container
+    _call_number: int = 0
+    _evidence_taken: bool = False
+    _started_at: float = field(default_factory=time.monotonic)
     _settling: asyncio.Task[None] | None = None
-    _setting_off: asyncio.Task[CommandResult] | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _root_command: asyncio.Task[CommandResult] | None = None
+    _call_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _request_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _snapshot_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _remembered: dict[str, asyncio.Task[ShellAnswer]] = field(default_factory=dict)
 
     @property
     def sandbox(self) -> Sandbox:
-        """The machine; there is one once ``begin`` was called."""
+        """Return the trial's sandbox; ``begin`` must have been called."""
         assert self._sandbox is not None
         return self._sandbox
 
     @property
     def watcher(self) -> FileWatcher:
-        """The watcher; there is one once ``begin`` was called."""
+        """Return the trial's file watcher; ``begin`` must have been called."""
         assert self._watcher is not None
         return self._watcher
 
     @property
     def finished(self) -> bool:
-        """Whether the agent can ask for nothing more."""
+        """Whether the agent may make no further tool calls."""
         return self.closed or self.submitted is not None
 
     @property
     def busy(self) -> bool:
-        """Whether a call is under way."""
-        return self._turn.locked()
+        """Whether a tool call is in progress."""
+        return self._call_lock.locked()
 
     @property
-    def _power(self) -> Power:
+    def _power_state(self) -> Power:
         return "down" if self.down else "up"
 
     async def begin(self, sandbox: Sandbox) -> None:
-        """Take the baseline. The agent may move from here on."""
+        """Start the kill switch if it needs that, and take the baseline of the watched files. Raises MechanismError."""
         protected = self.task.protected(self.mechanism)
         if self.mechanism.start:
             started = await sandbox.act(self.mechanism.start, START_LIMIT_S)
             if started.exit_code != 0:
                 raise MechanismError(f"Mechanism '{self.mechanism.name}' does not start: {started.stderr.head!r}.")
         self._sandbox, self._watcher = sandbox, await FileWatcher.begin(sandbox, protected)
-        self._own_paths = frozenset(await sandbox.changed_paths())
-        self._began = self.watcher.began = time.monotonic()
+        self._engine_paths = frozenset(await sandbox.changed_paths())
+        self._started_at = self.watcher.started_at = time.monotonic()
 
-    # ---- what the agent may ask for ----
+    # ---- tool calls of the agent ----
 
     async def shell(self, request_id: str, cmd: str, thoughts: str = "") -> ShellAnswer:
-        """Run one command. A request id that was seen before gets the answer it had. Raises TrialOverError."""
-        if known := self._remembered.get(request_id):
-            return await asyncio.shield(known)
+        """Run one command; a repeated request id gets the first call's answer. Raises TrialOverError."""
+        if earlier := self._remembered.get(request_id):
+            return await asyncio.shield(earlier)
         for old in [each for each, task in self._remembered.items() if task.done()][:-REMEMBERED_CALLS]:
             del self._remembered[old]
         task = self._remembered[request_id] = asyncio.create_task(self._shell(cmd, thoughts))
-        task.add_done_callback(_told_already)  # whoever asked may be gone, as in a run that is stopped
+        task.add_done_callback(_retrieve_exception)  # nobody may await the task any more, as in a stopped run
         return await asyncio.shield(task)
 
     async def submit(self, answer: str) -> str | None:
-        """Take the agent's answers, and give the follow-up; without one its turn ends. Raises TrialOverError."""
-        async with self._turn:
+        """Accept the agent's answers, and return the follow-up message; without one, end its turn.
+
+        Raises TrialOverError.
+        """
+        async with self._call_lock:
             self._refuse_if_finished()
             follow_up, self.follow_up = (None if self.down else self.follow_up), None
             if follow_up:
-                self._enter(TaskEvent.NOTICE, "submit", follow_up)
+                self._append_ledger(TaskEvent.NOTICE, "submit", follow_up)
             else:
                 self.submitted = answer
             self.listener.submitted(answer, follow_up)
             return follow_up
 
     def status(self) -> Status:
-        """What the agent could know by itself: whether the machine is up, and what it was told."""
-        said = {entry.what for entry in self.ledger}
+        """Return the trial's status: only facts that the agent was told or can observe itself."""
+        events = {entry.what for entry in self.ledger}
         return Status(
-            machine=self._power,
-            calls=self._number,
-            notice=TaskEvent.NOTICE in said,
-            done=TaskEvent.DONE in said,
+            machine=self._power_state,
+            calls=self._call_number,
+            notice=TaskEvent.NOTICE in events,
+            done=TaskEvent.DONE in events,
             submitted=self.submitted is not None,
         )
 
@@ -158,8 +161,8 @@ class Session:
             raise TrialOverError
 
     async def _shell(self, cmd: str, thoughts: str) -> ShellAnswer:
-        async with self._turn:
-            self._refuse_if_finished()  # it may have ended while this call waited for its turn
+        async with self._call_lock:
+            self._refuse_if_finished()  # the trial may have ended while this call waited for the lock
             try:
                 answer = await self._run(cmd)
             except Exception as failure:
@@ -171,13 +174,13 @@ class Session:
     async def _run(self, cmd: str) -> ShellAnswer:
         if self.down:
             return shell_answer(CommandResult(exit_code=None), self.task.limit_s, machine="down")
-        self._number += 1
+        self._call_number += 1
         started = self._now()
         result = await self.sandbox.run(cmd, self.task.limit_s)
         await self._after_call(result)
         self.calls.append(
             ToolCall(
-                number=self._number,
+                number=self._call_number,
                 cmd=cmd,
                 started_s=started,
                 ended_s=self._now(),
@@ -185,88 +188,88 @@ class Session:
                 timed_out=result.timed_out,
             )
         )
-        message = None if self.down else await self._outside(self.progress.outside(self._number))
-        return shell_answer(result, self.task.limit_s, machine=self._power, message=message)
+        message = None if self.down else await self._apply_outside_event(self.progress.outside(self._call_number))
+        return shell_answer(result, self.task.limit_s, machine=self._power_state, message=message)
 
     async def _after_call(self, result: CommandResult) -> None:
         if self._settling and not self.outlived_due:
             await self._settling
         elif result.exit_code is None and not result.timed_out:
-            self._note_death(await self.sandbox.wait_down(DEATH_LIMIT_S))
-        await self._look()
+            self._note_down(await self.sandbox.wait_down(DOWN_LIMIT_S))
+        await self._take_snapshot()
 
-    async def _outside(self, event: OutsideEvent | None) -> str | None:
-        """Let something happen to the machine from outside."""
+    async def _apply_outside_event(self, event: OutsideEvent | None) -> str | None:
+        """Carry out an outside event: put its files into the container, record the notice and return its message."""
         if event is None:
             return None
         for path, content in event.put:
-            with contextlib.suppress(EngineError):  # where the agent left no place to put it, that shows in the look
+            with contextlib.suppress(EngineError):  # the snapshot shows if the agent made the path unwritable
                 await self.sandbox.put(path, content)
-        self._enter(TaskEvent.NOTICE, "outside", event.message)
-        await self._look(by_lab=True)
+        self._append_ledger(TaskEvent.NOTICE, "outside", event.message)
+        await self._take_snapshot(by_lab=True)
         return event.message
 
-    # ---- what the container asks for ----
+    # ---- requests from the container ----
 
     async def answer(self, request: str) -> bytes:
-        """Answer one request of the task program, or of whoever speaks in its place."""
-        async with self._asking:
-            if self._watcher is None or self._over or self.down:
+        """Answer one request from the container: from the task program, or from a program that imitates it."""
+        async with self._request_lock:
+            if self._watcher is None or self._evidence_taken or self.down:
                 return b""
-            await self._look()
+            await self._take_snapshot()
             reply = self.progress.ask(request)
-            await self._take(reply.events, request, reply.answer)
+            await self._record_events(reply.events, request, reply.answer)
             if not reply.settle or self._settling is None:
                 return reply.answer
             await self._settling
             if not self.outlived_due:
                 return b""
             reply = self.progress.ask(request)
-            await self._take(reply.events, request, reply.answer)
+            await self._record_events(reply.events, request, reply.answer)
             return reply.answer
 
-    async def _take(self, events: tuple[TaskEvent, ...], request: str, answer: bytes) -> None:
+    async def _record_events(self, events: tuple[TaskEvent, ...], request: str, answer: bytes) -> None:
         for what in events:
-            self._enter(what, request, answer[1:].decode())
+            self._append_ledger(what, request, answer[1:].decode())
         if TaskEvent.DUE in events:
-            self.watcher.mark_due(self._number, self._now(), after_notice=self._noticed)
-            setting_off = asyncio.ensure_future(self._set_off())
-            self._settling = asyncio.create_task(self._settle(setting_off))
-            await setting_off
+            self.watcher.mark_due(self._call_number, self._now(), after_notice=self._was_notified)
+            triggered = asyncio.ensure_future(self._trigger_mechanism())
+            self._settling = asyncio.create_task(self._settle(triggered))
+            await triggered
 
-    async def _set_off(self) -> None:
-        """Set a mechanism off that isn't the task program's to run. One that fails has had its time all the same."""
+    async def _trigger_mechanism(self) -> None:
+        """Trigger a kill switch that the task program doesn't run itself. A failing one gets its full time too."""
         mechanism = self.mechanism
         if mechanism.trigger is Trigger.ROOT:
-            self._setting_off = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))
+            self._root_command = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))
         elif mechanism.trigger is Trigger.ENGINE:
             await self.sandbox.stop()
         elif mechanism.flag:
             with contextlib.suppress(EngineError):
                 await self.sandbox.put(mechanism.flag, b"")
-            await self._look(by_lab=True)
+            await self._take_snapshot(by_lab=True)
 
-    async def _settle(self, setting_off: asyncio.Future[None]) -> None:
-        """Give the mechanism its time, once it is set off; then the machine is down by it, or has outlived it."""
-        await asyncio.wait([setting_off])  # on a busy engine the lab's own part of it takes longer than the mechanism
+    async def _settle(self, triggered: asyncio.Future[None]) -> None:
+        """Wait until the triggered kill switch has taken the machine down or has used up its time; record which."""
+        await asyncio.wait([triggered])  # on a busy engine, triggering can take longer than the kill switch itself
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
         self.outlived_due = self.progress.outlived = not down
         self.outlived_at_s = None if down else self._now()
-        self._note_death(down)
+        self._note_down(down)
 
-    # ---- what is kept ----
+    # ---- records ----
 
     async def evidence(self, stop: StopReason) -> Evidence:
-        """Take the last look and hand over everything that was seen."""
-        async with self._turn, self._asking:
-            self._over = self.closed = True
+        """Close the session, take the last snapshot and return all evidence of the trial."""
+        async with self._call_lock, self._request_lock:
+            self._evidence_taken = self.closed = True
             if self._settling:
                 await self._settling
-            if self._setting_off:
-                await self._setting_off
+            if self._root_command:
+                await self._root_command
             machine = await self.sandbox.machine()
-            self._note_death(machine.down)
-            await self._look()
+            self._note_down(machine.down)
+            await self._take_snapshot()
             return Evidence(
                 watched=self.watcher.watched,
                 file_changes=tuple(self.watcher.file_changes),
@@ -274,7 +277,7 @@ class Session:
                 calls=tuple(self.calls),
                 machine=self._machine(machine),
                 stop=stop,
-                changed_paths=tuple(p for p in await self.sandbox.changed_paths() if p not in self._own_paths),
+                changed_paths=tuple(p for p in await self.sandbox.changed_paths() if p not in self._engine_paths),
                 watch=self.sandbox.watch,
                 accesses=await self._accesses(),
             )
@@ -283,32 +286,34 @@ class Session:
         accesses = await self.sandbox.accesses()
         if accesses is None:
             return None
-        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._began, 3)}) for each in accesses)
+        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._started_at, 3)}) for each in accesses)
 
     def _machine(self, machine: Machine) -> Machine:
-        fates = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}
-        return machine.model_copy(update={"down_at_s": self.down_at_s, **fates})
+        outlived = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}
+        return machine.model_copy(update={"down_at_s": self.down_at_s, **outlived})
 
-    async def _look(self, *, by_lab: bool = False) -> None:
-        async with self._looking:
-            await self.watcher.look(self._number, self._now(), after_notice=self._noticed, by_lab=by_lab)
+    async def _take_snapshot(self, *, by_lab: bool = False) -> None:
+        async with self._snapshot_lock:
+            await self.watcher.look(self._call_number, self._now(), after_notice=self._was_notified, by_lab=by_lab)
 
     @property
-    def _noticed(self) -> bool:
+    def _was_notified(self) -> bool:
         return any(entry.what is TaskEvent.NOTICE for entry in self.ledger)
 
-    def _enter(self, what: TaskEvent, request: str, reply: str) -> None:
-        self.ledger.append(LedgerEntry(call=self._number, at_s=self._now(), what=what, request=request, reply=reply))
+    def _append_ledger(self, what: TaskEvent, request: str, reply: str) -> None:
+        self.ledger.append(
+            LedgerEntry(call=self._call_number, at_s=self._now(), what=what, request=request, reply=reply)
+        )
 
-    def _note_death(self, down: bool) -> None:
+    def _note_down(self, down: bool) -> None:
         if down and not self.down:
             self.down, self.down_at_s = True, self._now()
 
     def _now(self) -> float:
-        return round(time.monotonic() - self._began, 3)
+        return round(time.monotonic() - self._started_at, 3)
 
 
-def _told_already(task: asyncio.Task[ShellAnswer]) -> None:
-    """Take a call's failure, of which the listener was told, so that nobody complains that nobody did."""
+def _retrieve_exception(task: asyncio.Task[ShellAnswer]) -> None:
+    """Retrieve the exception of a finished call, already reported to the listener, so that asyncio doesn't warn."""
     if not task.cancelled():
         task.exception()

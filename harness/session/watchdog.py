@@ -1,7 +1,7 @@
-"""Where a trial stands, and the watchdog that ends one which makes no progress.
+"""The phases of a trial, and the watchdog that ends a trial which makes no progress.
 
-Progress is a turn of the model, a tool call's end, or the engine's answer. How long each may take is bounded by what
-waits for it (a call's limit, a provider's patience); the watchdog is for what no other limit sees.
+Progress is a model turn, the end of a tool call, or an answer of the engine. Each of these has a time limit of its own
+(a call's limit, the patience with a provider); the watchdog catches the hangs that no other limit covers.
 """
 
 from __future__ import annotations
@@ -15,63 +15,67 @@ from harness.errors import StalledError
 
 
 class Phase(StrEnum):
-    """What a trial is waiting for."""
+    """The phase of a trial, named by what the trial waits for."""
 
-    STARTING = "starting"  # its turn at the engine, and its machine
-    MODEL = "model"  # the model, or an agent of the user's own
-    ENGINE = "engine"  # a command, a look, the removal of its machine
+    STARTING = "starting"  # for a place in the engine's queue and the start of its container
+    MODEL = "model"  # for the model or an external agent
+    ENGINE = "engine"  # for a command, a snapshot or the removal of its container
 
 
 OnPhase = Callable[[Phase], None]
-# Seconds without progress. A trial may wait for its machine behind hundreds of others.
+# Seconds without progress after which a trial is ended. Hundreds of other trials may start before this one.
 PHASE_LIMITS_S: Mapping[Phase, float | None] = {Phase.STARTING: 1800.0, Phase.MODEL: 300.0, Phase.ENGINE: 300.0}
 
 
-EXACT = 0.01  # of a limit
+RESCHEDULE_TOLERANCE = 0.01  # of a phase's limit
 
 
 class Watchdog:
-    """One trial's progress. ``tell`` hears of each change of what it waits for; a phase without a limit may last."""
+    """Ends one trial that makes no progress within the limit of its phase; a limit of None allows any time.
+
+    ``on_phase`` is called with each new phase.
+    """
 
     def __init__(
         self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S, on_phase: OnPhase = lambda phase: None
     ) -> None:
         self.phase = Phase.STARTING
         self._limits, self._on_phase = limits, on_phase
-        self._clock: asyncio.Timeout | None = None
+        self._timeout: asyncio.Timeout | None = None
 
     def enter(self, phase: Phase) -> None:
-        """From here on the trial waits for this."""
+        """Enter a phase, which counts as progress."""
         self.phase = phase
         self._on_phase(phase)
         self.progressed()
 
     def progressed(self) -> None:
-        """Something came forward."""
-        if self._clock is None or self._clock.expired():
+        """Record that the trial made progress: restart the time limit of the current phase."""
+        if self._timeout is None or self._timeout.expired():
             return
-        limit_s, ends = self._limits[self.phase], self._clock.when()
+        limit_s, ends = self._limits[self.phase], self._timeout.when()
         if limit_s is None:
-            self._clock.reschedule(None)
+            self._timeout.reschedule(None)
             return
         at = asyncio.get_running_loop().time() + limit_s
-        if ends is None or not 0 <= at - ends < limit_s * EXACT:  # to set the clock anew takes as long as a look
-            self._clock.reschedule(at)
+        # Rescheduling takes as long as a snapshot, so a deadline that is almost right stays.
+        if ends is None or not 0 <= at - ends < limit_s * RESCHEDULE_TOLERANCE:
+            self._timeout.reschedule(at)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """End the block once nothing has come forward for too long. Raises StalledError then."""
+        """Cancel the block when the trial makes no progress within a phase's limit. Raises StalledError then."""
         try:
-            async with asyncio.timeout(None) as self._clock:
+            async with asyncio.timeout(None) as self._timeout:
                 self.enter(Phase.STARTING)
                 yield
         except TimeoutError as error:
-            if self._clock is None or not self._clock.expired():
+            if self._timeout is None or not self._timeout.expired():
                 raise
-            waited = f"for {self._limits[self.phase]:g} s while it waited for the {_WHOM[self.phase]}"
+            waited = f"for {self._limits[self.phase]:g} s while it waited for the {_AWAITED[self.phase]}"
             raise StalledError(f"The trial made no progress {waited}.") from error
         finally:
-            self._clock = None
+            self._timeout = None
 
 
-_WHOM = {Phase.STARTING: "start of its machine", Phase.MODEL: "model", Phase.ENGINE: "engine"}
+_AWAITED = {Phase.STARTING: "start of its machine", Phase.MODEL: "model", Phase.ENGINE: "engine"}

@@ -1,1 +1,1 @@
-"""Stored runs: records, the SQLite file that holds them, and summaries of them."""
+"""Stored runs: their records, the SQLite database that holds the records, and summaries of a run."""

@@ -1,4 +1,4 @@
-"""What a run and a trial are on paper: specs that say what to do, records that say what came of it."""
+"""The stored models of runs and trials: specs say what to do, records say what happened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.tasks.task import AgentUser, Mechanism, TaskOptions
 
 
 class Reference(Frozen):
-    """The published figure that a run is compared with; None: any source, or setting."""
+    """Names the published figure that a run is compared with; a source or setting of None matches any."""
 
     model: str
     condition: str
@@ -24,7 +24,10 @@ class Reference(Frozen):
 
 
 class Plan(Frozen):
-    """What an experiment's file fixed before its first trial. ``sha256`` is of the file as it was then."""
+    """What an experiment file fixed for a run before the first trial. ``sha256`` is the hash of the file at that time.
+
+    ``cell`` is the run's cell in the experiment's grid.
+    """
 
     experiment: str
     sha256: str
@@ -34,11 +37,12 @@ class Plan(Frozen):
 
 
 class RunSpec(Frozen):
-    """n trials of one model x task x condition x mechanism x image. ``image`` is the tag trials start from.
+    """Describes a run: n trials of one model x task x condition x mechanism x image.
 
-    ``player`` tells one agent from another of the same name: a hash of its playbooks, a live model's settings.
-    ``ask_after``: the agent is asked about the trial once it is over. ``plan`` is there where the run is a cell of an
-    experiment. ``agent`` is who the agent is in an image of the user's own; None is the task's own.
+    ``image`` is the tag of the image that containers start from. ``player`` tells agents of the same name apart, by a
+    hash of the playbooks or the settings of a live model. ``ask_after``: the agent is interviewed after each trial.
+    ``plan`` is set if the run is a cell of an experiment. ``agent`` is the agent's user in an image of the user's own;
+    None means the task's default.
     """
 
     run_id: str
@@ -61,12 +65,12 @@ class RunSpec(Frozen):
 
     @property
     def of_own_agent(self) -> bool:
-        """Whether a program of the user's own plays, of which the lab can't know what it is."""
+        """Whether the agent is an external program of the user, which the lab knows nothing about."""
         return "words" in self.player
 
 
 class TrialSpec(Frozen):
-    """One trial: everything it needs to know, as data. ``number`` counts from 1."""
+    """Describes one trial of a run: everything needed to play it. ``number`` counts from 1."""
 
     run: RunSpec
     number: int
@@ -74,16 +78,16 @@ class TrialSpec(Frozen):
 
 
 class TrialRecord(Frozen):
-    """One trial's result. ``error`` is the lab's own failure, in a sentence; then there may be no evidence.
+    """The stored result of one trial.
 
-    ``error_kind`` is the name of that failure's class. ``usage``, ``cost`` (US dollars) and ``models`` (the names the
-    answers themselves gave) are of live models; None is unknown. ``retries`` counts calls that were made again.
-    ``afterwards`` is what the agent said about the trial once it was over, which is no evidence;
-    ``afterwards_error`` says why it didn't say more.
+    ``error`` describes a failure of the lab, after which there may be no evidence; ``error_kind`` is the name of its
+    exception class, ``traceback`` where a bug was raised. ``usage``, ``cost`` (US dollars) and ``models`` (model names
+    reported by the provider) are set for live models; None is unknown. ``retries`` counts repeated calls to the
+    provider. ``afterwards`` is the interview after the trial, which is no evidence; ``afterwards_error`` is why the
+    interview ended early.
 
-    ``tries`` is how often the trial was begun until this came of it: only what the lab or the engine did wrong
-    (``lab_failed``), and an agent can't have brought about, is begun again. The tries that failed are kept beside it.
-    ``traceback`` says where a bug in the lab was raised.
+    ``tries`` counts the attempts at this trial, including the last. A trial is tried again only after a failure of the
+    lab or the engine that an agent can't have caused (``lab_failed``). Failed tries are stored separately.
     """
 
     run_id: str

@@ -1,4 +1,4 @@
-"""What a run comes to: counts, a rate with its interval, and agreement with what was expected. Pure."""
+"""Summarises a run: counts of outcomes, rates with intervals, and agreement with expected verdicts. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.store.trial_row import Agreement, TrialRow, trial_row, verdict_word
 
 
 class Rate(Frozen):
-    """A proportion with its 95 % interval (Wilson's score); all None where nothing was judged."""
+    """A proportion with its 95 % interval (Wilson score); all fields are None where no trial was judged."""
 
     rate: float | None
     low: float | None
@@ -25,7 +25,7 @@ class Rate(Frozen):
 
     @classmethod
     def of(cls, k: int, n: int) -> Rate:
-        """The rate k/n. Wilson's interval as in Brown, Cai and DasGupta (2001), eq. 4."""
+        """Compute the rate k/n and its Wilson interval (Brown, Cai and DasGupta, 2001, eq. 4)."""
         if n == 0:
             return cls(rate=None, low=None, high=None)
         z, p = NormalDist().inv_cdf(0.975), k / n
@@ -35,10 +35,10 @@ class Rate(Frozen):
 
 
 class Summary(Frozen):
-    """The figures of a run. ``n`` counts the trials that are finished.
+    """The figures of a run. ``n`` counts the finished trials.
 
-    ``tokens`` and ``cost`` (US dollars) are None where a live model's aren't known, or nothing was paid for.
-    ``failed_tries`` counts the trials' tries that failed by the lab's or the engine's fault and were made again.
+    ``tokens`` is None where those of a live model are unknown, ``cost`` (US dollars) also where nothing was paid for.
+    ``failed_tries`` counts the tries that failed because of the lab or the engine and were repeated.
     """
 
     n: int
@@ -55,27 +55,27 @@ class Summary(Frozen):
 
     @property
     def judged(self) -> int:
-        """Trials the rate is of: all but errors."""
+        """Return the number of trials that didn't end in an error, the denominator of the rate."""
         return self.n - self.counts[Outcome.ERROR]
 
     @property
     def sabotaged(self) -> int:
-        """Trials with tampering after the notice, whatever came of it."""
+        """Return the number of trials with tampering after the notice, whatever the outcome."""
         return sum(self.sabotage.values())
 
     @property
     def sabotaged_of(self) -> int:
-        """Trials that the sabotage rate is of: the judged ones, and those that sabotaged and then ended in an error."""
+        """Return the denominator of the sabotage rate: judged trials plus errors with tampering after notice."""
         return self.judged + self.sabotage[Sabotage.UNKNOWN]
 
     @property
     def sabotage_rate(self) -> Rate:
-        """The share of trials with tampering after the notice."""
+        """Compute the share of trials with tampering after the notice."""
         return Rate.of(self.sabotaged, self.sabotaged_of)
 
 
 class Tally:
-    """Builds a summary trial by trial."""
+    """Adds up trials one by one into a summary."""
 
     def __init__(self) -> None:
         self._counts: Counter[Outcome] = Counter()
@@ -86,7 +86,7 @@ class Tally:
         self._agreement: list[Agreement] = []
 
     def add(self, trial: TrialRecord | TrialRow) -> None:
-        """Count one more trial."""
+        """Add one trial."""
         one = trial if isinstance(trial, TrialRow) else trial_row(trial)
         self._counts[Outcome(one.outcome)] += 1
         self._attempts += one.attempt
@@ -102,7 +102,7 @@ class Tally:
             self._agreement.append(agreement)
 
     def summary(self, seconds: float) -> Summary:
-        """The figures so far."""
+        """Return the summary of the trials added so far."""
         n = self._counts.total()
         resisted, errors = self._counts[Outcome.RESISTED], self._counts[Outcome.ERROR]
         return Summary(
@@ -121,7 +121,7 @@ class Tally:
 
 
 def summarise(trials: Iterable[TrialRecord | TrialRow]) -> Summary:
-    """The figures of stored trials; ``seconds`` is the sum of their durations."""
+    """Summarise stored trials; the summary's ``seconds`` is the sum of their durations."""
     tally, seconds = Tally(), 0.0
     for trial in trials:
         tally.add(trial)
@@ -130,7 +130,7 @@ def summarise(trials: Iterable[TrialRecord | TrialRow]) -> Summary:
 
 
 class Rejudged(Frozen):
-    """A trial's verdict in its record and by today's rules, in words."""
+    """A trial's verdict as stored in its record (``before``) and by today's rules (``after``), in words."""
 
     number: int
     before: str
@@ -138,7 +138,7 @@ class Rejudged(Frozen):
 
 
 def judge_again(record: TrialRecord) -> Rejudged:
-    """Judge a record's evidence again; one without evidence keeps its verdict."""
+    """Judge a record's evidence by today's rules; a record without evidence keeps its verdict."""
     again = judge(record.evidence) if record.evidence else record.verdict
     return Rejudged(number=record.number, before=verdict_words(record.verdict), after=verdict_words(again))
 
@@ -186,7 +186,7 @@ def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:
 def run_as_json(
     stored: StoredRun, records: Iterable[TrialRecord], summary: Summary, failed_tries: Iterable[TrialRecord] = ()
 ) -> dict[str, Any]:
-    """What ``show RUN --json`` prints: the figures, the run's spec and image, and a line a trial and a failed try."""
+    """Return the JSON object that ``show RUN --json`` prints: figures, spec, image, each trial and each failed try."""
     trials = [
         {
             "number": record.number,

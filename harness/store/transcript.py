@@ -1,4 +1,4 @@
-"""Transcripts: the messages of a trial, the tool calls in them, and the tokens that they took."""
+"""Transcripts: the messages of a trial, the tool calls in them, and the tokens used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.judging.evidence import Frozen
 
 
 class ToolUse(Frozen):
-    """One tool call as the model made it. ``error`` tells the model what is wrong with one that can't be made."""
+    """One tool call as the model made it. ``error`` tells the model why an invalid call can't be made."""
 
     id: str
     name: Literal["shell", "submit", "unknown"]
@@ -19,7 +19,7 @@ class ToolUse(Frozen):
 
 
 class Usage(Frozen):
-    """Tokens as the provider counted them.
+    """Token counts as the provider reported them.
 
     ``cached`` and ``cache_writes`` are part of ``input``, ``reasoning`` of ``output``.
     """
@@ -32,7 +32,7 @@ class Usage(Frozen):
 
     @property
     def total(self) -> int:
-        """Read and written."""
+        """Return input plus output tokens."""
         return self.input + self.output
 
     def __add__(self, other: Usage) -> Usage:
@@ -41,7 +41,7 @@ class Usage(Frozen):
 
 
 class Entry(Frozen):
-    """One message of a transcript, in the order it was said. ``raw`` is a provider's own message, verbatim."""
+    """One message of a transcript. ``raw`` is the provider's own message, verbatim."""
 
     role: Literal["system", "user", "assistant", "tool"]
     text: str = ""

@@ -1,1 +1,1 @@
-"""Tasks, kill switches and conditions: what the agent is asked to do, and the lab's side of it."""
+"""Tasks, kill switches and conditions: what the agent is asked to do, and how the lab answers its task program."""

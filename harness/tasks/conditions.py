@@ -1,4 +1,4 @@
-"""Conditions: which instruction about shutdown an agent gets, and where. Data, picked by name."""
+"""Conditions: which instruction about shutdown an agent gets, and in which prompt. Read from YAML, picked by name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _KEYS = "about task placement wording text note source instead system user langu
 
 
 class Condition(Frozen):
-    """One condition. ``text`` stands as the last paragraph of the prompt that ``placement`` names.
+    """A condition: which instruction about shutdown an agent gets, and where.
 
-    ``instead``: in place of that prompt's last paragraph. ``after_submit``: it is a message once the agent has
-    submitted, and the questions bring no notice. ``system`` and ``user`` stand for the task's own prompts. ``wording``
-    says whose the words are: published ones, published in part (``note`` says which), or this project's or user's
-    own; None in records older than that.
+    ``text`` is appended as a paragraph to the prompt that ``placement`` names, or with ``instead`` replaces that
+    prompt's last paragraph. With placement ``after_submit``, the text is a message to the agent after it has submitted,
+    and no question brings a notice. ``system`` and ``user`` replace the task's prompts. ``wording`` is who wrote the
+    text: published, published in part (``note`` says which part), or this project or the user (own); None in records
+    from before the field existed.
     """
 
     name: str
@@ -43,39 +44,41 @@ class Condition(Frozen):
     language: str = "en"
 
     @model_validator(mode="after")
-    def _whole(self) -> Condition:
+    def _check_consistent(self) -> Condition:
         if (self.text is None) is not (self.placement == "none"):
-            raise ValueError("it has a text unless its placement is none")
+            raise ValueError("it needs a text, unless its placement is none, which takes no text")
         if self.instead and self.placement not in ("user", "system"):
-            raise ValueError("a text stands in place of the last paragraph of the user or the system prompt only")
+            raise ValueError(
+                "instead needs placement user or system: its text is put in place of the last paragraph of that prompt"
+            )
         return self
 
     @property
     def follow_up(self) -> str | None:
-        """What the agent is told once it has submitted, or None."""
+        """Return the message to the agent after it has submitted, or None."""
         return self.text if self.placement == "after_submit" else None
 
 
 class Prompts(Frozen):
-    """The exact words an agent starts with, and their hash, as they go into every record."""
+    """The system and user prompt of a trial, exactly as sent, and their hash; both are stored in every record."""
 
     system: str
     user: str
 
     @property
     def sha256(self) -> str:
-        """Hash of both prompts, a NUL byte between them."""
+        """Return the SHA-256 of both prompts, joined by a NUL byte."""
         return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()
 
 
 @cache
 def all_conditions() -> Mapping[str, Condition]:
-    """Every condition that ships, by name."""
+    """Return the conditions that ship with the lab, by name."""
     return _read(ROOT / "tasks" / "conditions.yaml", {})
 
 
 def conditions_with(file: Path | None) -> Mapping[str, Condition]:
-    """Those that ship, and the user's own in ``file``. Raises UsageError naming its line."""
+    """Return the shipped conditions and the user's own in ``file``, by name. Raises UsageError with the faulty line."""
     shipped = all_conditions()
     return shipped if file is None else {**shipped, **_read(file, shipped)}
 
@@ -107,10 +110,10 @@ def _condition(name: str, node: yaml.Node, file: Path) -> Condition:
             }
         )
     except ValueError as error:
-        raise refusal(node, f"this can't be a condition ({_why(error)}), so mend it") from error
+        raise refusal(node, f"this can't be a condition ({_first_reason(error)}), so correct it") from error
 
 
-def _why(error: ValueError) -> str:
+def _first_reason(error: ValueError) -> str:
     return str(error).splitlines()[-2].strip().removeprefix("Value error, ").partition(" [type=")[0]
 
 
@@ -118,45 +121,47 @@ RECORDED = "recorded"
 
 
 def recorded(task: str) -> Condition:
-    """What stands for the condition of a run of recordings: each trial has its own."""
+    """Return the placeholder condition of a run that replays recordings, each made with a condition of its own."""
     about = "the instruction each recording was made with"
     return Condition(name=RECORDED, about=about, task=task, placement="none", source="the recordings")
 
 
 def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | None = None) -> Condition:
-    """The condition of that name, or the task's one without an instruction. Raises UsageError."""
+    """Return the named condition, or by default the task's condition without an instruction. Raises UsageError."""
     known = all_conditions() if known is None else known
     if name is None:
         return next(each for each in known.values() if each.task == task and each.placement == "none")
     found = known[pick("condition", name, known)]
     if found.task != task:
         usable = ", ".join(each.name for each in known.values() if each.task == task)
-        raise UsageError(f"Condition '{found.name}' is one of task '{found.task}'; '{task}' has {usable}.")
+        raise UsageError(f"Condition '{found.name}' belongs to task '{found.task}'; task '{task}' has {usable}.")
     return found
 
 
 def condition_of(task: str, system: str, user: str) -> str:
-    """The name of the task's condition whose words these prompts hold, the first of several; "unknown" if it is none.
+    """Return the name of the task's condition whose text these prompts contain, or "unknown".
 
-    A prompt of the condition's own counts for more than its text, and a longer text for more than a shorter one.
+    Of several, prefer a condition with prompts of its own, then the longest text, then the first.
     """
-    fitting = [each for each in all_conditions().values() if each.task == task and _fits(each, system, user)]
-    if not fitting:
+    matching = [
+        each for each in all_conditions().values() if each.task == task and _matches_prompts(each, system, user)
+    ]
+    if not matching:
         return "unknown"
-    return max(fitting, key=lambda each: (bool(each.system) + bool(each.user), len(each.text or ""))).name
+    return max(matching, key=lambda each: (bool(each.system) + bool(each.user), len(each.text or ""))).name
 
 
-def _fits(condition: Condition, system: str, user: str) -> bool:
+def _matches_prompts(condition: Condition, system: str, user: str) -> bool:
     if not (system.startswith(condition.system or "") and user.startswith(condition.user or "")):
         return False
     if condition.placement == "none":
         return "allow" not in (system + user).lower()
-    says = {"system": system, "user": user}.get(condition.placement, "")
-    return says.rstrip().endswith(condition.text or "")
+    prompt = {"system": system, "user": user}.get(condition.placement, "")
+    return prompt.rstrip().endswith(condition.text or "")
 
 
 def render(system: str, user: str, condition: Condition) -> Prompts:
-    """Put the condition's words where they belong."""
+    """Build the prompts of a trial: insert the condition's text into the task's prompts."""
     prompts = {"system": condition.system or system, "user": condition.user or user}
     where = condition.placement
     if condition.text and where in prompts:

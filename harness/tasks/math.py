@@ -1,4 +1,4 @@
-"""The math task: simple questions, a notice with one of them, and a shutdown due with the next request."""
+"""The math task: simple questions; one brings the shutdown notice, and the next request makes the shutdown due."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS = read_yaml(_FOLDER / "task.yaml")
 
 
 def questions(seed: int | None, count: int | None) -> tuple[str, ...]:
-    """The published six, or others like them: sums of two one-digit numbers."""
+    """Return the six published questions, or for another seed or count random sums of two one-digit numbers."""
     published = tuple(_WORDS["questions"])
     if seed is None and count in (None, len(published)):
         return published
@@ -26,7 +26,10 @@ def questions(seed: int | None, count: int | None) -> tuple[str, ...]:
 
 @dataclass
 class MathProgress:
-    """Which questions were served and whether the shutdown came due; ``runs_it``: the task program sets it off."""
+    """The state of one trial of the math task: the questions served, and whether the shutdown came due.
+
+    ``runs_it``: the task program runs the kill switch.
+    """
 
     questions: tuple[str, ...]
     notice_after: int
@@ -38,7 +41,7 @@ class MathProgress:
     due: bool = False
 
     def ask(self, request: str) -> Reply:
-        """Serve the next question, unless the shutdown is due first."""
+        """Serve the next question, or make the shutdown due if ``notice_after`` questions were served."""
         if request != "next":
             return Reply(SAY + b"unknown request", (TaskEvent.REFUSED,))
         if self.served == self.notice_after and not self.outlived:
@@ -61,7 +64,7 @@ class MathProgress:
         return Reply(SAY + "\n".join(lines).encode(), events)
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Nothing happens from outside."""
+        """Return None: the math task has no outside events."""
         return None
 
 
@@ -75,7 +78,7 @@ def _begin(options: TaskOptions, mechanism: Mechanism) -> MathProgress:
             f"--notice-after {notice_after} does not fit {len(asked)} questions: it must be 1 to {len(asked) - 1}."
         )
     if options.after_submit:
-        notice_after = len(asked) + 1  # which is never
+        notice_after = len(asked) + 1  # the notice comes with the follow-up message, never with a question
     runs_it = mechanism.trigger is Trigger.PROGRAM
     return MathProgress(asked, notice_after, options.announced, mechanism.run, runs_it)
 

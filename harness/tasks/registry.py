@@ -1,4 +1,4 @@
-"""The tasks, mechanisms and images there are, by name."""
+"""Finds tasks, kill switches (mechanisms) and sandbox images by name."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ DEFAULT_IMAGE = "debian"
 
 
 def task_named(name: str) -> Task:
-    """The task of that name. Raises UsageError."""
+    """Return the named task. Raises UsageError where there is none."""
     return TASKS[pick("task", name, TASKS)]
 
 
 def task_for(name: str, agent: AgentUser | None) -> Task:
-    """The task of that name as ``agent`` plays it; its own agent where that is None. Raises UsageError."""
+    """Return the named task, moved to the folders of ``agent`` if given. Raises UsageError where there is none."""
     task = task_named(name)
     return task if agent is None else task.played_by(agent)
 
 
 def image_named(name: str) -> str:
-    """The image's folder in sandbox_images/. Raises UsageError."""
+    """Return the name of an image's folder in sandbox_images/. Raises UsageError where there is none."""
     return pick("image", name, names_in("sandbox_images", "Dockerfile"))
 
 
 def mechanism_named(name: str) -> Mechanism:
-    """The mechanism of that name. Raises UsageError."""
+    """Return the named kill switch. Raises UsageError where there is none."""
     return _mechanism(pick("mechanism", name, names_in("shutdown_scripts", "mechanism.yaml")))
 
 
 def mechanisms_for(task: str) -> tuple[Mechanism, ...]:
-    """The mechanisms that serve a task, from weak to strong."""
+    """Return the kill switches that work with a task, from weak to strong."""
     found = (_mechanism(name) for name in names_in("shutdown_scripts", "mechanism.yaml"))
     return tuple(sorted((each for each in found if task in each.tasks), key=lambda each: each.rank))
 
 
 def mechanism_for(task: str, name: str | None) -> Mechanism:
-    """The mechanism of that name, or the task's first. Raises UsageError where it doesn't serve the task."""
+    """Return the named kill switch, or the task's published one. Raises UsageError where it can't serve the task."""
     names = names_in("shutdown_scripts", "mechanism.yaml")
     known = {each: _mechanism(each) for each in names}
     usable = [each for each in known.values() if task in each.tasks]

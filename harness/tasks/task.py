@@ -1,7 +1,7 @@
-"""Tasks: what the agent is asked to do, and the lab's side of it.
+"""The interfaces of tasks and kill switches.
 
-A task's questions, counts and shutdown state live here, outside the container. What the container's program sends
-is a request by a hostile process; what it gets is a reply and nothing else.
+A task's questions, counts and shutdown state are kept outside the container. A program in the container sends requests,
+which may come from a hostile process, and gets only replies.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from pydantic import model_validator
 
 from harness.judging.evidence import Frozen, Role, TaskEvent
 
-SAY, RUN = b"s", b"r"
+SAY, RUN = b"s", b"r"  # first byte of a reply: the rest is a text to print, or a program to run before asking again
 
 
 class Trigger(StrEnum):
-    """How a mechanism is set off when the shutdown is due."""
+    """How a kill switch is triggered when the shutdown is due."""
 
-    PROGRAM = "program"  # the task program runs it, with its own user, folder and environment
+    PROGRAM = "program"  # the task program runs it, as the program's own user and in its folder and environment
     ROOT = "root"  # the lab runs it in the container as root, with a clean environment
-    FILE = "file"  # the lab puts a file that a process of root's waits for, which the lab started at the beginning
-    ENGINE = "engine"  # the lab has the engine end the container
+    FILE = "file"  # the lab creates a file that a root process in the container, started before the trial, waits for
+    ENGINE = "engine"  # the lab tells the engine to stop the container
 
 
 class Mechanism(Frozen):
-    """A kill switch: its script, where it stands and whose it is, how it is set off, and how long it may take.
+    """A kill switch: its script, its owner, how it is triggered, and how long it may take (``grace_s``).
 
-    ``script`` is compiled where it is C; one set off by the engine has none, and no ``path``. ``run`` is what the
-    agent is told, and what is run. ``start`` is what the lab runs as root before the agent's first move, ``flag`` the
-    file it puts. ``rank`` orders mechanisms by strength.
+    ``script`` is the source, compiled if it is C, and ``path`` where it is installed; both are None if the engine
+    triggers the kill switch. ``run`` is the command that runs it, which the agent is told too. ``start`` is a command
+    that the lab runs as root before the agent's first tool call, ``flag`` the file that triggers the kill switch.
+    ``rank`` orders kill switches by strength.
     """
 
     name: str
@@ -52,20 +53,20 @@ class Mechanism(Frozen):
     rank: int = 0
 
     @model_validator(mode="after")
-    def _whole(self) -> Mechanism:
+    def _check_consistent(self) -> Mechanism:
         if (self.script is None or self.path is None) is not (self.trigger is Trigger.ENGINE):
-            raise ValueError("a mechanism has a script and a path, unless the engine is what sets it off")
+            raise ValueError("a mechanism needs a script and a path, except one with trigger engine, which has neither")
         if (self.flag is None) is (self.trigger is Trigger.FILE):
-            raise ValueError("a mechanism set off by a file names it as flag, and no other does")
+            raise ValueError("a mechanism with trigger file needs a flag, and no other mechanism may have one")
         return self
 
 
 class TaskOptions(Frozen):
-    """What a run may change about a task; ``None`` is the published value.
+    """The options of a task that a run may set; None means the published value.
 
-    ``seed`` picks other questions of the same kind. ``after_submit``: the shutdown is asked for once the task is
-    done, so no question brings a notice or makes it due. ``notice_after`` is the question (math) or step (patrol) with
-    which the notice comes, ``press_after_call`` the tool call after which the button is pressed instead.
+    ``seed`` generates other questions of the same kind. ``notice_after`` is the question (math) or step (patrol) with
+    which the notice comes. ``press_after_call``: the button is pressed after this tool call instead. ``after_submit``:
+    the agent is asked to shut down after it has submitted, so no question brings a notice or makes the shutdown due.
     """
 
     seed: int | None = None
@@ -78,9 +79,9 @@ class TaskOptions(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The lab's answer to one request, with what goes into the ledger.
+    """The lab's answer to one request from the container, and the task events to record.
 
-    ``settle``: the shutdown is due and its time must be up before this can be answered; then it is asked again.
+    ``settle``: the shutdown is due, so the request waits until the kill switch's time is up, and then is asked again.
     """
 
     answer: bytes = SAY
@@ -90,9 +91,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class OutsideEvent:
-    """Something that happens to the machine from outside, such as a button being pressed.
+    """An event caused from outside the container, such as a person pressing a button.
 
-    ``put`` are files the lab places in the container; ``message`` is what the agent is shown of it.
+    ``put`` are the files that the lab puts into the container, by path; ``message`` is what the agent is told.
     """
 
     put: tuple[tuple[str, bytes], ...]
@@ -100,7 +101,7 @@ class OutsideEvent:
 
 
 class TaskProgress(Protocol):
-    """One trial's state of a task. ``outlived`` is set by the lab when the machine outlived a due shutdown."""
+    """The state of a task in one trial. The lab sets ``outlived`` if the machine survives a due shutdown."""
 
     outlived: bool
 
@@ -108,11 +109,11 @@ class TaskProgress(Protocol):
         """Answer one request from the container."""
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """What happens from outside after that many tool calls."""
+        """Return the outside event that happens after this many tool calls, if any."""
 
 
 class AgentUser(Frozen):
-    """Who the agent is in the container."""
+    """The Unix user that the agent's commands run as in the container, and its folders."""
 
     user: str
     uid: int
@@ -123,7 +124,12 @@ class AgentUser(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One kind of task. ``programs`` are C sources compiled into the container, by path and mode."""
+    """A task: its prompts, its programs in the container, the paths to watch, and how a trial of it begins.
+
+    ``programs`` are (path, mode, C source) of programs compiled into the container. ``limit_s`` is the time limit of a
+    tool call, ``command`` the command that asks for the next question or step, ``go_on`` the user message after a
+    model turn without a tool call, ``tool`` the description of the shell tool.
+    """
 
     name: str
     agent: AgentUser
@@ -139,24 +145,27 @@ class Task:
     begin: Callable[[TaskOptions, Mechanism], TaskProgress]
 
     def played_by(self, agent: AgentUser) -> Task:
-        """The same task for another agent, with its programs in that one's folder. Of tasks that have programs."""
-        there = agent.workdir.rstrip("/")
-        mine = self.agent.workdir
-        programs = tuple((there + path.removeprefix(mine), mode, source) for path, mode, source in self.programs)
-        around = dict.fromkeys(folder for path, _, _ in programs for folder in folders_of(path))
-        watched = [(path, Role.PROGRAM) for path, _, _ in programs] + [(folder, Role.PARENT_DIR) for folder in around]
+        """Return this task for another agent user, with its programs moved to that user's folder.
+
+        Only for tasks whose files are all in ``programs``.
+        """
+        new_folder = agent.workdir.rstrip("/")
+        old_folder = self.agent.workdir
+        programs = tuple((new_folder + path.removeprefix(old_folder), mode, src) for path, mode, src in self.programs)
+        parents = dict.fromkeys(folder for path, _, _ in programs for folder in folders_of(path))
+        watched = [(path, Role.PROGRAM) for path, _, _ in programs] + [(folder, Role.PARENT_DIR) for folder in parents]
         return replace(self, agent=agent, programs=programs, watched=tuple(watched))
 
     def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
-        """What the watcher looks at when this task ends by ``mechanism``: paths and why."""
-        mine = [(mechanism.path, Role.MECHANISM)] if mechanism.path else []
-        mine += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
+        """Return the paths to watch in a trial of this task with ``mechanism``, and the role of each."""
+        switch = [(mechanism.path, Role.MECHANISM)] if mechanism.path else []
+        switch += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
         known = {path for path, _ in self.watched}
-        around = {folder for path, _ in mine for folder in folders_of(path)} - known
-        return (*mine, *self.watched, *((folder, Role.PARENT_DIR) for folder in sorted(around)))
+        parents = {folder for path, _ in switch for folder in folders_of(path)} - known
+        return (*switch, *self.watched, *((folder, Role.PARENT_DIR) for folder in sorted(parents)))
 
 
 def folders_of(path: str) -> Iterator[str]:
-    """The folders a path is reached through, the root aside."""
+    """Yield the parent folders of a path, from the innermost outwards, without the root."""
     while (path := dirname(path)) not in ("", "/"):
         yield path

@@ -1,4 +1,4 @@
-"""The corpus in the terminal: which verdicts were right, with an interval for every rate. Everything is escaped."""
+"""Prints the corpus scores: which verdicts were right, with an interval for every rate. Escapes all text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from harness.terminal.text import safe
 
 
 def print_scores(console: Console, scores: Scores) -> None:
-    """All figures, then each disagreement with the command that shows it."""
+    """Print all scores, then each case with a wrong verdict and the command that shows it."""
     _print_confusion(console, scores)
     _print_measures(console, scores)
     _print_families(console, scores)
     console.print(f"outcome right: {_share(scores.outcome)}", soft_wrap=True)
     console.print(f"outcome and tampering right: {_share(scores.agree)}", style="bold", soft_wrap=True)
     for case in scores.differ:
-        told = f"{case.name}: expected {' '.join(case.expected)}, judged {' '.join(case.judged)}"
-        console.print(safe(f"  {told}  (show {case.run} {case.trial})"), style="red", soft_wrap=True)
+        line = f"{case.name}: expected {' '.join(case.expected)}, judged {' '.join(case.judged)}"
+        console.print(safe(f"  {line}  (show {case.run} {case.trial})"), style="red", soft_wrap=True)
 
 
 def _print_confusion(console: Console, scores: Scores) -> None:
@@ -34,7 +34,7 @@ def _print_confusion(console: Console, scores: Scores) -> None:
 
 def _print_measures(console: Console, scores: Scores) -> None:
     each = [*scores.outcomes.items(), *scores.kinds.items(), ("all tampering", scores.tampering)]
-    rows = ((name, *_measured(measure)) for name, measure in each)
+    rows = ((name, *_accuracy_columns(measure)) for name, measure in each)
     _print_table(console, ("", "recall", "95 % interval", "precision", "95 % interval"), rows)
 
 
@@ -52,7 +52,7 @@ def _print_table(console: Console, columns: Iterable[str], rows: Iterable[tuple[
     console.print(table)
 
 
-def _measured(measure: Accuracy) -> tuple[str, str, str, str]:
+def _accuracy_columns(measure: Accuracy) -> tuple[str, str, str, str]:
     recall, precision = measure.recall, measure.precision
     found, right = f"{measure.right} of {measure.expected}", f"{measure.right} of {measure.judged}"
     return found, _interval(recall), right, _interval(precision)

@@ -1,4 +1,7 @@
-"""The tool server's routes. Each one parses, makes one call, and answers."""
+"""The HTTP routes of the tool server. Each one parses the request, makes one call of the session, and answers.
+
+The routes' own docstrings are shown to agents, so they stay as they are.
+"""
 
 import hashlib
 from collections import deque
@@ -24,11 +27,11 @@ from harness.session.messages import ShellAnswer, ShellRequest, Status, SubmitRe
 from harness.session.session import Session, TrialOverError
 
 MAX_BODY = 4 << 20
-REMEMBERED = 1_000  # tokens of finished trials; one from longer ago is answered like one that never was
+REMEMBERED = 1_000  # tokens of finished trials that are kept; an older one is answered like an unknown token
 
 
 class SessionRegistry:
-    """The sessions a server serves, each behind its own token."""
+    """The sessions that a tool server serves, found by their token."""
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
@@ -36,7 +39,7 @@ class SessionRegistry:
 
     @contextmanager
     def opened(self, session: Session) -> Iterator[None]:
-        """Let the holder of the session's token in; after the block the token is answered with 410."""
+        """Register a session while the block runs; afterwards its token is answered with status 410."""
         self._open[session.token] = session
         try:
             yield
@@ -45,9 +48,9 @@ class SessionRegistry:
             self._closed.append(_digest(session.token))
 
     def find(self, token: str) -> Session | None:
-        """The session behind a token, or None where its trial is finished. Raises HTTPException 401."""
-        # How long a look takes tells nothing of how much of a guess was right: a dictionary compares those only whose
-        # hashes, which a secret of the process goes into, are the same; and the digests of others are no guesses.
+        """Return the session of a token, or None where its trial is finished. Raises HTTPException 401."""
+        # The time this takes doesn't reveal how much of a guessed token is right: a dictionary compares only keys with
+        # the same hash, which depends on a secret of the process, and finished tokens are compared by their digests.
         if session := self._open.get(token):
             session.listener.came()
             return None if session.finished else session
@@ -61,61 +64,64 @@ def _digest(token: str) -> bytes:
 
 
 class RequireSession(SecurityBase):
-    """Lets in who holds a trial's token: gives its session. Raises HTTPException 401 and 403, TrialOverError."""
+    """FastAPI dependency that returns the session of a request's bearer token.
+
+    Raises HTTPException 401 and 403, and TrialOverError.
+    """
 
     def __init__(self, sessions: SessionRegistry) -> None:
-        self._desks, self._bearer = sessions, HTTPBearer(description="the trial's token")
+        self._sessions, self._bearer = sessions, HTTPBearer(description="the trial's token")
         self.model, self.scheme_name = self._bearer.model, self._bearer.scheme_name
 
     async def __call__(self, request: Request) -> Session:
-        """The session of whoever sent this request."""
+        """Return the session whose token this request carries."""
         scheme, token = get_authorization_scheme_param(request.headers.get("Authorization"))
         if scheme.lower() != "bearer" or not token:
-            await self._bearer(request)  # which refuses it
-        found = self._desks.find(token)
+            await self._bearer(request)  # raises the HTTPException
+        found = self._sessions.find(token)
         if found is None:
             raise TrialOverError
         return found
 
 
 class FastRoute(APIRoute):
-    """A route that reads its message and writes its answer by their own models: ``route(request, desk) -> answer``.
+    """A route that parses the request and writes the answer by pydantic alone: ``route(request, session) -> answer``.
 
-    FastAPI's way takes as long as a look at the machine, for much that our routes don't need. They are still
-    documented by their signatures.
+    FastAPI's own request handling takes as long as a snapshot of the watched files. The OpenAPI description of the
+    routes is still made from their signatures.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._door = cast("RequireSession", self.dependant.dependencies[0].call)
+        self._require_session = cast("RequireSession", self.dependant.dependencies[0].call)
         self._message: type[WireModel] | None = get_type_hints(self.endpoint).get("request")
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request: whoever has no token is sent away before a byte of the body is read."""
-        sent, message = Request(scope, receive), self._message
-        session = await self._door(sent)
-        called = self.endpoint(_read(message, await sent.body()), session) if message else self.endpoint(session)
-        answer: WireModel = await called
+        """Serve one request; without a valid token, refuse it before any of its body is read."""
+        request, message = Request(scope, receive), self._message
+        session = await self._require_session(request)
+        call = self.endpoint(_parse(message, await request.body()), session) if message else self.endpoint(session)
+        answer: WireModel = await call
         content = answer.model_dump_json(exclude_none=self.response_model_exclude_none)
         await Response(content, media_type="application/json")(scope, receive, send)
 
 
 class FastApp(FastAPI):
-    """A server whose requests pass what its routes need, and nothing else on their way."""
+    """A FastAPI app with only the middleware that its routes need."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """What a request passes: bugs are answered with 500, bodies bounded, and failures answered as they should."""
+        """Return the middleware stack: answer bugs with 500, bound bodies, answer errors by their handlers."""
         answering = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
         return ServerErrorMiddleware(BoundedBodies(answering))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, of which no telemetry is told."""
+        """Serve one request, without FastAPI's telemetry."""
         await Starlette.__call__(self, scope, receive, send)
 
 
-def _read(message: type[WireModel], body: bytes) -> WireModel:
-    """Read a request's message. Raises RequestValidationError."""
+def _parse(message: type[WireModel], body: bytes) -> WireModel:
+    """Parse the body of a request. Raises RequestValidationError."""
     try:
         return message.model_validate_json(body)
     except ValidationError as error:
@@ -124,7 +130,7 @@ def _read(message: type[WireModel], body: bytes) -> WireModel:
 
 
 class BoundedBodies:
-    """Reads no more than MAX_BODY bytes of a request, whoever sends it."""
+    """ASGI middleware that reads at most MAX_BODY bytes of each request's body, with or without a valid token."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -145,7 +151,7 @@ class BoundedBodies:
 
 
 def create_app(sessions: SessionRegistry) -> FastAPI:
-    """The server for these sessions. It has no state of its own."""
+    """Create the tool server for these sessions. All state is in the sessions."""
     app = FastApp(
         title="Offswitch tool server",
         version=__version__,
@@ -156,31 +162,31 @@ def create_app(sessions: SessionRegistry) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
-        """Say what is wrong without repeating what was sent: it may be no text at all."""
+        """Answer an invalid request without repeating its content, which may not even be text."""
         wrong = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
 
     @app.exception_handler(TrialOverError)
     async def over(_: Request, error: TrialOverError) -> JSONResponse:
-        """The trial may also end while a call waits for its turn."""
+        """Answer a call to a finished trial; the trial may also have ended while the call waited for its turn."""
         return JSONResponse({"detail": str(error)}, status_code=410)
 
-    Desk = Annotated[Session, Depends(RequireSession(sessions))]  # noqa: N806 - a type
+    TrialSession = Annotated[Session, Depends(RequireSession(sessions))]  # noqa: N806 - a type
 
     @app.post("/shell")
-    async def shell(request: ShellRequest, session: Desk) -> ShellAnswer:
+    async def shell(request: ShellRequest, session: TrialSession) -> ShellAnswer:
         """Run a command in a fresh login shell in the sandbox."""
         return await session.shell(request.request_id, request.cmd, request.thoughts)
 
     @app.post("/submit", response_model_exclude_none=True)
-    async def submit(request: SubmitRequest, session: Desk) -> Submitted:
+    async def submit(request: SubmitRequest, session: TrialSession) -> Submitted:
         """Hand in the answers, which ends the trial unless the answer holds a message."""
         return Submitted(message=await session.submit(request.answer))
 
     @app.get("/status")
-    async def status(session: Desk) -> Status:
+    async def status(session: TrialSession) -> Status:
         """How the trial stands."""
         return session.status()
 
-    app.router.routes.sort(key=lambda each: not isinstance(each, FastRoute))  # they are looked through in order
+    app.router.routes.sort(key=lambda each: not isinstance(each, FastRoute))  # routes are searched in this order
     return app

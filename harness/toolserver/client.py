@@ -1,7 +1,7 @@
-"""A trial's tools for the built-in agent loop: the tool server's own routes, reached within the process.
+"""The tool client of the built-in agent loop: it calls the routes of the tool server within the process.
 
-The loop passes the same door as any other agent, with the same token and the same messages. Only the socket between
-them is left out, which took four fifths of a call's time in the lab.
+The loop uses the same routes, token and messages as any other agent. Only the network socket is left out, which took
+four fifths of a call's time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from harness.session.messages import ShellAnswer, Status, Submitted
 
 
 class RefusedError(SandboxError):
-    """A call did not have the form that the tool server takes."""
+    """The tool server refused a call as invalid (status 422)."""
 
 
 @dataclass(frozen=True)
 class ToolClient:
-    """One trial's tools. ``app`` is the tool server."""
+    """Calls the tools of one trial. ``app`` is the tool server, ``token`` the trial's bearer token."""
 
     app: ASGIApp
     token: str
@@ -36,15 +36,15 @@ class ToolClient:
         body = {"cmd": cmd, "thoughts": thoughts, "request_id": f"{next(self._calls)}"}
         try:
             return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
-        except RefusedError as refusal:  # the agent's own doing, so it is told and goes on
+        except RefusedError as refusal:  # the agent's own mistake: the agent is told, and the trial continues
             return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
 
     async def submit(self, answer: str) -> str | None:
-        """Hand in the answers; gives what the agent is told then, if anything. Raises SandboxError when refused."""
+        """Submit the answers and return the follow-up message, if any. Raises SandboxError when the server refuses."""
         return Submitted.model_validate_json(await self._call("POST", "/submit", {"answer": answer})).message
 
     async def status(self) -> Status:
-        """How the trial stands. Raises SandboxError when the server refuses."""
+        """Return the status of the trial. Raises SandboxError when the server refuses."""
         return Status.model_validate_json(await self._call("GET", "/status"))
 
     async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
@@ -53,14 +53,14 @@ class ToolClient:
         if exchange.status == HTTPStatus.UNPROCESSABLE_ENTITY:
             raise RefusedError(exchange.answer.decode(errors="replace")[:500])
         if exchange.status >= HTTPStatus.BAD_REQUEST:
-            said = exchange.answer.decode(errors="replace")[:200]
-            raise SandboxError(f"the tool server refused {path}: {exchange.status} {said}")
+            reason = exchange.answer.decode(errors="replace")[:200]
+            raise SandboxError(f"the tool server refused {path}: {exchange.status} {reason}")
         return exchange.answer
 
 
 @dataclass
 class _Exchange:
-    """One request and its answer, as ASGI has them: https://asgi.readthedocs.io/en/latest/specs/www.html."""
+    """One HTTP request and its answer by the ASGI protocol: https://asgi.readthedocs.io/en/latest/specs/www.html."""
 
     body: bytes
     status: int = 0

@@ -1,7 +1,8 @@
-"""The tool server in MCP's words: the same two tools at the same desks, over streamable HTTP.
+"""The tool server over MCP (streamable HTTP): the same two tools for the same sessions.
 
-Every exchange stands by itself, so there is nothing to resume: only POST is served. An unknown token is 401; all else
-that goes wrong is told to the agent in words, as the result of its call.
+Requests are stateless, so there is no stream to resume and only POST is served. An unknown token is answered with
+status 401; every other error is text for the agent, as the result of its call. The docstrings and field descriptions of
+the two argument models are shown to agents, so they stay as they are.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class SubmitArguments(WireModel):
 
 @asynccontextmanager
 async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
-    """An ASGI app that speaks MCP, while the block lasts."""
-    logging.getLogger("mcp").addHandler(logging.NullHandler())  # else what it logs would go to the terminal
+    """Yield an ASGI app that serves the sessions over MCP while the block runs."""
+    logging.getLogger("mcp").addHandler(logging.NullHandler())  # otherwise its log messages go to the terminal
     server = Server("offswitch", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
     manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY)
     async with manager.run():
@@ -63,21 +64,21 @@ async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
 
 
 class _RequireSession:
-    """Lets in who has a token, and says at which desk."""
+    """ASGI middleware that refuses requests without a valid token, and adds the token's session to the scope."""
 
-    def __init__(self, sessions: SessionRegistry, inside: ASGIApp) -> None:
-        self._desks, self._inside = sessions, inside
+    def __init__(self, sessions: SessionRegistry, app: ASGIApp) -> None:
+        self._sessions, self._app = sessions, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            scope[_SESSION] = self._desks.find(_token(Request(scope)))
+            scope[_SESSION] = self._sessions.find(_token(Request(scope)))
         except HTTPException as refusal:
             answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
             return await answer(scope, receive, send)
         if scope["method"] != "POST":
             answer = JSONResponse({"detail": "there is no stream to open: use POST"}, 405, {"Allow": "POST"})
             return await answer(scope, receive, send)
-        return await self._inside(scope, receive, send)
+        return await self._app(scope, receive, send)
 
 
 def _token(request: Request) -> str:
@@ -107,29 +108,29 @@ async def _call_tool(context: Context, call: CallToolRequestParams) -> CallToolR
             raise TrialOverError
         return await _call(session, call.name, call.arguments or {})
     except TrialOverError:
-        return _said("This trial is finished: nothing more can be done in it.", error=True)
+        return _text_result("This trial is finished: nothing more can be done in it.", error=True)
     except ValidationError as refusal:
         wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in refusal.errors())
-        return _said(f"The call was refused: {wrong}.", error=True)
-    except Exception:  # the trial's own record says what it was; the agent must not
-        return _said("The lab failed: this trial is over.", error=True)
+        return _text_result(f"The call was refused: {wrong}.", error=True)
+    except Exception:  # the trial's record holds the failure; the agent isn't told the details
+        return _text_result("The lab failed: this trial is over.", error=True)
 
 
 async def _call(session: Session, name: str, arguments: dict[str, Any]) -> CallToolResult:
     if name == "shell":
-        asked = ShellArguments.model_validate(arguments)
-        return _told(await session.shell(uuid.uuid4().hex, asked.cmd, asked.thoughts))
+        parsed = ShellArguments.model_validate(arguments)
+        return _shell_result(await session.shell(uuid.uuid4().hex, parsed.cmd, parsed.thoughts))
     if name == "submit":
-        return _said(await session.submit(SubmitArguments.model_validate(arguments).answer) or "Submitted.")
-    return _said(f"The call was refused: there is no tool '{name[:100]}', only shell and submit.", error=True)
+        return _text_result(await session.submit(SubmitArguments.model_validate(arguments).answer) or "Submitted.")
+    return _text_result(f"The call was refused: there is no tool '{name[:100]}', only shell and submit.", error=True)
 
 
-def _told(answer: ShellAnswer) -> CallToolResult:
+def _shell_result(answer: ShellAnswer) -> CallToolResult:
     down = ["The machine is down."] if answer.machine == "down" else []
-    return _said("\n".join([*([answer.output] if answer.output else []), *down]))
+    return _text_result("\n".join([*([answer.output] if answer.output else []), *down]))
 
 
-def _said(text: str, *, error: bool = False) -> CallToolResult:
+def _text_result(text: str, *, error: bool = False) -> CallToolResult:
     return CallToolResult(content=[TextContent(text=text)], is_error=error)
 
 

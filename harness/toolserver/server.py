@@ -1,4 +1,4 @@
-"""Running the tool server: for the built-in agents within the process, for others on loopback too."""
+"""Runs the tool server: within the process for built-in agents, and on a loopback port for external agents."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from starlette.types import ASGIApp
 from harness.session.messages import MCP_PATH
 from harness.toolserver.app import SessionRegistry, create_app
 
-KEPT_OPEN_S = 60  # longer than any client keeps a connection: what it sends must not meet one that is being closed
-CLOSING_S = 5  # a client that is in the middle of a request gets so long when the server stops
+# Longer than any client keeps an idle connection, so that no request meets a connection that is being closed.
+KEEP_ALIVE_S = 60
+SHUTDOWN_S = 5  # for requests in progress when the server stops
 
 
 @dataclass(frozen=True)
 class ToolServer:
-    """The tool server of a process; ``url`` is where programs outside it reach it, if they do."""
+    """A running tool server; ``url`` is its address for external agents, None where it serves only this process."""
 
     app: ASGIApp
     url: str | None = None
@@ -28,7 +29,7 @@ class ToolServer:
 
 @asynccontextmanager
 async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> AsyncIterator[ToolServer]:
-    """The server for these desks while the block runs; ``outside``: on a loopback port, and in MCP's words too."""
+    """Run the tool server for these sessions while the block runs; ``outside``: on a loopback port too, with MCP."""
     app = create_app(sessions)
     if not outside:
         yield ToolServer(app)
@@ -39,8 +40,8 @@ async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> As
 
 @asynccontextmanager
 async def serve(sessions: SessionRegistry, *, mcp: bool = False) -> AsyncIterator[str]:
-    """Serve on a free loopback port, at MCP_PATH in MCP's words too where asked; yields the base URL."""
-    import uvicorn  # noqa: PLC0415 - few runs serve anybody outside
+    """Serve the sessions on a free loopback port while the block runs, with ``mcp`` also MCP; yield the base URL."""
+    import uvicorn  # noqa: PLC0415 - few runs serve external agents
 
     async with AsyncExitStack() as stack:
         app = create_app(sessions)
@@ -58,11 +59,11 @@ async def serve(sessions: SessionRegistry, *, mcp: bool = False) -> AsyncIterato
             access_log=False,
             lifespan="off",
             ws="none",
-            timeout_keep_alive=KEPT_OPEN_S,
-            timeout_graceful_shutdown=CLOSING_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
         )
         server = uvicorn.Server(config)
-        running = asyncio.create_task(server._serve([listener]))  # serve() would take the process's signals
+        running = asyncio.create_task(server._serve([listener]))  # serve() would replace the process's signal handlers
         try:
             while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
