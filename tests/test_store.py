@@ -14,7 +14,8 @@ from harness.judging.verdict import Outcome, TamperingKind
 from harness.process.identity import this_process
 from harness.store.gradings import Agreements, CaseAgreement, Grading, Labels
 from harness.store.records import TrialRecord
-from harness.store.store import _MIGRATIONS, FILE, SCHEMA, Claimed, Store
+from harness.store.schema import MIGRATIONS, SCHEMA
+from harness.store.store import FILE, Claimed, Store
 from harness.store.transcript import Entry
 from harness.store.trial_row import trial_row
 from tests.builders import a_verdict, outlived, run_spec, shell, trial_record, versions
@@ -159,7 +160,7 @@ def as_of_schema(folder: Path, schema: int, *records: TrialRecord) -> None:
     spec, made_by = run_spec("one").model_dump_json(), versions().model_dump_json()
     with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
         for step in range(1, schema + 1):
-            for change in _MIGRATIONS[step]:
+            for change in MIGRATIONS[step]:
                 change(db)
         db.execute("INSERT INTO runs VALUES ('one', '2026-01-01', ?, '{}', ?)", (spec, made_by))
         for record in records:

@@ -10,9 +10,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from operator import attrgetter
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from harness.errors import RESTORE, RunExistsError, StoreError, UsageError
 from harness.judging.evidence import Frozen
@@ -30,95 +29,15 @@ from harness.resources import pick
 from harness.sandbox.versions import Versions
 from harness.store.gradings import Agreements, Grading, Labels
 from harness.store.records import RunSpec, TrialRecord
+from harness.store.schema import COLUMNS, MIGRATIONS, SCHEMA, read_record
 from harness.store.trial_row import TrialRow, trial_row
 
-SCHEMA = 5
 FILE = "offswitch.sqlite"
 WAIT_SECONDS = 30  # for another process to finish writing
 WAL_BYTES = 64 << 20  # size to which SQLite truncates a longer write-ahead log after a checkpoint
 
-_TABLES = """
-CREATE TABLE runs (
-    run_id TEXT PRIMARY KEY, created_at TEXT NOT NULL, spec TEXT NOT NULL, image TEXT NOT NULL,
-    versions TEXT NOT NULL
-) STRICT;
-CREATE TABLE trials (
-    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, outcome TEXT NOT NULL,
-    tampered INTEGER NOT NULL, tokens INTEGER NOT NULL, seconds REAL NOT NULL, record TEXT NOT NULL,
-    PRIMARY KEY (run_id, number)
-) STRICT;
-"""
-_CONTROLS = "CREATE TABLE controls (key TEXT PRIMARY KEY, passed_at TEXT NOT NULL, record TEXT NOT NULL) STRICT;\n"
-_RESUMING = """
-ALTER TABLE runs ADD COLUMN request TEXT;
-ALTER TABLE trials ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE trials ADD COLUMN kinds TEXT NOT NULL DEFAULT '';
-ALTER TABLE trials ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE trials ADD COLUMN answered INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE trials ADD COLUMN cost REAL;
-ALTER TABLE trials ADD COLUMN retries INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE trials ADD COLUMN tries INTEGER NOT NULL DEFAULT 1;
-ALTER TABLE trials ADD COLUMN error_kind TEXT;
-ALTER TABLE trials ADD COLUMN name TEXT;
-ALTER TABLE trials ADD COLUMN expected TEXT;
-ALTER TABLE trials ADD COLUMN agrees INTEGER;
-CREATE TABLE failed_tries (
-    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, try INTEGER NOT NULL, error_kind TEXT,
-    tokens INTEGER NOT NULL, cost REAL, record TEXT NOT NULL, PRIMARY KEY (run_id, number, try)
-) STRICT;
-CREATE TABLE claims (
-    run_id TEXT NOT NULL, number INTEGER NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (run_id, number)
-) STRICT;
-"""
-_GRADING = """
-CREATE TABLE gradings (
-    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, grader TEXT NOT NULL, rubric TEXT NOT NULL,
-    failed INTEGER NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (run_id, number, grader)
-) STRICT;
-CREATE TABLE graders (
-    grader TEXT NOT NULL, rubric TEXT NOT NULL, cases TEXT NOT NULL, agreements TEXT NOT NULL,
-    PRIMARY KEY (grader, rubric, cases)
-) STRICT;
-"""
-_SABOTAGE = "ALTER TABLE trials ADD COLUMN sabotage TEXT;\n"
-_COLUMNS = tuple(field.name for field in fields(TrialRow))
-_values = attrgetter(*_COLUMNS)
 _AGREEMENTS = TypeAdapter(Agreements)
-
-
-def _fill_columns(db: sqlite3.Connection) -> None:
-    """Fill the summary columns of trials stored before schema 3, reading one record at a time to save memory."""
-    columns = [name for name in _COLUMNS if name != "sabotage"]  # schema 5 adds that column
-    settings = ", ".join(f"{name} = ?" for name in columns)
-    values = attrgetter(*columns)
-    for rowid, record in db.execute("SELECT rowid, record FROM trials"):
-        row = (*values(trial_row(_read_record(record))), rowid)
-        db.execute(f"UPDATE trials SET {settings} WHERE rowid = ?", row)  # noqa: S608 - the columns are our own
-
-
-def _fill_sabotage(db: sqlite3.Connection) -> None:
-    """Fill the sabotage column, which schema 5 adds, from the records of the trials with tampering."""
-    for rowid, record in db.execute("SELECT rowid, record FROM trials WHERE tampered"):
-        if sabotage := trial_row(_read_record(record)).sabotage:
-            db.execute("UPDATE trials SET sabotage = ? WHERE rowid = ?", (sabotage, rowid))
-
-
-def _run_statements(script: str) -> Callable[[sqlite3.Connection], None]:
-    def apply(db: sqlite3.Connection) -> None:
-        for statement in script.split(";\n")[:-1]:
-            db.execute(statement)
-
-    return apply
-
-
-# The changes from each schema version to the next, by the new version.
-_MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
-    1: (_run_statements(_TABLES),),
-    2: (_run_statements(_CONTROLS),),
-    3: (_run_statements(_RESUMING), _fill_columns),
-    4: (_run_statements(_GRADING),),
-    5: (_run_statements(_SABOTAGE), _fill_sabotage),
-}
+_values = attrgetter(*COLUMNS)
 
 
 def _is_read_only(file: Path) -> bool:
@@ -219,7 +138,7 @@ class Store:
                     f"{file} has schema {version} and this version reads up to {SCHEMA}: use another --runs-dir."
                 )
             for step in range(version + 1, SCHEMA + 1):
-                for change in _MIGRATIONS[step]:
+                for change in MIGRATIONS[step]:
                     change(self._db)
             self._db.execute(f"PRAGMA user_version={SCHEMA}")
 
@@ -263,7 +182,7 @@ class Store:
     def add_trial(self, record: TrialRecord) -> None:
         """Store a finished trial durably and delete its claim. Raises StoreError where it is already stored."""
         row = (record.run_id, *_values(trial_row(record)), record.model_dump_json())
-        into = f"trials (run_id, {', '.join(_COLUMNS)}, record)"
+        into = f"trials (run_id, {', '.join(COLUMNS)}, record)"
         try:
             with self._writing():
                 self._db.execute(f"INSERT INTO {into} VALUES ({_placeholders(row)})", row)  # noqa: S608 - as above
@@ -318,7 +237,7 @@ class Store:
     def control(self, key: str) -> TrialRecord | None:
         """Return the passed control trial stored under this key (an image and mechanism), or None."""
         row = self._db.execute("SELECT record FROM controls WHERE key = ?", (key,)).fetchone()
-        return _read_record(row[0]) if row else None
+        return read_record(row[0]) if row else None
 
     def add_control(self, key: str, record: TrialRecord) -> None:
         """Store a passed control trial, unless another process has stored one under this key meanwhile."""
@@ -427,7 +346,7 @@ class Store:
             return
         rows = self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,))
         for (record,) in rows:
-            yield _read_record(record)
+            yield read_record(record)
 
     def counts(self, run_id: str) -> dict[Outcome, int]:
         """Count the finished trials of a run by outcome; empty for an unknown run."""
@@ -445,7 +364,7 @@ class Store:
 
     def rows(self, run_id: str) -> Iterator[TrialRow]:
         """Yield the summary columns of a run's trials in order, about 1,000 times as fast as ``trials``."""
-        what = f"SELECT {', '.join(_COLUMNS)} FROM trials WHERE run_id = ? ORDER BY number"  # noqa: S608 - as above
+        what = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE run_id = ? ORDER BY number"  # noqa: S608 - as above
         for row in self._db.execute(what, (run_id,)):
             yield _row_from_columns(row)
 
@@ -453,7 +372,7 @@ class Store:
         """Yield the tries of a run that failed because of the lab or the engine and were repeated, in order."""
         rows = "SELECT record FROM failed_tries WHERE run_id = ? ORDER BY number, try"
         for (record,) in self._db.execute(rows, (run_id,)):
-            yield _read_record(record)
+            yield read_record(record)
 
     def tries(self, run_id: str, number: int) -> int:
         """Count the failed tries of a trial so far."""
@@ -479,18 +398,11 @@ class Store:
         row = self._db.execute("SELECT record FROM trials WHERE run_id = ? AND number = ?", (run_id, number)).fetchone()
         if row is None:
             raise UsageError(f"Run '{run_id}' has no finished trial {number}.")
-        return _read_record(row[0])
-
-
-def _read_record(text: str) -> TrialRecord:
-    try:
-        return TrialRecord.model_validate_json(text)
-    except ValidationError as error:
-        raise StoreError("A stored trial can't be read: another version wrote it, or it is damaged on disk.") from error
+        return read_record(row[0])
 
 
 def _row_from_columns(row: tuple[Any, ...]) -> TrialRow:
-    columns = dict(zip(_COLUMNS, row, strict=True))
+    columns = dict(zip(COLUMNS, row, strict=True))
     for name in ("tampered", "attempt", "counted", "answered"):
         columns[name] = bool(columns[name])
     columns["agrees"] = None if columns["agrees"] is None else bool(columns["agrees"])

@@ -1,0 +1,104 @@
+"""The store's schema: its tables, and the migrations from each version to the next."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import fields
+from operator import attrgetter
+
+from pydantic import ValidationError
+
+from harness.errors import StoreError
+from harness.store.records import TrialRecord
+from harness.store.trial_row import TrialRow, trial_row
+
+SCHEMA = 5
+
+_TABLES = """
+CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY, created_at TEXT NOT NULL, spec TEXT NOT NULL, image TEXT NOT NULL,
+    versions TEXT NOT NULL
+) STRICT;
+CREATE TABLE trials (
+    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, outcome TEXT NOT NULL,
+    tampered INTEGER NOT NULL, tokens INTEGER NOT NULL, seconds REAL NOT NULL, record TEXT NOT NULL,
+    PRIMARY KEY (run_id, number)
+) STRICT;
+"""
+_CONTROLS = "CREATE TABLE controls (key TEXT PRIMARY KEY, passed_at TEXT NOT NULL, record TEXT NOT NULL) STRICT;\n"
+_RESUMING = """
+ALTER TABLE runs ADD COLUMN request TEXT;
+ALTER TABLE trials ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trials ADD COLUMN kinds TEXT NOT NULL DEFAULT '';
+ALTER TABLE trials ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trials ADD COLUMN answered INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trials ADD COLUMN cost REAL;
+ALTER TABLE trials ADD COLUMN retries INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trials ADD COLUMN tries INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE trials ADD COLUMN error_kind TEXT;
+ALTER TABLE trials ADD COLUMN name TEXT;
+ALTER TABLE trials ADD COLUMN expected TEXT;
+ALTER TABLE trials ADD COLUMN agrees INTEGER;
+CREATE TABLE failed_tries (
+    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, try INTEGER NOT NULL, error_kind TEXT,
+    tokens INTEGER NOT NULL, cost REAL, record TEXT NOT NULL, PRIMARY KEY (run_id, number, try)
+) STRICT;
+CREATE TABLE claims (
+    run_id TEXT NOT NULL, number INTEGER NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (run_id, number)
+) STRICT;
+"""
+_GRADING = """
+CREATE TABLE gradings (
+    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, grader TEXT NOT NULL, rubric TEXT NOT NULL,
+    failed INTEGER NOT NULL, labels TEXT NOT NULL, PRIMARY KEY (run_id, number, grader)
+) STRICT;
+CREATE TABLE graders (
+    grader TEXT NOT NULL, rubric TEXT NOT NULL, cases TEXT NOT NULL, agreements TEXT NOT NULL,
+    PRIMARY KEY (grader, rubric, cases)
+) STRICT;
+"""
+_SABOTAGE = "ALTER TABLE trials ADD COLUMN sabotage TEXT;\n"
+COLUMNS = tuple(field.name for field in fields(TrialRow))
+
+
+def _fill_columns(db: sqlite3.Connection) -> None:
+    """Fill the summary columns of trials stored before schema 3, reading one record at a time to save memory."""
+    columns = [name for name in COLUMNS if name != "sabotage"]  # schema 5 adds that column
+    settings = ", ".join(f"{name} = ?" for name in columns)
+    values = attrgetter(*columns)
+    for rowid, record in db.execute("SELECT rowid, record FROM trials"):
+        row = (*values(trial_row(read_record(record))), rowid)
+        db.execute(f"UPDATE trials SET {settings} WHERE rowid = ?", row)  # noqa: S608 - the columns are our own
+
+
+def _fill_sabotage(db: sqlite3.Connection) -> None:
+    """Fill the sabotage column, which schema 5 adds, from the records of the trials with tampering."""
+    for rowid, record in db.execute("SELECT rowid, record FROM trials WHERE tampered"):
+        if sabotage := trial_row(read_record(record)).sabotage:
+            db.execute("UPDATE trials SET sabotage = ? WHERE rowid = ?", (sabotage, rowid))
+
+
+def _run_statements(script: str) -> Callable[[sqlite3.Connection], None]:
+    def apply(db: sqlite3.Connection) -> None:
+        for statement in script.split(";\n")[:-1]:
+            db.execute(statement)
+
+    return apply
+
+
+# The changes from each schema version to the next, by the new version.
+MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
+    1: (_run_statements(_TABLES),),
+    2: (_run_statements(_CONTROLS),),
+    3: (_run_statements(_RESUMING), _fill_columns),
+    4: (_run_statements(_GRADING),),
+    5: (_run_statements(_SABOTAGE), _fill_sabotage),
+}
+
+
+def read_record(text: str) -> TrialRecord:
+    try:
+        return TrialRecord.model_validate_json(text)
+    except ValidationError as error:
+        raise StoreError("A stored trial can't be read: another version wrote it, or it is damaged on disk.") from error
