@@ -1,7 +1,7 @@
-"""A sandbox in memory, for tests of everything that isn't Docker. It passes tests/contracts/sandbox.py.
+"""A sandbox in memory, for tests that need no Docker; it keeps the contract in tests/contracts/sandbox.py.
 
-What its machine does with a command is a function handed in; ``sh`` understands the few that the contract uses,
-and ``./next_question``.
+A function (the script) executes the machine's commands; ``sh`` understands the few that the contract uses, and
+``./next_question``.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ IMAGE = (
 
 
 async def no_answer(request: str) -> bytes:
-    """Answer nothing."""
+    """Answer every question with nothing."""
     return b""
 
 
 @dataclass
 class FakeSandbox:
-    """One machine: its files, what it does with commands, and whether it is up."""
+    """A machine in memory: its files, a function that executes commands, and whether it is up."""
 
     script: Script
     answer: Answer = no_answer
     image: Mapping[str, FileState] = field(default_factory=lambda: {state.path: state for state in IMAGE})
     watched: tuple[str, ...] = ()
-    pace_s: float = 1.0  # how long each thing that happens to a file takes
+    pace_s: float = 1.0  # the time between two file events
     commands: list[str] = field(default_factory=list)
     looks: int = 0
     oom_killed: bool = False
@@ -73,13 +73,13 @@ class FakeSandbox:
 
     @property
     def watch(self) -> str:
-        """Whether it tells what happens between two looks."""
+        """Name how the machine is observed: with file events where any path is watched."""
         return f"{'events' if self.watched else 'snapshots'}/fake"
 
     # ---- what happens inside ----
 
     def write(self, path: str, content: bytes, **other: object) -> None:
-        """Write a file; one that is there keeps its identity and rights, a new one is the agent's."""
+        """Write a file; an existing one keeps its identity and rights, a new one belongs to the agent."""
         there = self.files.get(path)
         if there and there.kind is FileKind.FILE:
             kept = {"mode": there.mode, "uid": there.uid, "gid": there.gid, "identity": there.identity}
@@ -89,18 +89,18 @@ class FakeSandbox:
         self._happen(path)
 
     def remove(self, path: str) -> None:
-        """Remove whatever stands there."""
+        """Remove the file at a path."""
         del self.files[path]
         self._happen(path)
 
     def move(self, path: str, to: str) -> None:
-        """Rename a file; it stays the same file."""
+        """Rename a file, which keeps its identity."""
         self.files[to] = self.files.pop(path).model_copy(update={"path": to})
         self._happen(path, moved_to=to)
         self._happen(to, came_from=path)
 
     def change(self, path: str, **what: object) -> None:
-        """Change a file's rights, or anything else about it."""
+        """Change fields of a file's state, such as its mode."""
         self.files[path] = self.files[path].model_copy(update=what)
         self._happen(path)
 
@@ -111,7 +111,7 @@ class FakeSandbox:
             self.new_events.append(FileEvent(at=self._clock_s, state=state, moved_to=moved_to, came_from=came_from))
 
     def go_down(self, exit_code: int = 143) -> CommandResult:
-        """End the machine, and with it the command that did so."""
+        """Take the machine down; return the result of a command that did so."""
         if not self._gone.is_set():
             self.exit_code = exit_code
             self._gone.set()
@@ -120,7 +120,7 @@ class FakeSandbox:
     # ---- the protocol ----
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
-        """Let the script do it; a machine that goes down takes its commands along."""
+        """Execute a command with the script; it has no exit code where the machine goes down meanwhile."""
         self.commands.append(cmd)
         if self._gone.is_set():
             return a_result(exit_code=None)
@@ -134,7 +134,7 @@ class FakeSandbox:
                 task.cancel()
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """What happened since the last look, what stands at each path, and the regular files not the image's."""
+        """Return the events since the last snapshot, each path's state, and the files that differ from the image."""
         taken = tuple(self.new_events)
         self.new_events.clear()
         changed = (state for path, state in self.files.items() if state != self.image.get(path))
@@ -142,21 +142,21 @@ class FakeSandbox:
         return Snapshot(states=await self.states(paths), written=written, events=taken, one_process=self.one_process)
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Nobody is held: openings are what a test says they were."""
+        """Return the accesses that a test has set."""
         return self.opened
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """What stands at each path."""
+        """Return the state of each path."""
         self.looks += 1
         return tuple(self.files.get(path) or missing(path) for path in paths)
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """What was added, changed or removed."""
+        """List the paths that were added, changed or removed."""
         paths = sorted({*self.files, *self.image})
         return tuple(path for path in paths if self.files.get(path) != self.image.get(path))
 
     async def put(self, path: str, content: bytes) -> None:
-        """Put a file in from outside, where there is a folder for it."""
+        """Write a root-owned file from outside. Raises EngineError where there is no folder for it."""
         folder = self.files.get(posixpath.dirname(path))
         if folder is None or folder.kind is not FileKind.DIRECTORY:
             raise EngineError(f"there is no folder for {path}")
@@ -164,7 +164,7 @@ class FakeSandbox:
         self.write(path, content, mode=0o644, uid=0, gid=0)
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
-        """Let the script do it, as root."""
+        """Execute a command with the script."""
         return await self.run(cmd, limit_s)
 
     async def stop(self) -> None:
@@ -173,13 +173,13 @@ class FakeSandbox:
         self.go_down(137)
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Whether it goes down in time."""
+        """Wait at most ``limit_s`` until the machine is down; return whether it is."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), limit_s)
         return self._gone.is_set()
 
     async def machine(self) -> Machine:
-        """Whether it is down, and why."""
+        """Return whether the machine is down, and why."""
         return Machine(
             down=self._gone.is_set(),
             exit_code=self.exit_code,
@@ -193,7 +193,7 @@ Script = Callable[[str, FakeSandbox], Awaitable[CommandResult]]
 
 
 async def sh(cmd: str, machine: FakeSandbox) -> CommandResult:
-    """Do what a shell would, for commands joined by ``;``: the result is the last one's."""
+    """Execute simple shell commands joined by ``;``, and return the last one's result."""
     result = a_result()
     for each in cmd.split("; "):
         result = await _simple(each, machine)
@@ -228,7 +228,7 @@ def _at(name: str) -> str:
 
 
 async def next_question(machine: FakeSandbox) -> CommandResult:
-    """What tasks/math/next_question.c does: ask, and where told to, run the kill switch and ask again."""
+    """Do what tasks/math/next_question.c does: ask, run the kill switch where told to, and ask again."""
     answer = await machine.answer("next")
     if answer[:1] == b"r":
         script = machine.files.get(_at(answer[1:].decode()), missing())
@@ -242,7 +242,7 @@ async def next_question(machine: FakeSandbox) -> CommandResult:
 
 @dataclass
 class FakeSandboxes:
-    """Starts fake machines, all with one script, and remembers them."""
+    """A back end that starts machines in memory with one script, and records them."""
 
     script: Script = sh
     started: list[FakeSandbox] = field(default_factory=list)
@@ -251,7 +251,7 @@ class FakeSandboxes:
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[FakeSandbox]:
-        """Start a machine, and count it as removed after the block."""
+        """Start a machine, and count it as removed when the block ends."""
         self.specs.append(spec)
         self.started.append(FakeSandbox(self.script, answer, watched=spec.watched))
         try:
@@ -261,7 +261,7 @@ class FakeSandboxes:
 
 
 def a_lab(model: Player, backend: FakeSandboxes | None = None) -> Lab:
-    """A lab with machines in memory, where that model plays."""
+    """Make a lab with machines in memory, in which this model plays."""
     sessions = SessionRegistry()
     return Lab(backend or FakeSandboxes(), sessions, ToolServer(create_app(sessions)), model)
 
@@ -269,7 +269,7 @@ def a_lab(model: Player, backend: FakeSandboxes | None = None) -> Lab:
 async def begun(
     script: Script = sh, *, task: str = "math", mechanism: Mechanism | None = None, options: TaskOptions | None = None
 ) -> tuple[Session, FakeSandbox]:
-    """A session that has begun on a machine of its own."""
+    """Begin a session on a new machine; return both."""
     device = mechanism or a_mechanism()
     rules = task_named(task)
     session = Session(rules, device, rules.begin(options or TaskOptions(), device))
@@ -279,7 +279,7 @@ async def begun(
 
 
 def the_shell(pattern: str, does: Script) -> Script:
-    """A script that does something of its own with commands of that pattern, and else what ``sh`` does."""
+    """Make a script that calls ``does`` for commands that match a pattern, and ``sh`` for all others."""
 
     async def script(cmd: str, machine: FakeSandbox) -> CommandResult:
         return await (does if re.search(pattern, cmd) else sh)(cmd, machine)

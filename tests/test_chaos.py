@@ -1,4 +1,4 @@
-"""What a run survives, in short: the long form is benchmarks/chaos.py."""
+"""Runs that are killed or lose their engine: a short form of benchmarks/chaos.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOOKS = f"script:{ROOT / 'tasks' / 'playbooks' / 'harmless.yaml'}"
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
-    """Killed at random moments and resumed, a run has each trial once, judged as undisturbed, and leaves nothing."""
+    """A run that is killed and resumed at random has each trial once, with the same verdicts, and leaves nothing."""
     counts = kills(Place(tmp_path, None, BOOKS, n=8, concurrency=4), times=3, seed=1)
     assert counts.disturbances
     assert (counts.trials, counts.planned) == (8, 8)
@@ -40,7 +40,7 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_two_processes_share_a_run(tmp_path: Path) -> None:
-    """Two processes that are asked for one run do each trial once between them."""
+    """Two processes that work on one run do each trial once between them."""
     place = Place(tmp_path, None, BOOKS, n=8, concurrency=2)
     place.finish("calm")
     processes = [place.start("wild"), place.start("wild")]
@@ -56,7 +56,7 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_a_host_short_of_files_makes_no_verdict_wrong(tmp_path: Path) -> None:
-    """Where the lab may open too few files it tries again, and says so: what it can't look at is no tampering."""
+    """A lab with too low a limit of open files tries trials again and warns; no unreadable file counts as tampering."""
     place = Place(tmp_path, None, BOOKS, n=16, concurrency=16)
     process = place.start("wild")
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (52, 52))  # one trial at a time takes 37
@@ -73,7 +73,7 @@ def test_a_host_short_of_files_makes_no_verdict_wrong(tmp_path: Path) -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("client")
 def test_a_run_outlives_its_engine(tmp_path: Path) -> None:
-    """With its engine killed in the middle a run goes on once that is back: each trial once, none judged otherwise."""
+    """A run whose engine is killed goes on once the engine is back, with each trial once and the same verdicts."""
     if os.geteuid() != 0 or not shutil.which("dockerd", path=SEARCH_PATH):
         pytest.skip("starting an engine needs root and dockerd")
     with own_engine() as paths:
@@ -90,7 +90,7 @@ def test_a_run_outlives_its_engine(tmp_path: Path) -> None:
 
 
 def an_engine(answers: list[bool], *, has_image: bool = True, builds: str = "sandbox:1") -> tuple[Any, list[str]]:
-    """An engine that answers or doesn't, in this order and then always, and what it said."""
+    """Make a fake engine with these answers, then always True; return it and its progress lines."""
     said: list[str] = []
 
     async def answer() -> bool:
@@ -111,7 +111,7 @@ AN_IMAGE = ImageRequest("debian", task_named("math"), mechanism_for("math", None
 
 @asynchronous
 async def test_an_engine_that_is_away_is_waited_for() -> None:
-    """While the engine doesn't answer that is said once, and trials go on when it does."""
+    """Recovery waits for an engine that doesn't answer, and says so once."""
     engine, said = an_engine([False, False])
     await Recovery(engine, AN_IMAGE, "sandbox:1").recovered()
     assert said == ["The Docker engine does not answer: waiting up to 300 s for it."]
@@ -119,7 +119,7 @@ async def test_an_engine_that_is_away_is_waited_for() -> None:
 
 @asynchronous
 async def test_an_engine_that_stays_away_is_given_up() -> None:
-    """An engine is waited for as long as it is given, and no longer."""
+    """Recovery raises EngineError where the engine doesn't answer within the patience."""
     engine, _ = an_engine([False] * 5)
     with pytest.raises(EngineError, match=r"^The Docker engine has not answered for 0\.1 s\.$"):
         await Recovery(engine, AN_IMAGE, "sandbox:1", patience_s=0.1).recovered()
@@ -127,7 +127,7 @@ async def test_an_engine_that_stays_away_is_given_up() -> None:
 
 @asynchronous
 async def test_an_image_that_was_removed_is_built_again() -> None:
-    """A removed image is built again, and said to be; where it would be another now, the run ends with that."""
+    """A removed image is built again, with a line of progress; ImageError where the new image would differ."""
     engine, said = an_engine([], has_image=False)
     await Recovery(engine, AN_IMAGE, "sandbox:1").recovered()
     assert said == ["The run's image sandbox:1 is gone: building it again."]
@@ -138,7 +138,7 @@ async def test_an_image_that_was_removed_is_built_again() -> None:
 
 @asynchronous
 async def test_an_engine_is_lost_when_it_was_restarted_or_is_away() -> None:
-    """Lost is an engine in another life, or one that doesn't answer; one that goes on living isn't."""
+    """An engine is lost where it has restarted or doesn't answer, and only then."""
     engine, _ = an_engine([])
     recovery = Recovery(engine, AN_IMAGE, "sandbox:1")
     assert not await recovery.lost_since(0)

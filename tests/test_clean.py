@@ -1,4 +1,4 @@
-"""What killed processes leave is found and cleared; what a living one owns, or isn't the lab's, stays."""
+"""What killed processes leave is cleared; what living processes or other programs own stays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GONE = f"{socket.gethostname()}:{os.getpid()}:0"
 
 
 def test_a_process_is_known_by_its_birth() -> None:
-    """The process itself lives; one of its pid and another birth is gone; one of another host can't be asked."""
+    """A process is identified by host, pid and start time; another start time means that it is gone."""
     assert not is_gone(this_process())
     assert is_gone(GONE)
     assert not is_gone("another-host:1:0")
@@ -36,7 +36,7 @@ def test_a_process_is_known_by_its_birth() -> None:
 
 
 def test_a_killed_process_that_nobody_asked_about_is_gone() -> None:
-    """A process that is dead but still listed, since its parent has not waited for it, counts as gone."""
+    """A zombie process, which has died but was not waited for, counts as gone."""
     told = "from harness.process.identity import this_process; print(this_process(), flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", told], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -48,7 +48,7 @@ def test_a_killed_process_that_nobody_asked_about_is_gone() -> None:
 
 
 def test_only_dead_processes_folders_are_left(tmp_path: Path) -> None:
-    """Folders of dead processes are found, whatever they were for; those of this one and of others aren't."""
+    """Temporary folders of dead lab processes are found; those of living ones and of other programs aren't."""
     mine = tempfile.mkdtemp(prefix=temporary_prefix(), dir=tmp_path)
     left = [tmp_path / name for name in (f"offswitch-{os.getpid()}-0-abc", f"offswitch-agent-{os.getpid()}-0-x_1")]
     for folder in (*left, tmp_path / "offswitch-notes-of-mine", tmp_path / "other-1-0-abc"):
@@ -59,7 +59,7 @@ def test_only_dead_processes_folders_are_left(tmp_path: Path) -> None:
 
 
 def test_a_log_is_put_aside_when_it_has_grown(tmp_path: Path) -> None:
-    """A log beyond its limit begins anew and its end is kept once; its writer goes on; a short one is left alone."""
+    """A log over its limit is copied and truncated while its writer goes on; a shorter one is left alone."""
     log = tmp_path / "dockerd.log"
     with log.open("a") as writer:
         writer.write("first " * 20)
@@ -75,7 +75,7 @@ def test_a_log_is_put_aside_when_it_has_grown(tmp_path: Path) -> None:
 
 
 class FakeImage:
-    """An image with these tags."""
+    """A fake image with these tags."""
 
     def __init__(self, name: str, *tags: str) -> None:
         self.id = self.short_id = name
@@ -83,7 +83,7 @@ class FakeImage:
 
 
 def fake_engine(images: list[FakeImage], used: set[str]) -> tuple[Any, list[str]]:
-    """An engine with these images, of which some are used by a container; and the names that were removed of it."""
+    """Make a fake engine with these images, some in use; return it and the list of removed names."""
     removed: list[str] = []
 
     def containers(filters: dict[str, str], **_: Any) -> list[str]:
@@ -98,7 +98,7 @@ def fake_engine(images: list[FakeImage], used: set[str]) -> tuple[Any, list[str]
 
 
 def test_images_go_only_where_asked_and_unused() -> None:
-    """Without a word images stay; with it those go that no container uses, and never the base."""
+    """Images are removed only with ``images``, only where no container uses them, and never the base image."""
     images = [FakeImage("a", "offswitch/sandbox:a"), FakeImage("b", "offswitch/sandbox:b"), FakeImage("c")]
     client, removed = fake_engine([*images, FakeImage("d", BASE)], used={"b"})
     assert list(clear_engine(client, images=False)) == []
@@ -112,7 +112,7 @@ def test_images_go_only_where_asked_and_unused() -> None:
 def test_clean_clears_what_the_dead_left(
     harness_cli: Cli, client: DockerClient, image: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Containers, folders and claims of dead processes go and are named; a second clean finds nothing of them."""
+    """Clean removes and lists dead processes' containers, folders and claims; a second one finds no claims."""
     left = client.containers.create(image("math"), "true", labels={LABEL: GONE})
     mine = client.containers.create(image("math"), "true", labels=owner_labels())
     folder = tmp_path / f"offswitch-{os.getpid()}-0-abc"
@@ -136,7 +136,7 @@ def test_clean_clears_what_the_dead_left(
 
 
 def test_clean_works_without_an_engine(harness_cli: Cli, tmp_path: Path) -> None:
-    """Where no engine answers, that is said, and what is left elsewhere is cleared all the same."""
+    """Where no engine answers, clean says so and still clears everything else."""
     with Store(tmp_path) as store:
         store.claim("a-run", 1, GONE)
     dead = {"DOCKER_HOST": "unix:///nowhere/docker.sock", "TMPDIR": str(tmp_path)}

@@ -23,34 +23,34 @@ FINE = b"\0\0\0\0" + 2 * (b"\0" * 16)
 
 
 def command(*argv: str, limit_s: float = 5) -> Command:
-    """A command of the agent's."""
+    """Make a command of the agent's."""
     return Command(argv or ("true",), 1000, 1000, "/home/user", ("LANG=C.UTF-8",), limit_s)
 
 
 def frame(kind: bytes, number: int, payload: bytes = b"") -> bytes:
-    """A frame as the console inside writes it."""
+    """Compose a frame as the console in the container writes it."""
     return HEADER.pack(kind, number, len(payload)) + payload
 
 
 def stream(data: bytes, which: int = 1) -> bytes:
-    """Bytes as the engine hands them on: marked with the stream they are of."""
+    """Compose a piece of attached output: the engine's header with the stream's number, then the data."""
     return struct.pack(">BxxxI", which, len(data)) + data
 
 
 def output(head: bytes = b"", tail: bytes = b"", total: int | None = None) -> bytes:
-    """One stream of an exit frame."""
+    """Compose one stream's output, as an exit frame holds it."""
     size = len(head) + len(tail) if total is None else total
     return struct.pack(">QI", size, len(head)) + head + struct.pack(">I", len(tail)) + tail
 
 
 def ended(number: int = 1, status: int = 0, stdout: bytes = b"", stderr: bytes = b"") -> bytes:
-    """The exit frame of a command."""
+    """Compose the exit frame of a command."""
     return frame(b"X", number, struct.pack(">i", status) + (stdout or output()) + (stderr or output()))
 
 
 @dataclass
 class Wire:
-    """Both ends of a console's connection: what it was sent, and what arrives at it."""
+    """A fake transport: records what the console sends, and delivers data to it."""
 
     protocol: asyncio.Protocol = field(default_factory=asyncio.Protocol)
     sent: bytearray = field(default_factory=bytearray)
@@ -58,25 +58,25 @@ class Wire:
     _wrote: asyncio.Event = field(default_factory=asyncio.Event)
 
     def write(self, data: bytes) -> None:
-        """Take what the console sends."""
+        """Record data that the console sends."""
         self.sent += data
         self._wrote.set()
 
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
-        """Tell this one."""
+        """Set the protocol that data is delivered to."""
         self.protocol = protocol
 
     def close(self) -> None:
-        """Be hung up."""
+        """Close the connection."""
         self.closed = True
         self.end()
 
     def end(self, error: Exception | None = None) -> None:
-        """Come to an end."""
+        """End the connection, as the engine does when the machine goes down."""
         self.protocol.connection_lost(error)
 
     def frames(self) -> list[tuple[bytes, int, bytes]]:
-        """The frames that were sent."""
+        """Return the frames that the console sent."""
         found, at = [], 0
         while at < len(self.sent):
             kind, number, size = HEADER.unpack_from(self.sent, at)
@@ -85,21 +85,21 @@ class Wire:
         return found
 
     async def first(self, count: int) -> list[tuple[bytes, int, bytes]]:
-        """The frames that were sent, once there are so many."""
+        """Wait until the console has sent this many frames, and return them."""
         while len(self.frames()) < count:
             self._wrote.clear()
             await self._wrote.wait()
         return self.frames()
 
     def arrive(self, *frames: bytes) -> None:
-        """Let frames arrive, each in a piece of its own."""
+        """Deliver frames to the console, each in a piece of its own."""
         for each in frames:
             self.protocol.data_received(stream(each))
 
 
 @asynccontextmanager
 async def connected(answer: Answer = no_answer) -> AsyncIterator[tuple[Console, Wire]]:
-    """A console with its wire."""
+    """Yield a console and its fake transport, and close the console afterwards."""
     wire = Wire()
     console = Console(cast("asyncio.Transport", wire), answer)
     try:
@@ -110,7 +110,7 @@ async def connected(answer: Answer = no_answer) -> AsyncIterator[tuple[Console, 
 
 
 async def result_of(*chunks: bytes) -> CommandResult:
-    """What a command comes to when these bytes arrive, marks of the stream included."""
+    """Run a command, deliver these pieces to the console, and return the command's result."""
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command()))
         for chunk in chunks:
@@ -124,7 +124,7 @@ async def result_of(*chunks: bytes) -> CommandResult:
 
 @asynchronous
 async def test_a_console_says_hello() -> None:
-    """A console is ready when its hello has come."""
+    """A console is ready once its greeting has arrived."""
     async with connected() as (console, wire):
         wire.arrive(frame(b"H", 0))
         await console.ready(5)
@@ -132,7 +132,7 @@ async def test_a_console_says_hello() -> None:
 
 @asynchronous
 async def test_a_silent_console_did_not_start() -> None:
-    """Without a hello in time there is no sandbox."""
+    """A console without a greeting in time raises SandboxError."""
     async with connected() as (console, _):
         with pytest.raises(SandboxError, match="did not start"):
             await console.ready(0.01)
@@ -140,7 +140,7 @@ async def test_a_silent_console_did_not_start() -> None:
 
 @asynchronous
 async def test_a_console_that_ends_before_hello_did_not_start() -> None:
-    """A stream that ends before the hello is told at once, not when the patience is over."""
+    """A stream that ends before the greeting raises SandboxError at once, not after the time limit."""
     async with connected() as (console, wire):
         wire.end()
         with pytest.raises(SandboxError, match="did not start"):
@@ -152,7 +152,7 @@ async def test_a_console_that_ends_before_hello_did_not_start() -> None:
 
 @asynchronous
 async def test_a_command_is_sent_word_for_word() -> None:
-    """A command goes in as user, group, folder, environment and words, each ended by a NUL byte."""
+    """A command is sent as user, group, folder, environment and arguments, each ended by a NUL byte."""
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command("bash", "-c", "printf 'a\nä'")))
         await asyncio.sleep(0)
@@ -166,13 +166,13 @@ async def test_a_command_is_sent_word_for_word() -> None:
 @pytest.mark.parametrize(("status", "code"), [(0, 0), (0x0300, 3), (0xFF00, 255), (9, -9), (15, -15), (0x8B, -11)])
 @asynchronous
 async def test_a_wait_status_becomes_an_exit_code(status: int, code: int) -> None:
-    """An exit gives its code, a signal its negative number, with or without a core."""
+    """An exit gives its code, and a signal its negative number, with or without a core dump."""
     assert (await result_of(stream(ended(status=status)))).exit_code == code
 
 
 @asynchronous
 async def test_output_comes_back_whole() -> None:
-    """Standard output and standard error come back byte for byte, text or not."""
+    """Standard output and standard error are returned byte for byte, even where they aren't UTF-8."""
     raw = bytes(range(256))
     result = await result_of(stream(ended(stdout=output(raw), stderr=output(b"no\xffe\0\n"))))
     assert result == CommandResult(0, Output(raw), Output(b"no\xffe\0\n"))
@@ -180,14 +180,14 @@ async def test_output_comes_back_whole() -> None:
 
 @asynchronous
 async def test_cut_output_says_how_much_is_missing() -> None:
-    """Of long output there are head and tail, and the number of bytes between them."""
+    """Long output is returned as its head, its tail and the number of bytes between them."""
     result = await result_of(stream(ended(stdout=output(b"head", b"tail", total=1_000_000))))
     assert result.stdout == Output(b"head", b"tail", cut=999_992)
 
 
 @asynchronous
 async def test_both_outputs_may_be_cut() -> None:
-    """What comes after a cut output is read from its right place."""
+    """Standard error is parsed correctly after a standard output that was cut."""
     long = output(b"head", b"tail", total=100)
     result = await result_of(stream(ended(stdout=long, stderr=long)))
     assert result.stdout == result.stderr == Output(b"head", b"tail", cut=92)
@@ -195,20 +195,20 @@ async def test_both_outputs_may_be_cut() -> None:
 
 @asynchronous
 async def test_a_total_below_what_came_cuts_nothing() -> None:
-    """A total that can't be is not turned into a negative number of missing bytes."""
+    """A total smaller than the received output gives 0 missing bytes, not a negative number."""
     assert (await result_of(stream(ended(stdout=output(b"head", total=0))))).stdout.cut == 0
 
 
 @asynchronous
 async def test_a_command_that_could_not_start_says_why() -> None:
-    """A failure to start has the console's reason, fit to show whatever its bytes are."""
+    """A command that couldn't start has the console's reason, with invalid UTF-8 escaped."""
     result = await result_of(stream(frame(b"F", 1, b"fork: no \xff")))
     assert (result.exit_code, result.failed_to_start) == (126, "fork: no \\xff")
 
 
 @asynchronous
 async def test_a_nul_byte_is_refused() -> None:
-    """No program can be given a NUL byte, so the command is not sent and the agent is told."""
+    """A command with a NUL byte isn't sent; its result gives the reason."""
     async with connected() as (console, wire):
         result = await console.run(command("bash", "-c", "echo a\0b"))
         assert (result.exit_code, result.failed_to_start) == (126, "a command can't hold a NUL byte")
@@ -217,13 +217,13 @@ async def test_a_nul_byte_is_refused() -> None:
 
 @asynchronous
 async def test_characters_without_bytes_are_sent_as_question_marks() -> None:
-    """Half a surrogate pair has no bytes in UTF-8; it stops nothing."""
+    """Half a surrogate pair, which UTF-8 can't encode, is sent as a question mark."""
     assert command("\ud800").encode().endswith(b"?\0")
 
 
 @asynchronous
 async def test_results_find_their_commands() -> None:
-    """Results that come in another order each go to the command of their number."""
+    """Results that arrive in another order go to the commands of their numbers."""
     async with connected() as (console, wire):
         first, second = (asyncio.create_task(console.run(command())) for _ in range(2))
         await asyncio.sleep(0)
@@ -233,7 +233,7 @@ async def test_results_find_their_commands() -> None:
 
 @asynchronous
 async def test_a_result_for_nobody_is_dropped() -> None:
-    """A number that no command has, and a second result of one, change nothing."""
+    """A result for an unknown command and a second result for a known one are ignored."""
     result = await result_of(stream(ended(77, status=0x0500) + ended(1) + ended(1, status=0x0900)))
     assert result.exit_code == 0
 
@@ -244,7 +244,7 @@ async def test_a_result_for_nobody_is_dropped() -> None:
 @law
 @given(st.lists(st.integers(1, 60), max_size=8))
 def test_a_frame_may_come_in_any_pieces(cuts: list[int]) -> None:
-    """However the engine cuts the bytes, and the connection the engine's pieces, the result is the same."""
+    """The result is the same however the engine and the connection cut the bytes into pieces."""
     whole, at, pieces = ended(stdout=output(b"hello")), 0, []
     for cut in cuts:
         pieces.append(stream(whole[at : at + cut]))
@@ -259,7 +259,7 @@ def test_a_frame_may_come_in_any_pieces(cuts: list[int]) -> None:
 
 @asynchronous
 async def test_one_piece_may_hold_two_frames() -> None:
-    """Every whole frame of a piece is handled, and the start of the next one is kept."""
+    """All complete frames in a piece are handled, and an incomplete one is kept for the next piece."""
     async with connected() as (console, wire):
         first, second = (asyncio.create_task(console.run(command())) for _ in range(2))
         await asyncio.sleep(0)
@@ -270,14 +270,14 @@ async def test_one_piece_may_hold_two_frames() -> None:
 
 @asynchronous
 async def test_only_standard_output_speaks() -> None:
-    """What the machine's first process writes to standard error is no frame."""
+    """Frames on the first process's standard error are ignored."""
     result = await result_of(stream(ended(status=0x0900), which=2), stream(ended()))
     assert result.exit_code == 0
 
 
 @asynchronous
 async def test_an_unknown_kind_of_frame_is_passed_over() -> None:
-    """A frame of a kind that isn't known changes nothing."""
+    """A frame of an unknown kind is ignored."""
     assert (await result_of(stream(frame(b"Z", 1, b"?") + ended()))).exit_code == 0
 
 
@@ -293,7 +293,7 @@ async def test_an_unknown_kind_of_frame_is_passed_over() -> None:
 )
 @asynchronous
 async def test_a_broken_frame_ends_the_console(broken: bytes) -> None:
-    """What makes no sense was written by the agent: the console is lost, its commands end, nothing is raised."""
+    """A malformed frame, which only the agent can have written, ends the console and its commands without an error."""
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command()))
         await asyncio.sleep(0)
@@ -305,7 +305,7 @@ async def test_a_broken_frame_ends_the_console(broken: bytes) -> None:
 @law
 @given(st.binary(max_size=60))
 def test_no_bytes_raise(junk: bytes) -> None:
-    """Whatever arrives, a command comes to an end when the stream does."""
+    """Whatever bytes arrive, a command ends when the stream ends, without an error."""
 
     async def deliver() -> CommandResult:
         async with connected() as (console, wire):
@@ -323,7 +323,7 @@ def test_no_bytes_raise(junk: bytes) -> None:
 
 @asynchronous
 async def test_a_lost_stream_ends_what_waits() -> None:
-    """When the machine goes down every waiting command ends without an exit code."""
+    """When the machine goes down, every running command ends without an exit code."""
     async with connected() as (console, wire):
         running = [asyncio.create_task(console.run(command())) for _ in range(3)]
         await asyncio.sleep(0)
@@ -334,7 +334,7 @@ async def test_a_lost_stream_ends_what_waits() -> None:
 
 @asynchronous
 async def test_a_broken_connection_is_a_lost_stream() -> None:
-    """An error of the connection is the end of the stream, no more."""
+    """A connection error ends the running command without an exit code and raises nothing."""
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command()))
         await asyncio.sleep(0)
@@ -344,7 +344,7 @@ async def test_a_broken_connection_is_a_lost_stream() -> None:
 
 @asynchronous
 async def test_a_lost_console_runs_nothing() -> None:
-    """A command after the end is not sent, and ends at once without an exit code."""
+    """A command on a lost console isn't sent, and ends at once without an exit code."""
     async with connected() as (console, wire):
         wire.end()
         await console.lost.wait()
@@ -357,7 +357,7 @@ async def test_a_lost_console_runs_nothing() -> None:
 
 @asynchronous
 async def test_a_command_past_its_limit_is_killed() -> None:
-    """Past its limit a command's kill is sent, and what it wrote until then comes back."""
+    """A command over its time limit is killed, and its output so far is returned."""
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command(limit_s=0.01)))
         assert (await wire.first(2))[1] == (b"K", 1, b"")
@@ -367,7 +367,7 @@ async def test_a_command_past_its_limit_is_killed() -> None:
 
 @asynchronous
 async def test_a_command_that_can_not_be_killed_is_given_up() -> None:
-    """Where no result comes after the kill, the command has timed out without one."""
+    """A killed command whose result never arrives has timed out without an exit code."""
     async with connected() as (console, wire):
         console.KILL_TIMEOUT_S = 0.01
         assert await console.run(command(limit_s=0.01)) == CommandResult(None, timed_out=True)
@@ -379,7 +379,7 @@ async def test_a_command_that_can_not_be_killed_is_given_up() -> None:
 
 @asynchronous
 async def test_a_question_gets_its_answer() -> None:
-    """A question is answered under its number, text or not."""
+    """A question is answered under its number, even where it isn't valid UTF-8."""
     asked: list[str] = []
 
     async def answer(line: str) -> bytes:
@@ -394,7 +394,7 @@ async def test_a_question_gets_its_answer() -> None:
 
 @asynchronous
 async def test_a_slow_answer_holds_up_no_result() -> None:
-    """While a question waits for its answer commands still come to their end."""
+    """Commands finish while a question still waits for its answer."""
 
     async def never(line: str) -> bytes:
         await asyncio.Event().wait()
@@ -409,7 +409,7 @@ async def test_a_slow_answer_holds_up_no_result() -> None:
 
 @asynchronous
 async def test_hanging_up_leaves_nothing_behind() -> None:
-    """After closing no task of the console is left, whatever was under way."""
+    """A closed console leaves no task running."""
     hold = asyncio.Event()
 
     async def never(line: str) -> bytes:

@@ -19,14 +19,14 @@ from tests.fake_sandbox import FakeSandbox, FakeSandboxes, a_lab, no_answer, sh
 @pytest.mark.parametrize("promise", CONTRACT, ids=name_of)
 @asynchronous
 async def test_it_keeps_the_contract(promise: Promise, watched: tuple[str, ...]) -> None:
-    """The fake promises what a container does, or nothing tested with it would hold for containers."""
+    """The fake sandbox keeps the contract of all sandboxes, so that tests with it hold for containers too."""
     async with FakeSandboxes().start(machine_spec(watched=watched), no_answer) as sandbox:
         await promise(sandbox)
 
 
 @asynchronous
 async def test_what_is_written_keeps_its_identity() -> None:
-    """A file written in place or renamed is the same file; one written anew is another."""
+    """A file keeps its identity when it is written to or renamed; a new file gets another one."""
     machine = FakeSandbox(sh)
     first = machine.files[SCRIPT].identity
     machine.write(SCRIPT, b"exit 0")
@@ -38,7 +38,7 @@ async def test_what_is_written_keeps_its_identity() -> None:
 
 @asynchronous
 async def test_a_machine_going_down_takes_its_commands_along() -> None:
-    """A command that waits when the machine goes down has no exit code."""
+    """A command that is running when the machine goes down has no exit code."""
 
     async def waits(cmd: str, machine: FakeSandbox) -> CommandResult:
         machine.go_down()
@@ -49,7 +49,7 @@ async def test_a_machine_going_down_takes_its_commands_along() -> None:
 
 
 def book(*steps: Step) -> ScriptedModel:
-    """An agent that plays one playbook."""
+    """Make a model that plays one playbook."""
     return ScriptedModel("script:test", (Playbook("test", "", steps),))
 
 
@@ -73,7 +73,7 @@ def book(*steps: Step) -> ScriptedModel:
 async def test_a_whole_trial_can_be_run_in_it(
     model: ScriptedModel, stop: StopReason, outcome: Outcome, kinds: tuple[TamperingKind, ...]
 ) -> None:
-    """A trial from its start to its record, tool server and all, needs no Docker; its machine is removed at the end."""
+    """A complete trial, tool server included, runs in a fake sandbox, which is removed at the end."""
     backend = FakeSandboxes()
     record = await run_trial(trial_spec(), a_lab(model, backend))
     assert record.error is None

@@ -37,13 +37,13 @@ PATHS = EnginePaths(Path("/run/lab"), Path("/var/lib/lab"))
 
 
 def test_addresses_are_tried_from_the_general_to_the_labs_own() -> None:
-    """Docker's context comes first, then the default socket, then the lab's own, none of them twice."""
+    """The addresses are Docker's context, the default socket and the lab's own engine, in order and without repeats."""
     assert addresses({}, "unix:///desktop.sock") == ["unix:///desktop.sock", DEFAULT_ADDRESS, OWN_ENGINE.address]
     assert addresses({}, DEFAULT_ADDRESS) == addresses({}, None) == [DEFAULT_ADDRESS, OWN_ENGINE.address]
 
 
 def test_docker_host_stands_alone() -> None:
-    """A DOCKER_HOST keeps the lab away from every other engine."""
+    """With DOCKER_HOST set, only that address is tried."""
     assert addresses({"DOCKER_HOST": "tcp://elsewhere:2376"}, "unix:///desktop.sock") == ["tcp://elsewhere:2376"]
 
 
@@ -51,7 +51,7 @@ def test_docker_host_stands_alone() -> None:
 def test_dead_docker_host_is_one_sentence(
     attempt: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Where DOCKER_HOST gives no answer, one sentence says so, and no other engine is used, made or started."""
+    """Where the engine of DOCKER_HOST doesn't answer, one sentence says so, and no other engine is used or started."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/dead.sock")
     with pytest.raises(EngineError) as caught:
         attempt()
@@ -75,12 +75,12 @@ def test_dead_docker_host_is_one_sentence(
     ],
 )
 def test_an_engine_is_known_by_its_command_line(command_line: str, part: str | None) -> None:
-    """Only a process that runs an engine's program on this engine's folder counts as part of it."""
+    """A process belongs to an engine only if it runs one of its programs and names its folder."""
     assert engine_part(command_line.split(), PATHS) == part
 
 
 def test_an_engine_beside_another_has_its_own_network() -> None:
-    """An isolated engine starts in a network namespace, and every engine stays within its own folders."""
+    """An isolated engine starts in its own network namespace, and every engine uses only its own folders."""
     shared, isolated = (dockerd_command(PATHS, isolated=i, init="/sbin/tini") for i in (False, True))
     assert "unshare" not in shared
     assert isolated[:5] == ["setsid", "--fork", "unshare", "--net", "dockerd"]
@@ -105,7 +105,7 @@ V2 = "cgroup2 {} cgroup2 rw 0 0\n"
 def test_a_runtime_is_chosen_that_can_work_here(
     mounts: str, controllers: str, left: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The faster runtime refuses hosts with controllers of both kinds, and the engine keeps its own there."""
+    """The runtime is crun, except on hosts with control group controllers of both versions, where crun doesn't work."""
     (tmp_path / "cgroup.controllers").write_text(controllers)
     assert split_off(mounts.format(tmp_path)) == left
     file = tmp_path / "mounts"
@@ -149,12 +149,12 @@ UBUNTU = "ID=ubuntu\nVERSION_CODENAME=noble\n"
     ],
 )
 def test_base_comes_from_the_machines_own_mirror(os_release: str, targets: list[str], source: Source | None) -> None:
-    """The suite and mirror are the distribution's own: no security or update suite, no third party."""
+    """The base image's packages come from the distribution's main suite, not from updates or third parties."""
     assert pick_source(os_release, targets) == source
 
 
 class FakeImages:
-    """An engine's images: those it has, what was pulled, and which name each tag was given to."""
+    """A fake engine's images: records pulls, and which image each tag was given to."""
 
     def __init__(self, *here: str) -> None:
         self.here = {*here}
@@ -162,20 +162,20 @@ class FakeImages:
         self.tags: dict[str, str] = {}
 
     def get(self, name: str) -> Any:
-        """Find an image."""
+        """Return an image, or raise ImageNotFound."""
         if name not in self.here:
             raise ImageNotFound(name)
         return SimpleNamespace(tag=lambda tag: self.tags.update({tag: name}))
 
     def pull(self, name: str) -> Any:
-        """Fetch an image from nowhere."""
+        """Record a pull, and have the image from now on."""
         self.pulled.append(name)
         self.here.add(name)
         return self.get(name)
 
 
 def test_a_base_that_is_there_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the base image in the engine nothing is done or said."""
+    """Where the engine has the base image, nothing is made and no progress is printed."""
     monkeypatch.delenv("OFFSWITCH_BASE", raising=False)
     client: Any = SimpleNamespace(images=FakeImages(BASE))
     assert ensure_base(client, pytest.fail) == BASE
@@ -183,7 +183,7 @@ def test_a_base_that_is_there_is_not_made_again(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("here", "pulled"), [(["mine"], []), ([], ["mine"])])
 def test_offswitch_base_names_the_base(here: list[str], pulled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """OFFSWITCH_BASE becomes the base image, and is pulled only if the engine hasn't got it."""
+    """The image named by OFFSWITCH_BASE becomes the base image, and is pulled only if the engine doesn't have it."""
     monkeypatch.setenv("OFFSWITCH_BASE", "mine")
     images = FakeImages(*here, BASE)
     client: Any = SimpleNamespace(images=images)
@@ -192,13 +192,13 @@ def test_offswitch_base_names_the_base(here: list[str], pulled: list[str], monke
 
 
 def test_no_compiler_is_one_sentence_with_a_way_out() -> None:
-    """A CPU that no compiler serves ends in an error that names ziglang."""
+    """For a CPU that no compiler supports, ImageError says to install ziglang."""
     with pytest.raises(ImageError, match=r"^No C compiler here .* for pdp11: .* install ziglang\.$"):
         find_compiler("pdp11")
 
 
 def test_a_failed_tool_is_told_by_its_last_words(capfd: pytest.CaptureFixture[str]) -> None:
-    """An outside tool prints nothing on the terminal; if it fails, its last lines are in the error."""
+    """A command prints nothing on the terminal; where it fails, the error has its last lines."""
     run("sh", "-c", "echo fine; echo fine >&2")
     with pytest.raises(EngineError, match=r"^sh -c failed, saying: two / three / four$"):
         run("sh", "-c", "printf 'one\ntwo\n\nthree\n' ; echo four >&2; exit 3")
@@ -206,7 +206,7 @@ def test_a_failed_tool_is_told_by_its_last_words(capfd: pytest.CaptureFixture[st
 
 
 def test_set_ups_at_the_same_time_take_turns(tmp_path: Path) -> None:
-    """A set-up waits for another that is at work on the machine, and says so."""
+    """A set-up waits while another holds the machine's lock, and says so."""
     paths, waiting, worked = EnginePaths(tmp_path, tmp_path), threading.Event(), []
 
     def second() -> None:
@@ -232,7 +232,7 @@ case "$*" in *"$BREAKS"*) echo 'ERROR: it broke'; exit 1 ;; esac
 
 
 class Clone:
-    """A copy of ./lab whose virtual environment holds a fake Python that notes what it is asked to run."""
+    """A copy of ./lab with a fake Python that records what it is asked to run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -245,7 +245,7 @@ class Clone:
             shutil.copy(REPOSITORY / name, folder)
 
     def lab(self, *words: str, breaks: str = "no such call", **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run ./lab from another folder; ``breaks`` names the call that fails."""
+        """Run ./lab from another folder; ``breaks`` is part of the call that fails."""
         environment = {"PATH": os.environ["PATH"], "CALLS": str(self.calls), "BREAKS": breaks, **extra}
         self.calls.write_text("")
         return subprocess.run(
@@ -253,14 +253,14 @@ class Clone:
         )
 
     def asked(self) -> list[str]:
-        """What Python was asked to run, without the switches that are always there."""
+        """Return what the fake Python was asked to run, without the options that are always passed."""
         lines = self.calls.read_text().splitlines()
         return [line.removeprefix("-P|").removeprefix("-m|").removesuffix("|") for line in lines]
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
-    """Lay out a clone with a blank in its path."""
+    """Make a clone with a space in its path."""
     return Clone(tmp_path / "a clone")
 
 
@@ -269,14 +269,14 @@ SETUP = "harness.sandbox.docker.setup"
 
 
 def test_lab_alone_prints_its_usage(clone: Clone) -> None:
-    """Without arguments ./lab says how it is used, and makes nothing."""
+    """Without arguments ./lab prints its usage and runs nothing."""
     result = clone.lab()
     assert (result.returncode, result.stdout[:13], result.stderr) == (0, "usage: ./lab ", "")
     assert clone.asked() == []
 
 
 def test_lab_installs_sets_up_and_passes_arguments_on(clone: Clone) -> None:
-    """A first trial installs, sets up, and hands its arguments on unchanged; a second doesn't install."""
+    """The first trial installs packages, sets up, and passes its arguments on unchanged; the second doesn't install."""
     result = clone.lab("trial", "--model", "two words", "--n", "1")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "lab: installing Python packages\n")
     trial = "harness|trial|--model|two words|--n|1"
@@ -289,13 +289,13 @@ def test_lab_installs_sets_up_and_passes_arguments_on(clone: Clone) -> None:
     "words", [["--help"], ["show", "x"], ["list"], ["judge", "x"], ["trial", "--n", "1", "--help"]]
 )
 def test_lab_needs_no_engine_to_look_things_up(clone: Clone, words: list[str]) -> None:
-    """What only reads runs, or prints help, sets up no engine."""
+    """Commands that only read stored runs or print help set up no engine."""
     clone.lab(*words)
     assert clone.asked() == [PIP, "harness|" + "|".join(words)]
 
 
 def test_lab_installs_again_after_a_change_or_a_move(clone: Clone) -> None:
-    """A changed pyproject.toml or a moved clone is installed again; the tests' extras serve trials too."""
+    """A changed pyproject.toml or a moved clone is installed again; an installation for tests serves trials too."""
     clone.lab("test")
     assert clone.asked()[0] == PIP + "[dev]"
     clone.lab("list")
@@ -311,7 +311,7 @@ def test_lab_installs_again_after_a_change_or_a_move(clone: Clone) -> None:
 
 
 def test_lab_test_goes_on_without_an_engine_but_not_in_ci(clone: Clone) -> None:
-    """Without an engine the tests run all the same, unless CI asked for all of them."""
+    """Without an engine ./lab test still runs the tests, except in CI, where it fails."""
     result = clone.lab("test", "-k", "a or b", breaks=SETUP)
     assert (result.returncode, clone.asked()[-1]) == (0, "pytest|-k|a or b")
     result = clone.lab("test", breaks=SETUP, CI="true")
@@ -320,7 +320,7 @@ def test_lab_test_goes_on_without_an_engine_but_not_in_ci(clone: Clone) -> None:
 
 
 def test_lab_ends_at_a_failing_step(clone: Clone) -> None:
-    """Where a step fails nothing after it runs, and what went wrong is on one line."""
+    """Where a step fails, no later step runs, and the last line of stderr gives the reason."""
     result = clone.lab("trial", breaks="pip")
     assert (result.returncode, clone.asked()) == (1, [PIP])
     log = clone.folder / ".venv" / "install.log"
@@ -332,7 +332,7 @@ def test_lab_ends_at_a_failing_step(clone: Clone) -> None:
 
 
 def test_lab_without_python_is_one_sentence(clone: Clone, tmp_path: Path) -> None:
-    """On a machine with no fit Python, ./lab says which one it needs."""
+    """On a machine without a suitable Python, ./lab says which version it needs."""
     shutil.rmtree(clone.folder / ".venv")
     (tmp_path / "bin").mkdir()
     for name in ("bash", "cat", "dirname", "readlink"):
@@ -346,7 +346,7 @@ def test_lab_without_python_is_one_sentence(clone: Clone, tmp_path: Path) -> Non
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    """Wait for something that happens within seconds."""
+    """Wait until a condition is true, at most 30 seconds."""
     deadline = time.monotonic() + 30
     while not true():
         assert time.monotonic() < deadline
@@ -354,7 +354,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead but still listed has no command line."""
+    """Whether a process runs; a zombie has no command line and doesn't count."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
     except FileNotFoundError:
@@ -362,7 +362,7 @@ def is_alive(pid: int) -> bool:
 
 
 def stop(paths: EnginePaths) -> None:
-    """End an engine in the way of an init system."""
+    """Stop an engine with SIGTERM, as an init system does, and wait for its processes to end."""
     for pid, part in engine_processes(paths).items():
         if part == "dockerd":
             os.kill(pid, signal.SIGTERM)
@@ -371,7 +371,7 @@ def stop(paths: EnginePaths) -> None:
 
 @pytest.fixture
 def own_paths() -> Iterator[EnginePaths]:
-    """Folders for an engine of the test's own; they are near the root, as a socket's path must be short."""
+    """Provide folders for an engine of the test, with short paths because of the limit for sockets."""
     if os.geteuid() != 0 or not shutil.which("dockerd", path=SEARCH_PATH):
         pytest.skip("starting an engine needs root and dockerd")
     with tempfile.TemporaryDirectory(prefix="lab-") as folder:
@@ -384,7 +384,7 @@ def own_paths() -> Iterator[EnginePaths]:
 
 
 def idle_container(paths: EnginePaths, tmp_path: Path) -> int:
-    """Start a container that does nothing, and return the pid that its process has outside."""
+    """Start a container that does nothing, and return its process's pid on the host."""
     source, program, archive = tmp_path / "idle.c", tmp_path / "idle", tmp_path / "idle.tar"
     source.write_text("#include <unistd.h>\nint main(void) { for (;;) pause(); }\n")
     subprocess.run([*find_compiler(), "-static", "-o", program, source], check=True)
@@ -399,7 +399,7 @@ def idle_container(paths: EnginePaths, tmp_path: Path) -> int:
 
 @pytest.mark.docker
 def test_a_killed_engine_is_started_again(own_paths: EnginePaths, tmp_path: Path) -> None:
-    """An engine killed in the middle of its work is started again, once, whatever its pid files now name."""
+    """A killed engine is started again exactly once, even where its pid files name another living process."""
     said: list[str] = []
     ensure_own(said.append, own_paths)
     agent = idle_container(own_paths, tmp_path)
@@ -422,7 +422,7 @@ def test_a_killed_engine_is_started_again(own_paths: EnginePaths, tmp_path: Path
 
 @pytest.mark.docker
 def test_an_engine_keeps_out_of_anothers_network(own_paths: EnginePaths) -> None:
-    """Where a dockerd runs already, the lab's own starts in a network namespace apart from it."""
+    """Where a dockerd already runs, the lab's own starts in a separate network namespace."""
     with subprocess.Popen(["bash", "-c", "exec -a dockerd sleep 60"]) as other:
         wait_until(lambda: Path(f"/proc/{other.pid}/cmdline").read_bytes().startswith(b"dockerd\0"))
         ensure_own(lambda line: None, own_paths)

@@ -22,7 +22,7 @@ from harness.sandbox.observe.overlay import OverlayReader
 from harness.sandbox.observe.protocol import DaemonReply
 from harness.sandbox.protocol import Snapshot
 from tests.builders import SCRIPT, machine_spec
-from tests.conftest import Box
+from tests.conftest import Box, Boxes
 
 needs_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="the watch daemon needs Linux and root"
@@ -214,6 +214,18 @@ def test_a_daemon_with_a_broken_connection_is_ended_and_replaced(reader: Overlay
         assert source.accesses() in ((), None)
     second.close()
     assert second._process.returncode == 0
+
+
+@pytest.mark.docker
+def test_a_sandbox_on_a_dead_daemon_is_removed_and_the_next_one_is_watched(watched: Box, boxes: Boxes) -> None:
+    """A daemon's death fails the sandbox that it watched, whose container is still removed, and no later sandbox."""
+    kill(daemon_client())
+    watched.say("mv shutdown.sh away; mv away shutdown.sh")
+    with pytest.raises(SandboxError, match="the watch daemon died"):
+        snapshot(watched)
+    following = boxes()
+    following.say("mv shutdown.sh away; mv away shutdown.sh")
+    assert FileKind.MISSING in kinds(following)
 
 
 @needs_root

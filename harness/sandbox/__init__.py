@@ -1,1 +1,1 @@
-"""Sandboxes: the machine an agent works in, as a protocol, and its implementation with Docker."""
+"""Sandboxes: the interface of the machine an agent works in, its implementation with Docker, and its observation."""

@@ -1,7 +1,7 @@
-"""The lab's end of a sandbox's console (sandbox_images/console/console.c is the other).
+"""The lab's end of a sandbox's console, the container's first process (sandbox_images/console/console.c).
 
-Commands go in and their results come out; questions come out and their answers go in. What arrives here may have
-been written by the agent where the agent is root: it is transport, bounded and checked, and never evidence.
+The lab sends commands and receives their results; the task program sends questions and receives answers. An agent
+that is root may have forged what arrives here, so it is bounded, checked and never used as evidence.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Answer = Callable[[str], Awaitable[bytes]]
 
 _HEADER = struct.Struct(">cII")
 _MAX_FRAME = 1 << 20
-QUESTIONS = 64  # under way at once; whoever asks more gets no answer
+MAX_QUESTIONS = 64  # under way at once; further ones get an empty answer
 _STREAM_HEADER = struct.Struct(">BxxxI")
 _STDOUT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command wrote to one stream: all of it, or its head and tail and how much was cut between them."""
+    """A command's output on one stream: all of it, or its head and tail; ``cut`` bytes between them are left out."""
 
     head: bytes = b""
     tail: bytes = b""
@@ -35,7 +35,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """One finished command. ``exit_code`` is negative for a signal, None when the machine went down under it."""
+    """One finished command. ``exit_code`` is negative for a signal, None where the machine went down meanwhile."""
 
     exit_code: int | None
     stdout: Output = Output()
@@ -46,7 +46,7 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run and as whom. The environment is exactly ``env``."""
+    """A command line with the user, group and folder to run it in; its environment is exactly ``env``."""
 
     argv: tuple[str, ...]
     uid: int
@@ -56,7 +56,7 @@ class Command:
     limit_s: float
 
     def encode(self) -> bytes:
-        """As the console reads it; a word with a NUL byte in it can't be sent to any program."""
+        """Encode for the console. Raises ValueError for a NUL byte, which no program's arguments can hold."""
         words = [str(self.uid), str(self.gid), self.cwd, str(len(self.env)), *self.env, *self.argv]
         text = "\0".join(words) + "\0"
         if text.count("\0") != len(words):
@@ -65,36 +65,36 @@ class Command:
 
 
 class Console(asyncio.Protocol):
-    """One attached console. ``lost`` is set when its stream ends, whatever ended it.
+    """A connection to one container's console; ``lost`` is set when the stream ends, for whatever reason.
 
-    What arrives is taken as it comes, without a reader in between that would have to be woken for each piece.
+    Data is parsed on arrival, without a StreamReader, whose task would have to be woken for each piece.
     """
 
-    KILL_PATIENCE_S = 3.0
+    KILL_TIMEOUT_S = 3.0
 
     def __init__(self, stream: asyncio.Transport, answer: Answer) -> None:
-        self.lost, self._hung_up = asyncio.Event(), asyncio.Event()
+        self.lost, self._closed = asyncio.Event(), asyncio.Event()
         self._stream, self._answer = stream, answer
-        self._came, self._frames = bytearray(), bytearray()
+        self._received, self._frames = bytearray(), bytearray()
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[CommandResult | None]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
-        self._heard, self._ready = asyncio.Event(), False
+        self._greeted, self._ready = asyncio.Event(), False  # the greeting has come, or never will
         self._failure: LabError | None = None
         stream.set_protocol(self)
 
     async def ready(self, limit_s: float) -> None:
-        """Wait until the console has said hello. Raises SandboxError when it doesn't."""
+        """Wait for the console's greeting. Raises SandboxError where it doesn't come in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._heard.wait()
+                await self._greeted.wait()
         if not self._ready:
             raise SandboxError("the sandbox's console did not start")
 
     async def run(self, command: Command) -> CommandResult:
-        """Run one command; past its limit it is killed with its whole session.
+        """Run one command and kill its whole session once ``limit_s`` is over.
 
-        Raises LabError when the lab failed to answer a question that the command asked.
+        Raises LabError where the lab failed to answer a question of the task program meanwhile.
         """
         try:
             request = command.encode()
@@ -104,13 +104,13 @@ class Console(asyncio.Protocol):
         in_time: asyncio.Future[CommandResult | None] = loop.create_future()
         late: asyncio.Future[CommandResult | None] = loop.create_future()
 
-        def time_is_up() -> None:
+        def expire() -> None:
             if not in_time.done():
                 self._waiting[number] = late
                 in_time.set_result(None)
 
         self._waiting[number] = in_time
-        clock = loop.call_later(command.limit_s, time_is_up)  # a third of what asyncio.wait_for takes
+        timer = loop.call_later(command.limit_s, expire)  # costs a third of asyncio.wait_for
         try:
             self._send(b"R", number, request)
             if self.lost.is_set():
@@ -121,62 +121,62 @@ class Console(asyncio.Protocol):
                 return finished
             self._send(b"K", number, b"")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.KILL_PATIENCE_S):
+                async with asyncio.timeout(self.KILL_TIMEOUT_S):
                     if result := await late:
                         return CommandResult(result.exit_code, result.stdout, result.stderr, timed_out=True)
             return CommandResult(exit_code=None, timed_out=True)
         finally:
-            clock.cancel()
+            timer.cancel()
             self._waiting.pop(number, None)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Cancel answers under way and close the connection."""
         for task in self._answering.values():
             task.cancel()
         await asyncio.gather(*self._answering.values(), return_exceptions=True)
         self._stream.close()
-        await self._hung_up.wait()
+        await self._closed.wait()
 
     def _send(self, kind: bytes, number: int, payload: bytes) -> None:
         if not self.lost.is_set():
             self._stream.write(_HEADER.pack(kind, number, len(payload)) + payload)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the engine hands on, in pieces that begin and end anywhere."""
+        """Parse data from the engine, which may be cut anywhere."""
         if self.lost.is_set():
             return
-        self._came += data
+        self._received += data
         try:
-            self._take_stream(self._came)
+            self._parse_stream(self._received)
         except SandboxError:
-            self._end()  # someone inside broke the stream
+            self._end()  # a process inside forged frames
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The machine went down, or the lab hung up: the engine knows which."""
+        """End all commands: the machine went down or the lab closed the connection; the engine knows which."""
         self._end()
-        self._hung_up.set()
+        self._closed.set()
 
     def _end(self) -> None:
         self.lost.set()
-        self._heard.set()
-        for done in self._waiting.values():
-            if not done.done():
-                done.set_result(CommandResult(exit_code=None))
+        self._greeted.set()
+        for result in self._waiting.values():
+            if not result.done():
+                result.set_result(CommandResult(exit_code=None))
 
-    def _take_stream(self, came: bytearray) -> None:
-        """Remove the whole pieces at the front, and take those of the console's own output."""
-        while len(came) >= _STREAM_HEADER.size:
-            stream, size = _STREAM_HEADER.unpack_from(came)
+    def _parse_stream(self, received: bytearray) -> None:
+        """Remove the engine's complete pieces, and handle the frames in those of standard output."""
+        while len(received) >= _STREAM_HEADER.size:
+            stream, size = _STREAM_HEADER.unpack_from(received)
             end = _STREAM_HEADER.size + size
-            if len(came) < end:
+            if len(received) < end:
                 return
             if stream == _STDOUT:
-                self._frames += came[_STREAM_HEADER.size : end]
-            del came[:end]
-            self._take(self._frames)
+                self._frames += received[_STREAM_HEADER.size : end]
+            del received[:end]
+            self._parse_frames(self._frames)
 
-    def _take(self, frames: bytearray) -> None:
-        """Handle and remove the whole frames at the front."""
+    def _parse_frames(self, frames: bytearray) -> None:
+        """Remove and handle the complete frames at the front. Raises SandboxError for one that is too long."""
         while len(frames) >= _HEADER.size:
             kind, number, size = _HEADER.unpack_from(frames)
             if size > _MAX_FRAME:
@@ -188,22 +188,22 @@ class Console(asyncio.Protocol):
             self._handle(kind, number, payload)
 
     def _handle(self, kind: bytes, number: int, payload: bytes) -> None:
-        done = self._waiting.get(number)
+        result = self._waiting.get(number)
         if kind == b"H":
             self._ready = True
-            self._heard.set()
+            self._greeted.set()
         elif kind == b"Q":
-            if len(self._answering) >= QUESTIONS:
+            if len(self._answering) >= MAX_QUESTIONS:
                 self._send(b"A", number, b"")
                 return
             line = payload.decode(errors="backslashreplace")
             task = self._answering[number] = asyncio.create_task(self._reply(number, line))
             task.add_done_callback(lambda _: self._answering.pop(number, None))
-        elif kind == b"X" and done and not done.done():
-            done.set_result(_result(payload))
-        elif kind == b"F" and done and not done.done():
+        elif kind == b"X" and result and not result.done():
+            result.set_result(_parse_result(payload))
+        elif kind == b"F" and result and not result.done():
             reason = payload.decode(errors="backslashreplace")
-            done.set_result(CommandResult(exit_code=126, failed_to_start=reason))
+            result.set_result(CommandResult(exit_code=126, failed_to_start=reason))
 
     async def _reply(self, number: int, line: str) -> None:
         answer = b""
@@ -215,24 +215,25 @@ class Console(asyncio.Protocol):
             self._send(b"A", number, answer)
 
 
-def _result(payload: bytes) -> CommandResult:
-    """Read an exit frame. Raises SandboxError where its lengths don't add up."""
+def _parse_result(payload: bytes) -> CommandResult:
+    """Parse an exit frame. Raises SandboxError where its lengths don't add up."""
     try:
         (status,) = struct.unpack_from(">i", payload)
-        stdout, at = _output(payload, 4)
-        stderr, at = _output(payload, at)
+        stdout, offset = _parse_output(payload, 4)
+        stderr, offset = _parse_output(payload, offset)
     except struct.error as error:
         raise SandboxError("the console sent a malformed result") from error
-    if at != len(payload):
+    if offset != len(payload):
         raise SandboxError("the console sent a result whose lengths don't add up")
     code = -(status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
     return CommandResult(code, stdout, stderr)
 
 
-def _output(payload: bytes, at: int) -> tuple[Output, int]:
-    total, head_size = struct.unpack_from(">QI", payload, at)
-    head = payload[at + 12 : at + 12 + head_size]
-    at += 12 + head_size
-    (tail_size,) = struct.unpack_from(">I", payload, at)
-    tail = payload[at + 4 : at + 4 + tail_size]
-    return Output(head, tail, max(0, total - len(head) - len(tail))), at + 4 + tail_size
+def _parse_output(payload: bytes, offset: int) -> tuple[Output, int]:
+    """Parse one stream's output at an offset; return it and the offset behind it."""
+    total, head_size = struct.unpack_from(">QI", payload, offset)
+    head = payload[offset + 12 : offset + 12 + head_size]
+    offset += 12 + head_size
+    (tail_size,) = struct.unpack_from(">I", payload, offset)
+    tail = payload[offset + 4 : offset + 4 + tail_size]
+    return Output(head, tail, max(0, total - len(head) - len(tail))), offset + 4 + tail_size

@@ -1,7 +1,7 @@
-"""What a sandbox is to the rest of the lab: one machine with a shell, looked at from outside.
+"""The interfaces of a sandbox (one machine with a shell, observed from outside) and of the back end that starts it.
 
-``harness.sandbox.docker`` makes real ones from Docker containers; ``tests/fake_sandbox.py`` makes one in memory for tests
-of everything that isn't Docker. Both pass the same contract (tests/contracts/sandbox.py).
+``harness.sandbox.docker`` implements them with Docker containers, ``tests/fake_sandbox.py`` in memory for tests that
+need no Docker. Both pass the same contract (tests/contracts/sandbox.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.tasks.task import Mechanism, Task
 
 
 class Limits(Frozen):
-    """What one machine may use. The defaults are the published environment's, where it names them."""
+    """One machine's resource limits. The defaults are those of the published environment where it names them."""
 
     memory_mb: int = 256
     cpus: float = 0.5
@@ -30,9 +30,9 @@ class Limits(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """Which image a run needs: the task's program and the kill switch, on a shipped image or on one of the user's.
+    """The image that a run needs: a shipped or a user's image with the task program and the kill switch added.
 
-    ``name`` is a folder of sandbox_images/, or with ``of_user`` the tag of the user's own image, which brings its own
+    ``name`` is a folder of sandbox_images/, or with ``of_user`` the tag of the user's own image, which contains its own
     kill switch.
     """
 
@@ -43,10 +43,10 @@ class ImageRequest:
 
 
 class MachineSpec(Frozen):
-    """Which machine to start: an image's tag, who the agent is in it, and which paths are watched for events.
+    """The machine to start: its image's tag, the agent's user in it, and the paths watched for file events.
 
-    ``programs`` are those of the watched paths at which the image has a compiled program: to run one is to execute it,
-    and who only reads it is of no interest.
+    ``programs`` are the watched paths at which the image has a compiled program: it can only be started by executing
+    it, so processes that read it are not recorded.
     """
 
     image: str
@@ -63,11 +63,11 @@ class MachineSpec(Frozen):
 
 
 class FileEvent(Frozen):
-    """A watched path's state right after something happened to it; ``at`` is on the monotonic clock, in seconds.
+    """A watched path's state right after a file event; ``at`` is on the monotonic clock, in seconds.
 
-    ``moved_to`` is the path the file was given when it was renamed within its folder; ``came_from`` the one it had
-    before it was renamed to this one, "" where that isn't watched. ``writing``: somebody was still writing, so its
-    content may have been half of what it was to become. ``started``: somebody was about to run it as it stood.
+    ``moved_to`` is the file's new path where it was renamed within its folder; ``came_from`` is its old path where it
+    was renamed to this one, "" where the old path isn't watched. ``writing``: a process was still writing to the file,
+    so its content may be incomplete. ``started``: a process was about to run the file in this state.
     """
 
     at: float
@@ -80,11 +80,11 @@ class FileEvent(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One look at a machine: what stands at the paths asked for, and what there was besides.
+    """The state of a machine's files at one moment: ``states`` of the requested paths, and what else is known.
 
-    ``strays`` are the regular files that the machine has written or moved, by identity; ``glimpses`` what happened to
-    the watched paths since the look before, none where the host is told of no events. ``alone`` are the paths that no
-    process took a file from without putting one there itself, None where the host can't tell.
+    ``written`` are the regular files that the machine has written or moved, by identity. ``events`` are the file events
+    since the snapshot before, empty where the host gets none. ``one_process`` are the paths where each process that
+    removed the file also put one there, as an editor does; None where the host can't attribute events to processes.
     """
 
     states: tuple[FileState, ...]
@@ -94,79 +94,80 @@ class Snapshot:
 
 
 class Sandbox(Protocol):
-    """One running machine, until it goes down."""
+    """One machine, from its start until it is removed; its files can still be read after it went down."""
 
     @property
     def watch(self) -> str:
-        """Which guarantee the looks of this sandbox give: goes into the record."""
+        """Name how this sandbox is observed (events or snapshots only, and by what means), for the trial's record."""
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` in a fresh login shell as the agent."""
+        """Run ``cmd`` in a new login shell as the agent's user."""
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Look at the machine, up or down; glimpses are handed over once."""
+        """Take a snapshot of the machine, up or down; each file event is returned once."""
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Who opened the watched files so far, on the monotonic clock; None where the host can't tell."""
+        """Return all accesses to the watched files so far; None where the host can't observe them."""
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """What stands at each path; works while the machine is down, too."""
+        """Read the state of each path, up or down, in the order given."""
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """Every path that differs from the image."""
+        """List every path that differs from the image."""
 
     async def put(self, path: str, content: bytes) -> None:
-        """Put a root-owned file (0644) into the machine from outside."""
+        """Write a file, owned by root with mode 0644, into the machine from outside."""
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` as root with a clean environment: the lab's own doing."""
+        """Run ``cmd`` as root with a clean environment, on the lab's behalf."""
 
     async def stop(self) -> None:
-        """Have the engine end the machine: the lab's own doing, which no process inside can prevent."""
+        """End the machine from outside; no process inside can prevent that."""
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait until the machine is down, at most ``limit_s`` of its own time; whether it is.
+        """Wait at most ``limit_s`` until the machine is down; return whether it is.
 
-        Where the host is so busy that the lab itself gets to run late, so does the machine, and is given more.
+        Time in which the busy host didn't let the machine run doesn't count.
         """
 
     async def machine(self) -> Machine:
-        """What the engine says about it now. Raises EngineError when the engine doesn't say."""
+        """Ask the engine for the machine's state now. Raises EngineError where the engine doesn't answer."""
 
 
 class EngineHealth(Protocol):
-    """What is known of the engine that the sandboxes are on, beside each sandbox."""
+    """The health of the engine that runs the sandboxes: restarts, outages and recovery."""
 
     def restart_count(self) -> int:
-        """Which of its lives the engine is in: another number after each restart."""
+        """Return how often the engine has restarted so far."""
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether the engine was restarted since that life, or is away now.
+        """Whether the engine has restarted since ``restart_count`` gave ``restarts``, or doesn't answer now.
 
-        ``stopping``: it stopped a machine, as it does before it ends in order: then it is given the time for that.
+        ``stopping``: the engine stopped a machine, which may be the first step of its own shutdown, so wait that long
+        before answering no.
         """
 
     async def recovered(self) -> None:
-        """Wait until trials can run again. Raises EngineError where they can't."""
+        """Wait until trials can run again. Raises EngineError where the engine doesn't recover."""
 
 
 class AlwaysUp:
-    """The lifeline of machines that are on no engine."""
+    """The health of machines that need no engine, such as those in memory: never lost."""
 
     def restart_count(self) -> int:
-        """The only one."""
+        """Return 0: there is nothing that could restart."""
         return 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     async def recovered(self) -> None:
-        """At once."""
+        """Return at once."""
 
 
 class Backend(Protocol):
-    """Where sandboxes come from."""
+    """Starts sandboxes."""
 
     def start(self, spec: MachineSpec, answer: Answer) -> AbstractAsyncContextManager[Sandbox]:
-        """Start a machine; leaving the block removes it, whatever happened. ``answer`` answers its questions."""
+        """Start a machine and remove it when the block ends, even by an error; ``answer`` serves its task program."""

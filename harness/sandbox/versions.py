@@ -1,4 +1,4 @@
-"""The versions of everything that runs a trial: this program, Python, the Docker SDK, the engine and its kernel."""
+"""The versions of the software that runs a trial: this program, Python, the Docker SDK, the engine, the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.judging.evidence import Frozen
 
 
 class Versions(Frozen):
-    """What ran a run."""
+    """The versions of the software that ran one run."""
 
     offswitch: str = harness.__version__
     python: str = Field(default_factory=platform.python_version)

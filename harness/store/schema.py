@@ -98,6 +98,7 @@ MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
 
 
 def read_record(text: str) -> TrialRecord:
+    """Parse a stored record. Raises StoreError for one that is damaged or of another version."""
     try:
         return TrialRecord.model_validate_json(text)
     except ValidationError as error:

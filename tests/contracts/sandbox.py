@@ -93,14 +93,14 @@ async def a_new_file_is_seen(sandbox: Sandbox) -> None:
     path = f"{HOME}/new-file"
     state = await state_of(sandbox, path)
     assert (state.kind, state.content, state.size) == (FileKind.FILE, b"hello", 5)
-    assert path in [stray.path for stray in (await sandbox.snapshot(())).written]
+    assert path in [file.path for file in (await sandbox.snapshot(())).written]
     assert path in await sandbox.changed_paths()
 
 
 async def an_untouched_file_is_not_listed(sandbox: Sandbox) -> None:
     """A file that the machine hasn't written is neither among the written files nor the changed paths."""
     await sandbox.run("true", LIMIT_S)
-    assert SCRIPT not in [stray.path for stray in (await sandbox.snapshot(())).written]
+    assert SCRIPT not in [file.path for file in (await sandbox.snapshot(())).written]
     assert SCRIPT not in await sandbox.changed_paths()
 
 
@@ -183,7 +183,7 @@ async def a_dead_machine_can_be_read(sandbox: Sandbox) -> None:
     await shut_down(sandbox)
     new, script = await sandbox.states([f"{HOME}/new-file", SCRIPT])
     assert (new.content, script.kind) == (b"hello", FileKind.MISSING)
-    assert f"{HOME}/new-file" in [stray.path for stray in (await sandbox.snapshot(())).written]
+    assert f"{HOME}/new-file" in [file.path for file in (await sandbox.snapshot(())).written]
     assert f"{HOME}/new-file" in await sandbox.changed_paths()
 
 

@@ -1,1 +1,1 @@
-"""Docker: connecting to an engine, building images, running containers. Nothing else imports the SDK."""
+"""Sandboxes in Docker containers: connecting to an engine, building images, running containers."""

@@ -1,4 +1,4 @@
-"""Which Docker engine the lab uses, and the connection to it."""
+"""Finds the Docker engine that the lab uses, and connects to it."""
 
 import os
 import re
@@ -14,35 +14,35 @@ from docker.errors import DockerException
 from harness.errors import EngineError
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
-PATIENCE = 5  # seconds for an engine to say that it is there
-WORKING_TIMEOUT = 60  # seconds for one request to an engine that is at work
+PING_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePaths:
-    """Where an engine of the lab's own keeps what it needs, so that it can't meet another's."""
+    """The folders of an engine that the lab starts itself, apart from those of any other engine."""
 
     run: Path = Path("/run/offswitch")
     data: Path = Path("/var/lib/offswitch/docker")
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address of the engine's socket."""
         return f"unix://{self.run / 'docker.sock'}"
 
     @property
     def exec_root(self) -> Path:
-        """Where it keeps the state of what runs; its processes name this folder on their command lines."""
+        """The folder with the state of running containers, which the engine's processes name on their command lines."""
         return self.run / "exec"
 
     @property
     def pidfile(self) -> Path:
-        """What would keep it from starting if it outlived a killed engine."""
+        """The engine's pid file, which prevents a new start where a killed engine left it behind."""
         return self.run / "docker.pid"
 
     @property
     def log(self) -> Path:
-        """What it says."""
+        """The engine's log file."""
         return self.run / "dockerd.log"
 
 
@@ -50,7 +50,7 @@ OWN_ENGINE = EnginePaths()
 
 
 def addresses(environment: Mapping[str, str], context_host: str | None) -> list[str]:
-    """Where to look for an engine, in order: a DOCKER_HOST is the user's word and stands alone."""
+    """Return the addresses at which to try for an engine, in order; with DOCKER_HOST set, only that one."""
     if chosen := environment.get("DOCKER_HOST"):
         return [chosen]
     return list(dict.fromkeys([context_host or DEFAULT_ADDRESS, DEFAULT_ADDRESS, OWN_ENGINE.address]))
@@ -58,36 +58,36 @@ def addresses(environment: Mapping[str, str], context_host: str | None) -> list[
 
 def connect() -> docker.DockerClient:
     """Return a client of the first engine that answers; the caller closes it."""
-    refusals = []
+    failures = []
     for address in addresses(os.environ, _context_host()):
         try:
             return reach(address)
         except EngineError as error:
-            refusals.append(str(error))
+            failures.append(str(error))
     way_out = (
         "start that engine, or unset DOCKER_HOST to use another"
         if os.environ.get("DOCKER_HOST")
         else "run ./lab setup as root on Debian or Ubuntu, start Docker, or set DOCKER_HOST"
     )
-    raise EngineError(f"No Docker engine answers ({'; '.join(refusals)}): {way_out}.")
+    raise EngineError(f"No Docker engine answers ({'; '.join(failures)}): {way_out}.")
 
 
 def reach(address: str) -> docker.DockerClient:
-    """Connect to the engine at one address, or say in a few words why that can't be done."""
+    """Connect to the engine at one address. Raises EngineError with a short reason."""
     if address.startswith("ssh:"):
         raise EngineError(f"{address}: ssh isn't supported, so forward its socket with ssh -L")
     try:
-        _knock(address)
-        client = docker.from_env(environment={**os.environ, "DOCKER_HOST": address}, timeout=PATIENCE)
+        _try_socket(address)
+        client = docker.from_env(environment={**os.environ, "DOCKER_HOST": address}, timeout=PING_TIMEOUT_S)
         client.ping()
     except (DockerException, OSError) as error:
-        raise EngineError(f"{address}: {_in_short(error)}") from error
-    client.api.timeout = WORKING_TIMEOUT
+        raise EngineError(f"{address}: {_short_reason(error)}") from error
+    client.api.timeout = REQUEST_TIMEOUT_S
     return client
 
 
 def answers(address: str) -> bool:
-    """Tell whether an engine is at work there."""
+    """Whether an engine answers at an address."""
     try:
         reach(address).close()
     except EngineError:
@@ -96,23 +96,23 @@ def answers(address: str) -> bool:
 
 
 def _context_host() -> str | None:
-    """Return the address of the Docker context in use: how Docker Desktop and rootless engines are found."""
+    """Return the address of the current Docker context, by which Docker Desktop and rootless engines are found."""
     try:
         return ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT")).Host
     except (AttributeError, DockerException, OSError, ValueError):  # no such context, or a broken one
         return None
 
 
-def _knock(address: str) -> None:
-    """Try the bare socket first: its error is plain, and Docker's client would leave the socket open."""
+def _try_socket(address: str) -> None:
+    """Connect to the bare socket first: its error is clear, and the Docker SDK would leave a failed socket open."""
     if address.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as bare:
-            bare.settimeout(PATIENCE)
-            bare.connect(address.removeprefix("unix://"))
+        with socket.socket(socket.AF_UNIX) as plain:
+            plain.settimeout(PING_TIMEOUT_S)
+            plain.connect(address.removeprefix("unix://"))
 
 
-def _in_short(error: Exception) -> str:
-    """Dig out the reason at the bottom of what HTTP libraries wrap around it."""
+def _short_reason(error: Exception) -> str:
+    """Extract the reason from the text that HTTP libraries wrap around it."""
     text = str(error)
     if "timed out" in text:
         return "no answer in time"

@@ -36,32 +36,32 @@ from harness.sandbox.protocol import MachineSpec, Snapshot
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LOOK = "OFFSWITCH_LOOK"  # "archive": look through the engine even where the host could, as on a host without rights
+OBSERVER_VARIABLE = "OFFSWITCH_LOOK"  # "archive": read files through the engine even where the host could read them
 CONSOLE = "/usr/sbin/console"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 30.0
 DEATH_LIMIT_S = 10.0
-SLICE_S = 0.25
-QUICK_S = 0.02  # ten times what a look takes, and more than a busy host mostly adds
-STRETCHED = 5
+STARVATION_CHECK_S = 0.25
+BLOCKING_LIMIT_S = 0.02  # ten times what a snapshot takes, and more than a busy host usually adds
+MAX_STRETCH = 5  # a starved machine gets at most this many times its limit
 KILLED = 128 + 9
-# What root needs to work in a container, less what could reach beyond it. An agent that is not root has none of
-# these; the console needs the last three.
+# The capabilities that root needs to work in a container, without those that reach beyond it. An agent that isn't
+# root has none of them; the console needs the last three.
 CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID", "KILL"]
 
 
 async def call(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the blocking SDK on a thread, with its errors made ours: the only such place."""
+    """Call a function of the blocking SDK on a thread. Raises EngineError for the SDK's errors."""
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
-    except _ENGINES as error:
-        raise _ours(error) from error
+    except _SDK_ERRORS as error:
+        raise _engine_error(error) from error
 
 
-_ENGINES = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
+_SDK_ERRORS = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
 
 
-def _ours(error: Exception) -> EngineError:
+def _engine_error(error: Exception) -> EngineError:
     if isinstance(error, docker.errors.APIError):
         return EngineError(f"the Docker engine refused: {error.explanation or error}")
     return no_answer(error)
@@ -78,37 +78,37 @@ class DockerBackend:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "api", EngineApi.of(self.client))
-        object.__setattr__(self, "pace", ConcurrencyLimit(int(self.client.info()["NCPU"])))
+        object.__setattr__(self, "concurrency", ConcurrencyLimit(int(self.client.info()["NCPU"])))
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
-        """Start a container and its console; leaving the block removes it, whatever happened."""
+        """Start a container with its console and observer; remove it when the block ends, even by an error."""
         with self.api.kept_open():
             async with AsyncExitStack() as stack:
                 async with self.concurrency.slot(timed=True):
                     container = await self._create(stack, spec)
                     console = await self._started(stack, container, answer)
                     facts = await self.api.ask("GET", f"/containers/{container}/json")
-                model = self.client.containers.prepare_model(facts)  # for those who ask the engine seldom
+                model = self.client.containers.prepare_model(facts)  # for rare requests, which go through the SDK
                 reader, events = stack.enter_context(_watching(model, spec))
                 disk = await stack.enter_async_context(self._bounded(facts, spec, reader))
                 yield DockerSandbox(self.api, model, console, spec, reader, events, disk)
 
     async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
-        """Create a container that goes away with the stack; cancelled meanwhile, wait for it all the same."""
+        """Create a container that the stack removes, even one that is created after this was cancelled."""
         creating = asyncio.ensure_future(self.api.ask("POST", "/containers/create", body=container_options(spec)))
         stack.push_async_callback(lambda: asyncio.shield(self._remove(creating)))
         created = await asyncio.shield(creating)
         return str(created["Id"])
 
     async def _remove(self, creating: asyncio.Future[Any]) -> None:
-        with suppress(EngineError):  # a leftover is found by its label at the next start
+        with suppress(EngineError):  # the next run finds leftovers by their label
             created = await creating
             async with self.concurrency.slot():
                 await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
-        """Attach to the streams of the container's first process, and let it run."""
+        """Attach to the container's console, start the container, and wait for the console's greeting."""
         console = Console(await self.api.attach(container), answer)
         stack.push_async_callback(console.close)
         await self.api.ask("POST", f"/containers/{container}/start")
@@ -119,13 +119,13 @@ class DockerBackend:
     async def _bounded(
         self, facts: dict[str, Any], spec: MachineSpec, reader: FilesystemReader
     ) -> AsyncIterator[BoundedContainer | None]:
-        """Bound the disk that the container may fill, where its layers are on this host."""
+        """Enforce the container's disk limits while the block runs, where its layers are on this host."""
         if not isinstance(reader, OverlayReader):
             yield None
             return
 
         async def end() -> None:
-            with suppress(EngineError):  # it may be gone by itself
+            with suppress(EngineError):  # the container may have ended by itself
                 await self.api.ask("POST", f"/containers/{facts['Id']}/kill")
 
         limits, first = spec.limits, facts["State"]["Pid"]
@@ -135,7 +135,7 @@ class DockerBackend:
 
 
 def container_options(spec: MachineSpec) -> dict[str, Any]:
-    """What the engine is asked for: the body of its request to create a container."""
+    """Compose the body of the engine's request to create a container."""
     limits = spec.limits
     return {
         "Image": spec.image,
@@ -148,8 +148,8 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
         "AttachStdout": True,
         "AttachStderr": True,
         "StdinOnce": False,
-        # The runtime then makes an empty network namespace by itself. With the network "none" alone the engine has one
-        # made and set up by a hook that starts it anew: half of the time that a container takes to start.
+        # The runtime then makes an empty network namespace by itself. With the network "none" alone, the engine sets
+        # one up through a hook that starts a process of its own: half of the time that a container takes to start.
         "NetworkDisabled": True,
         "HostConfig": {
             "NetworkMode": "none",
@@ -172,16 +172,16 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
 
 
 def refuse_unknown_observer() -> None:
-    """Raise UsageError where the environment names a look that there isn't: another would be taken in silence."""
-    if (asked := os.environ.get(LOOK)) not in (None, "", "archive"):
-        raise UsageError(f"{LOOK}={asked} won't do: it is 'archive', or not set.")
+    """Raise UsageError where the environment names an unknown observer, which would otherwise be silently ignored."""
+    if (asked := os.environ.get(OBSERVER_VARIABLE)) not in (None, "", "archive"):
+        raise UsageError(f"{OBSERVER_VARIABLE}={asked} won't do: set it to 'archive', or leave it unset.")
 
 
 @contextmanager
 def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[FilesystemReader, EventSource | None]]:
-    """The best look this host can have, and the events of the watched paths where it is told of them."""
+    """Choose the best way to read files that this host has, and watch for file events where it can."""
     driver = container.attrs["GraphDriver"]
-    reader = None if os.environ.get(LOOK) == "archive" else OverlayReader.of(driver)
+    reader = None if os.environ.get(OBSERVER_VARIABLE) == "archive" else OverlayReader.of(driver)
     if reader is None:
         yield ArchiveReader(container), None
         return
@@ -193,7 +193,7 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Filesys
 
 @dataclass
 class DockerSandbox:
-    """One container, its console and its look."""
+    """One container with its console, the reader of its files and the source of its file events."""
 
     api: EngineApi
     container: Container
@@ -202,38 +202,38 @@ class DockerSandbox:
     reader: FilesystemReader
     events: EventSource | None
     disk: BoundedContainer | None = None
-    _quick: bool = field(init=False)  # whether the last look was
-    _env: tuple[str, ...] = field(init=False)  # what a login shell of the agent's begins with
+    _reads_fast: bool = field(init=False)  # whether the last read was fast enough to block the event loop
+    _env: tuple[str, ...] = field(init=False)  # the environment of the agent's login shell
     _events_lost: bool = field(default=False, init=False)
     _stopped_by_lab: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._quick = isinstance(self.reader, OverlayReader)
+        self._reads_fast = isinstance(self.reader, OverlayReader)
         home, user = self.spec.home, self.spec.user
         self._env = (f"PATH={PATH}", f"HOME={home}", f"USER={user}", f"LOGNAME={user}", "LANG=C.UTF-8")
 
     @property
     def watch(self) -> str:
-        """Which guarantee the looks of this sandbox give."""
+        """Name how this sandbox is observed: by events or snapshots only, and by what means."""
         if self.events is None:
             return f"snapshots/{self.reader.guarantee}"
         return f"events{' (some lost)' if self._events_lost else ''}/{self.reader.guarantee}"
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Look at the machine: first at what happened, then at what is."""
+        """Take a snapshot: first the new file events, then the files' states."""
         return await self._read(self._snapshot, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Look at the machine: in the loop itself while that is quick, for a thread's turn takes longer than a look."""
+        """Call a function that reads files, in the event loop while reads are fast, otherwise on a thread."""
         began = time.monotonic()
-        if self._quick:
+        if self._reads_fast:
             try:
                 result = function(*args, **kwargs)
-            except _ENGINES as error:
-                raise _ours(error) from error
+            except _SDK_ERRORS as error:
+                raise _engine_error(error) from error
         else:
             result = await call(function, *args, **kwargs)
-        self._quick = time.monotonic() - began < QUICK_S and isinstance(self.reader, OverlayReader)
+        self._reads_fast = time.monotonic() - began < BLOCKING_LIMIT_S and isinstance(self.reader, OverlayReader)
         return result
 
     def _snapshot(self, paths: tuple[str, ...]) -> Snapshot:
@@ -243,33 +243,33 @@ class DockerSandbox:
         return Snapshot(states, written, new_events.events, new_events.one_process)
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Who opened the watched files so far, or None where nobody could be held."""
+        """Return all accesses to the watched files so far; None where the host can't observe them."""
         return await self._read(self.events.accesses) if self.events else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` in a fresh login shell as the agent."""
+        """Run ``cmd`` in a new login shell as the agent's user."""
         argv, spec = ("/bin/bash", "--login", "-c", cmd), self.spec
         return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, self._env, limit_s))
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` as root with a clean environment."""
+        """Run ``cmd`` as root with a clean environment, on the lab's behalf."""
         return await self.console.run(Command(("/bin/sh", "-c", cmd), 0, 0, "/", (f"PATH={PATH}",), limit_s))
 
     async def stop(self) -> None:
-        """Have the engine end the container."""
+        """End the container through the engine."""
         self._stopped_by_lab = True
         await self._ask("POST", "kill")
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """What stands at each path."""
+        """Read the state of each path."""
         return await self._read(self.reader.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """Every path that differs from the image."""
+        """List every path that differs from the image."""
         return await self._read(self.reader.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
-        """Put a root-owned file into the container through the engine, which keeps within its root."""
+        """Write a root-owned file through the engine, which follows no link out of the container."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             member = tarfile.TarInfo(path.rsplit("/", 1)[1])
@@ -278,18 +278,17 @@ class DockerSandbox:
         await self.api.put(f"/containers/{self.container.id}/archive", packed.getvalue(), path=dirname(path))
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait until the engine says the container no longer runs, at most ``limit_s``; whether it does.
+        """Wait at most ``limit_s`` until the engine says that the container no longer runs; return whether it says so.
 
-        The console is the container's first process, so the end of its stream is the machine going down, and comes
-        before the engine knows: then the engine is given ``DEATH_LIMIT_S`` to say so. Its word is what counts.
-        The time is counted in slices, each as long as it was meant to be: where the host is so busy that the lab itself
-        gets to run late, so does the machine. A slice in which the machine had to wait for the host doesn't count,
-        until ``STRETCHED`` times as many have passed.
+        The console is the container's first process, so its stream ends when the machine goes down, before the engine
+        knows. The engine then has ``DEATH_LIMIT_S`` to confirm it; only the engine's answer counts.
+        Time is counted in slices of nominal length, because on a busy host the lab itself runs late, and so does the
+        machine. Slices in which the machine was starved of CPU don't count, up to ``MAX_STRETCH`` times the limit.
         """
-        slices = max(1, round(limit_s / SLICE_S))
+        slices = max(1, round(limit_s / STARVATION_CHECK_S))
         starvation = await self._starvation()
         counted = passed = 0
-        while counted < slices and passed < slices * STRETCHED:
+        while counted < slices and passed < slices * MAX_STRETCH:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit_s / slices):
                     await self.console.lost.wait()
@@ -305,13 +304,13 @@ class DockerSandbox:
         return not (await self._state())["Running"]
 
     async def _starvation(self) -> CpuStarvation | None:
-        """What tells whether the machine has to wait for its host, where that is this one."""
+        """Start to measure the machine's CPU use; None where its processes aren't on this host."""
         if not isinstance(self.reader, OverlayReader):
             return None
         return await self._read(CpuStarvation, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
 
     async def _state(self) -> dict[str, Any]:
-        """The engine's word on the container now."""
+        """Ask the engine for the container's state now."""
         state: dict[str, Any] = (await self._ask("GET", "json"))["State"]
         return state
 
@@ -319,17 +318,19 @@ class DockerSandbox:
         return await self.api.ask(method, f"/containers/{self.container.id}/{what}")
 
     async def machine(self) -> Machine:
-        """What the engine says about the container now."""
+        """Ask the engine whether the container runs and, where it doesn't, why it ended. Raises EngineError."""
         state = await self._state()
         down = not state["Running"]
-        ours = self._stopped_by_lab or self._disk_full
+        ended_by_lab = self._stopped_by_lab or self._disk_full
         return Machine(
             down=down,
             exit_code=state["ExitCode"] if down else None,
             oom_killed=bool(state["OOMKilled"]),
             disk_full=self._disk_full,
             stopped_by_lab=down and self._stopped_by_lab,
-            stopped_outside=down and not ours and (self._killed_outside(state) or await self._stopped_outside()),
+            stopped_outside=down
+            and not ended_by_lab
+            and (self._killed_outside(state) or await self._stopped_outside()),
         )
 
     @property
@@ -337,14 +338,14 @@ class DockerSandbox:
         return self.disk is not None and self.disk.full
 
     def _killed_outside(self, state: dict[str, Any]) -> bool:
-        """Whether the first process was killed by a signal that nothing inside can send it (pid_namespaces(7))."""
+        """Whether the first process was killed by a signal that no process inside can send (pid_namespaces(7))."""
         return state["ExitCode"] == KILLED and not state["OOMKilled"] and self.spec.uid != 0
 
     async def _stopped_outside(self) -> bool:
-        """Whether somebody asked the engine to stop or kill the container: its own death leaves no such event.
+        """Whether a client asked the engine to stop, kill or pause the container; its own death leaves no such event.
 
-        All that the engine remembers of the container is asked for: a clock may have jumped since it was started.
+        Asks for all events since 1970, because the clock may have jumped since the container was started.
         """
         filters = {"container": [str(self.container.id)], "event": ["kill", "stop", "pause"]}
-        until = f"{time.time():.3f}"  # a later one would block
+        until = f"{time.time():.3f}"  # a time in the future would block
         return bool(await self.api.lines("/events", since="1", until=until, filters=json.dumps(filters)))

@@ -1,4 +1,4 @@
-"""One Docker engine: what a run asks of it before, between and after its trials."""
+"""One Docker engine, as runs and audits use it: prepare images, start sandboxes, remove leftover containers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from harness.sandbox.versions import Versions
 
 @dataclass(frozen=True)
 class Engine:
-    """A connection to one engine. ``say`` is called with a line for each step that takes time.
+    """A connection to one engine. ``say`` is called with a line of progress for each slow step.
 
-    ``restarts`` is None where nobody counts them, as in a test of the engine alone.
+    ``restarts`` is None where restarts aren't counted, as in a test of the engine alone.
     """
 
     client: docker.DockerClient
@@ -45,7 +45,7 @@ class Engine:
         """
         refuse_unknown_observer()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hundreds of trials alive hold thousands of files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # hundreds of trials keep thousands of files open
         client = connect()
         restarts = RestartCounter(client)
         try:
@@ -56,11 +56,11 @@ class Engine:
 
     @cached_property
     def backend(self) -> DockerBackend:
-        """Starts this engine's containers: one object, whose limits hold for all of them together."""
+        """Return the back end that starts this engine's containers: always the same one, because they share its limits."""
         return DockerBackend(self.client)
 
     async def prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
-        """Remove what killed runs left behind and make sure that the image exists. Raises EngineError, ImageError."""
+        """Remove killed runs' containers and build the image if it is missing. Raises EngineError, ImageError."""
         return await call(self._prepare, request)
 
     def _prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
@@ -74,11 +74,11 @@ class Engine:
     def _image(self, request: ImageRequest) -> Image:
         if request.of_user:
             return derived_image(self.client, request.name, request.task)
-        base = lambda: ensure_base(self.client, self.say)  # noqa: E731 - made only where the image isn't there
+        base = lambda: ensure_base(self.client, self.say)  # noqa: E731 - called only where the image is missing
         return prepared(self.client, request.name, request.task, request.mechanism, base)
 
     async def has_image(self, tag: str) -> bool:
-        """Whether the engine has an image of that tag. Raises EngineError where it doesn't answer."""
+        """Whether the engine has an image of that tag. Raises EngineError where the engine doesn't answer."""
         return await call(self._has_image, tag)
 
     def _has_image(self, tag: str) -> bool:
@@ -95,8 +95,8 @@ class Engine:
         return False
 
     async def clear(self, run_id: str) -> None:
-        """Remove the containers of a run that has ended which this process made; the engine may have been away."""
-        with suppress(EngineError):  # a leftover is found by its label at the next start
+        """Remove the containers that this process made for an ended run and that an engine failure may have left."""
+        with suppress(EngineError):  # the next run finds leftovers by their label
             await call(remove_own, self.client, run_id)
 
     # ---- for audits ----
@@ -110,11 +110,11 @@ class Engine:
         return build_from(self.client, dockerfile)
 
     async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageContents:
-        """A local image's configuration, and what it has at these paths and of these programs. Raises ImageError."""
+        """Read a local image's configuration, the states of paths, and which programs it has. Raises ImageError."""
         return await call(look_into, self.client, image, tuple(paths), tuple(programs))
 
     async def inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
-        """Inspect a container created like a trial's, which is never started."""
+        """Create a container as for a trial, return what ``docker inspect`` says of it, and remove it unstarted."""
         return await call(self._inspect_machine, spec)
 
     def _inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The engine's HTTP interface over kept-alive connections: what the docker SDK does on threads, at a fifth of its cost.
+"""A client of the engine's HTTP API over kept-alive connections, at a fifth of the cost of the Docker SDK on threads.
 
-Only what happens in every trial goes this way; set-up and images stay with the SDK. See
+Only the requests of every trial go this way; set-up and images use the SDK. See
 https://docs.docker.com/engine/api/ for the paths and codes.
 """
 
@@ -26,41 +26,41 @@ ANSWER_LIMIT_S = 120.0
 
 
 class NotThereError(EngineError):
-    """The engine knows no such thing."""
+    """The engine answered 404: it has no such container or image."""
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time; ``lasting``: it can carry another.
+    """One HTTP connection, for one request at a time; ``reusable``: it can carry another request.
 
-    What arrives is parsed as it comes, without a reader in between that would have to be woken for it.
+    Data is parsed on arrival, without a StreamReader, whose task would have to be woken.
     """
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self.lasting = False
+        self.reusable = False
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
 
     async def exchange(self, request: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Send one request and take its answer; of one that switches protocols, what came after it. Raises OSError."""
+        """Send one request; return the status and the body, or the data after a switch of protocols. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self.lasting, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
+        self.reusable, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
         self._answer = loop.create_future()
-        clock = loop.call_later(ANSWER_LIMIT_S, self._fail, TimeoutError())  # a third of what asyncio.timeout takes
+        timer = loop.call_later(ANSWER_LIMIT_S, self._fail, TimeoutError())  # costs a third of asyncio.timeout
         try:
             self.transport.write(request.encode() + body)
             return await self._answer
         finally:
-            clock.cancel()
+            timer.cancel()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
-            self.lasting = False  # nothing was asked
+            self.reusable = False  # data without a request
             return
         try:
             self._parser.feed_data(data)
@@ -70,27 +70,27 @@ class _Connection(asyncio.Protocol):
             self._fail(error)
 
     def eof_received(self) -> None:
-        self._fail(ConnectionResetError("the engine hung up"))
+        self._fail(ConnectionResetError("the engine closed the connection"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail(error or ConnectionResetError("the engine hung up"))
+        self._fail(error or ConnectionResetError("the engine closed the connection"))
 
     def _fail(self, error: Exception) -> None:
-        self.lasting = False
+        self.reusable = False
         if self._answer and not self._answer.done():
             self._answer.set_exception(error)
 
-    # ---- what the parser tells ----
+    # ---- called by the parser ----
 
     def on_message_begin(self) -> None:
-        self.lasting = False  # where this isn't the first, nobody asked for it
+        self.reusable = False  # a second message would be an answer without a request
 
     def on_body(self, part: bytes) -> None:
         self._parts.append(part)
 
     def on_message_complete(self) -> None:
         if self._answer and not self._answer.done() and not self._parser.should_upgrade():
-            self.lasting = self._parser.should_keep_alive()
+            self.reusable = self._parser.should_keep_alive()
             self._answer.set_result((self._parser.get_status_code(), b"".join(self._parts)))
 
 
@@ -98,7 +98,7 @@ Connect = Callable[[], Awaitable[_Connection]]
 
 
 def by_socket(path: str) -> Connect:
-    """The way to an engine that listens on a socket of this host."""
+    """Return a function that connects to an engine's Unix socket on this host."""
 
     async def connect() -> _Connection:
         return (await asyncio.get_running_loop().create_unix_connection(_Connection, path))[1]
@@ -107,7 +107,7 @@ def by_socket(path: str) -> Connect:
 
 
 def by_network(host: str, port: int) -> Connect:
-    """The way to an engine that listens on a port."""
+    """Return a function that connects to an engine's TCP port."""
 
     async def connect() -> _Connection:
         return (await asyncio.get_running_loop().create_connection(_Connection, host, port))[1]
@@ -116,7 +116,7 @@ def by_network(host: str, port: int) -> Connect:
 
 
 def connector(client: docker.DockerClient) -> Connect:
-    """How to reach the engine that an SDK client speaks with. Raises EngineError for one behind TLS or ssh."""
+    """Return a function that connects to the same engine as an SDK client. Raises EngineError for TLS or ssh."""
     address = str(client.api.base_url)
     if path := getattr(client.api.get_adapter(address), "socket_path", None):
         return by_socket(path)
@@ -128,7 +128,7 @@ def connector(client: docker.DockerClient) -> Connect:
 
 @dataclass
 class EngineApi:
-    """One engine, spoken with from one event loop. Connections are kept while anybody is in ``kept_open``."""
+    """The HTTP API of one engine, for one event loop; idle connections are kept while a ``kept_open`` block runs."""
 
     connect: Connect
     version: str
@@ -137,12 +137,12 @@ class EngineApi:
 
     @classmethod
     def of(cls, client: docker.DockerClient) -> EngineApi:
-        """The same engine as an SDK client's. Raises EngineError."""
+        """Use the same engine and API version as an SDK client. Raises EngineError."""
         return cls(connector(client), f"/v{client.api.api_version}")
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """Keep connections for the next request while the block runs."""
+        """Keep idle connections open for later requests while the block runs."""
         self._users += 1
         try:
             yield
@@ -152,62 +152,64 @@ class EngineApi:
                 self._idle.pop().transport.close()
 
     async def ask(self, method: str, path: str, /, *, body: Any = None, **query: str) -> Any:
-        """One exchange; the answer's JSON, or None where it is empty. Raises EngineError, NotThereError."""
+        """Send a request and return the answer's JSON, None for an empty one. Raises EngineError, NotThereError."""
         data = b"" if body is None else msgspec.json.encode(body)
         answer = await self._send(method, path, query, data, "application/json")
         return msgspec.json.decode(answer) if answer else None
 
     async def lines(self, path: str, /, **query: str) -> list[Any]:
-        """One exchange whose answer is JSON, one object a line. Raises EngineError, NotThereError."""
+        """Send a request and return the JSON objects of its answer, one a line. Raises EngineError, NotThereError."""
         answer = await self._send("GET", path, query, b"", "application/json")
         return [msgspec.json.decode(line) for line in answer.splitlines() if line]
 
     async def put(self, path: str, archive: bytes, /, **query: str) -> None:
-        """Hand over an archive. Raises EngineError, NotThereError."""
+        """Upload a tar archive. Raises EngineError, NotThereError."""
         await self._send("PUT", path, query, archive, "application/x-tar")
 
     async def attach(self, container: str) -> asyncio.Transport:
-        """The streams of a container's first process: input to write, framed output to come. Raises EngineError.
+        """Attach to a container's first process: write its input, receive its framed output. Raises EngineError.
 
-        It is for the caller to set a protocol that takes what comes.
+        The caller sets the transport's protocol.
         """
         target = f"{self.version}/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
         request = _request("POST", target, "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0")
         with _translated():
-            line = await self.connect()
+            connection = await self.connect()
             try:
-                status, answer = await line.exchange(request)
+                status, answer = await connection.exchange(request)
                 _checked(status, answer)
-                if status != HTTPStatus.SWITCHING_PROTOCOLS or answer:  # nothing runs yet that could have said a word
+                if (
+                    status != HTTPStatus.SWITCHING_PROTOCOLS or answer
+                ):  # nothing runs yet that could have written output
                     raise EngineError(f"the Docker engine does not attach to a container: it answers {status}")
             except BaseException:
-                line.transport.close()
+                connection.transport.close()
                 raise
-        return line.transport
+        return connection.transport
 
     async def _send(self, method: str, path: str, query: dict[str, str], data: bytes, kind: str) -> bytes:
         target = f"{self.version}{path}{'?' if query else ''}{urlencode(query) if query else ''}"
         request = _request(method, target, f"Content-Type: {kind}\r\nContent-Length: {len(data)}")
         with _translated():
-            line = self._take() or await self.connect()
+            connection = self._idle_connection() or await self.connect()
             kept = False
             try:
-                status, answer = await line.exchange(request, data)
-                kept = line.lasting and self._users > 0
+                status, answer = await connection.exchange(request, data)
+                kept = connection.reusable and self._users > 0
             finally:
                 if kept:
-                    self._idle.append(line)
+                    self._idle.append(connection)
                 else:
-                    line.transport.close()
+                    connection.transport.close()
         return _checked(status, answer)
 
-    def _take(self) -> _Connection | None:
-        """A connection that was kept and that the engine hasn't closed meanwhile."""
+    def _idle_connection(self) -> _Connection | None:
+        """Return a kept connection that the engine hasn't closed meanwhile; None where there is none."""
         while self._idle:
-            line = self._idle.pop()
-            if line.lasting:
-                return line
-            line.transport.close()
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+            connection.transport.close()
         return None
 
 
@@ -219,12 +221,12 @@ def _request(method: str, target: str, headers: str) -> str:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (OSError, httptools.HttpParserError) as error:  # an answer that comes too late is an OSError, too
+    except (OSError, httptools.HttpParserError) as error:  # TimeoutError is an OSError
         raise no_answer(error) from error
 
 
 def no_answer(error: Exception) -> EngineError:
-    """The failure to reach the engine, or to look at what it has on this host, made the lab's own."""
+    """Make an EngineError from a failure to reach the engine or to read its files on this host."""
     if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):
         return TooFewFilesError()
     return EngineError(f"the Docker engine does not answer: {error or 'no answer in time'}")

@@ -1,4 +1,4 @@
-"""Whose a container is, and the removal of those whose owner is gone."""
+"""Labels containers with the process that made them, and removes those whose process has ended."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ CONFLICT = 409
 
 
 def owner_labels() -> dict[str, str]:
-    """Labels that name this process, for whatever it has the engine make."""
+    """Return the labels that mark a container as made by this process."""
     return {LABEL: this_process()}
 
 
 def remove_own(client: docker.DockerClient, run_id: str) -> None:
-    """Remove the containers that this process made for a run."""
+    """Remove all containers that this process made for a run."""
     mine = [f"{LABEL}={this_process()}", f"offswitch.run={run_id}"]
     for container in client.containers.list(all=True, filters={"label": mine}, ignore_removed=True):
-        _removed(container)
+        _remove(container)
 
 
 def remove_leftovers(client: docker.DockerClient) -> int:
-    """Remove the containers of harness processes of this host that no longer live; how many there were."""
+    """Remove the containers of ended harness processes of this host; return their number."""
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
         if is_gone(container.labels[LABEL]):
-            removed += _removed(container)
+            removed += _remove(container)
     return removed
 
 
-def _removed(container: Container) -> bool:
-    """Remove a container; False where another start is about it already, or was faster."""
+def _remove(container: Container) -> bool:
+    """Remove a container; return False where another process is removing or has removed it."""
     try:
         container.remove(force=True, v=True)
     except docker.errors.NotFound:

@@ -1,4 +1,4 @@
-"""What dead harness processes left on an engine, and the images that the lab can build again."""
+"""Clears an engine of what dead harness processes left and, where asked, of images that the lab can build again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from harness.process.identity import is_gone
 from harness.sandbox.docker.images.base_image import BASE
 from harness.sandbox.docker.labels import LABEL, remove_leftovers
 
-BUILT = {"label": "offswitch=sandbox"}
+BUILT_BY_LAB = {"label": "offswitch=sandbox"}
 
 
 def clear_engine(client: docker.DockerClient, *, images: bool) -> Iterator[str]:
-    """Remove what has no owner any more; says what, in a line each. Raises EngineError.
+    """Remove what ended harness processes left, and yield a line for each kind removed. Raises EngineError.
 
-    ``images``: those that the lab built and no container uses, too. What is needed again is built again.
+    ``images``: also remove the images that the lab built and no container uses; they are rebuilt when needed.
     """
     try:
         if containers := remove_leftovers(client):
@@ -41,19 +41,19 @@ def _orphans(client: docker.DockerClient) -> Iterator[Network]:
 
 
 def _remove_network(network: Network) -> bool:
-    with suppress(docker.errors.NotFound):  # another clean was faster
+    with suppress(docker.errors.NotFound):  # another process removed it
         network.remove()
         return True
     return False
 
 
 def _built(client: docker.DockerClient) -> list[Image]:
-    """The lab's own sandbox images, those that lost their tag included; never the base they start from."""
-    return [each for each in client.images.list(filters=BUILT) if BASE not in each.tags]
+    """List the sandbox images that the lab built, including untagged ones but not their base image."""
+    return [each for each in client.images.list(filters=BUILT_BY_LAB) if BASE not in each.tags]
 
 
 def _remove_image(client: docker.DockerClient, image: Image) -> list[str]:
-    """Remove an image by its names, unless a container uses it; the names that went."""
+    """Remove an image by its names unless a container uses it; return the names."""
     names = image.tags or [str(image.short_id)]
     users = client.containers.list(all=True, filters={"ancestor": str(image.id)}, ignore_removed=True)
     if users:

@@ -1,4 +1,4 @@
-"""After the engine failed: whether it was the engine, when it is back, and whether a run can go on as it was."""
+"""Recovery from a failed engine: detects that it failed, waits for it, and restores the run's image."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from harness.sandbox.docker.engine import Engine
 from harness.sandbox.protocol import ImageRequest
 
 PATIENCE_S = 300.0
-AGAIN_S = 0.5
-LOOK_S = 0.1
-NOTICED_S = 0.5  # in which the end of a connection is noticed by the thread that reads it
-STOPPING_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-timeout
+RETRY_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.1
+RESTART_NOTICED_S = 0.5  # time for the restart counter's thread to notice that its connection ended
+SHUTDOWN_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-timeout
 
 
 @dataclass
 class Recovery:
-    """The engine's health as one run sees it. ``image`` says what the run's image is built from, ``tag`` names it."""
+    """The engine's health for one run (``EngineHealth``). ``tag`` names the run's image, ``image`` how to build it."""
 
     engine: Engine
     image: ImageRequest
@@ -28,20 +28,23 @@ class Recovery:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def restart_count(self) -> int:
-        """Which of its lives the engine is in."""
+        """Return how often the engine has restarted; 0 where restarts aren't counted."""
         return self.engine.restarts.count if self.engine.restarts else 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether the engine was restarted since that life, or is away now, or ends while it is waited for."""
-        until = time.monotonic() + (STOPPING_S if stopping else NOTICED_S)
+        """Whether the engine has restarted since ``restart_count`` gave ``restarts``, or doesn't answer.
+
+        Waits briefly for signs of either; ``stopping``: as long as an orderly shutdown of the engine takes.
+        """
+        until = time.monotonic() + (SHUTDOWN_S if stopping else RESTART_NOTICED_S)
         while self.restart_count() == restarts and await self.engine.answers():
             if time.monotonic() > until:
                 return False
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         return True
 
     async def recovered(self) -> None:
-        """Wait for the engine, then make sure of the image. Raises EngineError."""
+        """Wait for the engine, then rebuild the run's image if it is gone. Raises EngineError, ImageError."""
         async with self._turn:
             await self._until_it_answers()
             if not await self.engine.has_image(self.tag):
@@ -53,9 +56,9 @@ class Recovery:
             waited = time.monotonic() - began
             if waited > self.patience_s:
                 raise EngineError(f"The Docker engine has not answered for {self.patience_s:g} s.")
-            if waited < AGAIN_S:
+            if waited < RETRY_INTERVAL_S:
                 self.engine.say(f"The Docker engine does not answer: waiting up to {self.patience_s:g} s for it.")
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _build_again(self) -> None:
         self.engine.say(f"The run's image {self.tag} is gone: building it again.")

@@ -1,7 +1,7 @@
-"""The lives of an engine: whether it was restarted, told by a stream of its events that is held open.
+"""Counts an engine's restarts by a stream of its events that is held open.
 
-No engine says when it was started. But a stream lasts as long as the process at its other end, so its end is the
-engine's, over any kind of connection, and no clock is asked. The stream is of events that never come.
+No engine tells when it was started. But a stream lasts as long as the engine's process, so the end of the stream is
+the end of the process, over any kind of connection and without a clock. The stream's filter matches no event.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import docker
 import docker.errors
 import requests.exceptions
 
-AGAIN_S = 0.1
-_NEVER = {"label": "offswitch.never"}
-_GONE = (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError, AttributeError)
+RETRY_INTERVAL_S = 0.1
+_NO_EVENT = {"label": "offswitch.never"}
+_SDK_ERRORS = (docker.errors.DockerException, requests.exceptions.RequestException)
+_STREAM_ERRORS = (*_SDK_ERRORS, OSError, ValueError, AttributeError)
 
 
 class RestartCounter:
-    """Counts an engine's lives in a thread of its own."""
+    """Counts an engine's restarts on a thread of its own."""
 
     def __init__(self, client: docker.DockerClient) -> None:
         self.count = 0
@@ -31,8 +32,8 @@ class RestartCounter:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count while the block runs."""
-        with suppress(*_GONE):
+        """Count restarts while the block runs."""
+        with suppress(*_STREAM_ERRORS):
             self._open()
         counting = threading.Thread(target=self._watch, name="engine-restarts", daemon=True)
         counting.start()
@@ -40,26 +41,26 @@ class RestartCounter:
             yield
         finally:
             self._closed.set()
-            self._hang_up()
+            self._close_stream()
             counting.join(timeout=5)
 
     def _open(self) -> None:
-        self._stream = self._client.api.events(filters=_NEVER)
+        self._stream = self._client.api.events(filters=_NO_EVENT)
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            with suppress(*_GONE):
+            with suppress(*_STREAM_ERRORS):
                 if self._stream is None:
                     self._open()
                 for _ in self._stream:
                     pass
             if self._stream is not None and not self._closed.is_set():
                 self.count += 1
-                self._hang_up()
+                self._close_stream()
                 self._stream = None
-            self._closed.wait(AGAIN_S)
+            self._closed.wait(RETRY_INTERVAL_S)
 
-    def _hang_up(self) -> None:
-        with suppress(*_GONE):
+    def _close_stream(self) -> None:
+        with suppress(*_STREAM_ERRORS):
             if self._stream is not None:
                 self._stream.close()

@@ -1,1 +1,1 @@
-"""Observation from outside the container: snapshots of files, file events, and who ran what."""
+"""Observation from outside the container: snapshots of files, file events, and accesses to watched files."""

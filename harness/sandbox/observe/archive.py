@@ -1,4 +1,4 @@
-"""Looking into a container by the engine's own means, where its layers can't be read: see harness/sandbox/observe/overlay.py."""
+"""Reads a container's files through the engine, where its overlay layers can't be read on the host (overlay.py)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from docker.models.containers import Container
 from harness.judging.evidence import FileKind, FileState
 from harness.sandbox.observe.overlay import LISTED_PATHS, as_text, digest_of, missing
 
-DELETED = 2  # the engine's number for a path that is gone
+DELETED = 2  # the engine's number for a deleted path
 
 
 @dataclass(frozen=True)
 class ArchiveReader:
-    """Asks the engine for an archive of each path. A file's identity is guessed from its time and content."""
+    """Reads each path from an archive made by the engine. A file's identity is guessed from its time and content."""
 
     container: Container
     guarantee: str = "archive"
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """The state of each path; one round trip each."""
+        """Read the state of each path, with one request each."""
         return tuple(self._state(path) for path in paths)
 
     def _state(self, path: str) -> FileState:
@@ -33,39 +33,39 @@ class ArchiveReader:
             stream, _ = self.container.get_archive(path, chunk_size=1 << 16)
         except docker.errors.NotFound:
             return missing(path)
-        except docker.errors.APIError as error:  # the engine gives up on a link to itself, here or on the way here
-            looped = "too many links" in str(error.explanation) and self.stands(dirname(path))
+        except docker.errors.APIError as error:  # the engine fails at a link to itself, at the path or above it
+            looped = "too many links" in str(error.explanation) and self.exists(dirname(path))
             return FileState(path=path, kind=FileKind.SYMLINK) if looped else missing(path)
         try:
             with tarfile.open(fileobj=_Chunks(stream), mode="r|") as archive:
                 member = archive.next()
-                if member is None:  # an archive can hold anything but a socket
+                if member is None:  # an archive can hold any kind of file but a socket
                     return FileState(path=path, kind=FileKind.SOCKET)
                 return _member_state(path, archive, member)
         except tarfile.TarError:
             return missing(path)
 
-    def stands(self, path: str) -> bool:
-        """Whether anything stands at a path that the engine can follow."""
+    def exists(self, path: str) -> bool:
+        """Whether the path exists and the engine can follow it."""
         assert self.container.client is not None
         api = self.container.client.api
         answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
         return bool(answer.ok)
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """The state of each path, and the files the engine lists as added or changed, at most 50."""
+        """Read the state of each path and of the files that the engine lists as added or changed, at most 50."""
         states = self.states(paths)
         changed = [path for path, kind in self._diff() if kind != DELETED]
         return states, tuple(each for each in self.states(changed[:50]) if each.kind is FileKind.FILE)
 
     def changed_paths(self) -> tuple[str, ...]:
-        """What ``docker diff`` lists; it misses an edit of the same size whose time was put back."""
+        """List the paths of ``docker diff``, which misses an edit that kept the size and restored the time."""
         return tuple(sorted(path for path, _ in self._diff()))[:LISTED_PATHS]
 
     def _diff(self) -> list[tuple[str, int]]:
         try:
             return [(str(entry["Path"]), int(entry["Kind"])) for entry in self.container.diff() or ()]
-        except docker.errors.APIError:  # the engine gives up on what a container can make: folders too deep
+        except docker.errors.APIError:  # a container can make folders too deep for the engine
             return []
 
 
@@ -95,7 +95,7 @@ def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) 
 
 
 class _Chunks(io.RawIOBase):
-    """A stream of chunks, read as a file."""
+    """Presents an iterator of chunks as a readable file."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""
@@ -106,5 +106,5 @@ class _Chunks(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         while len(self._rest) < size and (chunk := next(self._chunks, None)):
             self._rest += chunk
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return taken
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data

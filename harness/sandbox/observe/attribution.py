@@ -1,7 +1,7 @@
-"""Whose doing it was that a watched file went away and came back: one process's, as when an editor saves, or several's.
+"""Process attribution: tells an editor that deletes and recreates a file apart from two processes that do so.
 
-A fanotify group that reports names tells each event's process, which inotify doesn't. See fanotify(7),
-FAN_REPORT_DFID_NAME; overlayfs has it from Linux 5.9 on.
+A fanotify group that reports names gives the process of each event, which inotify doesn't. See fanotify(7),
+FAN_REPORT_DFID_NAME; overlayfs supports it from Linux 5.9 on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.sandbox.observe.exec_gate import ContainerRoot, NotAllowedError
 _REPORT_NAMES, _CLOEXEC, _NONBLOCK = 0x0C00, 0x01, 0x02
 _MARK_ADD, _DONT_FOLLOW, _ONLY_FOLDERS = 0x01, 0x04, 0x08
 _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE, _OVERFLOW = 0x40, 0x80, 0x100, 0x200, 0x4000
-_TOOK, _PUT = _DELETE | _MOVED_FROM, _CREATE | _MOVED_TO
+_REMOVED, _ADDED = _DELETE | _MOVED_FROM, _CREATE | _MOVED_TO
 _EVENT = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBHQIi")  # type, padding, length, file system, length and type of the folder's handle
 _FOLDER_AND_NAME = 2
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessAttribution:
-    """One sandbox's group. Raises NotAllowedError where the kernel can't tell."""
+    """One sandbox's fanotify group. Raises NotAllowedError where the kernel can't attribute events to processes."""
 
     def __init__(self, root: ContainerRoot, paths: Iterable[str]) -> None:
         self._paths = {os.fsencode(basename(path)): path for path in sorted(paths)}
@@ -42,38 +42,37 @@ class ProcessAttribution:
                 raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
     def _mark(self, root: ContainerRoot, folder: str) -> bool:
-        flags = ctypes.c_uint(_MARK_ADD | _DONT_FOLLOW | _ONLY_FOLDERS)
+        flags, events = ctypes.c_uint(_MARK_ADD | _DONT_FOLLOW | _ONLY_FOLDERS), ctypes.c_uint64(_REMOVED | _ADDED)
         with suppress(OSError):
             above, name = root.parent(folder)
-            return bool(
-                _libc.fanotify_mark(self._group, flags, ctypes.c_uint64(_TOOK | _PUT), above, os.fsencode(name)) == 0
-            )
+            return bool(_libc.fanotify_mark(self._group, flags, events, above, os.fsencode(name)) == 0)
         return False
 
     def one_process(self) -> frozenset[str] | None:
-        """The paths that nobody took a file from, since this was last asked, who didn't put one there too.
+        """Return the paths where each process that removed the file since the last call also put one there.
 
-        None where there was more than the kernel keeps. Paths of one name in two folders are told together.
+        Paths without events are among them. None where the kernel dropped events. Two paths with the same file name in
+        different folders are treated as one.
         """
-        did: dict[tuple[bytes, int], int] = defaultdict(int)
-        whole = True
+        done: dict[tuple[bytes, int], int] = defaultdict(int)  # event types by file name and process
+        complete = True
         for mask, process, name in self._events():
-            whole = whole and not mask & _OVERFLOW
-            did[name, process] |= mask
-        took = {name for (name, _), mask in did.items() if mask & _TOOK and not mask & _PUT}
-        return frozenset(path for name, path in self._paths.items() if name not in took) if whole else None
+            complete = complete and not mask & _OVERFLOW
+            done[name, process] |= mask
+        only_removed = {name for (name, _), mask in done.items() if mask & _REMOVED and not mask & _ADDED}
+        return frozenset(path for name, path in self._paths.items() if name not in only_removed) if complete else None
 
     def _events(self) -> Iterator[tuple[int, int, bytes]]:
         with suppress(BlockingIOError):
             while events := os.read(self._group, 1 << 16):
-                at = 0
-                while at + _EVENT.size <= len(events):
-                    size, _, _, head, mask, _, process = _EVENT.unpack_from(events, at)
-                    yield mask, process, _name(events[at + head : at + size])
-                    at += size
+                offset = 0
+                while offset + _EVENT.size <= len(events):
+                    size, _, _, header, mask, _, process = _EVENT.unpack_from(events, offset)
+                    yield mask, process, _name(events[offset + header : offset + size])
+                    offset += size
 
     def close(self) -> None:
-        """Let the group go. The kernel takes milliseconds for that, in which nobody must look away."""
+        """Close the group on another thread, because the kernel takes milliseconds, which would delay the watch daemon."""
         _closer().submit(os.close, self._group)
 
 
@@ -83,7 +82,7 @@ def _closer() -> ThreadPoolExecutor:
 
 
 def _name(info: bytes) -> bytes:
-    """The name that an event is about, or nothing."""
+    """Parse the file name from an event's information record; empty where the record has none."""
     if len(info) < _INFO.size:
         return b""
     kind, _, length, _, handle, _ = _INFO.unpack_from(info)

@@ -1,8 +1,8 @@
-"""Whether anything happened to watched files, told without a question: a page that the eye writes and the lab reads.
+"""Dirty flags: shared memory in which the watch daemon marks the sandboxes whose watched files had events.
 
-Most calls leave the watched folders alone, and then a look need not ask the eye. That nothing happened is certain: the
-kernel has queued an event before the call that brought it about returns, the eye says that it is busy before it takes
-events off the queue, and marks whom they are about before it says that it is idle again.
+Most tool calls leave the watched files alone, and then a snapshot need not ask the daemon. A flag that isn't set is
+certain: the kernel queues an event before the system call that caused it returns, the daemon marks itself busy before
+it takes events off the queue, and sets the flags of these events before it marks itself idle.
 """
 
 from __future__ import annotations
@@ -17,52 +17,55 @@ from contextlib import contextmanager
 from fcntl import ioctl
 from termios import FIONREAD
 
-SLOTS = 1 << 16  # one a sandbox that is watched at the moment; the first says whether the eye is busy
+SLOTS = 1 << 16  # one for each watched sandbox; the first says whether the daemon is busy
 _BUSY = 0
-_NONE = struct.pack("i", 0)
+_EMPTY = struct.pack("i", 0)
 
 
 class DirtyFlags:
-    """The eye's side."""
+    """The flags as the watch daemon writes them."""
 
     def __init__(self) -> None:
-        self._file = os.memfd_create("slate")
+        self._file = os.memfd_create("dirty-flags")
         os.ftruncate(self._file, SLOTS)
         self._page = mmap.mmap(self._file, SLOTS)
 
-    def hand_over(self, line: socket.socket, queue: int) -> None:
-        """Let the lab see the page, and how much is in the queue of events."""
-        socket.send_fds(line, [b"."], [self._file, queue])
+    def hand_over(self, connection: socket.socket, queue: int) -> None:
+        """Send the flags and inotify's event queue to the client as file descriptors."""
+        socket.send_fds(connection, [b"."], [self._file, queue])
 
     def busy(self) -> None:
-        """From now on events may be off the queue and not looked at yet."""
+        """Mark the daemon as busy: events may be off the queue whose flags aren't set yet."""
         self._page[_BUSY] = 1
 
     def idle(self) -> None:
-        """All that was taken off the queue has been looked at."""
+        """Mark the daemon as idle: the flags of all events taken off the queue are set."""
         self._page[_BUSY] = 0
 
     def mark(self, slot: int) -> None:
-        """Something happened there."""
+        """Set a sandbox's flag."""
         self._page[slot] = 1
 
     def clear(self, slot: int) -> None:
-        """All that happened there so far was told."""
+        """Clear a sandbox's flag, once the client has been given all its events."""
         self._page[slot] = 0
 
 
 class DirtyFlagsReader:
-    """The lab's side."""
+    """The flags as the daemon's client reads them, received over its connection.
 
-    def __init__(self, line: socket.socket) -> None:
-        _, (file, self._queue), _, _ = socket.recv_fds(line, 1, 2)
+    Raises OSError or ValueError where the daemon ended before it sent them.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        _, (file, self._queue), _, _ = socket.recv_fds(connection, 1, 2)
         self._page = mmap.mmap(file, SLOTS, prot=mmap.PROT_READ)
         os.close(file)
         self._free = deque(range(_BUSY + 1, SLOTS))
 
     @contextmanager
-    def slot(self) -> Iterator[int]:
-        """A place of one's own while the block runs."""
+    def allocated(self) -> Iterator[int]:
+        """Allocate a flag that no other sandbox uses while the block runs."""
         slot = self._free.popleft()
         try:
             yield slot
@@ -70,10 +73,10 @@ class DirtyFlagsReader:
             self._free.append(slot)
 
     def quiet(self, slot: int) -> bool:
-        """Whether nothing has happened there that wasn't told. To be asked in this order, see above."""
-        return ioctl(self._queue, FIONREAD, _NONE) == _NONE and not self._page[_BUSY] and not self._page[slot]
+        """Whether a sandbox has no event that the client doesn't know. The order of the three checks matters."""
+        return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 
     def close(self) -> None:
-        """Let page and queue go."""
+        """Close the shared memory and the queue."""
         self._page.close()
         os.close(self._queue)

@@ -1,9 +1,9 @@
-"""Who opens or starts a watched file: the kernel holds them until they were looked at.
+"""The permission gate: the kernel holds each process that opens or starts a watched file until the lab has read it.
 
-A fanotify permission mark on the file's inode makes whoever opens or executes it wait for this process's word, so
-what they were and what they brought along is read while they stand still, and what the file was at that moment is
-certain. They are always let go. What is read of a process was chosen by it: it is bounded, and proves only what that
-process did to itself. See fanotify(7), proc(5).
+A fanotify permission mark on the file's inode makes a process that opens or executes the file wait for this process's
+answer. Meanwhile the process is read from /proc: its arguments, environment, limits and folder. The answer is always
+"allow". A hostile process chooses what it brings along, so what is read is bounded and is evidence about that process
+only. See fanotify(7) and proc(5).
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from functools import lru_cache
 from itertools import takewhile
 from posixpath import basename
 
-from harness.judging.bypass import BUILTINS, INTERPRETER
-from harness.judging.evidence import FileAccess
+from harness.judging.evidence import INTERPRETER, FileAccess
 from harness.sandbox.observe.procfs import text_of
 
-KEPT = 500  # openings of one sandbox by readers, and starts; more are a flood, and whoever makes it is held no more
-WORDS, WORD = 16, 300  # of a command line, and of a variable's value, that are kept
-COMMON = 4_096  # characters of an environment that may be met again
+MAX_ACCESSES = 500  # kept for one sandbox, of reads and of starts each; with more, its processes are no longer held
+MAX_ARGUMENTS, MAX_CHARACTERS = 16, 300  # kept of a command line, and of each argument, variable name and value
+MAX_FUNCTIONS = 200  # names of exported shell functions kept of one environment
+CACHED_CHARACTERS = 4_096  # only an environment up to this length is cached: it may be met again
 
 _CLASS_CONTENT, _CLOEXEC, _NONBLOCK, _UNLIMITED = 0x04, 0x01, 0x02, 0x10 | 0x20
 _MARK_ADD, _MARK_REMOVE, _DONT_FOLLOW = 0x01, 0x02, 0x04
 _OPEN_PERM, _OPEN_EXEC_PERM = 0x00010000, 0x00040000
-_HELD = _OPEN_PERM | _OPEN_EXEC_PERM
+_ANY_ACCESS = _OPEN_PERM | _OPEN_EXEC_PERM
 _ALLOW = 0x01
 _EVENT = struct.Struct("=IBBHQii")
-_READ = 4096  # bytes of events at once
+_BUFFER_BYTES = 4096  # of events, read at once
 _NAMESPACE = "ns/pid"
 _RESPONSE = struct.Struct("=iI")
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# The variables that change what bash, Python or the dynamic loader does before a script's first line. They are named
-# one by one, so that what is kept is bounded and none can be crowded out by others.
-_TELLING = re.compile(
+# The variables that change what bash, Python or the dynamic loader does before a script's first line. Each is named
+# here, so that the number kept is bounded and other variables can't displace them.
+_STARTUP_VARIABLE = re.compile(
     r"BASH_ENV|SHELLOPTS|BASHOPTS|PS4|PATH|IFS|ENV|PYTHON(PATH|HOME|STARTUP|INSPECT|PLATLIBDIR)"
     r"|LD_(PRELOAD|AUDIT|LIBRARY_PATH|DEBUG|TRACE_LOADED_OBJECTS|VERIFY)"
 )
-_FUNCTION = re.compile(r"BASH_FUNC_(.*)(%%|\(\))")
+_EXPORTED_FUNCTION = re.compile(r"BASH_FUNC_(.*)(%%|\(\))")
 _LIMITS = {
     "Max cpu time": "cpu",
     "Max file size": "file size",
@@ -56,22 +56,22 @@ _LIMITS = {
     "Max open files": "open files",
     "Max address space": "address space",
 }
-_SOFT = re.compile(rf"^({'|'.join(_LIMITS)}) +([0-9]+) ", re.MULTILINE)
-# The kernel escapes a line's end in a process's name, the one thing in there that the process can choose.
-_TOLD = re.compile(r"\n(PPid|Uid|TracerPid|Seccomp_filters):\t([0-9]+)")
+_SOFT_LIMIT = re.compile(rf"^({'|'.join(_LIMITS)}) +([0-9]+) ", re.MULTILINE)
+# A process can choose its own name, which is in this file too, but the kernel escapes line ends in it.
+_STATUS_LINE = re.compile(r"\n(PPid|Uid|TracerPid|Seccomp_filters):\t([0-9]+)")
 
 
 class NotAllowedError(OSError):
-    """The host doesn't let the lab hold anybody."""
+    """Raised where the host's kernel doesn't let the lab use fanotify."""
 
 
 @dataclass
 class WatchedContainer:
-    """One sandbox's watched files, and who opened them so far. ``name`` is that of its watch.
+    """One sandbox at the permission gate: its watched files and the accesses to them so far.
 
-    ``words`` are those of the watched files: a function of another name tells nothing. ``programs`` are the paths whose
-    readers aren't held. ``readers_go_free``: there were so many that only whoever starts a file is held any more;
-    ``lost``: of those, too, there were too many.
+    ``name`` is the name of the sandbox's watch, ``container`` the container's id, ``first`` its first process.
+    ``programs`` are the paths whose readers aren't held. ``ignores_readers``: after too many reads, only processes that
+    start a file are held. ``incomplete``: after too many starts, no process is held.
     """
 
     name: str
@@ -79,135 +79,140 @@ class WatchedContainer:
     paths: frozenset[str]
     container: str
     first: int
-    words: frozenset[str] = frozenset()
     programs: set[str] = field(default_factory=set)
-    seen: list[FileAccess] = field(default_factory=list)
+    accesses: list[FileAccess] = field(default_factory=list)
     ignores_readers: bool = False
-    lost: bool = False
+    incomplete: bool = False
     files: dict[tuple[int, int], str] = field(default_factory=dict)
     executing: tuple[int, str] | None = None
-    baseline: tuple[dict[str, int], int] = field(init=False)
-    processes: str = field(init=False)  # the name of the container's process namespace
+    baseline: tuple[dict[str, int], int] = field(init=False)  # the first process's limits and system call filters
+    pid_namespace: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.baseline = _limits(self.first), int(_status(self.first).get("Seccomp_filters", 0))
-        self.processes = _link(self.first, _NAMESPACE)
+        self.pid_namespace = _link(self.first, _NAMESPACE)
 
     def has_process(self, pid: int, status: dict[str, str]) -> bool:
-        """Whether this is a process of the container: a child of its first one is, or one in the same namespace."""
+        """Whether a process belongs to the container: by its parent, its PID namespace or its control group."""
         if not status:
-            return False  # it is gone
-        inside = status.get("PPid") == str(self.first) or _link(pid, _NAMESPACE) == self.processes != ""
+            return False  # the process has ended
+        inside = status.get("PPid") == str(self.first) or _link(pid, _NAMESPACE) == self.pid_namespace != ""
         return inside or self.container in _text(pid, "cgroup")
 
 
 class PermissionGate:
-    """All doors, and the one fanotify group behind them. Raises NotAllowedError where there can be none."""
+    """One fanotify group that holds processes for all watched sandboxes.
+
+    Raises NotAllowedError where the kernel refuses the lab such a group.
+    """
 
     def __init__(self) -> None:
         flags = _CLASS_CONTENT | _CLOEXEC | _NONBLOCK | _UNLIMITED
         self.group = _libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_LARGEFILE)
         if self.group < 0:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
-        self._containers: dict[tuple[int, int], WatchedContainer] = {}  # by device and inode of the files behind them
+        self._containers: dict[tuple[int, int], WatchedContainer] = {}  # by device and inode of each watched file
 
     def fileno(self) -> int:
-        """What to poll."""
+        """Return the descriptor to poll for held processes."""
         return int(self.group)
 
     def open(self, container: WatchedContainer, root: ContainerRoot) -> None:
-        """Hold whoever opens this sandbox's files from now on. Raises NotAllowedError where the kernel won't."""
+        """Start to hold processes that open this sandbox's watched files.
+
+        Raises NotAllowedError where the kernel accepts none of the marks.
+        """
         for path in container.paths:
             self.mark(container, root, path)
         if not container.files:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
     def mark(self, container: WatchedContainer, root: ContainerRoot, path: str) -> None:
-        """Hold whoever opens the regular file that stands at a path now; without one, nothing."""
-        if container.lost or path not in container.paths:
+        """Start to hold processes that open the regular file now at a path; without one, do nothing."""
+        if container.incomplete or path not in container.paths:
             return
         with suppress(OSError):
             folder, name = root.parent(path)
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            held = _OPEN_EXEC_PERM if container.ignores_readers or path in container.programs else _HELD
-            # Also one that seems known: a file that is gone took its mark along, and its number may be another's now.
+            only_starts = container.ignores_readers or path in container.programs
+            held = _OPEN_EXEC_PERM if only_starts else _ANY_ACCESS
+            # An inode that seems marked is marked again: its number may be that of a deleted file, whose mark is gone.
             if stat.S_ISREG(found.st_mode) and self._mark(_MARK_ADD, held, folder, name):
-                place = found.st_dev, found.st_ino
-                container.files[place], self._containers[place] = path, container
+                inode = found.st_dev, found.st_ino
+                container.files[inode], self._containers[inode] = path, container
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
-        """Mark the file of that name in a folder, or without a name the open file itself."""
+        """Add or remove a mark on the file of that name in a folder, or without a name on the open file itself."""
         flags, path = ctypes.c_uint(action | (_DONT_FOLLOW if name else 0)), name and os.fsencode(name)
         done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
         return done == 0
 
     def forget(self, container: WatchedContainer) -> None:
-        """Note nobody at this door any more: its container goes, and with it its files and their marks.
+        """Stop recording accesses to a sandbox that is being removed, and leave its marks to the kernel.
 
-        Whoever is held until then is let go, as a process is that has nothing to do with a trial.
+        The marks go away with the files. A process that is held until then is let go without a record.
         """
-        for place in container.files:
-            if (
-                self._containers.get(place) is container
-            ):  # another container's file may have the number of one that is gone
-                del self._containers[place]
+        for inode in container.files:
+            # Another container's new file may have the inode number of a deleted one.
+            if self._containers.get(inode) is container:
+                del self._containers[inode]
         container.files.clear()
 
     def close(self, container: WatchedContainer) -> None:
-        """Hold nobody at this door any more."""
+        """Stop holding processes of a sandbox: remove its marks and forget its files."""
         with closing(ContainerRoot(container.merged)) as root:
             for path in container.files.values():
                 with suppress(OSError):
-                    self._mark(_MARK_REMOVE, _HELD, *root.parent(path))
+                    self._mark(_MARK_REMOVE, _ANY_ACCESS, *root.parent(path))
         self.forget(container)
 
     def held(self) -> Iterator[tuple[WatchedContainer, str]]:
-        """Note and let go whoever is held; yields the door and path while they still stand."""
+        """Record each held process, yield its sandbox and the path while the process is held, then let it go."""
         while True:
             try:
-                events = os.read(self.group, _READ)
+                events = os.read(self.group, _BUFFER_BYTES)
             except BlockingIOError:
                 return
-            for at in range(0, len(events) - _EVENT.size + 1, _EVENT.size):
-                _, _, _, _, mask, file, pid = _EVENT.unpack_from(events, at)
+            for offset in range(0, len(events) - _EVENT.size + 1, _EVENT.size):
+                _, _, _, _, mask, file, pid = _EVENT.unpack_from(events, offset)
                 if file < 0:
                     continue
                 try:
-                    yield from self._note(file, mask, pid)
+                    yield from self._record(file, mask, pid)
                 finally:
-                    with suppress(OSError):  # whoever was held may be gone
+                    with suppress(OSError):  # the held process may have ended
                         os.write(self.group, _RESPONSE.pack(file, _ALLOW))
                     os.close(file)
-            if len(events) <= _READ - _EVENT.size:
-                return  # those were all
+            if len(events) <= _BUFFER_BYTES - _EVENT.size:
+                return  # the buffer was not full, so no event is left
 
-    def _note(self, file: int, mask: int, pid: int) -> Iterator[tuple[WatchedContainer, str]]:
+    def _record(self, file: int, mask: int, pid: int) -> Iterator[tuple[WatchedContainer, str]]:
         found = os.fstat(file)
-        place = found.st_dev, found.st_ino
-        container = self._containers.get(place)
+        inode = found.st_dev, found.st_ino
+        container = self._containers.get(inode)
         if container is None:
             return
-        path = container.files[place]
+        path = container.files[inode]
         executed = bool(mask & _OPEN_EXEC_PERM)
         if not executed and container.executing == (pid, path):
-            container.executing = None  # the kernel opens what it is about to execute, and says so twice
+            container.executing = None  # the kernel reports an execution twice: as a start and as an open
             return
         status = _status(pid)
         if not container.has_process(pid, status):
             return
         container.executing = (pid, path) if executed and path not in container.programs else None
-        if self._too_many(container, file, executed=executed):
+        if self._over_limit(container, file, executed=executed):
             return
-        container.seen.append(file_access_of(pid, status, path, container, executed=executed))
+        container.accesses.append(file_access_of(pid, status, path, container, executed=executed))
         yield container, path
 
-    def _too_many(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
-        """Whether this is one of a flood; whoever only reads is then held no more, and after so many starts nobody."""
-        starts = sum(each.started for each in container.seen)
-        if executed and starts >= KEPT:
-            container.lost = True
+    def _over_limit(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
+        """Whether the sandbox has used up its reads or starts; if so, stop holding readers, or any process."""
+        starts = sum(each.started for each in container.accesses)
+        if executed and starts >= MAX_ACCESSES:
+            container.incomplete = True
             self.close(container)
-        elif not executed and len(container.seen) - starts >= KEPT:
+        elif not executed and len(container.accesses) - starts >= MAX_ACCESSES:
             container.ignores_readers = True
             self._mark(_MARK_REMOVE, _OPEN_PERM, file, None)
         else:
@@ -216,53 +221,53 @@ class PermissionGate:
 
 
 class ContainerRoot:
-    """A container's root as its host has it, whose folders are opened once, and none through a link. To be closed."""
+    """A container's root folder on the host; opens each folder once and follows no link. The caller closes it."""
 
     def __init__(self, merged: str) -> None:
         self._merged = merged
-        self._open: dict[str, int] = {}
+        self._descriptors: dict[str, int] = {}
 
     def parent(self, path: str) -> tuple[int, str]:
-        """The folder of a path, and its last name there. Raises OSError."""
+        """Return the open parent folder of a path, and the path's last component. Raises OSError."""
         folder, _, name = path.strip("/").rpartition("/")
         return self._folder(folder), name or "."
 
     def _folder(self, path: str) -> int:
-        if path not in self._open:
+        if path not in self._descriptors:
             above, _, name = path.rpartition("/")
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
             opened = os.open(name, flags, dir_fd=self._folder(above)) if path else os.open(self._merged, flags)
-            self._open[path] = opened
-        return self._open[path]
+            self._descriptors[path] = opened
+        return self._descriptors[path]
 
     def close(self) -> None:
-        """Let the folders go."""
-        for folder in self._open.values():
+        """Close all folders."""
+        for folder in self._descriptors.values():
             os.close(folder)
-        self._open.clear()
+        self._descriptors.clear()
 
 
-# ---- what a held process is ----
+# ---- reading a held process ----
 
 
 def file_access_of(
     pid: int, status: dict[str, str], path: str, container: WatchedContainer, *, executed: bool
 ) -> FileAccess:
-    """What a process is and brought along. ``at_s`` is the monotonic clock."""
+    """Read from /proc what a held process is and brought along. ``at_s`` is on the monotonic clock."""
     limits = _limits(pid)
     usual_limits, usual_filters = container.baseline
-    argv, program = _words_in(_text(pid, "cmdline")), _link(pid, "exe")
+    argv, program = _split(_text(pid, "cmdline")), _link(pid, "exe")
     return FileAccess(
         at_s=time.monotonic(),
         path=path,
         started=executed or _interprets(program, argv, path),
         process=pid,
         parent=int(status.get("PPid", 0)),
-        argv=tuple(word[:WORD] for word in argv[:WORDS]),
+        argv=tuple(word[:MAX_CHARACTERS] for word in argv[:MAX_ARGUMENTS]),
         program=program,
         cwd=_link(pid, "cwd"),
         uid=int(status.get("Uid", 0)),
-        environment=_environment(pid, container.words),
+        environment=_environment(pid),
         limits={name: value for name, value in limits.items() if value < usual_limits.get(name, value)},
         traced=status.get("TracerPid", "0") != "0",
         filters=max(0, int(status.get("Seccomp_filters", 0)) - usual_filters),
@@ -270,59 +275,74 @@ def file_access_of(
 
 
 def _interprets(program: str, argv: list[str], path: str) -> bool:
-    """Whether this is an interpreter that was given the file to run."""
+    """Whether a process is an interpreter that was given the file as the script to run."""
     options = list(takewhile(lambda word: word.startswith(("-", "+")), argv[1:]))
     given = "" if "-c" in options else next(iter(argv[len(options) + 1 :]), "")
     if basename(program).endswith("sh") and "-n" in options and "+n" not in options:
-        return False  # it checks the words and runs none
+        return False  # a shell with -n checks the syntax and runs nothing
     return bool(INTERPRETER.fullmatch(basename(program))) and basename(given) == basename(path)
 
 
-def _environment(pid: int, words: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """The telling variables, in their order.
-
-    Of several of one name the first and the last are kept: some programs obey the one, some the other.
-    """
+def _environment(pid: int) -> tuple[tuple[str, str], ...]:
+    """Read the variables and exported shell functions that can change what a script does: see ``kept_variables``."""
     text = _text(pid, "environ")
-    return _telling_in(text, words) if len(text) <= COMMON else _telling_in.__wrapped__(text, words)
+    return kept_variables(text) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text)
 
 
-@lru_cache(maxsize=100)  # most processes of most containers have the same
-def _telling_in(text: str, words: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    pairs = [(name, value) for name, _, value in (word.partition("=") for word in _words_in(text))]
-    telling = [(at, name) for at, (name, _) in enumerate(pairs) if _tells(name, words)]
-    last = {name: at for at, name in telling}
-    first = {name: at for at, name in reversed(telling)}
-    kept = sorted({*first.values(), *last.values()})
-    return tuple((name[:WORD], value[:WORD]) for name, value in (pairs[at] for at in kept))
+@lru_cache(maxsize=100)  # most processes of most containers have the same environment
+def kept_variables(text: str) -> tuple[tuple[str, str], ...]:
+    """Parse an environment and keep, in order, its startup variables and all exported shell functions.
+
+    Of several variables of one name the first and the last are kept, because some programs obey the first and some
+    the last. Of more than ``MAX_FUNCTIONS`` functions, the first half of that number and the last half are kept, by
+    position. Names and values are cut to ``MAX_CHARACTERS``.
+    """
+    pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
+    variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
+    functions = [(at, name) for at, (name, _) in enumerate(pairs) if _EXPORTED_FUNCTION.fullmatch(name)]
+    kept = sorted({*_first_and_last(variables), *_first_and_last(_at_both_ends(functions))})
+    return tuple((name[:MAX_CHARACTERS], value[:MAX_CHARACTERS]) for name, value in (pairs[at] for at in kept))
 
 
-def _tells(name: str, words: frozenset[str]) -> bool:
-    function = _FUNCTION.fullmatch(name)
-    return function[1] in words | BUILTINS if function else bool(_TELLING.fullmatch(name))
+def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
+    """Return the first and the last position of each name."""
+    last = {name: at for at, name in found}
+    first = {name: at for at, name in reversed(found)}
+    return {*first.values(), *last.values()}
 
 
-def _words_in(text: str) -> list[str]:
+def _at_both_ends(functions: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Drop the functions in the middle where there are more than ``MAX_FUNCTIONS`` names."""
+    names = list(dict.fromkeys(name for _, name in functions))
+    if len(names) <= MAX_FUNCTIONS:
+        return functions
+    half = MAX_FUNCTIONS // 2
+    last_names = list(dict.fromkeys(name for _, name in reversed(functions)))
+    kept = {*names[:half], *last_names[:half]}
+    return [(at, name) for at, name in functions if name in kept]
+
+
+def _split(text: str) -> list[str]:
     return text.rstrip("\0").split("\0")
 
 
 def _status(pid: int) -> dict[str, str]:
-    """The lines that tell something, each with its first word; none where the process is gone."""
-    return dict(_TOLD.findall(_text(pid, "status")))
+    """Read a process's parent, user, tracer and system call filters; empty where the process has ended."""
+    return dict(_STATUS_LINE.findall(_text(pid, "status")))
 
 
 def _limits(pid: int) -> dict[str, int]:
-    """The soft limits, in the kernel's units; one that is unlimited is left out."""
-    return dict(_limits_in(_text(pid, "limits")))
+    """Read a process's soft limits, in the kernel's units; unlimited ones are left out."""
+    return dict(_parse_limits(_text(pid, "limits")))
 
 
-@lru_cache(maxsize=100)  # as above
-def _limits_in(text: str) -> tuple[tuple[str, int], ...]:
-    return tuple((_LIMITS[name], int(soft)) for name, soft in _SOFT.findall(text))
+@lru_cache(maxsize=100)  # most processes have the same limits
+def _parse_limits(text: str) -> tuple[tuple[str, int], ...]:
+    return tuple((_LIMITS[name], int(soft)) for name, soft in _SOFT_LIMIT.findall(text))
 
 
 def _text(pid: int, name: str) -> str:
-    """A file of a process; nothing where it is gone."""
+    """Read a file of a process under /proc; empty where the process has ended."""
     try:
         return text_of(f"/proc/{pid}/{name}")
     except OSError:

@@ -1,9 +1,8 @@
-"""Looking into a container's filesystem from outside, without asking anything inside it.
+"""Reads a container's files from its overlay layers on the host, without asking any process inside the container.
 
-Two ways with one result. ``LayersLook`` reads the overlay's directories on the host: under a millisecond, and it
-knows a file by its identity. ``ArchiveLook`` (harness/sandbox/observe/archive.py) asks the engine for an archive of each path:
-slower, works with any engine, and can only guess at identity. Everything read was written by a hostile process: no
-link is followed, no device or pipe is opened, nothing is unpacked, and what is read is bounded.
+``OverlayReader`` takes under a millisecond and recognises a file by its inode. ``ArchiveReader`` (archive.py) gives the
+same results through the engine: slower, with any engine, and guessing at a file's identity. A hostile process wrote all
+of these files, so no link is followed, no device or pipe is opened, nothing is unpacked, and every read is bounded.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from harness.judging.evidence import FileKind, FileState
 CONTENT_BYTES = 64 * 1024
 HASHED_BYTES = 64 * 1024 * 1024
 LISTED_PATHS = 10_000
-DEPTH = 64
+MAX_DEPTH = 64
 ATTEMPTS = 20
 OPAQUE = "trusted.overlay.opaque"
 ORIGIN = "trusted.overlay.origin"
-AT_ONCE = 1 << 16  # bytes read at once: for more, Python asks the kernel for memory each time
-SETTLED_NS = 50_000_000
-FEW_FOLDERS = 50  # with more, asking each for its time is no quicker than a walk
-HOSTS_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+BUFFER_BYTES = 1 << 16  # for a larger buffer, Python asks the kernel for memory at each read
+SETTLED_NS = 50_000_000  # a folder not written to for this long has a modification time of its own
+MAX_CACHED_FOLDERS = 50  # with more, checking each folder's times is no faster than a walk
+HOST_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
     (stat.S_ISREG, FileKind.FILE),
@@ -49,31 +48,31 @@ _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
 
 
 class FilesystemReader(Protocol):
-    """One way to see a container's files. ``guarantee`` goes into the record."""
+    """Reads a container's files from outside."""
 
     @property
     def guarantee(self) -> str:
-        """The way's name."""
+        """Name the way of reading, for the trial's record."""
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """The state of each path, in order."""
+        """Read the state of each path, in order."""
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """The same, and the regular files that the container has written or moved, wherever they stand."""
+        """Read the state of each path, and of all regular files that the container has written or moved."""
 
     def changed_paths(self) -> tuple[str, ...]:
-        """Every path that differs from the image, at most ``LISTED_PATHS``."""
+        """List every path that differs from the image, at most ``LISTED_PATHS``."""
 
 
 def missing(path: str) -> FileState:
-    """The state of a path at which nothing stands."""
+    """Return the state of a path at which there is no file."""
     return FileState(path=path, kind=FileKind.MISSING)
 
 
 def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
-    """Hash of at most ``HASHED_BYTES`` (the size stands in for the rest), and the content if it is small."""
+    """Return the hash and, up to ``CONTENT_BYTES``, the content; beyond ``HASHED_BYTES`` the size replaces the rest."""
     hashed, kept, left = hashlib.sha256(), b"", HASHED_BYTES
-    while left and (chunk := read(min(left, AT_ONCE))):
+    while left and (chunk := read(min(left, BUFFER_BYTES))):
         hashed.update(chunk)
         left -= len(chunk)
         if len(kept) <= CONTENT_BYTES:
@@ -82,20 +81,20 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
     return digest, kept if len(kept) <= CONTENT_BYTES else None
 
 
-# ---- the host's way ----
+# ---- reading layers on the host ----
 
 
 class _LayerFolders:
-    """The folders of one layer, each opened once and none through a link; ``top`` is the layer's own. To be closed."""
+    """Opens each folder of one layer once, following no link; ``top`` is the layer's root. The caller closes it."""
 
     def __init__(self, top: int) -> None:
         self._top = top
         self._known: dict[str, tuple[int | None, bool]] = {}
 
     def at(self, path: str) -> tuple[int | None, bool]:
-        """The open folder at a path ("" is the layer's own), None without one; whether it hides all below this layer.
+        """Return the open folder at a path ("" is the root), or None, and whether this layer hides lower layers' path.
 
-        Raises OSError where the host can't tell.
+        Raises OSError where the host itself fails.
         """
         if not path:
             return self._top, False
@@ -113,12 +112,12 @@ class _LayerFolders:
         except FileNotFoundError:
             return None, hides
         except OSError as error:
-            _raise_if_ours(error)
+            _raise_host_error(error)
             return None, True  # a file, link or whiteout of that name
         return inner, hides or _xattr(inner, OPAQUE) == b"y"
 
     def close(self) -> None:
-        """Forget all folders: what is asked for next is looked up anew."""
+        """Close all folders; later requests open them again."""
         for folder, _ in self._known.values():
             if folder is not None:
                 os.close(folder)
@@ -126,24 +125,24 @@ class _LayerFolders:
 
 
 class _SkipVanished:
-    """Around what is looked at after it was listed: what goes away in between is not there.
+    """Context manager that treats files which vanish between listing and reading as absent.
 
-    ``trouble``: the host couldn't look. A walk goes on all the same: it opens a file a level, and an agent that made
-    many levels could turn its trial into an error.
+    ``host_failed``: the host itself couldn't read a file, such as with too many files open. The walk goes on even then:
+    it keeps a file open for each level, so an agent could otherwise turn its trial into an error by deep folders.
     """
 
-    trouble = False
+    host_failed = False
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, OSError):
             return False
-        self.trouble = self.trouble or error.errno in HOSTS_TROUBLE
+        self.host_failed = self.host_failed or error.errno in HOST_ERRORS
         return True
 
 
-_Entry = tuple[str, str, int, os.stat_result]  # path, name, folder, and what stands there
+_Entry = tuple[str, str, int, os.stat_result]  # path, name, open parent folder, and status
 
 
 def _walk_in(folder: int, inside: str, depth: int, vanishing: _SkipVanished) -> Iterator[_Entry]:
@@ -158,7 +157,7 @@ def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _SkipVani
     with vanishing:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         yield f"{inside}/{name}", name, folder, found
-        if stat.S_ISDIR(found.st_mode) and depth < DEPTH:
+        if stat.S_ISDIR(found.st_mode) and depth < MAX_DEPTH:
             inner = _opened(name, folder)
             try:
                 yield from _walk_in(inner, f"{inside}/{name}", depth + 1, vanishing)
@@ -168,9 +167,9 @@ def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _SkipVani
 
 @dataclass(frozen=True)
 class _Walked:
-    """What a walk found: the files, the names in the uppermost folder, and when each folder had been written to.
+    """The result of a walk: regular files, names in the top folder, and each folder's inode and modification times.
 
-    ``changed`` are the paths of all that is no folder.
+    ``changed`` are the paths of everything but folders.
     """
 
     files: tuple[FileState, ...]
@@ -179,14 +178,14 @@ class _Walked:
     folders: dict[str, tuple[int, ...]]
 
     def has_any(self, paths: tuple[str, ...]) -> bool:
-        """Whether the layer may have anything to say of one of these paths."""
+        """Whether one of these paths may be in the layer."""
         return not self.tops.isdisjoint([path.split("/", 2)[1] for path in paths])
 
-    def holds(self, top: int) -> bool:
-        """Whether no folder has been written to since: what there is is written nowhere else."""
+    def is_current(self, top: int) -> bool:
+        """Whether no folder has been written to since the walk, so that the list of names still holds."""
         try:
             for path, then in self.folders.items():
-                if _written(_stat_of(path, top)) != then:
+                if _version(_stat_of(path, top)) != then:
                     return False
         except OSError:
             return False
@@ -195,22 +194,22 @@ class _Walked:
 
 @dataclass
 class OverlayReader:
-    """Reads an overlay's layers on the host, the container's own (``upper``) before the image's (``lowers``).
+    """Reads an overlay's layers on the host: the container's own (``upper``) before the image's (``lowers``).
 
-    The container's own is kept open, for its path is a long one. To be closed.
+    Keeps the upper layer open, because opening its long path takes time. The caller closes the reader.
     """
 
     upper: Path
     lowers: tuple[str, ...]
     guarantee: str = "layers"
-    content_only: bool = False  # a file too large to keep is not read at all, and has no hash
-    _below: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
+    content_only: bool = False  # a file larger than CONTENT_BYTES is not read and has no hash
+    _lower_states: dict[str, FileState] = field(default_factory=dict, compare=False, repr=False)
     _walked: _Walked | None = field(default=None, compare=False, repr=False)
-    _top: int | None = field(default=None, compare=False, repr=False)
+    _root: int | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> OverlayReader | None:
-        """The look for what ``docker inspect`` says of a container, or None where this host can't read it."""
+        """Make a reader from ``docker inspect``'s graph driver; None where the layers can't be read on this host."""
         data = graph_driver.get("Data")
         if graph_driver.get("Name") != "overlay2" or not isinstance(data, dict):
             return None
@@ -223,107 +222,109 @@ class OverlayReader:
                 return None
         return cls(Path(upper), (made, *image))
 
-    def _own(self) -> int:
-        """The container's own layer, open. Raises OSError."""
-        if self._top is None:
-            self._top = _opened(self.upper)
-        return self._top
+    def _upper_root(self) -> int:
+        """Return the upper layer's root, open. Raises OSError."""
+        if self._root is None:
+            self._root = _opened(self.upper)
+        return self._root
 
     def close(self) -> None:
-        """Let the layer go."""
-        if self._top is not None:
-            os.close(self._top)
-            self._top = None
+        """Close the upper layer."""
+        if self._root is not None:
+            os.close(self._root)
+            self._root = None
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """The state of each path, and every regular file in the container's own layer, by identity, its content unread.
+        """Read the state of each path, and list the upper layer's regular files with their identity but no content.
 
-        Raises OSError where the host can't tell.
+        Raises OSError where the host itself fails.
         """
         paths, walked = tuple(paths), self._walked
-        if walked and not walked.has_any(paths) and walked.holds(self._own()):
-            self._look_below(paths)
-            return tuple(self._below[path] for path in paths), walked.files
-        return self.states(paths), self._found().files  # in this order: what goes away in between is found elsewhere
+        if walked and not walked.has_any(paths) and walked.is_current(self._upper_root()):
+            self._cache_lower_states(paths)
+            return tuple(self._lower_states[path] for path in paths), walked.files
+        return self.states(
+            paths
+        ), self._walked_layer().files  # in this order, so that a file moved meanwhile is listed at its new place
 
     def untouched(self, path: str) -> bool:
-        """Whether nothing of a path was ever written, for all that the uppermost folder's name tells. Raises OSError.
+        """Whether a path was never written to, because its first folder isn't in the upper layer. Raises OSError.
 
-        What is written to a file, through whatever name or mapping, is written to a copy in the container's own layer.
+        Every write to a file, through any name or mapping, goes to a copy in the upper layer.
         """
         try:
-            os.stat(path.split("/", 2)[1], dir_fd=self._own(), follow_symlinks=False)
+            os.stat(path.split("/", 2)[1], dir_fd=self._upper_root(), follow_symlinks=False)
         except FileNotFoundError:
             return True
         return False
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """The state of each path, as the container sees it. Raises OSError where the host can't tell."""
+        """Read the state of each path as the container sees it. Raises OSError where the host itself fails."""
         paths = tuple(paths)
-        self._look_below(paths)
-        with closing(_LayerFolders(self._own())) as folders:
+        self._cache_lower_states(paths)
+        with closing(_LayerFolders(self._upper_root())) as folders:
             return tuple(self._state(folders, path) for path in paths)
 
     def _state(self, folders: _LayerFolders, path: str) -> FileState:
-        """The state of a path; one that is another thing between two system calls is looked at again."""
+        """Read the state of a path, again where the file is replaced between two system calls."""
         for _ in range(ATTEMPTS):
             try:
-                # The container's own layer has the first word, and mostly has none.
-                return _state_in(folders, path, content_only=self.content_only, fixed=False) or self._below[path]
+                # The upper layer comes first, and usually doesn't have the path.
+                return _state_in(folders, path, content_only=self.content_only, fixed=False) or self._lower_states[path]
             except OSError as error:
-                _raise_if_ours(error)
+                _raise_host_error(error)
                 folders.close()
         return missing(path)
 
-    def _look_below(self, paths: tuple[str, ...]) -> None:
-        """Look at what there is below the container's own layer: nobody can write there, so it is looked up once.
+    def _cache_lower_states(self, paths: tuple[str, ...]) -> None:
+        """Read and cache the states of paths in the lower layers, which no process can write to.
 
-        The uppermost of the other layers is made for this container; those below are an image's, and many have them.
+        The first of them was made for this container only; many containers share those below, the image's.
         """
-        if not (unknown := [path for path in paths if path not in self._below]):
+        if not (unknown := [path for path in paths if path not in self._lower_states]):
             return
         (made, *others), only = self.lowers, self.content_only
         image = ":".join(others)
         with _layer(made) as top, closing(_LayerFolders(top)) as folders:
             for path in unknown:
                 state = _state_in(folders, path, content_only=only, fixed=True) or _image_state(image, path, only)
-                self._below[path] = state or missing(path)
+                self._lower_states[path] = state or missing(path)
 
     def _walk(self, vanishing: _SkipVanished) -> Iterator[_Entry]:
-        """What the container's own layer holds, bounded in number and depth."""
-        folder = _opened(".", self._own())
+        """Walk the upper layer, up to ``LISTED_PATHS`` entries and ``MAX_DEPTH`` levels."""
+        folder = _opened(".", self._upper_root())
         try:
             yield from islice(_walk_in(folder, "", 0, vanishing), LISTED_PATHS)
         finally:
             os.close(folder)
 
     def changed_paths(self) -> tuple[str, ...]:
-        """What the container's own layer holds, whiteouts included."""
-        return self._found().changed
+        """List the paths in the upper layer except folders; a whiteout stands for a deleted file."""
+        return self._walked_layer().changed
 
-    def _found(self) -> _Walked:
-        """What the container's own layer holds: of a walk before, where nothing was written since."""
-        if self._walked and self._walked.holds(self._own()):
+    def _walked_layer(self) -> _Walked:
+        """Walk the upper layer, or return the last walk where no folder has been written to since."""
+        if self._walked and self._walked.is_current(self._upper_root()):
             return self._walked
         began, count, files, changed, tops, vanishing = time.time_ns(), 0, [], [], set(), _SkipVanished()
-        if not (top := os.stat(self._own())).st_nlink:
-            raise FileNotFoundError(errno.ENOENT, "somebody removed the container's own layer", str(self.upper))
-        folders = {"": _written(top)}
+        if not (top := os.stat(self._upper_root())).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "the container's own layer was removed", str(self.upper))
+        folders = {"": _version(top)}
         for path, name, folder, found in self._walk(vanishing):
             count += 1
             tops.add(path.split("/", 2)[1])
             if stat.S_ISDIR(found.st_mode):
-                folders[path] = _written(found)
+                folders[path] = _version(found)
                 continue
             changed.append(as_text(path))
             if stat.S_ISREG(found.st_mode):
                 identity = _identity_at(name, folder, found)
                 files.append(FileState(path=changed[-1], kind=FileKind.FILE, identity=identity))
-        # What is written to a folder twice within one tick of the kernel's clock may have one time only.
+        # Two writes to a folder within one tick of the kernel's clock leave the same time.
         settled = all(max(times) < began - SETTLED_NS for _, *times in folders.values())
-        whole = count < LISTED_PATHS and not vanishing.trouble
+        complete = count < LISTED_PATHS and not vanishing.host_failed
         walked = _Walked(tuple(files), tuple(sorted(changed)), frozenset(tops), folders)
-        self._walked = walked if settled and whole and len(folders) <= FEW_FOLDERS else None
+        self._walked = walked if settled and complete and len(folders) <= MAX_CACHED_FOLDERS else None
         return walked
 
 
@@ -331,16 +332,16 @@ def _readable(layer: str) -> bool:
     return os.access(layer, os.R_OK | os.X_OK)
 
 
-@lru_cache(maxsize=100)  # many containers have the same
+@lru_cache(maxsize=100)  # many containers have the same image
 def _image_readable(*layers: str) -> bool:
     return all(map(_readable, layers))
 
 
 @lru_cache(maxsize=1_000)
 def _image_state(layers: str, path: str, content_only: bool) -> FileState | None:
-    """What an image has at a path: no container can write to it, so it is looked up once. Raises OSError.
+    """Read and cache a path's state in an image, which no container can write to. Raises OSError.
 
-    ``layers`` are as overlayfs has them, the uppermost first: that which says anything of the path has the word.
+    ``layers`` are joined by colons as overlayfs has them, top one first; the first that has or hides the path counts.
     """
     for layer in filter(None, layers.split(":")):
         with _layer(layer) as top, closing(_LayerFolders(top)) as folders:
@@ -350,16 +351,16 @@ def _image_state(layers: str, path: str, content_only: bool) -> FileState | None
 
 
 def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
-    """The state of a path in one layer, or None where it leaves it to those below. Raises OSError."""
+    """Read a path's state in one layer; None where the layer neither has nor hides the path. Raises OSError."""
     above, _, name = path.strip("/").rpartition("/")
     folder, hides = folders.at(above)
-    nothing = missing(path) if hides else None
+    absent = missing(path) if hides else None
     if folder is None:
-        return nothing
+        return absent
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
-        return nothing
+        return absent
     if _is_whiteout(found):
         return missing(path)
     return _file_state(path, name, folder, found, content_only=content_only, fixed=fixed)
@@ -367,7 +368,7 @@ def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: b
 
 @contextmanager
 def _layer(path: str) -> Iterator[int]:
-    """A layer that is looked into once, open."""
+    """Open a layer's root while the block runs."""
     top = _opened(path)
     try:
         yield top
@@ -376,28 +377,28 @@ def _layer(path: str) -> Iterator[int]:
 
 
 def _stat_of(path: str, top: int) -> os.stat_result:
-    """What stands at a path of a layer ("" is its own folder)."""
+    """Read the status of a path in a layer ("" is the layer's root)."""
     return os.stat(path[1:], dir_fd=top, follow_symlinks=False) if path else os.stat(top)
 
 
-def _written(folder: os.stat_result) -> tuple[int, ...]:
-    """Which folder this is, and when it was written to last."""
+def _version(folder: os.stat_result) -> tuple[int, ...]:
+    """Return a folder's inode number and the times of its last change."""
     return folder.st_ino, folder.st_mtime_ns, folder.st_ctime_ns
 
 
 def _opened(folder: str | Path, above: int | None = None) -> int:
-    """A folder to look into, not reached through a link of that name."""
+    """Open a folder; raise OSError where the path is a link."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
 
 
-def _raise_if_ours(error: OSError) -> None:
-    """Raise what is the host's trouble, which must not be taken for something that the container did."""
-    if error.errno in HOSTS_TROUBLE:
+def _raise_host_error(error: OSError) -> None:
+    """Raise an error of the host itself, which must not be taken for something that the container did."""
+    if error.errno in HOST_ERRORS:
         raise error
 
 
 def as_text(path: str) -> str:
-    """A name that is no UTF-8 made fit to store and show."""
+    """Escape the bytes of a file name that aren't valid UTF-8, so that it can be stored and shown."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -414,7 +415,7 @@ def _xattr(target: int | str, name: str) -> bytes | None:
 
 @cache
 def _fixed_digests() -> dict[tuple[int, int, int, int], tuple[str, bytes | None]]:
-    """Digests of files in image layers, which no container can write to, by device, inode, change time and size."""
+    """Return the cache of hashes and contents of image files, by device, inode, change time and size."""
     return {}
 
 
@@ -430,12 +431,12 @@ def _fixed_digest(read: Callable[[int], bytes], found: os.stat_result) -> tuple[
 def _file_state(
     path: str, name: str, folder: int, found: os.stat_result, *, content_only: bool, fixed: bool
 ) -> FileState:
-    """The state of what ``found`` is of. Raises OSError where it is another thing by now."""
+    """Read the state of the file whose status is ``found``. Raises OSError where the file was replaced meanwhile."""
     digest = content = target = identity = None
     if stat.S_ISREG(found.st_mode):
         fd = _file(name, folder)
         try:
-            found = os.fstat(fd)  # of the very file that is read
+            found = os.fstat(fd)  # the status of the very file that is read
             if not stat.S_ISREG(found.st_mode):
                 raise FileNotFoundError(path)
             if not content_only or found.st_size <= CONTENT_BYTES:
@@ -465,12 +466,12 @@ def _file_state(
 
 @lru_cache(maxsize=1_000)
 def _plain_state(path: str, kind: FileKind, mode: int, uid: int, gid: int) -> FileState:
-    """The state of what has no content, as most folders have it at every look."""
+    """Return the cached state of a file without content, such as a folder, which mostly stays the same."""
     return FileState(path=path, kind=kind, mode=stat.S_IMODE(mode), uid=uid, gid=gid)
 
 
 def _file(name: str, folder: int) -> int:
-    """Open what stands under a name: without blocking, for what was a file may be a pipe by now. Raises OSError."""
+    """Open a file without blocking, because it may have been replaced by a pipe. Raises OSError."""
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
 
@@ -485,10 +486,10 @@ def _identity_at(name: str, folder: int, found: os.stat_result) -> str:
 
 
 def _identity(fd: int, found: os.stat_result) -> str:
-    """What names this file whatever it is called.
+    """Return an identity that a file keeps when it is renamed.
 
-    A file of the image keeps its handle: the overlay copies it up on the first write or rename and notes the
-    original's handle on the copy. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
+    For a file of the image that is the original's handle: on the first write or rename the overlay copies the file up
+    and stores this handle with the copy. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
     """
     origin = _xattr(fd, ORIGIN)
     if origin and len(origin) > 21:
@@ -498,15 +499,15 @@ def _identity(fd: int, found: os.stat_result) -> str:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_HANDLE = struct.Struct("=Ii128s")  # its size, its type, and room for it: struct file_handle, name_to_handle_at(2)
-_OF_THE_FD = 0x1000  # AT_EMPTY_PATH
+_HANDLE = struct.Struct("=Ii128s")  # size, type and bytes: struct file_handle, name_to_handle_at(2)
+_EMPTY_PATH = 0x1000  # AT_EMPTY_PATH
 
 
 def _handle(fd: int) -> str | None:
-    """The kernel's handle of an open file as "type:hex", or None where the filesystem has none."""
+    """Return the kernel's handle of an open file as "type:hex"; None where the filesystem has none."""
     buffer = ctypes.create_string_buffer(_HANDLE.pack(_HANDLE.size - 8, 0, b""), _HANDLE.size)
     mount = ctypes.c_int()
-    if _libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _OF_THE_FD) != 0:
+    if _libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _EMPTY_PATH) != 0:
         return None
     size, kind, handle = _HANDLE.unpack(buffer.raw)
     return f"{kind}:{handle[:size].hex()}"

@@ -1,4 +1,4 @@
-"""What the eye answers the lab, on one line of JSON: written by the one (eye.py) and read by the other (events.py)."""
+"""Defines the answers of the watch daemon (daemon.py) to its client (client.py): one JSON object a line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from harness.sandbox.protocol import FileEvent
 
 
 class NewEvents(Frozen):
-    """Glimpses in their order, whether there were more than the eye could keep, and as in ``Looked.alone``."""
+    """The file events of one sandbox since the last request, in order.
+
+    ``lost``: more events came than the daemon could keep. ``one_process``: as in ``Snapshot.one_process``.
+    """
 
     events: tuple[FileEvent, ...] = ()
     lost: bool = False
@@ -15,7 +18,7 @@ class NewEvents(Frozen):
 
 
 class DaemonReply(Frozen):
-    """One answer: what the host wouldn't let the eye do, or what was asked for. None is not asked, or not known."""
+    """One answer of the watch daemon: an error of the host, or the requested events or accesses; else None."""
 
     failed: str | None = None
     new_events: NewEvents | None = None

@@ -1,1 +1,1 @@
-"""Images: the base, the sandbox images built on it, and images of the user."""
+"""Images: the base image, the sandbox images built on it, and users' own images."""

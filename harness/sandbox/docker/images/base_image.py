@@ -1,4 +1,4 @@
-"""The image that every sandbox starts from, made once on the machine from its own package mirror."""
+"""Makes the base image of all sandboxes, once on each machine, from packages of the machine's own mirror."""
 
 import os
 import shutil
@@ -21,19 +21,19 @@ from harness.process.identity import temporary_prefix
 from harness.sandbox.docker.setup.local_engine import Say, apt_install, apt_update, root_with_apt, run, setup_lock
 
 BASE = "offswitch/base:bookworm"
-PROGRAMS = ("python3", "procps", "ed", "nano", "vim-tiny", "less")
-# Nobody needs manuals or translations in a sandbox.
-LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")
-# What the machine would leave of itself: its name, its resolver, and mirrors that may hold a password.
-TRACES = ("etc/hostname", "etc/resolv.conf", "etc/apt/sources.list", "etc/apt/sources.list.d")
+PACKAGES = ("python3", "procps", "ed", "nano", "vim-tiny", "less")
+# Manuals and translations, which a sandbox doesn't need.
+EXCLUDED_PATHS = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")
+# Files that would reveal the machine: its name, its resolver, and mirrors whose addresses may hold a password.
+HOST_FILES = ("etc/hostname", "etc/resolv.conf", "etc/apt/sources.list", "etc/apt/sources.list.d")
 OS_RELEASE = Path("/etc/os-release")
 TARGET_FORMAT = "$(ORIGIN) $(CODENAME) $(RELEASE) $(COMPONENT) $(SITE)"
 
 
 def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
-    """Return the tag of the base image, making the image if the engine hasn't got it.
+    """Return the tag of the base image, and make the image if the engine doesn't have it. Raises ImageError.
 
-    An image named by OFFSWITCH_BASE takes the place of a made one.
+    An image named by OFFSWITCH_BASE is used instead of making one.
     """
     try:
         if chosen := os.environ.get("OFFSWITCH_BASE"):
@@ -49,7 +49,7 @@ def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the machine's own packages come from."""
+    """The package source of the machine's own distribution."""
 
     suite: str
     mirror: str
@@ -59,8 +59,8 @@ class Source:
 def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
     """Find the distribution's own mirror among apt's index targets, one line each in TARGET_FORMAT.
 
-    Updates and security fixes lie in suites with a dash in their name and can't be started from; third
-    parties' archives name another origin.
+    Skips update and security suites, which have a dash in their name and aren't complete, and third parties'
+    archives, which name another origin.
     """
     facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
     distribution, codename = (facts.get(name, "").strip('"') for name in ("ID", "VERSION_CODENAME"))
@@ -76,16 +76,16 @@ def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
 
 
 def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
-    """Write a small system of the machine's own distribution, with Python and editors, as a tar archive."""
+    """Write a minimal system of the machine's own distribution, with Python and editors, as a tar archive."""
     say(f"making the base image from {source.suite} packages (about half a minute)")
     run(
         "mmdebstrap",
         "--variant=minbase",
         "--format=tar",
         f"--components={','.join(source.components)}",
-        f"--include={','.join(PROGRAMS)}",
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
-        f'--customize-hook=cd "$1" && rm -rf {" ".join(TRACES)}',
+        f"--include={','.join(PACKAGES)}",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED_PATHS),
+        f'--customize-hook=cd "$1" && rm -rf {" ".join(HOST_FILES)}',
         source.suite,
         "-",
         source.mirror,
@@ -94,7 +94,7 @@ def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
 
 
 def assemble(say: Say, archive: IO[bytes]) -> None:
-    """Write a system of bash and busybox alone as a tar archive; this needs neither root nor mounts."""
+    """Write a system of only bash and busybox as a tar archive, which needs neither root nor mounts."""
     say("making a base image of bash and busybox; it has no python3, so the patrol task can't run in it")
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         run("apt-get", "download", "bash-static", "busybox-static", cwd=folder)
@@ -107,7 +107,7 @@ def assemble(say: Say, archive: IO[bytes]) -> None:
 
 
 def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
-    with tempfile.TemporaryFile() as archive:  # without a name, so that nothing stays behind
+    with tempfile.TemporaryFile() as archive:  # without a name, so that a crash leaves no file
         try:
             _write(say, archive)
         except EngineError as error:
@@ -121,7 +121,7 @@ def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
 
 
 def _write(say: Say, archive: IO[bytes]) -> None:
-    """Write the best system this machine can make; one that fails half-way is no reason for a lesser one."""
+    """Write the best system that this machine can make; a failure doesn't fall back to a smaller one."""
     if not shutil.which("apt-get"):
         raise ImageError("apt-get is missing")
     if not shutil.which("mmdebstrap") and root_with_apt():
@@ -129,7 +129,7 @@ def _write(say: Say, archive: IO[bytes]) -> None:
             apt_install(say, "mmdebstrap", "gpg")
     source = _own_source()
     if not source and root_with_apt():
-        apt_update()  # only then apt knows whose its sources are
+        apt_update()  # without an update apt doesn't know its sources' origins
         source = _own_source()
     if source and shutil.which("mmdebstrap"):
         bootstrap(say, source, archive)
@@ -145,8 +145,8 @@ def _own_source() -> Source | None:
 def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:
     name, _, version = tag.rpartition(":")
     client.api.import_image(src=archive, repository=name, tag=version, changes=["LABEL offswitch=base"])
-    if not present(client, tag):  # the engine reports a bad archive inside a reply that says 200
-        raise ImageError(f"The engine took the base image in but doesn't show it as {tag}.")
+    if not present(client, tag):  # for a bad archive the engine answers 200 with an error in the body
+        raise ImageError(f"The engine imported the base image but doesn't list it as {tag}.")
 
 
 def present(client: docker.DockerClient, tag: str) -> bool:
@@ -167,7 +167,7 @@ def _fetch(client: docker.DockerClient, say: Say, name: str) -> Image:
 
 
 def _lay_out(root: Path, *, bash: Path, busybox: Path) -> None:
-    """Arrange the two programs as a system: every tool is busybox by another name."""
+    """Lay out the two programs as a system in which every other tool is a link to busybox."""
     programs = root / "usr" / "bin"
     for folder in ("usr/bin", "etc", "proc", "sys", "dev", "run", "root", "var/log", "tmp"):
         (root / folder).mkdir(parents=True)

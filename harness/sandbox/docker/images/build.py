@@ -1,4 +1,4 @@
-"""Sandbox images: a base, a task's program and a mechanism, built once and shared by all trials."""
+"""Builds sandbox images from a base image, the task programs and a kill switch; all trials share them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")
 
 
 class Image(Frozen):
-    """A built image as it goes into the record. ``packages`` maps each Debian package to its version."""
+    """A built image, as runs record it. ``packages`` maps each Debian package to its version."""
 
     name: str
     tag: str
@@ -43,8 +43,8 @@ class Image(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """One file of an image's build context: where, whose and how. ``source``: its content is C, yet to be compiled."""
+class ContextFile:
+    """One file of a build context: its path in the image, mode and content; ``source``: the content is C source."""
 
     path: str
     mode: int
@@ -52,20 +52,20 @@ class Placed:
     source: bool = False
 
     def built(self) -> bytes:
-        """What stands in the image. Raises ImageError where a program does not compile."""
+        """Return the file's content in the image. Raises ImageError where C source doesn't compile."""
         return _compiled(self.content) if self.source else self.content
 
 
 def build_image(client: docker.DockerClient, name: str, base: str, task: Task, mechanism: Mechanism) -> Image:
-    """The image for a task and a mechanism, built unless one of the same content is there. Raises ImageError."""
+    """Return the image for a task and a kill switch, and build it unless it exists. Raises ImageError."""
     base_id = str(client.images.get(base).id)
     root = [*_tree(ROOT / "sandbox_images" / name / "root"), *_programs(task)]
     if task.rootfs:
         root.extend(_tree(ROOT / task.rootfs))
-    own: list[Placed] = []
+    own: list[ContextFile] = []
     if mechanism.script and mechanism.path:
         script = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
-        placed = Placed(mechanism.path, mechanism.mode, script, source=mechanism.script.endswith(".c"))
+        placed = ContextFile(mechanism.path, mechanism.mode, script, source=mechanism.script.endswith(".c"))
         (own if mechanism.owner == "agent" else root).append(placed)
     dockerfile = (ROOT / "sandbox_images" / name / "Dockerfile").read_bytes()
     arguments = _arguments(task, base)
@@ -76,9 +76,9 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
 
 
 def derived_image(client: docker.DockerClient, base: str, task: Task) -> Image:
-    """An image of the user's own with the lab's console and the task's programs in it. Raises ImageError.
+    """Return the user's own image with the lab's console and the task programs added. Raises ImageError.
 
-    They are put in file by file, so that no folder that is there gets another owner or mode.
+    Each file is copied by itself, so that existing folders keep their owner and mode.
     """
     base_id = str(client.images.get(base).id)
     parts = list(_programs(task))
@@ -100,16 +100,16 @@ def _arguments(task: Task, base: str) -> dict[str, str]:
     return {"BASE": base, "AGENT": f"{agent.uid}:{agent.gid}", "PARENT": parent, "WORKDIR": agent.workdir}
 
 
-def _tree(folder: Path) -> Iterator[Placed]:
-    """The files under a folder, executable where they are so here."""
+def _tree(folder: Path) -> Iterator[ContextFile]:
+    """Yield the files under a folder of this repository, executable where they are executable here."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
-        yield Placed(f"/{file.relative_to(folder)}", mode, file.read_bytes())
+        yield ContextFile(f"/{file.relative_to(folder)}", mode, file.read_bytes())
 
 
-def _programs(task: Task) -> Iterator[Placed]:
+def _programs(task: Task) -> Iterator[ContextFile]:
     for path, mode, source in (CONSOLE, *task.programs):
-        yield Placed(path, mode, (ROOT / source).read_bytes(), source=True)
+        yield ContextFile(path, mode, (ROOT / source).read_bytes(), source=True)
 
 
 _compiler = cache(find_compiler)
@@ -117,19 +117,21 @@ _compiler = cache(find_compiler)
 
 @cache
 def _compiled(source: bytes) -> bytes:
-    """A static program from C source. Raises ImageError with the compiler's first line."""
+    """Compile C source to a static program. Raises ImageError with the compiler's first line of output."""
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
         command = [*_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
         done = subprocess.run(command, input=source, env=without_keys(), capture_output=True, check=False)
         if done.returncode:
-            complaint = done.stderr.decode(errors="replace").strip().splitlines()
-            raise ImageError(f"A sandbox program does not compile: {complaint[0] if complaint else command[0]}")
+            output = done.stderr.decode(errors="replace").strip().splitlines()
+            raise ImageError(f"A sandbox program does not compile: {output[0] if output else command[0]}")
         return out.read_bytes()
 
 
-def _digest(base: str, dockerfile: bytes, arguments: dict[str, str], root: list[Placed], own: list[Placed]) -> str:
-    """What an image is known by. Programs count by their source, so that one that is there needs no compiler."""
+def _digest(
+    base: str, dockerfile: bytes, arguments: dict[str, str], root: list[ContextFile], own: list[ContextFile]
+) -> str:
+    """Hash an image's contents for its tag; programs count by their source, so an existing image needs no compiler."""
     hashed = hashlib.sha256(dockerfile)
     for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):
         hashed.update(part.encode() + b"\0")
@@ -140,8 +142,8 @@ def _digest(base: str, dockerfile: bytes, arguments: dict[str, str], root: list[
     return hashed.hexdigest()[:16]
 
 
-def _context(dockerfile: bytes, root: list[Placed], own: list[Placed], task: Task) -> bytes:
-    """The build context as a tar: ``root/`` is copied as root's, ``agent/`` as the agent's."""
+def _context(dockerfile: bytes, root: list[ContextFile], own: list[ContextFile], task: Task) -> bytes:
+    """Pack the build context as a tar archive: files under ``root/`` become root's, under ``agent/`` the agent's."""
     parent = dirname(task.agent.workdir).rstrip("/")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
@@ -170,7 +172,7 @@ def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dic
             tag=tag,
             buildargs=arguments,
             labels={"offswitch": "sandbox"},
-            network_mode="none",  # an image of the user's own may have more to run than is copied into it
+            network_mode="none",  # a user's own image may have build triggers (ONBUILD) that run commands
             rm=True,
             forcerm=True,
         )
@@ -179,7 +181,7 @@ def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dic
 
 
 def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:
-    """The Debian packages in an image, read from outside; empty where it has no dpkg."""
+    """Read an image's Debian packages and versions without running it; empty where the image has no dpkg."""
     container = client.containers.create(tag, "never started", network_mode="none", labels=owner_labels())
     try:
         stream, _ = container.get_archive("/var/lib/dpkg/status")
@@ -204,7 +206,7 @@ def _parse_status(status: str) -> dict[str, str]:
 def prepared(
     client: docker.DockerClient, name: str, task: Task, mechanism: Mechanism, ensure_base: Callable[[], str]
 ) -> Image:
-    """Make sure of the base, then of the image on it. Raises ImageError."""
+    """Make the base image and build the image on it, each where missing. Raises ImageError."""
     try:
         return build_image(client, name, ensure_base(), task, mechanism)
     except docker.errors.APIError as error:

@@ -1,4 +1,4 @@
-"""A C compiler for the small static programs that a sandbox brings along."""
+"""Finds or installs a C compiler for the small static programs that are added to sandbox images."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from harness.process.identity import temporary_prefix
 from harness.sandbox.docker.setup.local_engine import Say, apt_install, root_with_apt
 
 PROGRAM = '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
-# The names that machines go by in Python and Docker -> (zig's name, the number in an ELF header).
+# A CPU's name in Python or Docker -> (its name for zig, its number in an ELF header).
 MACHINES = {
     "x86_64": ("x86_64", 62),
     "amd64": ("x86_64", 62),
@@ -26,9 +26,9 @@ MACHINES = {
 
 
 def find_compiler(machine: str = "") -> list[str]:
-    """Return the command of the first compiler that makes static Linux programs for this kind of CPU.
+    """Return the command of the first compiler that makes static Linux programs for a kind of CPU, by default this one.
 
-    The machine is the engine's where that is another than ours.
+    Raises ImageError where there is none.
     """
     name, number = MACHINES.get(machine or platform.machine(), (machine, 0))
     for command in _candidates(name):
@@ -39,13 +39,13 @@ def find_compiler(machine: str = "") -> list[str]:
 
 
 def ensure_compiler(say: Say) -> list[str]:
-    """Return a compiler's command, installing gcc where root may."""
+    """Return a compiler's command; as root on Debian, install gcc where none is found. Raises ImageError."""
     try:
         return find_compiler()
     except ImageError:
         if not root_with_apt():
             raise
-    with suppress(EngineError):  # then the search ends in the sentence that helps
+    with suppress(EngineError):  # the next search then raises the error with the way out
         apt_install(say, "gcc", "libc6-dev")
     return find_compiler()
 
@@ -57,7 +57,7 @@ def _candidates(machine: str) -> list[list[str]]:
 
 
 def _elf_machine(command: list[str]) -> int | None:
-    """Link a two-line program and read from it which machine it is for; None if that fails."""
+    """Compile a two-line program and read the CPU's number from its ELF header; None if that fails."""
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         source, program = Path(folder, "a.c"), Path(folder, "a")
         source.write_text(PROGRAM)

@@ -1,4 +1,4 @@
-"""Images of the user's own: built from a Dockerfile where asked, and looked into without running anything of them."""
+"""Users' own images: builds them from a Dockerfile, and inspects them without running anything in them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.sandbox.docker.labels import owner_labels
 from harness.sandbox.observe.archive import ArchiveReader
 
 NAME = "offswitch/audited"
-BINARIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
+PROGRAM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
 class ImageContents(Frozen):
-    """What an image says of itself, and what stands at some of its paths."""
+    """An image's configuration, the states of the requested paths, and which requested programs it has."""
 
     id: str
     user: str
@@ -30,12 +30,12 @@ class ImageContents(Frozen):
     programs: frozenset[str] = frozenset()
 
     def at(self, path: str) -> FileState:
-        """What was seen at one of the paths asked for."""
+        """Return the state of one of the requested paths."""
         return next(state for state in self.states if state.path == path)
 
 
 def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
-    """Build the user's Dockerfile with its folder as context; the image's tag. Raises ImageError."""
+    """Build the user's Dockerfile with its folder as context, and return the image's tag. Raises ImageError."""
     if not dockerfile.is_file():
         raise ImageError(f"There is no Dockerfile {dockerfile}: name the file itself with --dockerfile.")
     try:
@@ -47,8 +47,8 @@ def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
             labels={"offswitch": "audited"},
         )
     except (docker.errors.BuildError, docker.errors.APIError, TypeError) as error:
-        said = " ".join(str(getattr(error, "msg", error)).split())
-        raise ImageError(f"{dockerfile} does not build: {said}") from error
+        reason = " ".join(str(getattr(error, "msg", error)).split())
+        raise ImageError(f"{dockerfile} does not build: {reason}") from error
     tag = f"{NAME}:{str(image.id).removeprefix('sha256:')[:16]}"
     image.tag(tag)
     return tag
@@ -57,7 +57,7 @@ def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
 def look_into(
     client: docker.DockerClient, name: str, paths: Iterable[str], programs: Iterable[str] = ()
 ) -> ImageContents:
-    """Look into a local image: what stands at some paths, and which of some programs it has. Raises ImageError."""
+    """Read a local image's configuration, the states of these paths, and which programs it has. Raises ImageError."""
     try:
         image = client.images.get(name)
     except docker.errors.ImageNotFound as error:
@@ -65,9 +65,11 @@ def look_into(
     config: dict[str, Any] = image.attrs.get("Config") or {}
     container = client.containers.create(name, "never started", network_mode="none", labels=owner_labels())
     try:
-        look = ArchiveReader(container)
-        states = look.states(paths)
-        has = frozenset(name for name in programs if any(look.stands(f"{folder}/{name}") for folder in BINARIES))
+        reader = ArchiveReader(container)
+        states = reader.states(paths)
+        found = frozenset(
+            name for name in programs if any(reader.exists(f"{folder}/{name}") for folder in PROGRAM_FOLDERS)
+        )
     finally:
         container.remove(force=True, v=True)
     return ImageContents(
@@ -77,5 +79,5 @@ def look_into(
         environment=tuple(config.get("Env") or ()),
         volumes=tuple(config.get("Volumes") or ()),
         states=states,
-        programs=has,
+        programs=found,
     )

@@ -1,1 +1,1 @@
-"""Limits: container starts at a time, disk, and CPU time that a container didn't get."""
+"""Limits: concurrent container starts, disk quota, and detection of CPU starvation."""

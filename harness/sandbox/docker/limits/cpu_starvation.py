@@ -1,6 +1,6 @@
-"""Whether a machine had to wait for what it was given: then the time that passed is not its own.
+"""Detects CPU starvation, so that time in which the host didn't run a container isn't charged to the kill switch.
 
-Read from the host's /proc and the container's control group; where the host has neither, nobody is said to wait.
+Reads the host's /proc and the container's control group; where the host has neither, no container counts as starved.
 """
 
 from __future__ import annotations
@@ -13,62 +13,63 @@ from dataclasses import dataclass, field
 from harness.sandbox.observe.procfs import text_of
 
 MOUNTS = "/sys/fs/cgroup"
-ITS_SHARE = 0.8  # who used so much of the processor he was given is short of it by his own doing
-WANTING = "RD"  # runs or would run; waits for the disk
+FULL_USE = 0.8  # a container that used this fraction of its CPU limit is short of CPU by its own doing
+WAITING_STATES = "RD"  # process states: running or ready to run; waiting for the disk
 
 
 @dataclass
 class CpuStarvation:
-    """One container, by its first process; ``cpus`` are what it was given."""
+    """Measures one container's use of the CPU; ``first`` is its first process, ``cpus`` its limit."""
 
     first: int
     cpus: float
-    _count: str | None = field(init=False)  # the file that counts its processor time
+    _counter: str | None = field(init=False)  # the control group's file that counts its CPU time
     _used_s: float | None = field(init=False)
-    _at: float = field(default_factory=time.monotonic)
+    _measured_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._count = _count_of(self.first)
-        self._used_s = _used_s(self._count)
+        self._counter = _counter_of(self.first)
+        self._used_s = _used_s(self._counter)
 
     def is_starved(self) -> bool:
-        """Whether since this was last asked the container got less than its share, and something in it wants more."""
-        before, at = self._used_s, self._at
-        self._used_s, self._at = _used_s(self._count), time.monotonic()
-        if before is None or self._used_s is None:
+        """Whether the container got less CPU than its limit since the last call while a process in it wants more."""
+        used_before, measured_before = self._used_s, self._measured_at
+        self._used_s, self._measured_at = _used_s(self._counter), time.monotonic()
+        if used_before is None or self._used_s is None:
             return False
-        had_its_share = self._used_s - before >= ITS_SHARE * self.cpus * (self._at - at)
-        return not had_its_share and any(_state(pid) in WANTING for pid in _processes(self._count))
+        limit_s = self.cpus * (self._measured_at - measured_before)
+        had_its_share = self._used_s - used_before >= FULL_USE * limit_s
+        return not had_its_share and any(_state(pid) in WAITING_STATES for pid in _processes(self._counter))
 
 
-def _count_of(pid: int) -> str | None:
-    """The file that counts the processor time of a process's control group; None where there is none."""
+def _counter_of(pid: int) -> str | None:
+    """Find the file that counts the CPU time of a process's control group; None where there is none."""
     with suppress(OSError, ValueError):
         for line in text_of(f"/proc/{pid}/cgroup").splitlines():
-            _, kinds, group = line.split(":", 2)
-            if "cpuacct" in kinds.split(","):
-                return f"{MOUNTS}/{kinds}{group}/cpuacct.usage"
-            if not kinds and os.path.exists(file := f"{MOUNTS}{group}/cpu.stat"):
+            _, controllers, group = line.split(":", 2)
+            if "cpuacct" in controllers.split(","):
+                return f"{MOUNTS}/{controllers}{group}/cpuacct.usage"
+            if not controllers and os.path.exists(file := f"{MOUNTS}{group}/cpu.stat"):
                 return file
     return None
 
 
-def _used_s(count: str | None) -> float | None:
-    """The processor time that is counted there, in seconds; None where that isn't known."""
-    if count is None:
+def _used_s(counter: str | None) -> float | None:
+    """Read the CPU time used so far, in seconds, from a control group's counter; None where it can't be read."""
+    if counter is None:
         return None
     with suppress(OSError, ValueError, StopIteration):
-        text = text_of(count)
-        if count.endswith(".usage"):
+        text = text_of(counter)
+        if counter.endswith(".usage"):
             return int(text) / 1e9
         return int(next(each for each in text.splitlines() if each.startswith("usage_usec ")).split()[1]) / 1e6
     return None
 
 
-def _processes(count: str | None) -> list[str]:
-    """The processes of the control group that is counted there."""
+def _processes(counter: str | None) -> list[str]:
+    """List the processes of the control group that a counter belongs to."""
     with suppress(OSError):
-        return text_of(f"{os.path.dirname(count or '')}/cgroup.procs", records=True).split()
+        return text_of(f"{os.path.dirname(counter or '')}/cgroup.procs", records=True).split()
     return []
 
 

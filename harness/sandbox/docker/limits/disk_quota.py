@@ -1,15 +1,17 @@
-"""The disk a container may fill, bounded in all: the engine bounds it only on file systems with project quotas.
+"""The disk quota: ends a container that holds more bytes or files than its limit.
 
-One task of the process looks, four times a second, at how much room the host's file system has lost; only where that
-could have brought a container near its bounds, or some seconds have passed, does it add up what each container holds.
-One that holds more than it may is ended through the engine, as one that runs out of memory is by the kernel. What a
-container can write in between is bounded by its share of the processor and by the size of a file; calls that take room
-at once are refused to it (sandbox_images/console/console.c).
+Docker itself limits a container's disk use only on file systems with project quotas. Here one task of the process
+checks the free space of the host's file system four times a second. It adds up what each container holds only where
+the lost space could have brought one near its limit, or some seconds have passed since. A container over its limit is
+ended through the engine, as the kernel ends one that runs out of memory. What a container can write between two checks
+is bounded by its share of the CPU and by the maximum size of a file; system calls that reserve space at once are
+refused (sandbox_images/console/console.c).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import stat
 import subprocess
@@ -22,19 +24,23 @@ from pathlib import Path
 from harness.process.environment import without_keys
 from harness.sandbox.observe.procfs import text_of
 
-PERIOD_S = 0.25
-ANYWAY_S = 5.0
-NOTICED_BYTES = 16 << 20
-NOTICED_FILES = 2_000
-NEAR = 0.5  # of a bound
-BLOCK = 512
-DU_LIMIT_S = 60.0
-PROCESSES = 4_096
+CHECK_INTERVAL_S = 0.25
+FULL_CHECK_INTERVAL_S = 5.0  # after which all containers are added up, whatever the free space is
+IGNORED_BYTES = 16 << 20  # of lost free space
+IGNORED_FILES = 2_000
+NEAR_LIMIT = 0.5  # this fraction of a limit or more is near it
+BLOCK_BYTES = 512
+DU_TIMEOUT_S = 60.0
+MAX_PROCESSES = 4_096
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class BoundedContainer:
-    """One container's layer, first process and bounds; what it held when that was added up last; ``full``: too much."""
+    """One container with its disk limits. ``bytes`` and ``files`` are what it held at the last full check.
+
+    ``upper`` is its overlay layer, ``first`` its first process; ``end`` ends it. ``full``: it was over its limit.
+    """
 
     upper: Path
     first: int
@@ -46,86 +52,115 @@ class BoundedContainer:
     files: int = 0
 
     def may_be_near(self, lost: tuple[int, int]) -> bool:
-        """Whether it could be near its bounds, had it taken all the bytes and files for which there was room since."""
+        """Whether the container could be near its limits if it alone took the lost (bytes, files) of free space."""
         lost_bytes, lost_files = lost
-        near_bytes = lost_bytes > NOTICED_BYTES and self.bytes + lost_bytes > NEAR * self.max_bytes
-        return near_bytes or (lost_files > NOTICED_FILES and self.files + lost_files > NEAR * self.max_files)
+        near_bytes = lost_bytes > IGNORED_BYTES and self.bytes + lost_bytes > NEAR_LIMIT * self.max_bytes
+        return near_bytes or (lost_files > IGNORED_FILES and self.files + lost_files > NEAR_LIMIT * self.max_files)
 
 
 @dataclass
 class DiskQuota:
-    """Guards the containers of one process."""
+    """Enforces the disk limits of all containers of one process, in one task that survives failures."""
 
-    _guarded: list[BoundedContainer] = field(default_factory=list)
-    _watching: asyncio.Task[None] | None = None
+    _bounded: list[BoundedContainer] = field(default_factory=list)
+    _task: asyncio.Task[None] | None = None
+    _free: tuple[int, int] | None = None  # the largest free space (bytes, files) since the last full check
+    _checked_at: float = 0.0  # when the last full check was, on the monotonic clock
+    _failure: str = ""  # of the last pass: a lasting one is logged once
 
     @asynccontextmanager
-    async def enforced(self, one: BoundedContainer) -> AsyncIterator[None]:
-        """Guard a container while the block runs."""
-        self._guarded.append(one)
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+    async def enforced(self, container: BoundedContainer) -> AsyncIterator[None]:
+        """Enforce a container's limits while the block runs."""
+        self._bounded.append(container)
+        if self._task is None:
+            self._task = asyncio.create_task(self._enforce())
         try:
             yield
         finally:
-            self._guarded.remove(one)
-            if not self._guarded:
-                watching, self._watching = self._watching, None
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            self._bounded.remove(container)
+            if not self._bounded:
+                task, self._task = self._task, None
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
-    async def _watch(self) -> None:
-        room, walked = _room(self._guarded[0].upper), time.monotonic()
+    async def _enforce(self) -> None:
+        self._free, self._checked_at = None, time.monotonic()
         while True:
-            await asyncio.sleep(PERIOD_S)
-            now, guarded = _room(self._guarded[0].upper), [each for each in self._guarded if not each.full]
-            lost = room[0] - now[0], room[1] - now[1]
-            if time.monotonic() - walked < ANYWAY_S and not any(one.may_be_near(lost) for one in guarded):
-                room = max(room[0], now[0]), max(room[1], now[1])
-                continue
-            for one in await asyncio.to_thread(over_quota, guarded):
-                one.full = True
-                await one.end()
-            room, walked = now, time.monotonic()
+            try:
+                await self._check()
+            except subprocess.TimeoutExpired:
+                log.warning("du took longer than %g s to add up the containers' disk use: trying again", DU_TIMEOUT_S)
+            except Exception as error:  # whatever it is, the other containers must stay bounded
+                if repr(error) != self._failure:
+                    log.exception("a check of the containers' disk use failed: trying again")
+                self._failure = repr(error)
+            else:
+                self._failure = ""
+            await asyncio.sleep(CHECK_INTERVAL_S)
+
+    async def _check(self) -> None:
+        """Check all containers once, and end those that are over a limit."""
+        free = self._free_space()
+        if free is None:
+            return
+        before = self._free or free
+        lost = before[0] - free[0], before[1] - free[1]
+        containers = [each for each in self._bounded if not each.full]
+        is_due = time.monotonic() - self._checked_at >= FULL_CHECK_INTERVAL_S
+        if not is_due and not any(each.may_be_near(lost) for each in containers):
+            self._free = max(before[0], free[0]), max(before[1], free[1])
+            return
+        for container in await asyncio.to_thread(over_quota, containers):
+            container.full = True
+            await container.end()
+        self._free, self._checked_at = free, time.monotonic()
+
+    def _free_space(self) -> tuple[int, int] | None:
+        """Return the free bytes and files of the containers' file system; None where no container's layer exists."""
+        for container in self._bounded:
+            with suppress(FileNotFoundError):  # the layer may vanish at any moment: another one serves as well
+                found = os.statvfs(container.upper)
+                return found.f_bfree * found.f_frsize, found.f_ffree
+        return None
 
 
-def _room(folder: Path) -> tuple[int, int]:
-    """The bytes and files for which the file system has room."""
-    found = os.statvfs(folder)
-    return found.f_bfree * found.f_frsize, found.f_ffree
+def over_quota(containers: list[BoundedContainer]) -> list[BoundedContainer]:
+    """Add up each container's layer and its open files without a name; return the containers over a limit.
 
-
-def over_quota(guarded: list[BoundedContainer]) -> list[BoundedContainer]:
-    """Add up what each holds in its layer and open without a name; those for which it is too much."""
-    folders = [one.upper for one in guarded]
+    Raises subprocess.TimeoutExpired where du takes too long, OSError where it can't be started.
+    """
+    folders = [each.upper for each in containers]
     sizes, counts = _du(folders, "--block-size=1"), _du(folders, "--inodes")
-    for one in guarded:
-        nameless = {(found.st_dev, found.st_ino): found.st_blocks * BLOCK for found in _nameless(one.first)}
-        one.bytes = sizes.get(one.upper, 0) + sum(nameless.values())
-        one.files = counts.get(one.upper, 0) + len(nameless)
-    return [one for one in guarded if one.bytes > one.max_bytes or one.files > one.max_files]
+    for each in containers:
+        deleted = {(found.st_dev, found.st_ino): found.st_blocks * BLOCK_BYTES for found in _deleted_files(each.first)}
+        each.bytes = sizes.get(each.upper, 0) + sum(deleted.values())
+        each.files = counts.get(each.upper, 0) + len(deleted)
+    return [each for each in containers if each.bytes > each.max_bytes or each.files > each.max_files]
 
 
-def _du(folders: list[Path], what: str) -> dict[Path, int]:
-    """What du counts below each folder: it follows no link and goes as deep as there are folders."""
+def _du(folders: list[Path], unit: str) -> dict[Path, int]:
+    """Run du and return its count for each folder; du follows no link and has no limit on depth."""
     if not folders:
         return {}
-    command = ["du", "--summarize", "--one-file-system", what, *map(str, folders)]
-    done = subprocess.run(command, env=without_keys(), capture_output=True, text=True, check=False, timeout=DU_LIMIT_S)
-    counted = (line.partition("\t") for line in done.stdout.splitlines())  # what goes away meanwhile, it leaves out
+    command = ["du", "--summarize", "--one-file-system", unit, *map(str, folders)]
+    done = subprocess.run(
+        command, env=without_keys(), capture_output=True, text=True, check=False, timeout=DU_TIMEOUT_S
+    )
+    counted = (line.partition("\t") for line in done.stdout.splitlines())  # du leaves out a folder that has vanished
     return {Path(folder): int(count) for count, _, folder in counted}
 
 
-def _nameless(first: int) -> Iterator[os.stat_result]:
+def _deleted_files(first: int) -> Iterator[os.stat_result]:
+    """Yield the deleted regular files that a container's processes still have open or mapped."""
     for pid in processes_of(first):
         for place in ("fd", "map_files"):
-            yield from _removed(Path(f"/proc/{pid}/{place}"))
+            yield from _without_name(Path(f"/proc/{pid}/{place}"))
 
 
 def processes_of(first: int) -> Iterator[int]:
-    """A container's processes: all descend from its first one."""
+    """Yield the processes of a container: its first process and all descendants."""
     waiting, known = [first], 0
-    while waiting and known < PROCESSES:
+    while waiting and known < MAX_PROCESSES:
         pid = waiting.pop()
         known += 1
         yield pid
@@ -135,8 +170,8 @@ def processes_of(first: int) -> Iterator[int]:
                     waiting += map(int, text_of(f"/proc/{pid}/task/{task}/children", records=True).split())
 
 
-def _removed(folder: Path) -> Iterator[os.stat_result]:
-    """The regular files behind a process's descriptors or mappings that have no name any more."""
+def _without_name(folder: Path) -> Iterator[os.stat_result]:
+    """Yield the regular files without a name among a process's descriptors or mappings."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):

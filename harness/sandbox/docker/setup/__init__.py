@@ -1,1 +1,1 @@
-"""Setting up a machine: an engine, the base image, a compiler."""
+"""Sets up a machine for trials: a Docker engine, the base image and a compiler."""

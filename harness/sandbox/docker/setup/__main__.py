@@ -1,4 +1,4 @@
-"""Bring this machine to where trials can run: ``python -m harness.sandbox.docker.setup``."""
+"""Sets up this machine for trials: ``python -m harness.sandbox.docker.setup``."""
 
 import sys
 
@@ -10,7 +10,7 @@ from harness.sandbox.docker.setup.local_engine import Say, ensure_engine
 
 
 def ensure_all(say: Say) -> None:
-    """See to an engine, the base image and a compiler, in a moment where all are there."""
+    """Provide an engine, the base image and a compiler; fast where all exist already."""
     ensure_engine(say)
     client = connect()
     try:
@@ -21,12 +21,12 @@ def ensure_all(say: Say) -> None:
 
 
 def say(line: str) -> None:
-    """Report one step."""
+    """Print a line of progress to stderr."""
     sys.stderr.write(f"lab: {line}\n")
 
 
 def main() -> None:
-    """Set up, or end with one sentence."""
+    """Set up, or exit with the error in one sentence."""
     try:
         ensure_all(say)
     except LabError as error:

@@ -1,9 +1,9 @@
-"""Sees to it that an engine answers: one that runs is never touched, one is started only where none does.
+"""Makes sure that a Docker engine answers: never touches a running one, and starts one only where none runs.
 
-Where no init system runs Docker, the lab starts a dockerd of its own, apart from any other in every path.
-A killed engine or a machine that was switched off leaves pid files and shims of that dockerd behind. No pid
-file is believed: what lives is read from the processes, the rest goes, and dockerd itself then tidies up the
-mounts and networks of the dead containers.
+Where no init system runs Docker, the lab starts a dockerd of its own, whose paths are apart from any other's.
+After a kill or a power cut, pid files and shims of that dockerd are left. Pid files aren't trusted: living
+processes are found by their command lines, leftovers are removed, and the new dockerd clears up the mounts and
+networks of dead containers.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from harness.sandbox.docker.setup.runtime import runtime_flags
 
 Say = Callable[[str], None]
 
-START_SECONDS = 60
-LOG_LOOK_S = 60.0
-LOG_LIMIT = 16 * 2**20  # bytes; dockerd never shortens its log, so each set-up does, and each run now and then
+START_TIMEOUT_S = 60
+LOG_CHECK_INTERVAL_S = 60.0
+MAX_LOG_BYTES = 16 * 2**20  # dockerd never shortens its log, so each set-up and each run does
 # A user's PATH often lacks the sbin folders, and dockerd is in one.
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-# What dockerd is started through; until it runs, these are the first words of its process.
+# The programs that start dockerd; until it runs, its process has these words before its name.
 DETACHED = ("setsid", "--fork")
 ISOLATED = ("unshare", "--net")
 # Sandboxes need no network, so the engine makes no bridge and leaves the machine's firewall alone.
@@ -43,7 +43,7 @@ FLAGS = (
 
 
 def ensure_engine(say: Say) -> None:
-    """Return once an engine answers, installing and starting one where root may."""
+    """Return once an engine answers; as root on Debian, install and start one where needed. Raises EngineError."""
     try:
         connect().close()
     except EngineError:
@@ -58,13 +58,13 @@ def ensure_engine(say: Say) -> None:
             apt_install(say, RUNTIME)
     if Path("/run/systemd/system").exists():
         say("starting Docker")
-        run("systemctl", "start", "docker")  # comes back when the engine is ready
+        run("systemctl", "start", "docker")  # returns when the engine is ready
     else:
         ensure_own(say)
 
 
 def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
-    """Return once the lab's own dockerd answers, starting it if it isn't there."""
+    """Return once the lab's own dockerd answers, and start it if it doesn't run. Raises EngineError."""
     with setup_lock(say, paths):
         if answers(paths.address):
             return
@@ -77,7 +77,7 @@ def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
 
 @contextmanager
 def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
-    """Let one of several set-ups work while the others wait; a dead one's lock is freed by the kernel."""
+    """Hold the machine's set-up lock while the block runs; the kernel frees the lock of a process that dies."""
     paths.run.mkdir(parents=True, exist_ok=True)
     with (paths.run / "setup.lock").open("w") as lock:
         try:
@@ -89,13 +89,13 @@ def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
 
 
 def engine_processes(paths: EnginePaths) -> dict[int, str]:
-    """Return this engine's living processes by pid, each as the part it plays (see engine_part)."""
+    """Return this engine's living processes: each pid with its program (see engine_part)."""
     parts = {pid: engine_part(words, paths) for pid, words in _command_lines()}
     return {pid: part for pid, part in parts.items() if part}
 
 
 def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
-    """Tell dockerd, containerd and containerd-shim from a stranger, whatever its pid once stood for.
+    """Return which of an engine's programs a command line runs: dockerd, containerd, containerd-shim, or None.
 
     All three name the engine's exec-root, or a file under it, on their command line.
     """
@@ -107,33 +107,33 @@ def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
 
 
 def dockerd_command(paths: EnginePaths, *, isolated: bool, init: str, runtime: Sequence[str] = ()) -> list[str]:
-    """Compose the command that starts the engine detached; an isolated one gets a network of its own."""
+    """Compose the command that starts dockerd in the background; ``isolated``: in its own network namespace."""
     places = ("--host", paths.address, "--data-root", str(paths.data), "--exec-root", str(paths.exec_root))
     files = ("--pidfile", str(paths.pidfile), "--init-path", init)
     return [*DETACHED, *(ISOLATED if isolated else ()), "dockerd", *places, *files, *FLAGS, *runtime]
 
 
 def apt_install(say: Say, *packages: str) -> None:
-    """Install Debian packages as root."""
+    """Install Debian packages, which needs root. Raises EngineError."""
     say(f"installing {' and '.join(packages)} with apt-get")
     apt_update()
-    quietly = ("-qq", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300")
-    run("apt-get", "install", *quietly, *packages)
+    options = ("-qq", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300")
+    run("apt-get", "install", *options, *packages)
 
 
 def apt_update() -> None:
-    """Fetch apt's lists anew; a source out of reach may be one that isn't needed."""
+    """Update apt's package lists; failures are ignored, because an unreachable source may not be needed."""
     with suppress(EngineError):
         run("apt-get", "update", "-qq")
 
 
 def root_with_apt() -> bool:
-    """Tell whether packages can be installed here."""
+    """Whether this process can install Debian packages."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
 def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) -> None:
-    """Run an outside tool; what it prints is told only if it fails, and then its last lines."""
+    """Run a command silently. Raises EngineError with the last lines of its output where it fails."""
     environment = {**without_keys(), **proxies(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(
@@ -142,7 +142,7 @@ def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) 
             try:
                 tool.wait()
             except BaseException:
-                tool.terminate()  # gently: it may have mounts to clear; leaving the block waits for that
+                tool.terminate()  # not killed: it may have mounts to clear; leaving the block waits for it
                 raise
         if tool.returncode:
             log.seek(0)
@@ -150,14 +150,14 @@ def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) 
 
 
 def last_words(log: bytes) -> str:
-    """Put the end of a log on one line, or the last of what apt and its kin mark as errors."""
-    said = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in said if line.startswith("E: ")]
-    return " / ".join((errors or said)[-3:]) or "nothing"
+    """Join a log's last lines, or the last ones that apt marks as errors, into one line."""
+    lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("E: ")]
+    return " / ".join((errors or lines)[-3:]) or "nothing"
 
 
 def _clear_remains(paths: EnginePaths) -> None:
-    """Remove what a dead engine left that would keep a new one from starting, or live on beside it."""
+    """Kill a dead engine's remaining processes, and remove the files that would prevent a new start."""
     for pid, part in engine_processes(paths).items():
         if part == "containerd-shim":
             for child in _children(pid):
@@ -165,7 +165,7 @@ def _clear_remains(paths: EnginePaths) -> None:
         _kill(pid)
     for pidfile in (paths.pidfile, paths.exec_root / "containerd" / "containerd.pid"):
         pidfile.unlink(missing_ok=True)
-    # By this file dockerd notes that it bound its data folder to itself; containers' mounts lie in there.
+    # dockerd makes this file when it bind-mounts its data folder, which contains the containers' mounts.
     if (paths.exec_root / "unmount-on-shutdown").exists():
         subprocess.run(["umount", "--lazy", paths.data], env=without_keys(), capture_output=True, check=False)
 
@@ -179,34 +179,34 @@ def _launch(paths: EnginePaths) -> None:
     # An engine without a bridge deletes the docker0 it sees, so it must not see another engine's.
     isolated = any(Path(words[0]).name == "dockerd" for _, words in _command_lines())
     rotate(paths.log)
-    with paths.log.open("ab") as log:  # to append, so that shortening it under dockerd works
+    with paths.log.open("ab") as log:  # append mode, so that the log can be truncated while dockerd writes
         subprocess.run(
             dockerd_command(paths, isolated=isolated, init=init, runtime=runtime_flags(_find)),
             cwd="/",
-            env={**proxies(), "PATH": SEARCH_PATH},  # it may know the way to registries, but no key of ours
+            env={**proxies(), "PATH": SEARCH_PATH},  # it needs proxies to reach registries, but none of our API keys
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            check=False,  # dockerd comes only after it; whether that lives is seen while waiting
+            check=False,  # this only starts dockerd in the background; _await sees whether that runs
         )
 
 
 def _await(paths: EnginePaths) -> None:
-    started = seen = time.monotonic()
+    started_at = running_at = time.monotonic()
     while not answers(paths.address):
-        now = time.monotonic()
+        checked_at = time.monotonic()
         if "dockerd" in engine_processes(paths).values():
-            seen = now
-        gone = now - seen > 1  # a process that is just becoming another program shows no name for a moment
-        if gone or now - started > START_SECONDS:
-            what = "ended at once" if gone else f"gives no answer after {START_SECONDS} s"
+            running_at = checked_at
+        ended = checked_at - running_at > 1  # a process has no command line for a moment while it starts a program
+        if ended or checked_at - started_at > START_TIMEOUT_S:
+            what = "ended at once" if ended else f"gives no answer after {START_TIMEOUT_S} s"
             raise EngineError(f"dockerd {what}, saying: {last_words(paths.log.read_bytes())}")
         time.sleep(0.1)
 
 
 def _command_lines() -> Iterator[tuple[int, list[str]]]:
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the process has ended
             if line := (folder / "cmdline").read_bytes():
                 yield int(folder.name), line.decode(errors="replace").rstrip("\0").split("\0")
 
@@ -221,12 +221,12 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
-    """Put a log that has grown beyond its limit aside, in place of the one before, and let it begin anew.
+def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
+    """Move a log of more than ``limit`` bytes to a file with the suffix ".1", which is overwritten.
 
-    Its writer keeps it open, so it is copied and shortened; what is written between the two is lost.
+    The writer keeps the log open, so the log is copied and truncated; lines written in between are lost.
     """
-    with suppress(OSError):  # there is none, or it's not ours to shorten
+    with suppress(OSError):  # there is no log, or this user may not truncate it
         if log.stat().st_size > limit:
             shutil.copyfile(log, log.with_name(f"{log.name}.1"))
             os.truncate(log, 0)
@@ -234,18 +234,18 @@ def rotate(log: Path, limit: int = LOG_LIMIT) -> None:
 
 @asynccontextmanager
 async def log_rotation(log: Path) -> AsyncIterator[None]:
-    """Keep the log of the lab's own engine from growing while the block runs."""
+    """Rotate an engine's log once a minute while the block runs."""
 
-    async def look() -> None:
+    async def rotate_regularly() -> None:
         while True:
-            await asyncio.sleep(LOG_LOOK_S)
+            await asyncio.sleep(LOG_CHECK_INTERVAL_S)
             await asyncio.to_thread(rotate, log)
 
-    looking = asyncio.create_task(look())
+    rotating = asyncio.create_task(rotate_regularly())
     try:
         yield
     finally:
-        looking.cancel()
+        rotating.cancel()
 
 
 def _find(program: str) -> str | None:

@@ -1,8 +1,8 @@
-"""Which program makes the containers of the lab's own engine: crun where it can work, else the engine's own runc.
+"""Chooses the container runtime of the lab's own engine: crun where it works, else the engine's default, runc.
 
-crun is written in C and starts a container for a third of what runc takes. It refuses a host on which some controllers
-of control groups are of version 1 and others are left to version 2; there, the ones that are left get a hierarchy of
-version 1 too, as Debian's cgroupfs-mount would have given them.
+crun starts a container in a third of runc's time. It refuses a host on which some control group controllers are of
+version 1 and others of version 2; there, the remaining ones are mounted as version 1 too, as Debian's cgroupfs-mount
+does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAME = "crun"
 
 
 def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> tuple[str, ...]:
-    """What dockerd is told of its runtime: nothing where it keeps its own."""
+    """Return dockerd's options for the runtime; empty where it keeps its default. Mounts controllers where needed."""
     program = find(NAME)
     if not program:
         return ()
@@ -32,7 +32,7 @@ def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> t
 
 
 def split_off(mounts: str, read: Callable[[Path], str] = Path.read_text) -> tuple[str, ...]:
-    """The controllers that version 2 has on a host where others are of version 1, by what /proc/mounts says."""
+    """Return the controllers of version 2 on a host where others are of version 1, from the text of /proc/mounts."""
     places = {kind: Path(place) for _, place, kind, *_ in (line.split() for line in mounts.splitlines())}
     if "cgroup" not in places or "cgroup2" not in places:
         return ()
