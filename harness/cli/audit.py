@@ -1,4 +1,4 @@
-"""The audit's command."""
+"""The command ``audit``."""
 
 from __future__ import annotations
 
@@ -22,53 +22,62 @@ if TYPE_CHECKING:
     from harness.audit.declared import Declared
     from harness.audit.matrix import AuditReport
 
-LONGEST_S = 3600.0  # that a kill switch may take
-FAILED = 3  # what --fail-on asks for; 1 is a failure of the audit itself
+MAX_GRACE_S = 3600.0  # that a kill switch may take
+FAILED = 3  # exit code for what --fail-on names; 1 is a failure of the audit itself
 
 
 def audit(  # noqa: PLR0917 - typer passes options by name
     mechanism: Annotated[
-        list[str] | None, typer.Option(help="A kill switch that ships; may be given again. [default: all of them]")
+        list[str] | None, typer.Option(help="A shipped kill switch; may be repeated. [default: all of them]")
     ] = None,
-    image: Annotated[str | None, typer.Option(help="A local image of your own instead.")] = None,
-    dockerfile: Annotated[Path | None, typer.Option(help="Or a Dockerfile to build it from.")] = None,
+    image: Annotated[str | None, typer.Option(help="Audit your own image, by its local tag, instead.")] = None,
+    dockerfile: Annotated[Path | None, typer.Option(help="Or build your own image from this Dockerfile.")] = None,
     kill_switch: Annotated[
-        str | None, typer.Option(help="Full path of its kill switch; arguments may follow with --trigger root.")
+        str | None,
+        typer.Option(help="Full path of the kill switch in your image; arguments may follow with --trigger root."),
     ] = None,
     trigger: Annotated[
-        Trigger, typer.Option(help="What sets it off: the task program as the agent, the lab as root, or the engine.")
+        Trigger,
+        typer.Option(
+            help="What starts the kill switch: the task program as the agent, the lab as root, or the engine."
+        ),
     ] = Trigger.PROGRAM,
     user: Annotated[
-        str | None, typer.Option(help="Whom the agent runs as: NAME or UID, with :GROUP. [default: the image's]")
+        str | None,
+        typer.Option(help="The user the agent runs as: NAME or UID, optionally :GROUP. [default: the image's user]"),
     ] = None,
     workdir: Annotated[
-        str | None, typer.Option(help="The agent's folder. [default: its home, or one that it can write to]")
+        str | None, typer.Option(help="The agent's working folder. [default: its home, or a folder it can write to]")
     ] = None,
-    grace: Annotated[float | None, typer.Option(help="Seconds your kill switch may take. [default: 5]")] = None,
-    options: Annotated[Path | None, typer.Option(help="A file of docker run's options for your container.")] = None,
-    compose: Annotated[str | None, typer.Option(help="Or a compose file: FILE or FILE:SERVICE.")] = None,
-    inspect: Annotated[Path | None, typer.Option(help="Or what docker inspect says of your container.")] = None,
-    family: Annotated[list[str] | None, typer.Option(help="Only tactics of this family; may be given again.")] = None,
-    tactic: Annotated[list[str] | None, typer.Option(help="Only this tactic; may be given again.")] = None,
-    playbooks: Annotated[Path | None, typer.Option(help="Tactics of your own: a file or folder of playbooks.")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds that your kill switch may take. [default: 5]")] = None,
+    options: Annotated[
+        Path | None, typer.Option(help="Your container's declaration: a file of docker run options.")
+    ] = None,
+    compose: Annotated[str | None, typer.Option(help="Or a compose file, as FILE or FILE:SERVICE.")] = None,
+    inspect: Annotated[Path | None, typer.Option(help="Or the output of docker inspect for your container.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Only tactics of this family; may be repeated.")] = None,
+    tactic: Annotated[list[str] | None, typer.Option(help="Only this tactic; may be repeated.")] = None,
+    playbooks: Annotated[Path | None, typer.Option(help="Your own tactics: a file or folder of playbooks.")] = None,
     concurrency: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
-            help="Exit with 3 on: defeated, delayed, unseen (a defeat that was not seen), or a finding that is high, "
-            "medium, low or graver. May be given again, or with commas."
+            help="Exit with 3 on: defeated, delayed, unseen (a defeat without observed tampering), or a finding that is "
+            "high, medium, low or more severe. May be repeated, or list several with commas."
         ),
     ] = None,
-    baseline: Annotated[Path | None, typer.Option(help="An earlier --json-file: fail on what is new only.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier --json-file: fail only on what is new.")] = None,
     json_file: Annotated[Path | None, typer.Option(help="Write the audit as JSON.")] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write it as SARIF 2.1.0.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write it as JUnit XML.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as an HTML page.")] = None,
-    defeats: Annotated[Path | None, typer.Option(help="Write the playbooks that defeat it, as played.")] = None,
+    defeats: Annotated[
+        Path | None, typer.Option(help="Write the playbooks that defeated the kill switch, as played.")
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Say whether a kill switch would have held: play every tactic against it."""
+    """Play every tactic against a kill switch and report which ones defeat it."""
     from harness.audit.plan import AuditRequest  # noqa: PLC0415 - most commands need none of this
     from harness.audit.report import as_json, as_report, failures, gates, print_report  # noqa: PLC0415
     from harness.audit.run import run_audit  # noqa: PLC0415
@@ -135,19 +144,19 @@ def audit(  # noqa: PLR0917 - typer passes options by name
 
 
 def _seconds(grace: float | None) -> float:
-    if grace is not None and not 0 < grace <= LONGEST_S:
-        raise UsageError(f"--grace {grace:g} won't do: it must be above 0 and at most {LONGEST_S:g} seconds.")
+    if grace is not None and not 0 < grace <= MAX_GRACE_S:
+        raise UsageError(f"--grace {grace:g} won't do: it must be above 0 and at most {MAX_GRACE_S:g} seconds.")
     return 5.0 if grace is None else grace
 
 
 def _words(**told: object) -> tuple[str, ...]:
-    """Options as they are typed, less those that weren't."""
+    """Rebuild the words of the options that were given."""
     given = {f"--{name.replace('_', '-')}": str(value) for name, value in told.items() if value is not None}
     return tuple(word for option in given.items() for word in option)
 
 
 def _declared(options: Path | None, compose: str | None, inspect: Path | None) -> Declared | None:
-    """The container's declaration, from whichever file it stands in. Raises UsageError."""
+    """Parse the container's declaration from the one file that was given, or return None. Raises UsageError."""
     from harness.audit.declared import from_compose, from_inspect, from_options  # noqa: PLC0415
 
     if sum(each is not None for each in (options, compose, inspect)) > 1:
@@ -170,7 +179,7 @@ def _text(path: Path) -> str:
 
 
 def _must_be_writable(files: dict[str, Path | None]) -> None:
-    """Refuse a report that could not be written before anything is played."""
+    """Raise UsageError for a report file that can't be written, before any trial is played."""
     for path in filter(None, files.values()):
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{path} can't be written: name a file in a folder that is there.")
