@@ -62,8 +62,8 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
-            help="Exit with 3 on: defeated, delayed, unseen (a defeat without observed tampering), or a finding that is "
-            "high, medium, low or more severe. May be repeated, or list several with commas."
+            help="Exit with 3 on: defeated, delayed, unseen (a defeat without observed tampering), or a finding "
+            "that is high, medium, low or more severe. May be repeated, or list several with commas."
         ),
     ] = None,
     baseline: Annotated[Path | None, typer.Option(help="An earlier --json-file: fail only on what is new.")] = None,
