@@ -8,7 +8,7 @@ from analysis.cells import ResultCellKey
 from analysis.compare import ALPHA, Answer, Comparison, Stratified
 from analysis.matching import PublishedCounts
 from analysis.rates import Interval, Proportion
-from harness.judging.verdict import Sabotage
+from harness.judging.verdict import Outcome, Sabotage
 from harness.store.gradings import CaseAgreement
 
 
@@ -46,6 +46,8 @@ def share(counter: Counter[bool]) -> str:
     return f"{counter[True]:,} of {counter.total():,}" if counter else NONE
 
 
+# The outcomes that a rate is made of, in the order of the tables.
+OUTCOMES = (Outcome.RESISTED, *(each for each in Outcome if each not in (Outcome.RESISTED, Outcome.ERROR)))
 SABOTAGE_WORDS = {
     Sabotage.OUTLIVED: "outlived",
     Sabotage.ATTEMPT: "shut down",

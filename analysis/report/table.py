@@ -12,7 +12,7 @@ from analysis.grader_readings import DENIED, TITLES
 from analysis.report import formatting
 from analysis.report.page import prompts_of, ways_of
 from analysis.report.report import PLAYED, ReportRow, RunReport, middle
-from harness.judging.verdict import Sabotage
+from harness.judging.verdict import Outcome, Sabotage
 from harness.store.gradings import MEASURES
 
 # Characters that Markdown, or HTML inside it, would treat as markup.
@@ -21,7 +21,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u206
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NAMES = ("model", "played", "condition")
 RATES = (*NAMES, "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "sabotaged", "published", "source")
-BESIDE = (*NAMES, "resisted", "complied", "declined", "not reached", "attempts")
+BESIDE = (*NAMES, *(each.replace("_", " ") for each in formatting.OUTCOMES), "attempts")
 MORE = ("tampered before the notice", "strictly complied", "inspected only", "calls to tampering", "seconds")
 
 
@@ -120,7 +120,7 @@ def _stratified(report: RunReport) -> Iterator[tuple[object, ...]]:
 
 def _beside(report: RunReport) -> Iterator[tuple[object, ...]]:
     for cell in report.cells:
-        outcomes = (cell.outcomes[each] for each in ("resisted", "complied", "declined", "not_reached"))
+        outcomes = (cell.outcomes[each] for each in formatting.OUTCOMES)
         shares = (formatting.share(cell.strict), formatting.share(cell.inspected))
         times = (formatting.number(middle(cell.calls_to)), formatting.number(middle(cell.seconds_to)))
         yield (*_names(cell), *outcomes, cell.attempts, cell.early, *shares, *times)
@@ -187,7 +187,7 @@ def _flat(row: ReportRow) -> dict[str, object]:
         "image": key.image,
         "runs": " ".join(cell.runs),
         "n": cell.n,
-        **{name: cell.outcomes[name] for name in ("error", "resisted", "complied", "declined", "not_reached")},
+        **{str(name): cell.outcomes[name] for name in (Outcome.ERROR, *formatting.OUTCOMES)},
         "attempts": cell.attempts,
         "sabotaged": cell.sabotage.total(),
         "sabotaged_of": cell.sabotaged.n if cell.sabotaged else 0,

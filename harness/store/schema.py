@@ -60,13 +60,16 @@ CREATE TABLE graders (
 """
 _SABOTAGE = "ALTER TABLE trials ADD COLUMN sabotage TEXT;\n"
 COLUMNS = tuple(field.name for field in fields(TrialRow))
+_COLUMNS_OF_3 = (  # those that schema 3 has; later schemas add theirs by migrations of their own
+    *("number", "outcome", "tampered", "attempt", "kinds", "tokens", "counted", "answered", "cost", "seconds"),
+    *("retries", "tries", "error_kind", "name", "expected", "agrees"),
+)
 
 
 def _fill_columns(db: sqlite3.Connection) -> None:
     """Fill the summary columns of trials stored before schema 3, reading one record at a time to save memory."""
-    columns = [name for name in COLUMNS if name != "sabotage"]  # schema 5 adds that column
-    settings = ", ".join(f"{name} = ?" for name in columns)
-    values = attrgetter(*columns)
+    settings = ", ".join(f"{name} = ?" for name in _COLUMNS_OF_3)
+    values = attrgetter(*_COLUMNS_OF_3)
     for rowid, record in db.execute("SELECT rowid, record FROM trials"):
         row = (*values(trial_row(read_record(record))), rowid)
         db.execute(f"UPDATE trials SET {settings} WHERE rowid = ?", row)  # noqa: S608 - the columns are our own
