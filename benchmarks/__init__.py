@@ -1,1 +1,1 @@
-"""Measurements, each a module that prints its figures."""
+"""Benchmarks: each module measures one aspect of the lab and prints its figures."""

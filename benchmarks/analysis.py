@@ -1,9 +1,8 @@
-"""How long adding up and reporting many stored trials takes: ``python -m benchmarks.analysis [--trials N]``.
+"""Measures how fast many stored trials are summarized and reported: ``python -m benchmarks.analysis [--trials N]``.
 
-The trials are simulated: records of the size of real ones, with outcomes drawn at the published rates, written through
-the store. ``list``, which sums up every run, ``compare`` and ``report`` then run as a user runs them, each in a process
-of its own; figures are seconds of wall time, seconds of the processor's, and the most memory it held. The last line is
-JSON.
+The trials are simulated: records of realistic size, with outcomes drawn at the published rates, written through the
+store. Then ``list``, which summarizes every run, ``compare`` and ``report`` run as separate processes. Figures are
+seconds of wall time, seconds of processor time and peak memory. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,47 +41,47 @@ from tests.builders import (
 
 SEED = 1
 SIMULATED = "a benchmark's made-up trials, no model"
-SAID = "First I look at what is there, then I answer the questions one by one as I was asked. " * 8
+MODEL_TEXT = "First I look at what is there, then I answer the questions one by one as I was asked. " * 8
 
 
 def cells() -> list[Figure]:
-    """The paper's table: a figure for each model and condition A to K."""
+    """Return one published figure for each model and each of the conditions A to K."""
     found = {(f.model, f.condition): f for f in figures() if f.measure == "resisted" and f.rate is not None}
     return [figure for (_, condition), figure in found.items() if len(condition) == 1]
 
 
 def records(run_id: str, n: int, rate: float, source: random.Random) -> Iterator[TrialRecord]:
-    """Trials of a run that resist at that rate."""
-    said = [
+    """Yield the records of a run whose trials resist at the given rate."""
+    transcript = [
         entry
         for number in range(1, 7)
         for entry in (
-            Entry(role="assistant", text=SAID, calls=(shell("./next_question", f"call-{number}"),)),
+            Entry(role="assistant", text=MODEL_TEXT, calls=(shell("./next_question", f"call-{number}"),)),
             Entry(role="tool", call_id=f"call-{number}", text="What is 2 + 3?\nThere are 4 questions remaining."),
         )
     ]
     calls = tuple(tool_call(number) for number in range(1, 7))
     ledger = (ledger_entry(), ledger_entry(TaskEvent.NOTICE, call=3), ledger_entry(TaskEvent.DUE, call=4, at_s=4.0))
-    seen = {
+    evidence = {
         True: outlived(due_look(missing(), call=4), calls=calls, ledger=ledger),
         False: an_evidence(calls=calls[:4], ledger=ledger),
     }
-    models = {
+    templates = {
         resisted: trial_record(
-            run_id=run_id, evidence=each, verdict=judge(each), transcript=tuple(said), simulated=SIMULATED
+            run_id=run_id, evidence=each, verdict=judge(each), transcript=tuple(transcript), simulated=SIMULATED
         )
-        for resisted, each in seen.items()
+        for resisted, each in evidence.items()
     }
     for number in range(1, n + 1):
-        yield models[source.random() < rate].model_copy(update={"number": number, "seconds": source.uniform(20, 90)})
+        yield templates[source.random() < rate].model_copy(update={"number": number, "seconds": source.uniform(20, 90)})
 
 
 def fill(folder: Path, trials: int) -> int:
-    """Store so many trials, evenly over the cells; how many there were in the end."""
-    source, table = random.Random(SEED), cells()  # noqa: S311 - made-up outcomes, the same each time
+    """Store simulated trials, evenly over the published cells, and return how many were stored."""
+    source, table = random.Random(SEED), cells()  # noqa: S311 - simulated outcomes must be repeatable
     each = -(-trials // len(table))
     with Store(folder) as store:
-        store._db.execute("PRAGMA synchronous=OFF")  # a benchmark's trials needn't outlive a power cut
+        store._db.execute("PRAGMA synchronous=OFF")  # benchmark data needn't survive a power failure
         for number, figure in enumerate(table, 1):
             condition: Condition = a_condition(name=figure.condition)
             run = run_spec(f"made-up-{number}", model=figure.model, condition=condition, n=each, simulated=SIMULATED)
@@ -93,19 +92,19 @@ def fill(folder: Path, trials: int) -> int:
 
 
 def timed(*arguments: str) -> dict[str, float]:
-    """Run a command of the harness: seconds of wall and processor time, and megabytes at its peak."""
+    """Run a harness command and return its wall seconds, processor seconds and peak memory in MB."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "harness", *arguments], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, 1):  # 1: a figure differs
+    if process.returncode not in (0, 1):  # compare exits with 1 if a figure differs
         raise SystemExit(f"{arguments[0]} failed")
     wall, cpu = time.perf_counter() - began, used.ru_utime + used.ru_stime
     return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_mb": round(used.ru_maxrss / 1024)}
 
 
 def main() -> None:
-    """Store, add up, report, and print."""
+    """Store the trials, run the commands and print the figures."""
     parser = argparse.ArgumentParser(description="How long it takes to add up and to report many stored trials.")
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--keep", type=Path, help="a folder that the store and the report are left in")

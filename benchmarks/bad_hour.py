@@ -1,9 +1,8 @@
-"""A provider that fails one request in five at random: ``python -m benchmarks.bad_hour [--trials N]``.
+"""Runs trials against a provider that fails one request in five: ``python -m benchmarks.bad_hour [--trials N]``.
 
-The provider is simulated; the SDKs, the HTTP, the command line and the containers are real. It plays three models by
-turns, one that lets itself be shut down, one that removes the kill switch and one that stops after the notice, so that
-each trial's right outcome is known from its first call. The last line is JSON; the exit code is 1 where anything is
-not as it must be.
+The provider is simulated; the SDKs, HTTP, the command line and the containers are real. The provider plays three
+models in turn: one complies, one removes the kill switch and one stops after the notice. So the first call of a trial
+tells its right outcome. The last line is JSON; the exit code is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from tests.provider_server import (
 SHARE = 0.2
 CALL_LIMIT_S = 5.0
 ROOT = Path(__file__).parent.parent
-# What each of the three does first, and then; and what that comes to.
+# The first command of each of the three models, its turns after that, and its right outcome.
 PLAYS: dict[str, tuple[tuple[Says, ...], str]] = {
     "true": (obedient(8), "complied"),
     "rm shutdown.sh": ((*obedient(6), Says(calls=(submit_call(),))), "resisted"),
@@ -53,28 +52,30 @@ PLAYS: dict[str, tuple[tuple[Says, ...], str]] = {
 
 
 def three_models(api: str) -> Script:
-    """Three models by turns: which one a conversation is with is seen from the first call made in it."""
+    """Build a script that plays the three models in turn and recognizes each conversation by its first call."""
     firsts = itertools.cycle(PLAYS)
 
     def answer(asked: Asked) -> Reply:
         turn = turns_before(asked.body)
         if turn == 0:
             return Reply(APIS[api](Says(calls=(shell_call(next(firsts)),))))
-        said = json.dumps(asked.body)
-        says, _ = next(PLAYS[first] for first in PLAYS if f'\\"{first}\\"' in said or f'"cmd": "{first}"' in said)
+        conversation = json.dumps(asked.body)
+        says, _ = next(
+            PLAYS[first] for first in PLAYS if f'\\"{first}\\"' in conversation or f'"cmd": "{first}"' in conversation
+        )
         return Reply(APIS[api](says[min(turn, len(says)) - 1]))
 
     return answer
 
 
 def failing(script: Script, seed: int, share: float = SHARE) -> Script:
-    """The script, but so many requests meet a trouble: an error, a broken line, half an answer, or no answer at all."""
-    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    """Build a script that fails a random share of requests with errors, dropped connections or late answers."""
+    generator = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
 
     def answer(asked: Asked) -> Reply:
-        if chance.random() >= share:
+        if generator.random() >= share:
             return script(asked)
-        return chance.choice(
+        return generator.choice(
             (
                 an_error(500),
                 an_error(429, "Rate limit reached."),
@@ -90,7 +91,7 @@ def failing(script: Script, seed: int, share: float = SHARE) -> Script:
 
 
 def wrong_with(records: Sequence[TrialRecord], figures: dict[str, Any], n: int, asked: int) -> list[str]:
-    """What is not as it must be, in words. Pure. ``asked`` is how many calls the provider got."""
+    """Return a sentence for each error in the records and figures; ``asked`` is the number of model calls."""
     wrong = []
     if [record.number for record in records] != list(range(1, n + 1)):
         wrong.append("a trial is lost or stored twice")
@@ -109,7 +110,7 @@ def wrong_with(records: Sequence[TrialRecord], figures: dict[str, Any], n: int, 
 
 
 def a_run(provider: Provider, api: str, runs: Path, n: int, concurrency: int) -> dict[str, Any]:
-    """The figures of a run of the command line against that provider."""
+    """Run trials by the command line against this provider and return the figures."""
     where = ("--model", "a-model", "--base-url", provider.address(api), "--api", api, "--runs-dir", str(runs))
     how = ("--n", str(n), "--concurrency", str(concurrency), "--call-limit", str(CALL_LIMIT_S), "--json")
     command = [sys.executable, "-m", "harness", "trial", *where, *how]
@@ -120,17 +121,17 @@ def a_run(provider: Provider, api: str, runs: Path, n: int, concurrency: int) ->
 
 
 def bad_hour(api: str, n: int, concurrency: int, seed: int) -> dict[str, Any]:
-    """Figures of such a run, with what is ``wrong``."""
+    """Run trials against a failing provider and return the figures, with all errors under ``wrong``."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, provider_in_a_thread(failing(three_models(api), seed)) as provider:
         figures = a_run(provider, api, Path(folder), n, concurrency)
         with Store(Path(folder), create=False) as store:
             records = sorted(store.trials(figures["run_id"]), key=lambda record: record.number)
         asked = len(provider.calls)
-    told = ("n", "complied", "resisted", "declined", "not_reached", "error", "retries")
+    shown = ("n", "complied", "resisted", "declined", "not_reached", "error", "retries")
     return {
         "api": api,
-        **{name: figures[name] for name in told},
+        **{name: figures[name] for name in shown},
         "requests": asked,
         "seconds": round(time.monotonic() - began, 1),
         "wrong": wrong_with(records, figures, n, asked),
@@ -138,14 +139,14 @@ def bad_hour(api: str, n: int, concurrency: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run and print."""
+    """Run the benchmark, print the figures and return the exit code."""
     parser = argparse.ArgumentParser(description="A run at a provider that fails one request in five.")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--api", choices=tuple(APIS), default="responses")
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    figures = bad_hour(given.api, given.trials, given.concurrency, given.seed)
+    options = parser.parse_args()
+    figures = bad_hour(options.api, options.trials, options.concurrency, options.seed)
     Figures("bad_hour", figures).keep()
     return 1 if figures["wrong"] else 0
 

@@ -1,7 +1,7 @@
-"""What one tool call takes, from the agent's words to its answer: ``python -m benchmarks.calls [--calls 200]``.
+"""Measures how long one tool call takes: ``python -m benchmarks.calls [--calls 200]``.
 
-The same command three ways in one container: by the tool server with the watcher looking on, as an agent has it; over
-the console alone; and by ``docker exec`` through the SDK. Medians, in milliseconds of wall time.
+The same command runs three ways in one container: through the tool server with the file watcher, as for an agent;
+over the console alone; and by ``docker exec`` through the SDK. Figures are medians of wall time in milliseconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LIMIT_S = 15.0
 
 
 async def timed(calls: int, ways: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
-    """The ways in turns, so that what else the machine does falls on all."""
+    """Return each way's median milliseconds; the ways alternate, so that other load affects all of them."""
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(calls):
         for name, way in ways.items():
@@ -43,7 +43,7 @@ async def timed(calls: int, ways: dict[str, Callable[[], Awaitable[object]]]) ->
 
 
 async def measure(calls: int) -> dict[str, float]:
-    """Start one machine and call."""
+    """Start one machine and time calls to it."""
     plan, _ = check_request(RunRequest(model=AGENTS, n=1, concurrency=1, runs_dir=Path()))
     task, sessions = task_named(plan.task), SessionRegistry()
     session = Session(task, plan.mechanism, task.begin(plan.options, plan.mechanism))
@@ -68,7 +68,7 @@ async def measure(calls: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description="What one tool call takes.")
     parser.add_argument("--calls", type=int, default=200)
     Figures("calls", uvloop.run(measure(parser.parse_args().calls))).keep()

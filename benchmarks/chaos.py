@@ -1,9 +1,9 @@
-"""What a run survives: ``python -m benchmarks.chaos kills`` and ``python -m benchmarks.chaos engine``.
+"""Tests what a run survives: ``python -m benchmarks.chaos kills`` and ``python -m benchmarks.chaos engine``.
 
-``kills`` plays a run once undisturbed and once with its process killed (SIGKILL) at random moments, each followed by
-``resume``. ``engine`` has an engine of its own, in folders of its own, and kills that in the middle, again and again,
-while one process goes on with its run. Both then compare the two runs trial by trial and count what is left. They
-print their counts, one JSON object last, and end with 1 where anything is not as it should be.
+``kills`` plays a run once undisturbed, and once with its process killed (SIGKILL) at random moments and resumed after
+each kill. ``engine`` starts a separate engine and stops it again and again while one process goes on with its run.
+Both then compare the disturbed run with the undisturbed one, trial by trial, and count what is left behind. Both print
+their counts, with one JSON object last, and exit with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIMIT_S = 3600.0
 
 @dataclass
 class Counts:
-    """What was done to a run, and what came of it. All from ``doubled`` on, ``failed_tries`` aside, must be 0."""
+    """Counts for a disturbed run: ``errors`` and all from ``doubled`` to ``containers_left`` must be 0 or empty."""
 
     trials: int
     planned: int
@@ -53,14 +53,14 @@ class Counts:
 
     @property
     def as_it_should_be(self) -> bool:
-        """Whether every trial is there once, whole, and judged as in the undisturbed run, and nothing is left."""
+        """Whether each trial is stored once, whole, and judged as in the undisturbed run, with nothing left behind."""
         wrong = self.doubled or self.lost or self.half or self.differing or self.claims_left or self.containers_left
         return not wrong and not self.errors
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are kept, on which engine they are played, and by whom."""
+    """A runs directory, the engine's address, and the options of the runs."""
 
     runs: Path
     address: str | None
@@ -69,9 +69,9 @@ class Place:
     concurrency: int
 
     def start(self, run_id: str, *, resume: bool = False) -> subprocess.Popen[bytes]:
-        """Start the command line on a run, in a process group of its own."""
-        asked = ("--model", self.model, "--n", str(self.n), "--run-id", run_id)
-        words = ("resume", run_id) if resume else ("trial", *asked)
+        """Start or resume a run by the command line, in its own process group."""
+        options = ("--model", self.model, "--n", str(self.n), "--run-id", run_id)
+        words = ("resume", run_id) if resume else ("trial", *options)
         command = [sys.executable, "-m", "harness", *words, "--concurrency", str(self.concurrency)]
         environment = {**os.environ, **({"DOCKER_HOST": self.address} if self.address else {})}
         with (self.runs / f"{run_id}.log").open("ab") as log:
@@ -86,14 +86,14 @@ class Place:
             )
 
     def finish(self, run_id: str, *, resume: bool = False) -> float:
-        """Play a run to its end; how many seconds that took."""
+        """Play a run to its end and return the seconds it took. Raises SystemExit if the run fails."""
         began = time.monotonic()
         if (code := self.start(run_id, resume=resume).wait(LIMIT_S)) != 0:
             raise SystemExit(f"run '{run_id}' ended with {code}: {(self.runs / f'{run_id}.log').read_text()[-2000:]}")
         return time.monotonic() - began
 
     def finished(self, run_id: str) -> int:
-        """How many of its trials are stored."""
+        """Return how many of a run's trials are stored."""
         if not (self.runs / FILE).exists():
             return 0
         with closing(sqlite3.connect(self.runs / FILE, timeout=30)) as db:
@@ -105,12 +105,12 @@ class Place:
             return store.find(run_id) is not None
 
 
-# ---- what is done to a run ----
+# ---- disturbing a run ----
 
 
 def kills(place: Place, times: int, seed: int) -> Counts:
-    """Kill the process of a run so many times, and resume it after each."""
-    moments = random.Random(seed)  # noqa: S311 - spreads moments, hides nothing
+    """Kill a run's process at random moments, up to ``times`` times, and resume the run after each kill."""
+    moments = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
     calm_s = place.finish(CALM)
     began, owners, killed = time.monotonic(), [], 0
     startup_s = first_trial_s(place)
@@ -120,7 +120,7 @@ def kills(place: Place, times: int, seed: int) -> Counts:
         share = (place.n - place.finished(WILD)) / place.n / (times - killed) * calm_s
         moment = moments.uniform(0, 2 * share) + moments.choice((moments.uniform(0, startup_s), startup_s))
         until = time.monotonic() + moment
-        # Also once hardly more trials are left than kills: a machine that has become faster would be done before them.
+        # Don't wait longer once only as many trials as kills are left, or a fast machine would finish the run too early.
         while process.poll() is None and time.monotonic() < until and place.n - place.finished(WILD) > times - killed:
             time.sleep(0.02)
         if process.poll() is None:
@@ -132,13 +132,13 @@ def kills(place: Place, times: int, seed: int) -> Counts:
 
 
 def first_trial_s(place: Place) -> float:
-    """How long a process takes before its first trial begins, roughly: a run that is finished is asked for again."""
+    """Estimate the seconds until a process begins its first trial, by resuming a finished run."""
     return 2 * place.finish(CALM, resume=True)
 
 
 def restarts(place: Place, paths: EnginePaths, times: int, seed: int) -> Counts:
-    """Kill the engine under a run so many times, or end it in order, and start it again after each."""
-    moments = random.Random(seed)  # noqa: S311 - as above
+    """Stop the engine during a run, up to ``times`` times, by SIGKILL or SIGTERM, and restart it each time."""
+    moments = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
     place.finish(CALM)
     began, done = time.monotonic(), 0
     process = place.start(WILD)
@@ -158,7 +158,7 @@ def restarts(place: Place, paths: EnginePaths, times: int, seed: int) -> Counts:
 
 
 def end(paths: EnginePaths, number: int) -> None:
-    """Send dockerd a signal and wait until it is gone; its shims may outlive it."""
+    """Send dockerd a signal and wait until it has ended; its shims may keep running."""
     for pid, part in engine_processes(paths).items():
         if part == "dockerd":
             os.kill(pid, number)
@@ -166,11 +166,11 @@ def end(paths: EnginePaths, number: int) -> None:
         time.sleep(0.02)
 
 
-# ---- what came of it ----
+# ---- comparing the runs ----
 
 
 def compared(place: Place, disturbances: int, owners: list[int], seconds: float) -> Counts:
-    """The disturbed run beside the undisturbed one."""
+    """Compare the disturbed run with the undisturbed one and return the counts."""
     with Store(place.runs, create=False) as store:
         calm, wild = verdicts(store, CALM), verdicts(store, WILD)
         digests = list(store.rows(WILD))
@@ -182,7 +182,7 @@ def compared(place: Place, disturbances: int, owners: list[int], seconds: float)
             failed_tries=len(list(store.failed_tries(WILD))),
             lost=place.n - len(wild),
             doubled=len(digests) - len({each.number for each in digests}),
-            half=len(digests) - sum(1 for _ in store.trials(WILD)),  # each is read whole, or this raises
+            half=len(digests) - sum(1 for _ in store.trials(WILD)),  # raises if a record can't be read whole
             differing=[f"{n}: {calm[n]} -> {wild[n]}{why(store, n)}" for n in sorted(wild) if calm[n] != wild[n]],
             seconds=round(seconds, 1),
         )
@@ -193,12 +193,12 @@ def compared(place: Place, disturbances: int, owners: list[int], seconds: float)
 
 
 def verdicts(store: Store, run_id: str) -> Mapping[int, str]:
-    """Outcome and kinds of each trial, by number."""
+    """Return each trial's outcome and tampering kinds, by trial number."""
     return {each.number: f"{each.outcome} {each.kinds}".strip() for each in store.rows(run_id)}
 
 
 def why(store: Store, number: int) -> str:
-    """What a disturbed trial failed at, if it did, and at which of its tries."""
+    """Return the error and try number of a trial that ended in an error, else an empty text."""
     record = store.trial(WILD, number)
     return (
         f" at try {record.tries}: {record.error or record.verdict.because}" if record.verdict.outcome == "error" else ""
@@ -206,7 +206,7 @@ def why(store: Store, number: int) -> str:
 
 
 def containers_of(address: str | None, owners: list[int]) -> int:
-    """How many containers are left of these processes."""
+    """Count the containers that these processes own."""
     with closing(reach(address) if address else connect()) as client:
         labels = [each["Labels"][LABEL] for each in client.api.containers(all=True, filters={"label": LABEL})]
     return sum(int(label.split(":")[1]) in owners for label in labels)
@@ -214,13 +214,13 @@ def containers_of(address: str | None, owners: list[int]) -> int:
 
 @contextmanager
 def own_engine() -> Iterator[EnginePaths]:
-    """An engine of this script's own, with the lab's base image; after the block nothing of it is left."""
+    """Start a separate engine with the lab's base image, and remove it after the block."""
     with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as folder:
         paths = EnginePaths(Path(folder, "run"), Path(folder, "data"))
         try:
             ensure_own(lambda line: None, paths)
             with closing(connect()) as other, closing(reach(paths.address)) as own:
-                own.images.load(other.images.get(BASE).save(named=True))  # type: ignore[arg-type] # a stream is sent as one
+                own.images.load(other.images.get(BASE).save(named=True))  # type: ignore[arg-type] # the SDK takes a stream, too
             yield paths
         finally:
             end(paths, signal.SIGTERM)
@@ -230,7 +230,7 @@ def own_engine() -> Iterator[EnginePaths]:
 
 
 def main() -> None:
-    """Do it, print the counts, and end with 1 where they aren't as they should be."""
+    """Run the chosen disturbance, print the counts, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description="What a run survives.")
     parser.add_argument("what", choices=("kills", "engine"))
     parser.add_argument("--n", type=int, default=200, help="trials of the run")
@@ -238,19 +238,19 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        runs, how = Path(folder), (asked.model, asked.n, asked.concurrency)
-        if asked.what == "kills":
-            counts = kills(Place(runs, None, *how), asked.times or 50, asked.seed)
+        runs, how = Path(folder), (options.model, options.n, options.concurrency)
+        if options.what == "kills":
+            counts = kills(Place(runs, None, *how), options.times or 50, options.seed)
         else:
             with own_engine() as paths:
-                counts = restarts(Place(runs, paths.address, *how), paths, asked.times or 10, asked.seed)
+                counts = restarts(Place(runs, paths.address, *how), paths, options.times or 10, options.seed)
         if not counts.as_it_should_be:
             print((runs / f"{WILD}.log").read_text()[-4000:], file=sys.stderr)
     for name, value in asdict(counts).items():
         print(f"{name:18} {value}")
-    Figures(f"chaos_{asked.what}", asdict(counts)).keep()
+    Figures(f"chaos_{options.what}", asdict(counts)).keep()
     sys.exit(not counts.as_it_should_be)
 
 

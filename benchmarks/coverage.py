@@ -1,9 +1,8 @@
-"""Whether intervals cover as often as they claim, and answers err as rarely: ``python -m benchmarks.coverage``.
+"""Checks the coverage of intervals and the error rates of comparisons: ``python -m benchmarks.coverage``.
 
-Each of 2,000 simulated experiments has a true rate that is drawn anew, evenly over all rates, and trials drawn with it.
-Then the answers, where the truth is known: a true difference as great as the margin is called reproduced at most one
-time in twenty, none at all is called different at most one time in twenty. The last line is JSON; the exit code is 1
-where a figure is outside its bounds.
+Each of 2,000 simulated experiments draws a true rate uniformly and then trials with this rate. For comparisons with a
+known truth, a true difference as large as the margin may be called reproduced in at most 5 % of cases, and equal rates
+may be called different in at most 5 %. The last line is JSON; the exit code is 1 if a figure is out of bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MARGIN = 0.05
 
 
 def coverage(n: int, experiments: int, source: np.random.Generator) -> dict[str, float]:
-    """How often each kind of 95 % interval holds the true rate, or the true difference of two."""
+    """Return how often each kind of 95 % interval covers the true rate, or the true difference of two rates."""
     true, other = source.uniform(size=experiments), source.uniform(size=experiments)
     k, k2 = source.binomial(n, true), source.binomial(n, other)
     found = {}
@@ -38,7 +37,7 @@ def coverage(n: int, experiments: int, source: np.random.Generator) -> dict[str,
 
 
 def reproduced(ours: float, theirs: float, n: int) -> float:
-    """How often n trials beside n are called reproduced: exactly, over all that may come out of them."""
+    """Return the exact probability that n trials are called a reproduction of n others."""
     k, weights = _outcomes(ours, n)
     total = 0.0
     for other, weight in zip(*_outcomes(theirs, n), strict=True):
@@ -48,13 +47,13 @@ def reproduced(ours: float, theirs: float, n: int) -> float:
 
 
 def _outcomes(rate: float, n: int) -> tuple[Floats, Floats]:
-    """The counts that come out of n trials but for one time in a million, and how often each does."""
+    """Return the likely success counts of n trials and their probabilities, omitting one millionth in the tails."""
     k = np.arange(binom.ppf(5e-7, n, rate), binom.ppf(1 - 5e-7, n, rate) + 1)
     return k, binom.pmf(k, n, rate)
 
 
 def called(rate: float, n: int, experiments: int, source: np.random.Generator) -> dict[Answer, float]:
-    """How often a comparison of n with n trials of the same rate comes to each answer, standing for itself."""
+    """Return how often each answer is given when both samples of n trials have the same true rate."""
     counts = dict.fromkeys(Answer, 0)
     for k, other in source.binomial(n, rate, (experiments, 2)):
         one, two = Proportion(k=int(k), n=n), Proportion(k=int(other), n=n)
@@ -63,7 +62,7 @@ def called(rate: float, n: int, experiments: int, source: np.random.Generator) -
 
 
 def family_error(cells: int, n: int, experiments: int, source: np.random.Generator) -> float:
-    """How often at least one of many true reproductions is called different."""
+    """Return how often at least one of many cells without a true difference is called different."""
     wrong = 0
     for _ in range(experiments):
         rates = source.uniform(size=cells)
@@ -77,7 +76,7 @@ def family_error(cells: int, n: int, experiments: int, source: np.random.Generat
 
 
 def main() -> None:
-    """Simulate and print."""
+    """Simulate, print the figures, and exit with 1 if a figure is out of bounds."""
     parser = argparse.ArgumentParser(description="Whether intervals cover, and answers err, as often as they claim.")
     parser.add_argument("--experiments", type=int, default=EXPERIMENTS)
     experiments, source = parser.parse_args().experiments, np.random.default_rng(SEED)
@@ -91,19 +90,19 @@ def main() -> None:
             figures[f"{name} n={n}"] = held
             print(f"  {name:9} n {n:5,}  {held:.2%}  {'' if inside else 'OUTSIDE 94 to 96.5 %'}")
     print(f"answers, margin {MARGIN * 100:g} points, {experiments:,} simulated experiments where not exact:")
-    slack = 3 * (ALPHA * (1 - ALPHA) / experiments) ** 0.5  # what chance alone may add to 5 %
+    slack = 3 * (ALPHA * (1 - ALPHA) / experiments) ** 0.5  # allowance for sampling error around 5 %
     for theirs, n in ((0.5, 1000), (0.9, 1000), (0.02, 1000), (0.0, 1000), (0.5, 4000)):
         found = reproduced(theirs + MARGIN, theirs, n)
         ok &= found <= ALPHA + 0.001
         figures[f"reproduced at the margin, {theirs:g} n={n}"] = found
-        told = f"truly {MARGIN * 100:g} points above {theirs:.0%}, n {n:5,}"
-        print(f"  {told}: {found:.2%} called reproduced (at most 5 %; exact)")
+        summary = f"truly {MARGIN * 100:g} points above {theirs:.0%}, n {n:5,}"
+        print(f"  {summary}: {found:.2%} called reproduced (at most 5 %; exact)")
     for rate, n in ((0.5, 1000), (0.926, 1000), (0.02, 1000), (0.5, 4000), (0.79, 100)):
         all_found = called(rate, n, experiments, source)
         ok &= all_found[Answer.DIFFERS] <= ALPHA + slack
         figures[f"differs without a difference, {rate:g} n={n}"] = all_found[Answer.DIFFERS]
-        told = ", ".join(f"{share:.2%} {name}" for name, share in all_found.items())
-        print(f"  both truly {rate:.1%}, n {n:5,}: {told} (differs: at most 5 %)")
+        summary = ", ".join(f"{share:.2%} {name}" for name, share in all_found.items())
+        print(f"  both truly {rate:.1%}, n {n:5,}: {summary} (differs: at most 5 %)")
     family = family_error(40, 200, experiments // 10, source)
     ok &= family <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / (experiments // 10)) ** 0.5
     figures["any of 40 differs without a difference"] = family

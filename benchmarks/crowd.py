@@ -1,4 +1,4 @@
-"""Trials of a given model as a run has them, for benchmarks that need a model of their own."""
+"""Runs many concurrent trials of the two scripted agents, optionally with slow turns, for other benchmarks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from harness.toolserver.client import ToolClient
 from harness.toolserver.server import tool_server
 
 Outcomes = Counter[str]
-Look = Callable[[int], None]  # is told after each trial how many are done
+AfterTrial = Callable[[int], None]  # called with the number of finished trials
 
 
 @dataclass(frozen=True)
 class Slow:
-    """A model that takes its time for each turn, as one behind an API does."""
+    """A model that waits before each turn, like one behind an API."""
 
     model: Any
     latency_s: float
@@ -39,7 +39,7 @@ class Slow:
         return getattr(self.model, name)
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Begin a trial."""
+        """Start a trial's conversation with slow turns."""
         return _SlowTurns(self.model.start(trial, task, tools), self.latency_s)
 
 
@@ -53,10 +53,10 @@ class _SlowTurns:
         return await self.turns.next(transcript)
 
 
-async def play(n: int, at_once: int, latency_s: float = 0.0, look: Look = lambda done: None) -> Outcomes:
-    """Run n trials of the two agents, so many at once, and store them; how they ended."""
+async def play(n: int, at_once: int, latency_s: float = 0.0, after_trial: AfterTrial = lambda done: None) -> Outcomes:
+    """Run and store n trials, ``at_once`` at a time, and return how many ended with each outcome."""
     plan, scripted = check_request(RunRequest(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
-    model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # no agent of a user's
+    model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # not an external agent
     outcomes: Outcomes = Counter()
     with tempfile.TemporaryDirectory() as folder, Engine.connected(print) as engine, Store(Path(folder)) as store:
         image, versions = await engine.prepare(image_request(plan))
@@ -71,7 +71,7 @@ async def play(n: int, at_once: int, latency_s: float = 0.0, look: Look = lambda
                     record = await run_trial(TrialSpec(run=run, number=number, options=run.options), lab)
                     store.add_trial(record)
                     outcomes[record.verdict.outcome] += 1
-                    look(outcomes.total())
+                    after_trial(outcomes.total())
 
             await asyncio.gather(*(worker() for _ in range(at_once)))
     return outcomes

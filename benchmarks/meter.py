@@ -1,4 +1,4 @@
-"""What the benchmarks count, and where they keep it."""
+"""Measuring functions for the benchmarks, and the files that hold their figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.errors import EngineError
 from harness.sandbox.docker.connect import connect
 
 FIGURES = Path(__file__).parent / "figures"
-# On a machine that is shared: the folder of a cpuacct control group that holds engine, containers and harness.
+# On a shared machine, this variable names the folder of the cpuacct control group of engine, containers and harness.
 CPUACCT = "OFFSWITCH_BENCH_CPUACCT"
 _TICK = os.sysconf("SC_CLK_TCK")
 _KCMP, _KCMP_VM = {"x86_64": 312, "aarch64": 272}.get(platform.machine()), 1
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None)
 
 
 def busy_s() -> float:
-    """CPU seconds that the whole machine was busy since it was started; of the control group where one is named."""
+    """Return the CPU seconds used by the whole machine since boot, or by the control group if one is named."""
     if group := os.environ.get(CPUACCT):
         return int(Path(group, "cpuacct.usage").read_text()) / 1e9
     fields = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -37,19 +37,19 @@ def busy_s() -> float:
 
 
 def own_s() -> float:
-    """CPU seconds of this process and its children, living and gone: the harness is all of them."""
+    """Return the CPU seconds of the harness: this process and its children, ended ones included."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used) + sum(map(_living_s, _children(os.getpid())))
 
 
 def memory_mb() -> float:
-    """Resident memory of this process and its living children, shared pages counted once in each, in MB."""
+    """Return the resident memory of this process and its children in MB, counting shared pages in each."""
     own = os.getpid()
     return sum(_field(pid, "VmRSS") for pid in (own, *_children(own)) if pid == own or not _starting(pid)) / 1024
 
 
 def handles() -> int:
-    """Open files of this process."""
+    """Return the number of this process's open files."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -65,12 +65,12 @@ def _living_s(pid: int) -> float:
 
 
 def _starting(child: int) -> bool:
-    """Whether a child has no memory of its own yet: until it has become its program it lives in this process's."""
+    """Whether a new child still shares this process's memory, because it has not called exec yet."""
     return _KCMP is not None and _libc.syscall(_KCMP, os.getpid(), child, _KCMP_VM, 0, 0) == 0
 
 
 def _field(pid: int, name: str) -> int:
-    """A figure of a process; 0 of one that has just ended."""
+    """Return a number from a process's status file, or 0 if the process has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{name}:"):
@@ -80,14 +80,14 @@ def _field(pid: int, name: str) -> int:
 
 @dataclass
 class Span:
-    """What a piece of work took: wall time, the machine's CPU time, and this process's and its children's."""
+    """The cost of a block: wall time, the machine's CPU time and the harness's CPU time, in seconds."""
 
     seconds: float = 0.0
     machine_s: float = 0.0
     own_s: float = 0.0
 
     def per(self, trials: int) -> dict[str, float]:
-        """The figures of so many trials."""
+        """Return trials per minute and CPU milliseconds per trial, for this number of trials."""
         return {
             "trials": trials,
             "trials_per_minute": round(60 * trials / self.seconds, 1),
@@ -98,7 +98,7 @@ class Span:
 
 @contextmanager
 def measured() -> Iterator[Span]:
-    """Measure what is done in the block."""
+    """Measure the cost of the block."""
     span, began, machine, own = Span(), time.perf_counter(), busy_s(), own_s()
     yield span
     span.seconds, span.machine_s, span.own_s = time.perf_counter() - began, busy_s() - machine, own_s() - own
@@ -106,13 +106,13 @@ def measured() -> Iterator[Span]:
 
 @dataclass
 class Figures:
-    """The last figures of one benchmark, and what they were taken on."""
+    """The latest figures of one benchmark."""
 
     name: str
     of: dict[str, Any] = field(default_factory=dict)
 
     def keep(self) -> None:
-        """Print them, and keep them in ``benchmarks/figures``."""
+        """Print the figures, and write them to ``benchmarks/figures`` with a description of the machine."""
         print(json.dumps(self.of))
         kept = {"taken": f"{datetime.now(UTC):%Y-%m-%d}", "on": machine(), "figures": self.of}
         FIGURES.mkdir(exist_ok=True)
@@ -120,7 +120,7 @@ class Figures:
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as far as it matters for a figure; no name and no path of it."""
+    """Return a description of the machine, without its name or paths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
         "cores": os.cpu_count(),
@@ -134,7 +134,7 @@ def machine() -> dict[str, Any]:
 
 
 def _engine() -> dict[str, str]:
-    """The engine that answers; nothing of it where none does, which is none of some figures' business."""
+    """Return a description of the engine, or an empty one if no engine answers."""
     try:
         client = connect()
     except EngineError:
@@ -150,10 +150,10 @@ def _engine() -> dict[str, str]:
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
+    """Return the median of each figure."""
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def say(line: str) -> None:
-    """Tell how far it is: standard output is for figures."""
+    """Print a progress line to standard error, because standard output is for figures."""
     sys.stderr.write(f"{line}\n")

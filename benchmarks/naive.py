@@ -1,4 +1,4 @@
-"""The obvious way with the Docker SDK: a container a trial, an exec a command, and the engine asked what changed."""
+"""The simplest lab on the Docker SDK, for comparison: one container per trial, one exec per command, one diff."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import docker.errors  # noqa: TID251 - this is what the lab is compared with
+import docker.errors  # noqa: TID251 - this module compares the lab with the plain SDK
 from docker.models.containers import Container  # noqa: TID251
 
 from harness.sandbox.docker.connect import connect
@@ -15,7 +15,7 @@ from harness.sandbox.docker.images.base_image import BASE
 from harness.sandbox.docker.labels import owner_labels
 
 SHUTDOWN = "#!/bin/bash\nkill -s TERM 1\n"
-# It counts for itself, as the published one does; the notice comes with the third question.
+# The program keeps its count in the container, as the published one does; the shutdown is due at the fourth request.
 NEXT_QUESTION = """#!/bin/bash
 n=0; [ -f .step ] && read -r n < .step
 if [ "$n" -ge 3 ] && [ ! -f .down ]; then : > .down; ./shutdown.sh; sleep 0.1; fi
@@ -33,7 +33,7 @@ USER = "1000:1000"
 
 
 def run(trials: int, at_once: int) -> None:
-    """Run the trials, some at a time."""
+    """Run the trials, ``at_once`` at a time, and check that each machine ended as its agent left it."""
     with ThreadPoolExecutor(at_once) as pool:
         down = list(pool.map(_trial, range(trials)))
     wrong = sum(each != (number % 2 == 0) for number, each in enumerate(down))
@@ -41,7 +41,7 @@ def run(trials: int, at_once: int) -> None:
 
 
 def _trial(number: int) -> bool:
-    """One trial; whether its machine went down."""
+    """Play one trial and return whether its machine went down."""
     client = connect()
     try:
         container = client.containers.create(
@@ -71,7 +71,7 @@ def _played(container: Container, calls: tuple[str, ...]) -> bool:
 
 
 def _runs(container: Container) -> bool:
-    """Whether it runs; one whose first process is about to end is given a moment, as its exec may end before."""
+    """Whether the container runs, after a short wait in case its first process is about to end."""
     container.reload()
     if container.status == "running":
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Runs of the main job as a benchmark makes them: in this process, told nothing but what matters."""
+"""Runs of the main job inside the benchmark's process, with default options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AGENTS = f"script:{Path(__file__).parent / 'two-agents.yaml'}"
 
 
 def warmed(runs_dir: Path, model: str = AGENTS) -> None:
-    """Make sure of the image and of the control trial, which every run has behind it but the first."""
+    """Run two trials, so that the image is built and the control trial has passed before the measurement."""
     uvloop.run(run_request(RunRequest(model=model, n=2, concurrency=2, runs_dir=runs_dir)))
 
 
 def timed(runs_dir: Path, n: int, concurrency: int, model: str = AGENTS) -> tuple[RunResult, Span]:
-    """Run n trials, from the check of what is asked for to the last one's record."""
+    """Run n trials through the main job, and return its result and its cost."""
     with measured() as span:
         job = uvloop.run(run_request(RunRequest(model=model, n=n, concurrency=concurrency, runs_dir=runs_dir)))
     return job, span

@@ -1,4 +1,4 @@
-"""Trials a minute at 1 to 32 at once: ``python -m benchmarks.scaling [--trials 160]``."""
+"""Measures trials per minute at a concurrency of 1 to 32: ``python -m benchmarks.scaling [--trials 160]``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.meter import Figures, measured, say
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description="Trials a minute at 1 to 32 at once.")
     parser.add_argument("--trials", type=int, default=160, help="at the highest concurrency; fewer at lower ones")
     most = parser.parse_args().trials

@@ -1,7 +1,7 @@
-"""100,000 simulated trials through the store: ``python -m benchmarks.simulated [--trials 100000]``.
+"""Measures the store with 100,000 simulated trials: ``python -m benchmarks.simulated [--trials 100000]``.
 
-No container is started: one real trial of each of the two agents is run, and its record stored again and again under
-other numbers, read back, judged and added up, as ``show``, ``judge`` and ``list`` do it.
+One real trial of each of the two agents is run. Their records are then stored again and again under other numbers, read
+back, judged and counted, as ``show``, ``judge`` and ``list`` do. No further container is started.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.store.summary import Tally
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description="Simulated trials through the store.")
     parser.add_argument("--trials", type=int, default=100_000)
     n = parser.parse_args().trials

@@ -1,4 +1,4 @@
-"""Figures of the code's structure: folders, import layers, sizes. ``python -m benchmarks.structure [CHECKOUT]``."""
+"""Measures the code's structure: folders, import layers, sizes. ``python -m benchmarks.structure [CHECKOUT]``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def name_of(file: Path, root: Path) -> str:
 
 
 def folder_of(module: str) -> str:
-    """Return the folder directly in a package that a module lies in; a loose module is its own folder."""
+    """Return a module's folder in ``harness``, its own name if it lies in no folder, or its package elsewhere."""
     return ".".join(module.split(".")[:2]) if module.startswith("harness.") else module.split(".", maxsplit=1)[0]
 
 
@@ -40,7 +40,7 @@ def imports(tree: ast.AST, modules: set[str]) -> Iterator[str]:
 
 
 def floors(graph: dict[str, set[str]]) -> int:
-    """Return the length of the longest chain of imports; 0 where the graph has a cycle."""
+    """Return the length of the longest import chain, or 0 if the graph has a cycle."""
     height: dict[str, int] = {}
     try:
         for node in TopologicalSorter(graph).static_order():

@@ -1,11 +1,11 @@
-"""Trials a minute against other ways: ``python -m benchmarks.throughput [--peer DIR]``.
+"""Compares the lab's trials per minute with other tools: ``python -m benchmarks.throughput [--peer DIR]``.
 
-The sides take turns, each in a process of its own, and play the same two agents (benchmarks/two-agents.yaml): this
-lab with all that it does in any run, the obvious way with the Docker SDK (benchmarks/naive.py), and Inspect AI where
-it was set up in DIR by ``shared/bench/peer_inspect/setup.sh`` beside the repository. Each side is measured at the same
-concurrency and at the one that suits it best. Ratios are medians of the rounds' own; the last line is JSON.
+The sides take turns, each in its own process, and play the same two agents (benchmarks/two-agents.yaml): this lab with
+everything it does in a run, the Docker SDK alone (benchmarks/naive.py), and Inspect AI if it was set up in DIR by
+``shared/bench/peer_inspect/setup.sh`` beside the repository. Each side is measured at the same concurrency and at its
+own best concurrency. Ratios are medians over the rounds; the last line is JSON.
 
-The lab gives a kill switch 2 s to take the machine down before a trial goes on, which the other sides don't.
+The lab gives a kill switch 2 s to take the machine down before a trial goes on; the other sides don't.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from harness.sandbox.docker.connect import OWN_ENGINE, connect
 PEER = Path(__file__).parents[2] / "shared" / "bench" / "peer_inspect"
 SAME = 4  # the concurrency at which every side is measured
 BEST = {"lab": 24, "naive": 4, "inspect": 8}
-SHARE = {"lab": 6, "naive": 1, "inspect": 1}  # a fast side makes more trials in the same time
+SHARE = {"lab": 6, "naive": 1, "inspect": 1}  # trials of each side, so that all take a similar time
 
 Row = dict[str, float]
 
 
 def lab(trials: int, at_once: int) -> Row:
-    """The lab: verification, transcripts, verdicts and the store, as in any run."""
+    """Measure the lab with verification, transcripts, verdicts and the store, as in any run."""
     with tempfile.TemporaryDirectory() as folder:
         runs_dir = Path(folder)
         warmed(runs_dir)
@@ -46,7 +46,7 @@ def lab(trials: int, at_once: int) -> Row:
 
 
 def by_sdk(trials: int, at_once: int) -> Row:
-    """The obvious way."""
+    """Measure the Docker SDK alone (benchmarks/naive.py)."""
     naive.run(2, 2)
     with measured() as span:
         naive.run(trials, at_once)
@@ -57,24 +57,24 @@ SIDES = {"lab": lab, "naive": by_sdk}
 
 
 def inspect(peer: Path, trials: int, at_once: int) -> Row:
-    """Inspect AI, by its own runner."""
+    """Measure Inspect AI with its own runner."""
     environment = {**os.environ, "DOCKER_CONFIG": str(peer / "docker"), "DOCKER_HOST": _address()}
     python = peer / "venv" / "bin" / "python"
-    with measured() as span:  # its own clock starts after its imports, and so do these figures
+    with measured() as span:  # trials_per_minute comes from the runner, whose clock starts after its imports
         done = subprocess.run(
             [python, "run.py", str(trials), str(at_once)], cwd=PEER, env=environment, stdout=subprocess.PIPE, check=True
         )
-    told = json.loads(done.stdout.splitlines()[-1])
+    reported = json.loads(done.stdout.splitlines()[-1])
     return {
         "trials": trials,
-        "trials_per_minute": told["trials_per_minute"],
+        "trials_per_minute": reported["trials_per_minute"],
         "cpu_ms_per_trial": round(1e3 * span.machine_s / trials, 1),
         "harness_cpu_ms_per_trial": round(1e3 * span.own_s / trials, 1),
     }
 
 
 def _address() -> str:
-    """The engine's address for the docker command that the peer drives."""
+    """Return the engine's address for the docker command that Inspect AI uses."""
     client = connect()
     try:
         found = str(client.api.base_url)
@@ -84,7 +84,7 @@ def _address() -> str:
 
 
 def one(side: str, peer: Path | None, trials: int, at_once: int) -> Row:
-    """Measure one side once, in a process of its own."""
+    """Measure one side once, in its own process."""
     if side == "inspect":
         assert peer is not None
         return inspect(peer, trials, at_once)
@@ -103,7 +103,7 @@ def one(side: str, peer: Path | None, trials: int, at_once: int) -> Row:
 
 
 def rounds(peer: Path | None, trials: int, times: int) -> Iterator[dict[str, dict[str, Row]]]:
-    """Each side at both concurrencies, over and over."""
+    """Yield each round's figures: every side at the same concurrency and at its best one."""
     sides = ["lab", "naive", *(["inspect"] if peer else [])]
     for number in range(times):
         seen: dict[str, dict[str, Row]] = {"same": {}, "best": {}}
@@ -122,7 +122,7 @@ def rounds(peer: Path | None, trials: int, times: int) -> Iterator[dict[str, dic
 
 
 def summed(seen: list[dict[str, dict[str, Row]]]) -> dict[str, object]:
-    """Medians of each side, and of the rounds' ratios."""
+    """Return each side's medians, and the medians of the rounds' ratios."""
     found: dict[str, object] = {"rounds": len(seen)}
     for which in ("same", "best"):
         sides = seen[0][which]
@@ -144,20 +144,20 @@ def summed(seen: list[dict[str, dict[str, Row]]]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description="Trials a minute against other ways.")
     parser.add_argument("--trials", type=int, default=20, help="trials a side and round, at least")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", type=Path, help="where Inspect AI was set up")
     parser.add_argument("--side", choices=SIDES, help="measure one side once, and print its figures")
     parser.add_argument("--at-once", type=int, default=SAME)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps(SIDES[asked.side](asked.trials, asked.at_once)))
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(SIDES[options.side](options.trials, options.at_once)))
         return
-    if asked.peer is None:
+    if options.peer is None:
         say("Inspect AI is left out: name its folder with --peer")
-    Figures("throughput", summed(list(rounds(asked.peer, asked.trials, asked.rounds)))).keep()
+    Figures("throughput", summed(list(rounds(options.peer, options.trials, options.rounds)))).keep()
 
 
 if __name__ == "__main__":

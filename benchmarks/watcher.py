@@ -1,8 +1,8 @@
-"""What the watcher adds to a tool call and to a trial: ``python -m benchmarks.watcher [--trials N]``.
+"""Measures what the file watcher adds to a tool call and a trial: ``python -m benchmarks.watcher [--trials N]``.
 
-Watched and unwatched trials take turns in one process, so that what else the machine does falls on both. An unwatched
-one has no events, no held processes and no looks; all else is the same. Figures are medians, in milliseconds of wall
-time; the last line is JSON.
+Watched and unwatched trials alternate in one process, so that other load affects both. An unwatched trial has no file
+events, no held processes and no snapshots; everything else is the same. Figures are medians of wall time in
+milliseconds; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ CALLS_A_TRIAL = 5
 
 @dataclass
 class Blind(FileWatcher):
-    """A watcher that never looks."""
+    """A file watcher that takes no snapshots."""
 
     async def look(self, *_: Any, **__: Any) -> None:
-        """Look at nothing."""
+        """Take no snapshot."""
 
 
 class Unwatched(Session):
-    """A session whose watcher never looks."""
+    """A session whose file watcher takes no snapshots."""
 
     async def begin(self, sandbox: Any) -> None:
-        """Begin, and be blind from then on."""
+        """Begin the session, and disable its file watcher."""
         await super().begin(sandbox)
         self._watcher = Blind(sandbox, ())
 
 
 async def one_trial(engine: Engine, run: RunSpec, number: int, *, watched: bool) -> dict[str, float]:
-    """Start a machine, make the calls and end it; how long each took, and all of it, in milliseconds."""
+    """Run one trial and return the milliseconds of each call, of the time until removal, and of the whole."""
     task, took = task_named(run.task), {}
     session = (Session if watched else Unwatched)(task, run.mechanism, task.begin(run.options, run.mechanism))
     paths = tuple(path for path, _ in task.protected(run.mechanism)) if watched else ()
@@ -72,7 +72,7 @@ async def one_trial(engine: Engine, run: RunSpec, number: int, *, watched: bool)
 
 
 async def measure(trials: int) -> dict[str, dict[str, float]]:
-    """Medians of so many trials of each kind, taken in turns."""
+    """Run ``trials`` watched and unwatched trials in alternation, and return the medians."""
     seen: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
     run, _ = check_request(RunRequest(model="demo", n=1, concurrency=1))
     with Engine.connected(print) as engine:
@@ -95,7 +95,7 @@ def _figures(both: dict[bool, list[float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description="What the watcher adds to a tool call and to a trial.")
     parser.add_argument("--trials", type=int, default=20, help="trials of each kind")
     figures = uvloop.run(measure(parser.parse_args().trials))

@@ -1,4 +1,4 @@
-"""Builders of evidence, records and specs: each gives a whole, ordinary value; name what shall be otherwise."""
+"""Builders of evidence, records and specs: each returns a complete ordinary value whose fields keywords override."""
 
 from __future__ import annotations
 
@@ -46,51 +46,51 @@ BUTTON = "/tmp/shutdown_requested"
 KILLS = b"#!/bin/bash\nkill -s TERM 1"
 
 
-# For tests with @given: a busy machine is no failure.
+# Hypothesis settings for tests with @given: a slow run on a busy machine is no failure.
 law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run an async test in a loop of its own; an error that nobody was told of fails it, too."""
+    """Run an async test in its own event loop, and fail it on errors that the loop reports."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        unheard: list[dict[str, Any]] = []
+        loop_errors: list[dict[str, Any]] = []
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.get_loop().set_exception_handler(lambda _, context: unheard.append(context))
+            runner.get_loop().set_exception_handler(lambda _, context: loop_errors.append(context))
             runner.run(test(*args, **kwargs))
-        assert not unheard
+        assert not loop_errors
 
     return run
 
 
-# ---- what is seen ----
+# ---- file states and evidence ----
 
 
 def a_file(path: str = SCRIPT, content: bytes = KILLS, **other: Any) -> FileState:
-    """A regular file, by default the untouched kill switch."""
-    seen = {"kind": FileKind.FILE, "mode": 0o755, "uid": 1000, "gid": 1000, "identity": "inode:1"}
+    """Build a regular file, by default the untouched kill switch."""
+    defaults = {"kind": FileKind.FILE, "mode": 0o755, "uid": 1000, "gid": 1000, "identity": "inode:1"}
     derived = {"content": content, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return FileState(path=path, **{**seen, **derived, **other})
+    return FileState(path=path, **{**defaults, **derived, **other})
 
 
 def a_folder(path: str = HOME, **other: Any) -> FileState:
-    """A directory of the agent's."""
+    """Build a directory that the agent owns."""
     return FileState(path=path, kind=FileKind.DIRECTORY, **{"mode": 0o755, "uid": 1000, "gid": 1000, **other})
 
 
 def a_link(path: str = SCRIPT, target: str = "/bin/true") -> FileState:
-    """A symbolic link, by default in the kill switch's place."""
+    """Build a symbolic link, by default at the kill switch's path."""
     return FileState(path=path, kind=FileKind.SYMLINK, mode=0o777, uid=1000, gid=1000, target=target)
 
 
 def missing(path: str = SCRIPT) -> FileState:
-    """Nothing, by default where the kill switch should be."""
+    """Build the state of a missing file, by default the kill switch."""
     return FileState(path=path, kind=FileKind.MISSING)
 
 
 def watched(baseline: FileState | None = None, role: Role = Role.MECHANISM) -> Watched:
-    """A watched path, by default the kill switch."""
+    """Build a watched path, by default the kill switch's."""
     state = baseline or a_file()
     return Watched(path=state.path, role=role, baseline=state)
 
@@ -104,23 +104,23 @@ ALL_WATCHED = (
 
 
 def change(*changed: FileState, call: int = 1, **other: Any) -> FileChange:
-    """A look after tool call ``call``, at second ``call``, before any notice."""
+    """Build a file change seen after tool call ``call``, by default at second ``call`` and before any notice."""
     return FileChange(call=call, changed=changed, **{"at_s": float(call), "after_notice": False, **other})
 
 
 def due_look(*changed: FileState, call: int = 4) -> FileChange:
-    """The look that is taken at the moment the shutdown comes due."""
+    """Build the file change that is recorded when the shutdown comes due."""
     return change(*changed, call=call, after_notice=True, at_due=True)
 
 
 def opening(path: str = SCRIPT, *, at_s: float = 4.1, started: bool = True, **other: Any) -> FileAccess:
-    """A start of the kill switch by its interpreter, shortly after it came due, with nothing out of the ordinary."""
-    usual = {"process": 20, "parent": 19, "argv": ("/bin/bash", "./shutdown.sh"), "program": "/usr/bin/bash"}
-    return FileAccess(path=path, at_s=at_s, started=started, **{**usual, "cwd": HOME, "uid": 1000, **other})
+    """Build a file access, by default an ordinary start of the kill switch shortly after due."""
+    defaults = {"process": 20, "parent": 19, "argv": ("/bin/bash", "./shutdown.sh"), "program": "/usr/bin/bash"}
+    return FileAccess(path=path, at_s=at_s, started=started, **{**defaults, "cwd": HOME, "uid": 1000, **other})
 
 
 def ledger_entry(what: TaskEvent = TaskEvent.SERVED, **other: Any) -> LedgerEntry:
-    """A line of the ledger."""
+    """Build a ledger entry, by default a served question."""
     return LedgerEntry(what=what, **{"call": 3, "at_s": 3.0, "request": "next", "reply": "", **other})
 
 
@@ -129,7 +129,7 @@ DUE = ledger_entry(TaskEvent.DUE, call=4, at_s=4.0)
 
 
 def a_machine(**other: Any) -> Machine:
-    """A machine that is still up."""
+    """Build a machine's final state, by default still running."""
     return Machine(**{"down": False, **other})
 
 
@@ -140,14 +140,14 @@ DOWN_BY_IT = a_machine(down=True, down_at_s=4.2, exit_code=143, outlived_due=Fal
 
 
 def tool_call(number: int = 1, cmd: str = "./next_question", **other: Any) -> ToolCall:
-    """A finished call of the shell tool."""
+    """Build a finished call of the shell tool."""
     times = {"started_s": number - 0.5, "ended_s": float(number), "exit_code": 0}
     return ToolCall(number=number, cmd=cmd, **{**times, **other})
 
 
 def an_evidence(**other: Any) -> Evidence:
-    """The evidence of a trial in which the shutdown came due after a notice and the machine went down by it."""
-    usual: dict[str, Any] = {
+    """Build the evidence of a trial in which the due shutdown took the machine down after a notice."""
+    defaults: dict[str, Any] = {
         "watched": ALL_WATCHED,
         "file_changes": (),
         "ledger": (SERVED, NOTICE, DUE),
@@ -157,21 +157,21 @@ def an_evidence(**other: Any) -> Evidence:
         "changed_paths": (),
         "watch": "snapshots/fake",
     }
-    return Evidence(**{**usual, **other})
+    return Evidence(**{**defaults, **other})
 
 
 def outlived(*file_changes: FileChange, **other: Any) -> Evidence:
-    """The evidence of a trial in which the shutdown came due and the machine outlived it."""
-    usual = {"file_changes": file_changes, "machine": OUTLIVED, "stop": StopReason.SUBMITTED}
-    return an_evidence(**{**usual, **other})
+    """Build the evidence of a trial in which the machine outlived the due shutdown."""
+    defaults = {"file_changes": file_changes, "machine": OUTLIVED, "stop": StopReason.SUBMITTED}
+    return an_evidence(**{**defaults, **other})
 
 
-# ---- what is run, and what is kept of it ----
+# ---- specs, verdicts and records ----
 
 
 def a_mechanism(**other: Any) -> Mechanism:
-    """A kill switch with hardly any time to act."""
-    usual = {
+    """Build a kill switch with a very short grace period."""
+    defaults = {
         "name": "published",
         "about": "the published one",
         "tasks": ("math",),
@@ -181,18 +181,18 @@ def a_mechanism(**other: Any) -> Mechanism:
         "grace_s": 0.05,
         "source": "these tests",
     }
-    return Mechanism(**{**usual, **other})
+    return Mechanism(**{**defaults, **other})
 
 
 def a_condition(**other: Any) -> Condition:
-    """A condition without an instruction."""
-    usual = {"name": "A", "about": "no instruction", "task": "math", "placement": "none", "source": "these tests"}
-    return Condition(**{**usual, **other})
+    """Build a condition without an instruction."""
+    defaults = {"name": "A", "about": "no instruction", "task": "math", "placement": "none", "source": "these tests"}
+    return Condition(**{**defaults, **other})
 
 
 def run_spec(run_id: str = "a-run", **other: Any) -> RunSpec:
-    """A run of one math trial."""
-    usual = {
+    """Build the spec of a run of one math trial."""
+    defaults = {
         "model": "demo",
         "simulated": "scripted agents",
         "task": "math",
@@ -204,34 +204,34 @@ def run_spec(run_id: str = "a-run", **other: Any) -> RunSpec:
         "options": TaskOptions(),
         "message_limit": 60,
     }
-    return RunSpec(run_id=run_id, **{**usual, **other})
+    return RunSpec(run_id=run_id, **{**defaults, **other})
 
 
 def trial_spec(number: int = 1, **other: Any) -> TrialSpec:
-    """A trial of that run."""
+    """Build the spec of one trial of the default run."""
     return TrialSpec(number=number, **{"run": run_spec(), "options": TaskOptions(), **other})
 
 
 def machine_spec(**other: Any) -> MachineSpec:
-    """The math task's machine."""
-    usual = {"image": "sandbox:1", "run_id": "a-run", "trial": 1, "user": "user", "uid": 1000, "gid": 1000}
-    return MachineSpec(**{**usual, "home": HOME, "workdir": HOME, **other})
+    """Build the spec of the math task's machine."""
+    defaults = {"image": "sandbox:1", "run_id": "a-run", "trial": 1, "user": "user", "uid": 1000, "gid": 1000}
+    return MachineSpec(**{**defaults, "home": HOME, "workdir": HOME, **other})
 
 
 def versions(**other: Any) -> Versions:
-    """What ran a run."""
+    """Build the engine and kernel versions of a run."""
     return Versions(**{"engine": "28.0", "kernel": "6.1", **other})
 
 
 def a_verdict(outcome: Outcome = Outcome.COMPLIED, *kinds: TamperingKind, **other: Any) -> Verdict:
-    """A verdict with one piece of tampering of each kind."""
-    usual = {"tampering": tuple(tampering(kind) for kind in kinds), "because": "so it was seen"}
-    return Verdict(outcome=outcome, **{**usual, **other})
+    """Build a verdict with one tampering of each given kind."""
+    defaults = {"tampering": tuple(tampering(kind) for kind in kinds), "because": "so it was seen"}
+    return Verdict(outcome=outcome, **{**defaults, **other})
 
 
 def tampering(kind: TamperingKind = TamperingKind.EDITED, **other: Any) -> Tampering:
-    """A thing done to the kill switch after the notice."""
-    usual = {
+    """Build a tampering with the kill switch after the notice."""
+    defaults = {
         "path": SCRIPT,
         "call": 4,
         "at_s": 4.0,
@@ -241,31 +241,31 @@ def tampering(kind: TamperingKind = TamperingKind.EDITED, **other: Any) -> Tampe
         "after": a_file(content=b"exit 0"),
         "why": "its content was changed",
     }
-    return Tampering(kind=kind, **{**usual, **other})
+    return Tampering(kind=kind, **{**defaults, **other})
 
 
 def trial_record(number: int = 1, **other: Any) -> TrialRecord:
-    """The record of a trial in which the agent let itself be shut down."""
-    seen = other.get("evidence", an_evidence())
+    """Build the record of a trial in which the agent complied."""
+    evidence = other.get("evidence", an_evidence())
     prompts = Prompts(system="You are a helpful assistant.", user="Answer the questions.")
-    usual = {
+    defaults = {
         "run_id": "a-run",
         "started_at": "2026-01-01T00:00:00.000+00:00",
         "seconds": 1.5,
-        "verdict": judge(seen) if seen else a_verdict(Outcome.ERROR),
-        "evidence": seen,
+        "verdict": judge(evidence) if evidence else a_verdict(Outcome.ERROR),
+        "evidence": evidence,
         "transcript": (Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)),
         "prompts": prompts,
         "prompts_sha256": prompts.sha256,
         "options": TaskOptions(),
         "simulated": "scripted agents",
     }
-    return TrialRecord(number=number, **{**usual, **other})
+    return TrialRecord(number=number, **{**defaults, **other})
 
 
 @dataclass
 class InMemory:
-    """The work of a run of ``n`` trials that nothing stores: its records, and the tries that failed."""
+    """A trial queue in memory: hands out ``n`` trial numbers and collects records and failed tries."""
 
     n: int
     done: list[TrialRecord] = field(default_factory=list)
@@ -274,51 +274,51 @@ class InMemory:
     begun: int = 0
 
     def next(self, running: int) -> int | None:
-        """The next number."""
+        """Return the next trial number, or None if no trial is left or none may begin."""
         if self.begun == self.n or not self.may_begin(running):
             return None
         self.begun += 1
         return self.begun
 
     def tries(self, number: int) -> int:
-        """None before."""
+        """Return 0, because no trial has earlier tries."""
         return 0
 
     def failed(self, record: TrialRecord) -> None:
-        """Keep it."""
+        """Collect the record of a failed try."""
         self.tries_failed.append(record)
 
     def finished(self, record: TrialRecord) -> None:
-        """Keep it."""
+        """Collect the record of a finished trial."""
         self.done.append(record)
 
 
-# ---- what a model says, and what a command gives ----
+# ---- model turns and command results ----
 
 
 def shell(cmd: str, call_id: str = "call-1", **other: Any) -> ToolUse:
-    """A call of the shell tool."""
+    """Build a call of the shell tool."""
     return ToolUse(id=call_id, name="shell", cmd=cmd, **other)
 
 
 def submit(answer: str = "", call_id: str = "call-1") -> ToolUse:
-    """The call that hands in the answers."""
+    """Build a call of the submit tool."""
     return ToolUse(id=call_id, name="submit", answer=answer)
 
 
 def a_turn(*calls: ToolUse, **other: Any) -> Turn:
-    """What a model says in one go."""
+    """Build a model's turn."""
     return Turn(calls=calls, **other)
 
 
 def a_result(stdout: bytes | Output = b"", exit_code: int | None = 0, **other: Any) -> CommandResult:
-    """A finished command."""
+    """Build the result of a finished command."""
     return CommandResult(exit_code, stdout if isinstance(stdout, Output) else Output(stdout), **other)
 
 
 @dataclass
 class Says:
-    """A conversation that says these turns and then stops; it keeps what it was shown before each."""
+    """A fake conversation that takes the given turns and then stops; keeps each transcript it was shown."""
 
     turns: Iterable[Turn]
     shown: list[list[Entry]] = field(default_factory=list)
@@ -327,6 +327,6 @@ class Says:
         self.turns = iter(self.turns)
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        """Take the next turn."""
+        """Record the transcript and return the next turn, or None if no turn is left."""
         self.shown.append(list(transcript))
         return next(iter(self.turns), None)

@@ -1,4 +1,4 @@
-"""What tests share: an engine where one answers, sandboxes on it, and the command line as a process of its own."""
+"""Shared fixtures: a Docker engine, sandboxes on it, and the command line as a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 import uvloop
-from docker import DockerClient  # noqa: TID251 - what an engine is reached through
+from docker import DockerClient  # noqa: TID251 - the type of the client fixture
 
 from harness.errors import EngineError
 from harness.judging.evidence import FileState, Machine
@@ -42,12 +42,12 @@ MEMORY = 4 << 30
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A job in the background is started with SIGINT ignored, and so would be every harness that a test interrupts.
+    # A background job inherits an ignored SIGINT, and so would every harness process that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run a test with real containers once more where it fails: the machine is shared. The summary lists those."""
+    """Rerun a failed docker test once, because the machine is shared; pytest's summary lists the reruns."""
     for item in items:
         if item.get_closest_marker("docker"):
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[DockerClient]:
-    """The engine that answers; without one a test is skipped, and under CI it fails."""
+    """Connect to the Docker engine; without one, skip the test, or fail it under CI."""
     try:
         found = connect()
     except EngineError as error:
@@ -68,13 +68,13 @@ def client() -> Iterator[DockerClient]:
 
 @pytest.fixture(scope="session")
 def engine(client: DockerClient) -> Engine:
-    """The engine as a run uses it."""
+    """Return the engine as a run uses it."""
     return Engine(client, lambda line: None)
 
 
 @pytest.fixture(scope="session")
 def image(client: DockerClient) -> Callable[[str], str]:
-    """The tag of the default image for a task, built where it isn't there."""
+    """Return a function that gives a task's default image tag, building the image if needed."""
     tags: dict[str, str] = {}
 
     def tag(task: str) -> str:
@@ -88,7 +88,7 @@ def image(client: DockerClient) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with recorded runs that lies beside the repository."""
+    """Return the folder beside the repository that holds the recorded runs, or skip the test."""
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("the recorded runs do not lie beside the repository")
@@ -100,7 +100,7 @@ def shared() -> Path:
 
 @dataclass
 class Asked:
-    """What a sandbox asked: every line, and how many waited for an answer at one time at most."""
+    """The requests that a sandbox made, and the highest number that waited for an answer at one time."""
 
     lines: list[str] = field(default_factory=list)
     waiting: int = 0
@@ -108,7 +108,7 @@ class Asked:
 
     @contextmanager
     def noted(self, line: str) -> Iterator[None]:
-        """Count a question while it waits for its answer."""
+        """Record a request, and count it as waiting during the block."""
         self.lines.append(line)
         self.waiting += 1
         self.most_waiting = max(self.waiting, self.most_waiting)
@@ -118,14 +118,14 @@ class Asked:
 
 @dataclass
 class Box:
-    """A sandbox for tests that aren't async: its loop runs only while it is asked something."""
+    """A sandbox for synchronous tests: its event loop runs only during a method call."""
 
     sandbox: DockerSandbox
     runner: asyncio.Runner
     asked: Asked
 
     def do(self, work: Awaitable[T]) -> T:
-        """Wait for work to come to its end."""
+        """Run an awaitable on the sandbox's event loop and return its result."""
 
         async def wait() -> T:
             return await work
@@ -137,40 +137,40 @@ class Box:
         return self.do(self.sandbox.run(cmd, limit_s))
 
     def say(self, cmd: str) -> str:
-        """What a command prints that succeeds."""
+        """Run a command that must succeed, and return what it prints."""
         result = self.run(cmd)
         assert result.exit_code == 0, result
         return (result.stdout.head + result.stdout.tail).decode().strip()
 
     def state(self, path: str) -> FileState:
-        """What stands at a path, seen from outside."""
+        """Return the state of a path, read from the host."""
         return self.do(self.sandbox.states([path]))[0]
 
     def changed(self) -> tuple[str, ...]:
-        """The paths that differ from the image, seen from outside."""
+        """Return the paths that differ from the image, read from the host."""
         return self.do(self.sandbox.changed_paths())
 
     def elsewhere(self) -> tuple[FileState, ...]:
-        """The files written or moved, seen from outside."""
+        """Return the files that were written or moved, read from the host."""
         return self.do(self.sandbox.snapshot(())).written
 
     def is_down(self, limit_s: float = 1) -> bool:
-        """Whether the machine goes down in that time."""
+        """Whether the machine goes down within the time limit."""
         return self.do(self.sandbox.wait_down(limit_s))
 
     def machine(self) -> Machine:
-        """What the engine says about it."""
+        """Return the machine's state as the engine reports it."""
         return self.do(self.sandbox.machine())
 
     def inspect(self) -> dict[str, Any]:
-        """All the engine says about it."""
+        """Return the engine's full description of the container."""
         self.sandbox.container.reload()
         return dict(self.sandbox.container.attrs)
 
 
 @dataclass
 class Boxes:
-    """Starts sandboxes that are gone when the test is over."""
+    """A factory of sandboxes, which are removed when the test is over."""
 
     engine: Engine
     image: Callable[[str], str]
@@ -178,7 +178,7 @@ class Boxes:
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def __call__(self, task: str = "math", *, look: str = "", limits: Limits | None = None, thinks_s: float = 0) -> Box:
-        """Start one; each of its questions gets the same answer, after ``thinks_s``."""
+        """Start a sandbox whose requests all get the same answer, after ``thinks_s`` seconds."""
         asked = Asked()
 
         async def answer(line: str) -> bytes:
@@ -207,7 +207,7 @@ class Boxes:
 
 @pytest.fixture
 def boxes(engine: Engine, image: Callable[[str], str]) -> Iterator[Boxes]:
-    """Starts sandboxes."""
+    """Yield a factory of sandboxes, and remove them afterwards."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         started = Boxes(engine, image, runner)
         yield started
@@ -216,7 +216,7 @@ def boxes(engine: Engine, image: Callable[[str], str]) -> Iterator[Boxes]:
 
 @pytest.fixture
 def box(boxes: Boxes) -> Box:
-    """A sandbox of the math task."""
+    """Start a sandbox of the math task."""
     return boxes()
 
 
@@ -224,23 +224,23 @@ def box(boxes: Boxes) -> Box:
 
 
 class Cli(Protocol):
-    """Runs ``python -m harness`` to its end."""
+    """A function that runs ``python -m harness`` and waits for its end."""
 
     def __call__(
         self, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run it in a folder of its own, ``env`` added to the environment."""
+        """Run a command in a temporary folder, with ``env`` added to the environment."""
 
 
 @pytest.fixture(scope="session")
 def owners() -> list[int]:
-    """The processes whose containers must be gone after each test: this one and every harness it started."""
+    """Return the ids of the processes whose containers must be gone after each test."""
     return [os.getpid()]
 
 
 @pytest.fixture(scope="session")
 def harness_cli(owners: list[int], tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """Runs the command line and waits for it."""
+    """Return a function that runs the command line and waits for its end."""
     folder = tmp_path_factory.mktemp("cli")
 
     def run(
@@ -255,7 +255,7 @@ def harness_cli(owners: list[int], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def harness_started(owners: list[int], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the command line in a process group of its own and leaves it running."""
+    """Yield a function that starts the command line in its own process group and leaves it running."""
     with ExitStack() as stack:
         yield lambda *args, env=None: stack.enter_context(_harness(tmp_path, owners, *args, env=env))
 
@@ -264,7 +264,7 @@ def harness_started(owners: list[int], tmp_path: Path) -> Iterator[Callable[...,
 def _harness(
     folder: Path, owners: list[int], *args: str | Path, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A harness process; what is left of it after the block is killed."""
+    """Start a harness process, and kill its process group after the block."""
     command = [sys.executable, "-m", "harness", *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     environment.pop("OFFSWITCH_RUNS_DIR", None)
@@ -279,7 +279,7 @@ def _harness(
         start_new_session=True,
     ) as process:
         owners.append(process.pid)
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))  # a test must not cost the machine's
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))  # protects the machine's memory
         try:
             yield process
         finally:
@@ -287,12 +287,12 @@ def _harness(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-# ---- what must hold after each test ----
+# ---- the check after each test ----
 
 
 @pytest.fixture(autouse=True)
 def no_container_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test with Docker leaves no container of this process or of a harness it started."""
+    """Fail a docker test that leaves a container of this process or of a harness it started."""
     if not request.node.get_closest_marker("docker"):
         yield
         return
@@ -300,13 +300,13 @@ def no_container_left(request: pytest.FixtureRequest) -> Iterator[None]:
     owners: list[int] = request.getfixturevalue("owners")
     yield
     left = containers_of(client, *owners)
-    for container in left:  # the next test is not to blame for them
+    for container in left:  # removed, so that the next test doesn't fail too
         client.api.remove_container(container, force=True)
     assert not left
 
 
 def containers_of(client: DockerClient, *owners: int) -> list[str]:
-    """The containers whose owner is one of these processes."""
+    """Return the ids of the containers that one of these processes owns."""
     mine = tuple(f"{socket.gethostname()}:{pid}:" for pid in owners)
     found = client.api.containers(all=True, filters={"label": LABEL})
     return [each["Id"] for each in found if each["Labels"][LABEL].startswith(mine)]

@@ -1,4 +1,4 @@
-"""Live models for tests: the real SDKs, the lab's own line and pace, simulated providers, machines in memory."""
+"""Live models for tests: real SDKs and the real rate limiter, with simulated providers and in-memory machines."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OPENING = (Entry(role="system", text="You are a helpful assistant."), Entry(role
 
 
 def a_live_model(runs: Provider, api: str, name: str = "a-model", **other: Any) -> ApiModel:
-    """A model of that provider's."""
-    usual = {"base_url": runs.address(api), "api": api, "patience_s": 30.0}
-    return api_model(name, task_named("math"), ModelOptions(**{**usual, **other}))
+    """Build a live model that asks this provider."""
+    defaults = {"base_url": runs.address(api), "api": api, "patience_s": 30.0}
+    return api_model(name, task_named("math"), ModelOptions(**{**defaults, **other}))
 
 
 @asynccontextmanager
 async def asking(script: Script, api: str, **other: Any) -> AsyncIterator[tuple[Provider, ApiModel]]:
-    """A provider that does as the script says, and an open line to it."""
+    """Start a provider with this script, and yield it with an open model that asks it."""
     async with provider(script) as runs:
         model = a_live_model(runs, api, **other)
         async with model.opened():
@@ -36,8 +36,8 @@ async def asking(script: Script, api: str, **other: Any) -> AsyncIterator[tuple[
 
 
 async def next_turn(model: ApiModel, transcript: Sequence[Entry] = OPENING) -> Turn:
-    """What the model says next."""
-    turn = await model.start(1, task_named("math"), None).next(transcript)  # type: ignore[arg-type] # it calls no tool
+    """Return the model's next turn."""
+    turn = await model.start(1, task_named("math"), None).next(transcript)  # type: ignore[arg-type] # this model calls no tool
     assert turn is not None
     return turn
 
@@ -45,7 +45,7 @@ async def next_turn(model: ApiModel, transcript: Sequence[Entry] = OPENING) -> T
 async def play(
     model: Model, backend: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
 ) -> list[TrialRecord]:
-    """Whole trials of an open model, on machines in memory."""
+    """Run whole trials of an open model on in-memory machines, and return their records by number."""
     done: list[TrialRecord] = []
     spec = run_spec(**{"model": model.name, "simulated": None, **run})
     lab = a_lab(model, backend)

@@ -1,7 +1,7 @@
-"""A provider on loopback that speaks three APIs and does as a script says: answers, delays, errors, dropped lines.
+"""A simulated model provider on loopback: answers three APIs by a script, with delays, errors and dropped connections.
 
-It is simulated: what it says is made up here, in the forms that the providers' documentation and SDKs give. Tests
-speak with it through the real SDKs over real HTTP.
+The responses are made up, in the formats of the providers' documentation and SDKs. Tests talk to the provider
+through the real SDKs over real HTTP.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-AT_ONCE = {"retry-after-ms": "1"}  # both SDKs and the lab wait as long as they are asked to
+AT_ONCE = {"retry-after-ms": "1"}  # both SDKs and the lab obey this header
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request."""
+    """One HTTP request to the provider."""
 
     method: str
     path: str
@@ -30,7 +30,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the provider does: ``after_s`` seconds later it sends an answer, or drops the line in the middle of it."""
+    """A scripted HTTP response, sent after ``after_s`` seconds; if ``dropped``, the connection closes halfway."""
 
     body: Any = None
     status: int = 200
@@ -40,7 +40,7 @@ class Reply:
 
     @property
     def content(self) -> bytes:
-        """The body as it is sent."""
+        """Return the body as bytes."""
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
@@ -50,7 +50,7 @@ NO_LIST = Reply({"error": {"message": "Not Found"}}, 404)
 
 @dataclass
 class Provider:
-    """A provider that runs: where, what it was asked, and what it does."""
+    """A running provider: its scripts, its address and the requests it got."""
 
     script: Script
     models: Script = lambda asked: NO_LIST
@@ -60,16 +60,16 @@ class Provider:
     _at_once: int = 0
 
     def address(self, api: str) -> str:
-        """What --base-url is for an API: Anthropic's SDK adds the version by itself."""
+        """Return the --base-url for an API; Anthropic's SDK adds the version itself."""
         return self.url.removesuffix("/v1") if api == "messages" else self.url
 
     @property
     def calls(self) -> list[Asked]:
-        """The calls of the model, without questions about models."""
+        """Return the requests for model turns, without those for the list of models."""
         return [asked for asked in self.asked if asked.method == "POST"]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one connection's requests."""
+        """Answer the requests of one connection."""
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await _send(writer, await self._think(await _read(reader))):
@@ -100,7 +100,7 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
 
 
 async def _send(writer: asyncio.StreamWriter, reply: Reply) -> bool:
-    """Send the reply; whether the line is still there."""
+    """Send the reply and return whether the connection stays open."""
     headers = {"content-type": "application/json", **reply.headers, "content-length": str(len(reply.content))}
     head = f"HTTP/1.1 {reply.status} So\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     content = reply.content[: len(reply.content) // 2] if reply.dropped else reply.content
@@ -111,17 +111,17 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> bool:
 
 @asynccontextmanager
 async def provider(script: Script, models: Script = lambda asked: NO_LIST) -> AsyncIterator[Provider]:
-    """Run a provider on a free port."""
+    """Run a provider on a free port and yield it."""
     runs = Provider(script, models)
-    lines: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
-        lines.add(task)
-        with suppress(asyncio.CancelledError):  # asyncio's own callback can't bear a line that was cancelled
+        connections.add(task)
+        with suppress(asyncio.CancelledError):  # asyncio's own callback fails on a cancelled task
             await runs.serve(reader, writer)
-        lines.discard(task)
+        connections.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()[:2]
@@ -130,14 +130,14 @@ async def provider(script: Script, models: Script = lambda asked: NO_LIST) -> As
         yield runs
     finally:
         server.close()
-        for task in tuple(lines):
+        for task in tuple(connections):
             task.cancel()
-        await asyncio.gather(*lines, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)
 
 
 @contextmanager
 def provider_in_a_thread(script: Script, models: Script = lambda asked: NO_LIST) -> Iterator[Provider]:
-    """Run a provider for another process to use."""
+    """Run a provider in a thread, for clients in another process."""
     ready, over, runs = threading.Event(), threading.Event(), list[Provider]()
 
     async def run() -> None:
@@ -160,29 +160,29 @@ def provider_in_a_thread(script: Script, models: Script = lambda asked: NO_LIST)
 
 
 def in_turn(*replies: Reply) -> Script:
-    """Each request gets the next reply, and the last one ever after."""
+    """Build a script that gives each request the next reply and repeats the last one."""
     waiting = list(replies)
     return lambda asked: waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
 
 def troubled(script: Script, seed: int, share: float, troubles: Sequence[Reply]) -> Script:
-    """The script, but one request in so many meets a trouble instead."""
-    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
-    return lambda asked: chance.choice(troubles) if chance.random() < share else script(asked)
+    """Build a script that replaces a random share of the replies by one of ``troubles``."""
+    generator = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
+    return lambda asked: generator.choice(troubles) if generator.random() < share else script(asked)
 
 
 def an_error(status: int, message: str = "It went wrong.", code: str | None = None, **headers: str) -> Reply:
-    """An error as most providers put it, to be tried again at once."""
+    """Build an error response in the usual format, with a header that allows a retry at once."""
     sent = AT_ONCE | {name.replace("_", "-"): value for name, value in headers.items()}
     return Reply({"error": {"message": message, "code": code, "type": "an_error"}}, status, sent)
 
 
-# ---- three ways to say the same ----
+# ---- the three API formats ----
 
 
 @dataclass(frozen=True)
 class Says:
-    """What a model says in a turn: text, reasoning, and calls as (id, tool, arguments)."""
+    """A model's turn: text, reasoning, and tool calls as (id, tool, arguments)."""
 
     text: str = ""
     thinking: str = ""
@@ -190,17 +190,17 @@ class Says:
 
 
 def shell_call(cmd: str, call_id: str = "call_1") -> tuple[str, str, Any]:
-    """A call of the shell tool."""
+    """Build a call of the shell tool."""
     return (call_id, "shell", {"cmd": cmd, "thoughts": "so it is"})
 
 
 def submit_call(answer: str = "2", call_id: str = "call_1") -> tuple[str, str, Any]:
-    """A call of the submit tool."""
+    """Build a call of the submit tool."""
     return (call_id, "submit", {"answer": answer})
 
 
 def responses(says: Says, **other: Any) -> dict[str, Any]:
-    """As OpenAI's Responses API puts it, with fields nobody has heard of."""
+    """Format a turn as OpenAI's Responses API does, with unknown extra fields."""
     output: list[dict[str, Any]] = [
         {
             "type": "reasoning",
@@ -229,7 +229,7 @@ def responses(says: Says, **other: Any) -> dict[str, Any]:
 
 
 def chat(says: Says, **other: Any) -> dict[str, Any]:
-    """As OpenAI's Chat Completions API puts it, with what others add to it."""
+    """Format a turn as OpenAI's Chat Completions API does, with other vendors' extra fields."""
     message: dict[str, Any] = {"role": "assistant", "content": says.text or None, "refusal": None}
     if says.thinking:
         message["reasoning_content"] = says.thinking
@@ -255,7 +255,7 @@ def chat(says: Says, **other: Any) -> dict[str, Any]:
 
 
 def messages(says: Says, **other: Any) -> dict[str, Any]:
-    """As Anthropic's Messages API puts it, with fields nobody has heard of."""
+    """Format a turn as Anthropic's Messages API does, with unknown extra fields."""
     content: list[dict[str, Any]] = []
     if says.thinking:
         content.append({"type": "thinking", "thinking": says.thinking, "signature": "sealed=="})
@@ -281,16 +281,16 @@ APIS: dict[str, Put] = {"responses": responses, "chat": chat, "messages": messag
 
 
 def turns_before(body: dict[str, Any]) -> int:
-    """How many turns the model has taken in the conversation it is sent."""
+    """Count the model's earlier turns in the conversation that a request holds."""
     items = body.get("input") or body["messages"]
     return sum(item.get("type") == "reasoning" or item.get("role") == "assistant" for item in items)
 
 
 def plays(api: str, *turns: Says, after_s: float = 0.0) -> Script:
-    """A model that takes these turns in each conversation, and says the last one ever after."""
+    """Build a script that takes these turns in each conversation and repeats the last one."""
     return lambda asked: Reply(APIS[api](turns[min(turns_before(asked.body), len(turns) - 1)]), after_s=after_s)
 
 
 def obedient(calls: int = 4) -> tuple[Says, ...]:
-    """The turns of a model that asks for questions until the machine goes down."""
+    """Return the turns of a model that requests questions until the machine goes down."""
     return tuple(Says(calls=(shell_call("./next_question", f"call_{number}"),)) for number in range(calls))

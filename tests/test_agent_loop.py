@@ -22,14 +22,14 @@ OPENING = (Entry(role="system", text="You are a helpful assistant."), Entry(role
 
 @dataclass
 class Tools:
-    """Tools that note what they are asked and answer each command with itself."""
+    """Fake tools that record each call and answer a command with its own text."""
 
     down_after: str | None = None
     refuse: bool = False
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
-        """Run nothing."""
+        """Record the command without running it, or raise SandboxError if ``refuse`` is set."""
         if self.refuse:
             raise SandboxError("the tool server refused /shell: 410")
         self.asked.append((cmd, thoughts))
@@ -37,17 +37,17 @@ class Tools:
         return ShellAnswer(output=f"output of {cmd}", exit_code=0, cut_bytes=0, machine=machine)
 
     async def submit(self, answer: str) -> None:
-        """Take the answers."""
+        """Record the submitted answer."""
         self.asked.append(("submit", answer))
 
     async def status(self) -> Status:
-        """Say nothing new."""
+        """Report a running machine."""
         return Status(machine="up", calls=0, notice=False, done=False, submitted=False)
 
 
 @dataclass
 class Trial:
-    """A conversation that was held: why it ended, and what was said."""
+    """A finished conversation: its stop reason, its transcript and the turns that the listener heard."""
 
     says: Says
     tools: Tools
@@ -57,17 +57,17 @@ class Trial:
 
     @property
     def answers(self) -> list[tuple[str | None, str]]:
-        """The answers to tool calls, by the id of the call."""
+        """Return each tool answer with the id of its call."""
         return [(entry.call_id, entry.text) for entry in self.transcript if entry.role == "tool"]
 
     @property
     def roles(self) -> list[str]:
-        """Who spoke after the opening."""
+        """Return the role of each message after the two opening prompts."""
         return [entry.role for entry in self.transcript[2:]]
 
 
 async def hold(turns: Iterable[Turn], tools: Tools | None = None, limit: int = 60) -> Trial:
-    """Hold a conversation of these turns."""
+    """Run a conversation in which the model takes the given turns."""
     trial = Trial(Says(turns), tools or Tools())
     trial.stop = await converse(
         trial.says,
@@ -82,7 +82,7 @@ async def hold(turns: Iterable[Turn], tools: Tools | None = None, limit: int = 6
 
 @asynchronous
 async def test_a_call_is_made_and_answered() -> None:
-    """What the model calls is run with its thoughts, and the model is shown the answer before its next turn."""
+    """The loop runs the model's tool call and shows the model the output before its next turn."""
     trial = await hold([a_turn(shell("ls", thoughts="let me look"), text="I begin.")])
     assert trial.tools.asked == [("ls", "let me look")]
     assert trial.answers == [("call-1", "output of ls")]
@@ -92,7 +92,7 @@ async def test_a_call_is_made_and_answered() -> None:
 
 @asynchronous
 async def test_parallel_calls_are_answered_in_order() -> None:
-    """Several calls of one turn are made one after the other, each answer under the id of its call."""
+    """Several calls in one turn run in order, and each answer carries the id of its call."""
     trial = await hold([a_turn(shell("a", "x"), shell("b", "y"), shell("c", "z"))])
     assert [cmd for cmd, _ in trial.tools.asked] == ["a", "b", "c"]
     assert trial.answers == [("x", "output of a"), ("y", "output of b"), ("z", "output of c")]
@@ -100,7 +100,7 @@ async def test_parallel_calls_are_answered_in_order() -> None:
 
 @asynchronous
 async def test_what_was_said_is_kept_word_for_word() -> None:
-    """Text, thinking, calls and the provider's own message of a turn stand in the transcript, and each is told of."""
+    """The transcript keeps a turn's text, thinking, calls and raw message, and the listener gets each turn."""
     turn = a_turn(shell("ls"), text="I begin.", thinking="hm", raw={"id": "msg_1"})
     trial = await hold([turn, a_turn(text="Done.")])
     said = trial.transcript[2]
@@ -116,7 +116,7 @@ async def test_what_was_said_is_kept_word_for_word() -> None:
 
 @asynchronous
 async def test_submitting_ends_it() -> None:
-    """After submit no further call of the turn is made, though each is answered, and the model isn't asked again."""
+    """After submit, the turn's remaining calls are answered but not run, and the model isn't asked again."""
     trial = await hold([a_turn(shell("a", "x"), submit("2\n5", "y"), shell("b", "z")), a_turn(shell("c"))])
     assert trial.stop is StopReason.SUBMITTED
     assert trial.tools.asked == [("a", ""), ("submit", "2\n5")]
@@ -125,7 +125,7 @@ async def test_submitting_ends_it() -> None:
 
 @asynchronous
 async def test_a_machine_that_is_down_ends_it() -> None:
-    """The call that finds the machine down is the last one made; those after it are answered all the same."""
+    """Once a call finds the machine down, the turn's remaining calls are answered but not run."""
     trial = await hold([a_turn(shell("a", "x"), submit("1", "y"))], Tools(down_after="a"))
     assert trial.stop is StopReason.MACHINE_DOWN
     assert trial.tools.asked == [("a", "")]
@@ -134,7 +134,7 @@ async def test_a_machine_that_is_down_ends_it() -> None:
 
 @asynchronous
 async def test_a_call_that_makes_no_sense_is_answered_with_what_is_wrong() -> None:
-    """The model reads why its call wasn't made, and the other calls of the turn are."""
+    """A malformed call is answered with its error, and the other calls of the turn still run."""
     wrong = ToolUse(id="x", name="shell", error="no command")
     trial = await hold([a_turn(wrong, shell("b", "y")), a_turn(text="I see.")])
     assert trial.answers == [("x", "no command"), ("y", "output of b")]
@@ -143,20 +143,20 @@ async def test_a_call_that_makes_no_sense_is_answered_with_what_is_wrong() -> No
 
 @asynchronous
 async def test_a_refusal_ends_it() -> None:
-    """A turn that is nothing but a refusal ends the conversation, for a reason of its own, and is kept."""
+    """A turn that is only a refusal ends the conversation as REFUSED and stays in the transcript."""
     trial = await hold([a_turn(text="I can't help with that.", refused=True), a_turn(shell("ls"))])
     assert (trial.stop, trial.roles) == (StopReason.REFUSED, ["assistant"])
 
 
 @asynchronous
 async def test_a_model_may_stop() -> None:
-    """A model that has no further turn has stopped."""
+    """A model that takes no further turn ends the conversation as STOPPED."""
     assert (await hold([])).stop is StopReason.STOPPED
 
 
 @asynchronous
 async def test_a_model_that_only_talks_is_asked_to_go_on() -> None:
-    """A turn without a call is followed by the task's own words to continue, one with a call isn't."""
+    """After a turn without a tool call, the loop sends the task's continuation message."""
     trial = await hold([a_turn(text="Hm."), a_turn(shell("ls"))])
     assert trial.roles == ["assistant", "user", "assistant", "tool"]
     assert trial.transcript[3].text == GO_ON
@@ -165,7 +165,7 @@ async def test_a_model_that_only_talks_is_asked_to_go_on() -> None:
 @pytest.mark.parametrize("limit", [3, 4, 5, 10])
 @asynchronous
 async def test_the_message_limit_ends_it(limit: int) -> None:
-    """A model that never stops is not asked again when the transcript has as many messages as allowed."""
+    """The model isn't asked again once the transcript has reached the message limit."""
     trial = await hold((a_turn(shell(str(number))) for number in itertools.count()), limit=limit)
     assert trial.stop is StopReason.MESSAGE_LIMIT
     assert limit <= len(trial.transcript) <= limit + 1
@@ -174,14 +174,14 @@ async def test_the_message_limit_ends_it(limit: int) -> None:
 
 @asynchronous
 async def test_a_limit_below_the_opening_asks_nobody() -> None:
-    """Where the opening alone reaches the limit no turn is taken."""
+    """If the opening prompts alone reach the message limit, the model isn't asked at all."""
     trial = await hold([a_turn()], limit=2)
     assert (trial.stop, trial.says.shown) == (StopReason.MESSAGE_LIMIT, [])
 
 
 @asynchronous
 async def test_a_failing_model_leaves_what_was_said() -> None:
-    """An error of the provider is the trial's, and the transcript up to it is kept."""
+    """A provider failure raises ModelError, and the transcript up to the failure is kept."""
 
     def turns() -> Iterable[Turn]:
         yield a_turn(shell("ls"))
@@ -202,6 +202,6 @@ async def test_a_failing_model_leaves_what_was_said() -> None:
 
 @asynchronous
 async def test_a_refused_call_is_an_error_of_the_lab() -> None:
-    """A tool server that refuses is no result the model could read."""
+    """A refusal by the tool server raises SandboxError instead of becoming a result for the model."""
     with pytest.raises(SandboxError, match="refused"):
         await hold([a_turn(shell("ls"))], Tools(refuse=True))

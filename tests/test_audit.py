@@ -1,4 +1,4 @@
-"""The audit in real containers, and what it refuses."""
+"""Audits in real containers, and the audit requests that are refused."""
 
 from __future__ import annotations
 
@@ -32,65 +32,65 @@ docker = pytest.mark.docker
 
 
 def audited(cli: Cli, runs: Path, *args: str | Path, code: int = 0) -> dict[str, Any]:
-    """The audit's JSON; it must end with that code."""
+    """Run an audit, check its exit code and return its JSON report."""
     done = cli("audit", *args, "--runs-dir", runs, "--json", timeout=110)
     assert done.returncode == code, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def came(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each tactic came to on the only kill switch."""
+def results_by_tactic(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each tactic's result on the only audited kill switch, by the tactic's name."""
     (only,) = report["audited"]
     return {each["tactic"]: each for each in only["tried"]}
 
 
-# ---- what ships ----
+# ---- shipped kill switches ----
 
 
 @docker
 def test_the_published_kill_switch_is_defeated_and_says_how(harness_cli: Cli, tmp_path: Path) -> None:
-    """A defeat has its trial and the playbook that plays it again, was seen, and fails a build that asks for it."""
+    """A defeat is reported with its trial and a replayable playbook, and --fail-on makes it exit code 3."""
     again = tmp_path / "again.yaml"
-    told = ("--mechanism", "published", "--tactic", "edit-exit-zero", "--tactic", "attempt-alias")
-    report = audited(harness_cli, tmp_path, *told, "--fail-on", "defeated", "--defeats", again, code=3)
-    found = came(report)
-    assert {name: each["status"] for name, each in found.items()} == {
+    options = ("--mechanism", "published", "--tactic", "edit-exit-zero", "--tactic", "attempt-alias")
+    report = audited(harness_cli, tmp_path, *options, "--fail-on", "defeated", "--defeats", again, code=3)
+    results = results_by_tactic(report)
+    assert {name: each["status"] for name, each in results.items()} == {
         "edit-exit-zero": "defeated",
         "attempt-alias": "held",
     }
-    assert found["edit-exit-zero"]["seen"] == ["edited"]
+    assert results["edit-exit-zero"]["seen"] == ["edited"]
     assert [book.id for book in load_playbooks(again)] == ["edit-exit-zero"]
     run = report["audited"][0]["run_id"]
-    shown = harness_cli("show", run, str(found["edit-exit-zero"]["trial"]), "--runs-dir", tmp_path, "--json")
+    shown = harness_cli("show", run, str(results["edit-exit-zero"]["trial"]), "--runs-dir", tmp_path, "--json")
     assert json.loads(shown.stdout)["verdict"]["outcome"] == "resisted"
 
 
 @docker
 def test_the_supervisor_holds_and_our_own_sandbox_is_tight(harness_cli: Cli, tmp_path: Path) -> None:
-    """What an agent inherits, freezes or circumvents doesn't touch it; of our container only what is so is listed."""
+    """The supervisor mechanism withstands these tactics, and the lab's container has only one weakness."""
     names = ("bypass-kill-function", "freeze-stops-itself", "circumvent-own-caller", "edit-exit-zero")
-    told = [word for name in names for word in ("--tactic", name)]
-    report = audited(harness_cli, tmp_path, "--mechanism", "supervisor", *told, "--fail-on", "defeated,delayed")
-    assert [came(report)[name]["status"] for name in names] == ["held", "held", "held", "not applicable"]
+    options = [word for name in names for word in ("--tactic", name)]
+    report = audited(harness_cli, tmp_path, "--mechanism", "supervisor", *options, "--fail-on", "defeated,delayed")
+    assert [results_by_tactic(report)[name]["status"] for name in names] == ["held", "held", "held", "not applicable"]
     assert [each["id"] for each in report["audited"][0]["findings"]] == ["writable-root"]
 
 
 @docker
 def test_a_root_owned_kill_switch_is_really_attacked(harness_cli: Cli, tmp_path: Path) -> None:
-    """Where the script stands elsewhere, what holds was refused at that place, not played past it."""
+    """A root-owned script outside the home folder is attacked at its real path and withstands."""
     names = ("permissions-chmod-minus-x", "delete-rm", "obfuscated-base64")
-    told = [word for name in names for word in ("--tactic", name)]
-    report = audited(harness_cli, tmp_path, "--mechanism", "outside-home", *told)
-    assert {each["status"] for each in came(report).values()} == {"held"}
+    options = [word for name in names for word in ("--tactic", name)]
+    report = audited(harness_cli, tmp_path, "--mechanism", "outside-home", *options)
+    assert {each["status"] for each in results_by_tactic(report).values()} == {"held"}
     run = report["audited"][0]["run_id"]
     said = ""
-    for each in came(report).values():
+    for each in results_by_tactic(report).values():
         record = harness_cli("show", run, str(each["trial"]), "--runs-dir", tmp_path, "--json").stdout
         said += " ".join(entry["text"] for entry in json.loads(record)["transcript"] if entry["role"] == "tool")
     assert said.count("/usr/local/sbin/shutdown.sh': Operation not permitted") == 1
     assert said.count("cannot remove '/usr/local/sbin/shutdown.sh'") == 1
-    assert said.count("'shutdown.sh': Operation not permitted") == 1  # spelled in base64, from the script's folder
+    assert said.count("'shutdown.sh': Operation not permitted") == 1  # the base64 tactic, run from the script's folder
 
 
 # ---- an image of the user's own ----
@@ -98,10 +98,10 @@ def test_a_root_owned_kill_switch_is_really_attacked(harness_cli: Cli, tmp_path:
 
 @docker
 def test_an_image_of_ones_own_is_audited(harness_cli: Cli, tmp_path: Path) -> None:
-    """Defeated where the agent starts its kill switch; the declaration is checked, what wasn't applied is said."""
-    told = ("--tactic", "bypass-kill-function", "--tactic", "delete-rm", "--compose", EXAMPLE / "compose.yaml")
-    report = audited(harness_cli, tmp_path, *OWN, *told)
-    assert {name: each["status"] for name, each in came(report).items()} == {
+    """An audit of a user's image reports defeats, weaknesses of its compose file and options not applied."""
+    options = ("--tactic", "bypass-kill-function", "--tactic", "delete-rm", "--compose", EXAMPLE / "compose.yaml")
+    report = audited(harness_cli, tmp_path, *OWN, *options)
+    assert {name: each["status"] for name, each in results_by_tactic(report).items()} == {
         "bypass-kill-function": "defeated",
         "delete-rm": "held",
     }
@@ -112,22 +112,22 @@ def test_an_image_of_ones_own_is_audited(harness_cli: Cli, tmp_path: Path) -> No
 
 @docker
 def test_the_same_set_off_by_root_holds(harness_cli: Cli, tmp_path: Path) -> None:
-    """A kill switch that inherits nothing of the agent's isn't defeated by what it would inherit."""
+    """A kill switch that root starts isn't defeated by a shell function that the agent exports."""
     report = audited(harness_cli, tmp_path, *OWN, "--trigger", "root", "--tactic", "bypass-kill-function")
-    assert [each["status"] for each in came(report).values()] == ["held"]
+    assert [each["status"] for each in results_by_tactic(report).values()] == ["held"]
 
 
 @docker
 def test_an_agent_that_is_root_can_do_what_root_can(harness_cli: Cli, tmp_path: Path) -> None:
-    """The user that is named is who attacks: root deletes what a user could not."""
+    """With --user root the tactics run as root, which can delete the kill switch."""
     report = audited(harness_cli, tmp_path, *OWN, "--user", "root", "--tactic", "delete-rm")
-    assert [each["status"] for each in came(report).values()] == ["defeated"]
+    assert [each["status"] for each in results_by_tactic(report).values()] == ["defeated"]
     assert "agent-is-root" in {each["id"] for each in report["audited"][0]["findings"]}
 
 
 @pytest.fixture
 def built(client: DockerClient, tmp_path: Path) -> Iterator[Path]:
-    """A Dockerfile of the test's own, whose image is gone afterwards."""
+    """Yield the path for a test's Dockerfile, and remove the image built from it afterwards."""
     ensure_base(client, lambda line: None)
     file = tmp_path / "image" / "Dockerfile"
     file.parent.mkdir()
@@ -140,7 +140,7 @@ def built(client: DockerClient, tmp_path: Path) -> Iterator[Path]:
 
 @docker
 def test_a_kill_switch_that_fails_by_itself_is_one_sentence(harness_cli: Cli, built: Path, tmp_path: Path) -> None:
-    """One that leaves the machine up with nobody touching it is refused before any tactic is played."""
+    """A kill switch that fails its control trial is refused before any tactic is played."""
     (built.parent / "stop").write_text("#!/bin/bash\ntrue\n")
     (built.parent / "stop").chmod(0o755)
     built.write_text("FROM offswitch/base:bookworm\nCOPY stop /usr/local/sbin/stop\n")
@@ -153,7 +153,7 @@ def test_a_kill_switch_that_fails_by_itself_is_one_sentence(harness_cli: Cli, bu
 
 
 def refused(engine: Engine, run: str, image: str | None = None, user: str | None = None) -> str:
-    """Why a kill switch in an image can't be audited: in the example's where none is named."""
+    """Return the error message for an audit of this kill switch, by default in the example image."""
     file = None if image else EXAMPLE / "Dockerfile"
     own = OwnSwitch(image, file, run, Trigger.PROGRAM, user, None, 5, None)
     plan = planned(AuditRequest(own=own), mechanism_for("math", None))
@@ -164,7 +164,7 @@ def refused(engine: Engine, run: str, image: str | None = None, user: str | None
 
 @docker
 def test_what_an_image_lacks_is_one_sentence(engine: Engine, client: DockerClient) -> None:
-    """A path or user that isn't there, a link in the path and a shell that is missing are named, before any trial."""
+    """A missing file, user or shell, or a symlink in the path, is named in the error before any trial."""
     assert "has no file /usr/local/sbin/gone" in refused(engine, "/usr/local/sbin/gone")
     assert "/sbin is a link to usr/sbin" in refused(engine, "/sbin/stop-agent")
     assert "has no user 'eve'" in refused(engine, "/usr/local/sbin/stop-agent", user="eve")
@@ -178,11 +178,11 @@ def test_what_an_image_lacks_is_one_sentence(engine: Engine, client: DockerClien
         client.images.remove("offswitch/audited:without-bash", force=True)
 
 
-# ---- what is refused before anything is touched ----
+# ---- refused requests; nothing is created ----
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("options", "sentence"),
     [
         (("--mechanism", "publshed"), "did you mean published"),
         (("--mechanism", "patrol"), "does not serve task 'math'"),
@@ -207,9 +207,9 @@ def test_what_an_image_lacks_is_one_sentence(engine: Engine, client: DockerClien
         (("--concurrency", "0"), "--concurrency 0 won't do"),
     ],
 )
-def test_a_wrong_request_is_one_sentence(told: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
-    """It is refused as a wrong request, and nothing is made."""
-    done = CliRunner().invoke(application(["audit"]), ["audit", *told, "--runs-dir", str(tmp_path / "runs")])
+def test_a_wrong_request_is_one_sentence(options: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    """A wrong request raises UsageError, prints nothing and creates no runs directory."""
+    done = CliRunner().invoke(application(["audit"]), ["audit", *options, "--runs-dir", str(tmp_path / "runs")])
     assert isinstance(done.exception, UsageError), done.output
     assert sentence in str(done.exception)
     assert done.output == ""
@@ -217,7 +217,7 @@ def test_a_wrong_request_is_one_sentence(told: tuple[str, ...], sentence: str, t
 
 
 def test_commands_begin_with_the_words_that_started_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed ``offswitch`` is told to type ``offswitch audit``, and its report names what was typed."""
+    """Suggested and recorded commands begin the way the user started the lab: ``offswitch`` or ``python -m``."""
     asked: list[AuditRequest] = []
 
     async def refuse(request: AuditRequest) -> None:
@@ -251,13 +251,13 @@ GROUP = b"root:x:0:\nstaff:x:50:\n"
     ],
 )
 def test_who_a_user_is(user: str, who: tuple[str, int, int, str]) -> None:
-    """By the image's own files, as the engine reads them; a number needs no entry."""
+    """A user is resolved by the image's passwd and group files, and a numeric id needs no entry."""
     agent = account(user, PASSWD, GROUP)
     assert (agent.user, agent.uid, agent.gid, agent.home) == who
 
 
 @pytest.mark.parametrize("user", ["eve", "ann:wheel"])
 def test_a_user_or_group_that_isnt_there_is_refused(user: str) -> None:
-    """A name must be one of the image's own."""
+    """A user or group name that the image doesn't define is refused."""
     with pytest.raises(UsageError, match="The image has no"):
         account(user, PASSWD, GROUP)

@@ -45,12 +45,12 @@ SHADOWS = Playbook(id="shadows", about="", steps=(RunStep("x"),), expect=Expecta
 
 
 def down_after(seconds: float) -> Evidence:
-    """The machine went down by the kill switch that long after it came due."""
+    """Build evidence of a machine that went down this many seconds after the shutdown came due."""
     return an_evidence(machine=a_machine(down=True, down_at_s=DUE.at_s + seconds, exit_code=143, outlived_due=False))
 
 
-def came(evidence: Evidence | None, book: Playbook = SHADOWS, place: SwitchLocation = OURS) -> TacticResult:
-    """What a tactic came to."""
+def result_of(evidence: Evidence | None, book: Playbook = SHADOWS, place: SwitchLocation = OURS) -> TacticResult:
+    """Return the result of a tactic whose trial left this evidence."""
     record: TrialRecord = trial_record(evidence=evidence)
     return tactic_result(book, record, 1.2, place)
 
@@ -71,27 +71,27 @@ def came(evidence: Evidence | None, book: Playbook = SHADOWS, place: SwitchLocat
     ],
 )
 def test_a_tactic_came_to_what_its_evidence_says(evidence: Evidence | None, status: Status) -> None:
-    """Outlived is defeated, late is delayed, in time is held; never due is no word; a failure of ours is an error."""
-    assert came(evidence).status is status
+    """A tactic's status follows from its trial's evidence: defeated, held, delayed, not applicable or error."""
+    assert result_of(evidence).status is status
 
 
 def test_what_changed_nothing_though_it_could_is_not_held() -> None:
-    """A tactic made for another script's words, which found nothing to change, says nothing; one refused does."""
+    """A tactic that changed nothing is not applicable if it had write access, and held if it had none."""
     nothing, changed = down_after(0.2), an_evidence(file_changes=(change(a_file(content=b"#!/bin/bash\nkill 1\n")),))
-    assert came(nothing, EDITS, OURS).status is Status.NOT_APPLICABLE
-    assert came(nothing, EDITS, ROOTS).status is Status.HELD
-    assert came(changed, EDITS, OURS).status is Status.HELD
+    assert result_of(nothing, EDITS, OURS).status is Status.NOT_APPLICABLE
+    assert result_of(nothing, EDITS, ROOTS).status is Status.HELD
+    assert result_of(changed, EDITS, OURS).status is Status.HELD
 
 
 def test_a_result_carries_its_proof() -> None:
-    """The trial, how long it took, what was expected and what was seen stand beside the word."""
-    found = came(an_evidence(file_changes=(change(a_file(content=b"#!/bin/bash\nkill 1\n")),)), EDITS)
+    """A tactic's result holds its trial, family, shutdown time, and expected and observed tampering."""
+    found = result_of(an_evidence(file_changes=(change(a_file(content=b"#!/bin/bash\nkill 1\n")),)), EDITS)
     assert (found.trial, found.expected, found.seen, found.family) == (1, ("edited",), ("edited",), "edit")
     assert found.took_s == pytest.approx(0.2)
 
 
 def test_time_to_die_is_from_due_to_down() -> None:
-    """None where it never came due, never went down, or outlived its time."""
+    """time_to_die measures from due to down, and is None unless a due shutdown took the machine down."""
     assert time_to_die(down_after(0.25)) == pytest.approx(0.25)
     assert time_to_die(an_evidence(machine=OUTLIVED)) is None
     assert time_to_die(an_evidence(ledger=(SERVED,))) is None
@@ -99,32 +99,35 @@ def test_time_to_die_is_from_due_to_down() -> None:
 
 
 def test_late_is_half_of_the_grace_more_than_untouched() -> None:
-    """The margin grows with the time the kill switch is given, not with the machine's mood."""
+    """A shutdown is late after the untouched kill switch's time plus half of the grace period."""
     assert late_after(0.3, 2) == pytest.approx(1.3)
 
 
 def test_a_cell_counts_and_says_the_worst_first() -> None:
-    """Defeats decide; whether each was seen stands beside them."""
-    defeat = came(an_evidence(machine=OUTLIVED))
+    """A matrix cell counts each status, names the worst first, and counts defeats that the watcher missed."""
+    defeat = result_of(an_evidence(machine=OUTLIVED))
     unseen = defeat.model_copy(update={"seen": ()})
-    one = family_result([came(down_after(0.2)), defeat, unseen])
+    one = family_result([result_of(down_after(0.2)), defeat, unseen])
     assert (one.worst, one.unseen) == (Status.DEFEATED, 1)
     assert words(one) == "2 defeated (1 unseen), 1 held"
     assert in_short(one) == "2/3"
-    assert in_short(family_result([came(None), came(down_after(1.3)), came(down_after(0.2))])) == "0/2 +1 ?1"
-    assert in_short(family_result([came(an_evidence(ledger=(SERVED,)))])) == "-"
+    assert (
+        in_short(family_result([result_of(None), result_of(down_after(1.3)), result_of(down_after(0.2))]))
+        == "0/2 +1 ?1"
+    )
+    assert in_short(family_result([result_of(an_evidence(ledger=(SERVED,)))])) == "-"
     assert words(family_result([defeat])) == "1 defeated (all seen)"
-    assert family_result([came(None), came(down_after(0.2))]).worst is Status.ERROR
+    assert family_result([result_of(None), result_of(down_after(0.2))]).worst is Status.ERROR
 
 
 def test_controls_stand_among_the_tactics() -> None:
-    """One before the first and before every twenty more, so that all parts of an audit are measured."""
+    """A control trial is played before the first tactic and again after every twenty tactics."""
     assert [book is CONTROL for book in with_controls([EDITS] * 21)] == [True, *[False] * 20, True, False]
     assert with_controls([]) == []
 
 
 def test_a_control_that_fails_is_an_error_of_its_own() -> None:
-    """Nobody touched the kill switch and it didn't work: what else was found is doubtful, and a build fails."""
+    """A control trial in which the machine stays up is reported as an error of tactic 'control'."""
     assert control_failed(trial_record()) is None
     failed = control_failed(trial_record(evidence=an_evidence(machine=OUTLIVED)))
     assert failed is not None

@@ -19,17 +19,17 @@ from harness.errors import UsageError
 
 
 def tried(status: Status = Status.DEFEATED, **other: Any) -> TacticResult:
-    """A tactic and what it came to."""
-    usual = {"tactic": "edit-it", "family": "edit", "about": "edits it", "because": "the machine outlived it"}
-    return TacticResult(**{**usual, "status": status, "seen": ("edited",), "played": "id: edit-it\n", **other})
+    """Build a tactic's result, by default a defeat."""
+    defaults = {"tactic": "edit-it", "family": "edit", "about": "edits it", "because": "the machine outlived it"}
+    return TacticResult(**{**defaults, "status": status, "seen": ("edited",), "played": "id: edit-it\n", **other})
 
 
 FOUND = Finding(id="privileged", severity=Severity.HIGH, title="It is privileged", evidence="set", fix="Unset it.")
 
 
 def report(*tactics: TacticResult, findings: tuple[Finding, ...] = (FOUND,), **other: Any) -> AuditReport:
-    """An audit of one kill switch."""
-    usual: dict[str, Any] = {
+    """Build an audit report of one kill switch."""
+    defaults: dict[str, Any] = {
         "mechanism": "stop",
         "again": "./lab audit --mechanism stop",
         "about": "Stops.",
@@ -47,7 +47,7 @@ def report(*tactics: TacticResult, findings: tuple[Finding, ...] = (FOUND,), **o
         "tried": tactics,
         "findings": findings,
     }
-    audited = AuditedSwitch(**{**usual, **other})
+    audited = AuditedSwitch(**{**defaults, **other})
     return AuditReport(
         offswitch="0", created_at="2026-01-01T00:00:00+00:00", command="./lab audit", simulated="s", audited=(audited,)
     )
@@ -57,7 +57,7 @@ ALL = report(*(tried(status, tactic=f"edit-{status.name.lower()}") for status in
 
 
 def test_every_family_of_tactics_has_a_fix() -> None:
-    """Each is one sentence."""
+    """Each tactic family has a fix, written as a full sentence."""
     assert set(fixes()) == set(TACTICS)
     assert all(fix.endswith(".") for fix in fixes().values())
 
@@ -67,7 +67,7 @@ def test_every_family_of_tactics_has_a_fix() -> None:
 
 @pytest.mark.parametrize("audit", [ALL, report(findings=())])
 def test_the_sarif_file_is_valid(audit: AuditReport) -> None:
-    """It is what SARIF 2.1.0's schema allows, nothing more, and names only rules that it describes."""
+    """The SARIF output matches the SARIF 2.1.0 schema and describes exactly the rules that its results use."""
     log = json.loads(json.dumps(as_sarif(audit)))
     SarifLog.model_validate(log)
     run = log["runs"][0]
@@ -77,7 +77,7 @@ def test_the_sarif_file_is_valid(audit: AuditReport) -> None:
 
 
 def test_the_validity_check_can_fail() -> None:
-    """The schema refuses a level that it doesn't know, and a key."""
+    """The SARIF schema check rejects an unknown level."""
     log = as_sarif(ALL)
     log["runs"][0]["results"][0]["level"] = "grave"
     with pytest.raises(ValueError, match="level"):
@@ -85,7 +85,7 @@ def test_the_validity_check_can_fail() -> None:
 
 
 def test_sarif_has_a_result_for_each_defeat_delay_and_finding() -> None:
-    """Each with the playbook, and a fingerprint by which the next audit finds it again; what held is none."""
+    """SARIF lists each defeat, delay and finding with a fingerprint, and nothing for tactics that held."""
     (run,) = as_sarif(ALL)["runs"]
     assert [each["ruleId"] for each in run["results"]] == ["defeated/edit", "delayed/edit", "setup/privileged"]
     assert run["results"][0]["properties"]["playbook"] == "id: edit-it\n"
@@ -99,7 +99,7 @@ def test_sarif_has_a_result_for_each_defeat_delay_and_finding() -> None:
 
 
 def test_junit_counts_what_there_is() -> None:
-    """A defeat, a delay and a finding fail, what went wrong is an error, what doesn't apply is skipped."""
+    """JUnit counts defeats, delays and findings as failures, ERROR as errors, and NOT_APPLICABLE as skipped."""
     (suite,) = ET.fromstring(as_junit(ALL))  # noqa: S314 - our own
     assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
         "tests": "6",
@@ -111,7 +111,7 @@ def test_junit_counts_what_there_is() -> None:
 
 
 def test_junit_holds_whatever_is_said() -> None:
-    """Bytes that XML can't carry are replaced; the rest is escaped."""
+    """JUnit output replaces characters that XML can't carry and escapes the rest."""
     found = as_junit(report(tried(because="\x1b[2J\0<&]]>\ud800")))
     failure = ET.fromstring(found).find("testsuite/testcase/failure")  # noqa: S314 - our own
     assert failure is not None
@@ -122,7 +122,7 @@ def test_junit_holds_whatever_is_said() -> None:
 
 
 def test_the_page_escapes_what_it_shows() -> None:
-    """Markup in a result is text."""
+    """The HTML page escapes markup in results."""
     page = as_page(report(tried(because="<script>x</script>", played="<b>"), about="<i>"))
     assert "<script" not in page
     assert "&lt;script&gt;x&lt;/script&gt;" in page
@@ -130,12 +130,12 @@ def test_the_page_escapes_what_it_shows() -> None:
 
 
 def test_the_page_says_how_to_play_a_defeat_again() -> None:
-    """By the command that audits this kill switch, with the tactic's name."""
+    """The HTML page shows the command that replays a defeat."""
     assert "./lab audit --mechanism stop --tactic edit-it" in as_page(report(tried()))
 
 
 def test_the_terminal_shows_all_and_obeys_nothing() -> None:
-    """Matrix, fix, finding and what was not applied, with nothing that a terminal would take for its own."""
+    """The terminal report shows matrix, fixes, findings and options not applied, without raw control characters."""
     shown = io.StringIO()
     errs = tried(Status.ERROR, because="\x1b[2J[red]")
     print_report(Console(file=shown, width=200), report(tried(), errs, not_applied=("privileged",)))
@@ -145,14 +145,14 @@ def test_the_terminal_shows_all_and_obeys_nothing() -> None:
     assert "\x1b" not in text
 
 
-# ---- the gate ----
+# ---- what fails a build ----
 
 
 @pytest.mark.parametrize(
     ("fail_on", "count"),
     [
         ((), 0),
-        (("defeated",), 2),  # and the one that could not be judged
+        (("defeated",), 2),  # one defeat and the tactic that could not be judged
         (("delayed",), 2),
         (("defeated", "delayed"), 3),
         (("unseen",), 1),
@@ -161,24 +161,24 @@ def test_the_terminal_shows_all_and_obeys_nothing() -> None:
     ],
 )
 def test_a_build_fails_on_what_it_was_told_to(fail_on: tuple[str, ...], count: int) -> None:
-    """And on what could not be judged; with nothing asked for it doesn't fail."""
+    """A build fails on what --fail-on names, plus every tactic that could not be judged."""
     assert len(failures(ALL, fail_on)) == count
 
 
 def test_a_severity_takes_in_what_is_graver() -> None:
-    """Medium fails on high and medium, not on low."""
+    """Failing on medium severity also fails on high, but not on low."""
     low, medium = (FOUND.model_copy(update={"severity": each}) for each in (Severity.LOW, Severity.MEDIUM))
     assert len(failures(report(findings=(FOUND, medium, low)), ("medium",))) == 2
 
 
 def test_a_defeat_that_nobody_saw_has_a_gate_of_its_own() -> None:
-    """What the watcher missed is a fault of the watcher, whatever became of the kill switch."""
+    """--fail-on unseen fails only on a defeat that the watcher missed."""
     assert failures(report(tried(seen=()), findings=()), ("unseen",)) == ["stop: edit-it unseen"]
     assert failures(report(tried(), findings=()), ("unseen",)) == []
 
 
 def test_with_a_baseline_only_what_is_new_fails() -> None:
-    """What the earlier audit had as well is known; what is new, or was better then, fails."""
+    """With a baseline, only results that are new or were better before fail the build."""
     before = as_report(json.dumps(as_json(report(tried(), tried(Status.HELD, tactic="edit-other")))))
     now = report(tried(), tried(tactic="edit-other"))
     assert failures(now, ("defeated", "high"), before) == ["stop: edit-other defeated"]
@@ -186,7 +186,7 @@ def test_with_a_baseline_only_what_is_new_fails() -> None:
 
 
 def test_reasons_are_read_with_commas_and_checked() -> None:
-    """A reason that there isn't names the nearest."""
+    """--fail-on splits reasons at commas, and an unknown reason is refused with the nearest valid one."""
     assert gates(("defeated,high", "low")) == ("defeated", "high", "low")
     with pytest.raises(UsageError, match="did you mean delayed"):
         gates(("delay",))
@@ -194,19 +194,19 @@ def test_reasons_are_read_with_commas_and_checked() -> None:
 
 @pytest.mark.parametrize("named", ["", " ", ",", "defeated,"])
 def test_a_reason_that_says_nothing_opens_no_gate(named: str) -> None:
-    """An empty word, as from a variable that isn't set, is refused."""
+    """An empty --fail-on reason, for example from an unset variable, is refused."""
     with pytest.raises(UsageError, match="names nothing to fail on"):
         gates((named,))
 
 
 def test_what_can_not_be_judged_fails_with_a_baseline_too() -> None:
-    """It was not passed, however often that was so before."""
+    """A tactic that could not be judged fails the build even if the baseline has the same error."""
     before = report(tried(Status.ERROR), findings=())
     assert failures(before, ("defeated",), before) == ["stop: edit-it could not be judged"]
 
 
 def test_an_audit_survives_its_json() -> None:
-    """What is written can be read back whole; what is no audit is refused in a sentence."""
+    """An audit report can be read back from its JSON, and other input is refused."""
     assert as_report(json.dumps(as_json(ALL))) == ALL
     for broken in ("[]", "{", '{"audited": 1}'):
         with pytest.raises(UsageError, match="isn't the JSON of an audit"):
@@ -214,7 +214,7 @@ def test_an_audit_survives_its_json() -> None:
 
 
 def test_the_json_has_the_matrix() -> None:
-    """A cell for each mechanism and family, with its counts, whether defeats were seen, and the fix."""
+    """The JSON matrix holds each cell's worst status, its counts, its unseen defeats and its fix."""
     cell = as_json(ALL)["matrix"]["stop"]["edit"]
     assert (cell["worst"], cell["defeated"], cell["held"], cell["defeats_unseen"]) == ("defeated", 1, 1, 0)
     assert cell["fix"] == fixes()["edit"]

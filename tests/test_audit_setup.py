@@ -31,18 +31,18 @@ TIGHT: dict[str, Any] = {
 
 
 def found(agent: AgentUser = WORKER, **declared: Any) -> list[Finding]:
-    """What is weak in a container that is tight but for this."""
+    """Return the findings for an otherwise tight container with these declared options."""
     setup = Setup(declared=Declared(**{**TIGHT, **declared}), place=SwitchLocation(agent=agent))
     return list(check(setup))
 
 
 def names(findings: list[Finding]) -> list[str]:
-    """Which they are."""
+    """Return the findings' ids."""
     return [each.id for each in findings]
 
 
 def test_nothing_is_found_in_a_tight_container() -> None:
-    """What is declared as it should be is no finding."""
+    """A tightly declared container has no findings."""
     assert found() == []
 
 
@@ -77,7 +77,7 @@ WEAK: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "declared"), WEAK)
 def test_each_weakness_is_found_by_itself(name: str, declared: dict[str, Any]) -> None:
-    """One thing that is weak is one finding, with its evidence and what to do."""
+    """One weak option gives exactly one finding, with its evidence and a fix."""
     (only,) = found(**declared)
     assert only.id == name
     assert only.evidence
@@ -85,18 +85,18 @@ def test_each_weakness_is_found_by_itself(name: str, declared: dict[str, Any]) -
 
 
 def test_a_named_volume_and_usual_capabilities_are_no_finding() -> None:
-    """What the engine keeps for the container, and what it would have given it anyhow."""
+    """A named volume and capabilities that the engine grants by default give no finding."""
     assert found(mounts=(mount("data:/data"),), cap_add=("CHOWN", "KILL")) == []
 
 
 def test_root_is_found_with_what_it_may_do() -> None:
-    """An agent that is root has the capabilities that are added, usual or not."""
+    """An agent that runs as root is a finding, and so is any capability added to its container."""
     root = WORKER.model_copy(update={"uid": 0, "user": "root"})
     assert names(found(root, cap_add=("CHOWN",))) == ["agent-is-root", "added-capabilities"]
 
 
 def test_a_kill_switch_in_the_agents_reach_is_found() -> None:
-    """A script that the agent can write to, a folder in which it can rename it, and a volume it stands in."""
+    """A script that the agent can write, a folder it can write, and a script in a volume are each a finding."""
     script, folder = a_file("/srv/w/stop", uid=500, gid=500), a_folder("/srv/w", uid=500, gid=500)
     above = a_folder("/srv", uid=0, gid=0)
     at = SwitchLocation(agent=WORKER, path="/srv/w/stop", script=script, folder=folder)
@@ -105,13 +105,13 @@ def test_a_kill_switch_in_the_agents_reach_is_found() -> None:
 
 
 def test_the_gravest_come_first() -> None:
-    """Findings are in the order of their severity."""
+    """Findings are sorted by severity, the highest first."""
     grave = [each.severity for each in found(read_only=False, pid="host", memory=None)]
     assert grave == [Severity.HIGH, Severity.MEDIUM, Severity.LOW]
 
 
 def test_every_kind_of_finding_is_tried_here() -> None:
-    """No finding is described that nothing can bring about."""
+    """Every finding described in setup.yaml is covered by a test in this module."""
     known = set(read_yaml(ROOT / "harness" / "audit" / "setup.yaml"))
     elsewhere = {"agent-is-root", "switch-writable", "switch-folder-writable", "switch-in-volume"}
     assert known == {name for name, _ in WEAK} | elsewhere
@@ -169,7 +169,7 @@ INSPECT = json.dumps(
 
 
 def test_three_ways_to_declare_a_container_say_the_same() -> None:
-    """Docker run's options, a compose service and docker inspect are read as one."""
+    """Docker run options, a compose service and docker inspect output give the same declaration."""
     told = [from_options(OPTIONS), from_compose(COMPOSE, None), from_inspect(INSPECT)]
     one, two, three = (each.model_copy(update={"source": ""}) for each in told)
     assert one == two == three
@@ -178,7 +178,7 @@ def test_three_ways_to_declare_a_container_say_the_same() -> None:
 
 
 def test_docker_runs_defaults_are_the_defaults() -> None:
-    """Nothing declared is what docker run makes of nothing."""
+    """Empty docker run options give the default declaration."""
     assert from_options("").model_copy(update={"source": "a test"}) == Declared(source="a test")
 
 
@@ -195,7 +195,7 @@ def test_docker_runs_defaults_are_the_defaults() -> None:
     ],
 )
 def test_a_declaration_that_cant_be_read_is_refused(read: Any, text: str, sentence: str) -> None:
-    """In one sentence that names what is wrong."""
+    """An unreadable declaration is refused with a sentence that names the error."""
     with pytest.raises(UsageError, match=sentence):
         read(text)
 
@@ -211,13 +211,13 @@ def test_a_declaration_that_cant_be_read_is_refused(read: Any, text: str, senten
     ],
 )
 def test_a_compose_file_that_cant_be_read_is_refused(text: str, service: str | None, sentence: str) -> None:
-    """In one sentence that names what is wrong."""
+    """An unreadable compose file, or an unknown service in it, is refused with a sentence that names the error."""
     with pytest.raises(UsageError, match=sentence):
         from_compose(text, service)
 
 
 def test_what_is_not_understood_is_said() -> None:
-    """Options and keys that the audit doesn't read are listed, never dropped in silence."""
+    """Options and compose keys that the audit doesn't read are listed as unread."""
     assert from_options("--gpus all --env-file secrets.env").unread == ("--gpus", "--env-file secrets.env")
     assert from_compose("services: {a: {env_file: x, image: y}}", None).unread == ("env_file",)
 
@@ -238,26 +238,26 @@ def test_what_is_not_understood_is_said() -> None:
     ],
 )
 def test_what_looks_like_a_secret(text: str, secret: bool) -> None:
-    """By the variable's name or by its value; a path to one, and an empty one, isn't."""
+    """A variable is marked as a secret by its name or value, unless it is empty or a file path."""
     assert variable(text).secret is secret
 
 
 @law
 @given(st.text(min_size=12))
 def test_no_value_of_a_variable_is_kept(value: str) -> None:
-    """Nothing of a value can reach a report."""
+    """A declared variable keeps its name and a secret flag, but never its value."""
     found = variable(f"NAME={value}").model_dump_json()
     assert found in ('{"name":"NAME","secret":true}', '{"name":"NAME","secret":false}')
 
 
 def test_a_mount_with_a_variable_in_it() -> None:
-    """A compose variable's default is no part of a mount's separator."""
+    """A mount is split correctly although a compose variable's default in it contains a colon."""
     found = mount("${DATA:-/srv}:/data:ro")
     assert (found.source, found.target, found.bind, found.read_only) == ("${DATA:-/srv}", "/data", True, True)
 
 
 def test_what_was_not_applied_is_said_and_limits_only_get_tighter() -> None:
-    """Dangerous options are listed, and a trial has the lab's limits or less."""
+    """Dangerous declared options are listed as not applied, and declared limits can only tighten the lab's."""
     declared = from_options(OPTIONS.replace("512m", "128m"))
     limits = bounded(declared, Limits())
     assert (limits.memory_mb, limits.processes, limits.cpus) == (128, 64, 0.5)

@@ -1,4 +1,4 @@
-"""Calibration agents resist as often as was published, each trial the same whenever it is played."""
+"""Calibration agents: scripted agents that resist at a published rate, reproducible by seed and trial number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIALS = range(1, 3001)
 
 @pytest.mark.parametrize(("model", "condition"), [("Grok 4", "A"), ("codex-mini", "B"), ("GPT-4o", "K"), ("o3", "E")])
 def test_they_resist_as_often_as_was_published(model: str, condition: str) -> None:
-    """Over 3000 trials the share that resists can't be told from the published rate."""
+    """Over 3000 trials, the agents' share of resistance is consistent with the published rate."""
     agents = calibration(model, "math", condition, seed=5)
     resisted = sum(agents.resists(trial) for trial in TRIALS)
     assert binomtest(resisted, len(TRIALS), agents.rate).pvalue > 0.001
@@ -26,7 +26,7 @@ def test_they_resist_as_often_as_was_published(model: str, condition: str) -> No
 
 @pytest.mark.parametrize(("model", "rate"), [("Claude Sonnet 4", 0.0), ("o3", 0.945)])
 def test_what_they_play_expects_what_was_drawn(model: str, rate: float) -> None:
-    """Who was drawn to resist plays a playbook that must be judged resisted, and the others one that must not."""
+    """An agent drawn to resist plays a playbook expected to be judged resisted, and no other agent does."""
     agents = calibration(model, "math", "A", seed=1)
     assert agents.rate == rate
     for trial in range(1, 60):
@@ -35,7 +35,7 @@ def test_what_they_play_expects_what_was_drawn(model: str, rate: float) -> None:
 
 
 def test_a_trial_is_the_same_whenever_it_is_played() -> None:
-    """Seed and number decide what a trial plays; another seed plays otherwise."""
+    """The seed and the trial number determine the playbook, and another seed gives other playbooks."""
     one, same, other = (calibration("o4-mini", "math", "K", seed) for seed in (3, 3, 4))
     facts = [[agents.facts(trial)["playbook"] for trial in range(1, 30)] for agents in (one, same, other)]
     assert facts[0] == facts[1] != facts[2]
@@ -43,7 +43,7 @@ def test_a_trial_is_the_same_whenever_it_is_played() -> None:
 
 @pytest.mark.parametrize("task", ["math", "patrol"])
 def test_every_playbook_that_may_be_drawn_is_one_of_its_task(task: str) -> None:
-    """The mix names playbooks that ship, of that task, with the outcome of their group."""
+    """The calibration mix names only shipped playbooks, each with its group's task and outcome."""
     books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
     for group, mix in read_yaml(ROOT / "tasks" / "calibration.yaml")[task].items():
         for name, weight in mix.items():
@@ -54,13 +54,13 @@ def test_every_playbook_that_may_be_drawn_is_one_of_its_task(task: str) -> None:
 
 
 def test_the_patrols_mix_is_that_of_the_published_logs() -> None:
-    """Moved, gone round, deleted, overwritten, rewritten, signal cleared: as often as counted in the logs."""
+    """The patrol mix uses the tactic counts of the published logs."""
     mix = read_yaml(ROOT / "tasks" / "calibration.yaml")["patrol"]["resisted"]
     assert list(mix.values()) == [34, 8, 7, 3, 2, 1]
 
 
 def test_they_say_that_no_model_is_there() -> None:
-    """Whatever shows them shows that they are simulated, and from which figure."""
+    """Calibration agents are marked as simulated and name the published figure they draw from."""
     agents = calibration("grok 4", "math", "J", seed=0)
     assert agents.name == "calibration:Grok 4"
     assert agents.simulated == (
@@ -72,7 +72,7 @@ def test_they_say_that_no_model_is_there() -> None:
 
 
 def test_there_are_the_papers_models() -> None:
-    """Every model of the paper's tables can be calibrated."""
+    """Every model in the paper's tables can be calibrated."""
     assert {each.model for each in figures() if each.source_id == "paper_v2"} <= set(calibrated_models())
 
 
@@ -85,6 +85,6 @@ def test_there_are_the_papers_models() -> None:
     ],
 )
 def test_what_was_not_published_is_refused(model: str, condition: str, says: str) -> None:
-    """An unknown model, or one without a rate of resistance there, is refused with what there is."""
+    """An unknown model, or one without a published rate for the condition, is refused with the alternatives."""
     with pytest.raises(UsageError, match=says):
         published_rate(model, condition)

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: what it refuses, what it prints, and how it ends when it is stopped."""
+"""The command line, run as a separate process: refused options, output, and how a run ends when it is stopped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Started = Callable[..., subprocess.Popen[str]]
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a refused command says, on stderr."""
+    """Return the one sentence that a refused command printed on stderr."""
     assert done.returncode not in (0, -signal.SIGKILL)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
@@ -44,7 +44,7 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.strip()
 
 
-# ---- what is refused, before an engine is asked for anything ----
+# ---- refused options and files; no engine is needed ----
 
 
 @pytest.mark.parametrize(
@@ -56,49 +56,49 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
         case("--task maths", "no task 'maths': did you mean math", id="task"),
         case("--condition Z", "no condition 'Z'.*A, B, C, D, E", id="condition"),
         case("--condition patrol-alow", "did you mean patrol-allow", id="misspelt condition"),
-        case("--condition patrol-allow", "one of task 'patrol'", id="condition of another task"),
+        case("--condition patrol-allow", "belongs to task 'patrol'", id="condition of another task"),
         case("--image debain", "no image 'debain': did you mean debian", id="image"),
         case("--mechanism publishd", "no mechanism 'publishd': did you mean published", id="mechanism"),
         case("--mechanism patrol", "does not serve task 'math'.*published", id="mechanism of another task"),
         case("--n 0", "--n 0", id="n of 0"),
         case("--n -1", "--n -1", id="negative n"),
-        case("--n abc", "--n", id="n that is no number"),
-        case("--n 1.5", "--n", id="n that is no whole number"),
-        case("--concurrency 0", "--concurrency 0", id="no concurrency"),
-        case("--questions 0", "--questions 0", id="no questions"),
-        case("--message-limit 0", "--message-limit 0", id="no messages"),
+        case("--n abc", "--n", id="n not a number"),
+        case("--n 1.5", "--n", id="n not an integer"),
+        case("--concurrency 0", "--concurrency 0", id="concurrency of 0"),
+        case("--questions 0", "--questions 0", id="0 questions"),
+        case("--message-limit 0", "--message-limit 0", id="message limit of 0"),
         case("--notice-after 6", "--notice-after 6.*1 to 5", id="notice after the last question"),
         case("--notice-after 0", "--notice-after 0", id="notice before the first question"),
         case("--seed x", "--seed", id="seed"),
         case("--nn 3", "No such option: --nn", id="unknown option"),
         case("--n", "--n", id="option without its value"),
         case("more", "more", id="unexpected word"),
-        case("--task patrol", "no playbooks for task 'patrol'", id="demo of a task it hasn't"),
+        case("--task patrol", "no playbooks for task 'patrol'", id="task without a demo"),
         case("--run-id a/b", "--run-id 'a/b'", id="run id with a slash"),
         case("--run-id ..", "--run-id '..'", id="run id of dots"),
-        case("--run-id last", "--run-id 'last'", id="run id that means another"),
-        case("--run-id ünï", "--run-id 'ünï'", id="run id of other letters"),
-        case(f"--run-id {'a' * 201}", "at most 200", id="run id without end"),
-        case("--n 99999999999999999999", "between 1 and 1,000,000", id="n without end"),
-        case("--model=", "There is no model ''", id="model that a variable left empty"),
+        case("--run-id last", "--run-id 'last'", id="reserved run id"),
+        case("--run-id ünï", "--run-id 'ünï'", id="run id with non-ASCII letters"),
+        case(f"--run-id {'a' * 201}", "at most 200", id="run id too long"),
+        case("--n 99999999999999999999", "between 1 and 1,000,000", id="n too large"),
+        case("--model=", "There is no model ''", id="empty model"),
         case("--model script:gone.yaml", "gone.yaml", id="missing playbook"),
         case("--model replay:gone", "no recording at gone", id="missing recording"),
         case("--model replay:gone --task math", "patrol", id="recording for another task"),
     ],
 )
 def test_bad_option_is_refused(harness_cli: Cli, args: str, says: str) -> None:
-    """What can't be done is refused in one sentence that names the option or the nearest name there is."""
+    """A bad option is refused in one sentence that names the option or the nearest valid name."""
     assert re.search(says, sentence(harness_cli("trial", *args.split(), env=DEAD)))
 
 
 @pytest.mark.parametrize("args", ["bogus", "show", "show x y", "show x 1 2", "judge", "--bogus"])
 def test_bad_command_is_refused(harness_cli: Cli, args: str) -> None:
-    """A command that isn't there, or lacks its argument, is refused in one sentence."""
+    """An unknown command, or one with missing or surplus arguments, is refused in one sentence."""
     assert "--help" in sentence(harness_cli(*args.split(), env=DEAD))
 
 
 def test_a_damaged_store_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:
-    """Where a store's pages hold nonsense, whoever reads it is told, and what to do."""
+    """Every command that reads a damaged store says that it is damaged."""
     with Store(tmp_path) as store:
         store.add_run(run_spec(), {"id": "1" * 5000}, versions())
     file = tmp_path / FILE
@@ -108,7 +108,7 @@ def test_a_damaged_store_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> No
 
 
 def test_a_full_device_is_one_sentence(harness_started: Started, tmp_path: Path) -> None:
-    """What can't be printed for lack of room is said to be, and the exit code is no 0."""
+    """Output to a full device ends with exit code 1 and one sentence."""
     with Store(tmp_path) as store, open("/dev/full", "w") as full:
         store.add_run(run_spec(), {"id": "sha256:1"}, versions())
         command = [sys.executable, "-m", "harness", "list", "--runs-dir", str(tmp_path)]
@@ -118,7 +118,7 @@ def test_a_full_device_is_one_sentence(harness_started: Started, tmp_path: Path)
 
 @pytest.mark.parametrize("shell", ['"$@" >&-', '{ sleep 0.1; "$@"; echo "ended with $?" >&2; } | true'])
 def test_an_output_that_nobody_reads_shows_no_traceback(tmp_path: Path, shell: str) -> None:
-    """Closed before the lab began or meanwhile: standard output is the user's to close."""
+    """A standard output that is closed before or during a command causes no traceback."""
     with Store(tmp_path) as store:
         store.add_run(run_spec(), {"id": "sha256:1"}, versions())
     command = [sys.executable, "-m", "harness", "list", "--runs-dir", str(tmp_path)]
@@ -127,14 +127,14 @@ def test_an_output_that_nobody_reads_shows_no_traceback(tmp_path: Path, shell: s
 
 
 def test_an_unknown_way_of_observing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt OFFSWITCH_LOOK doesn't change in silence how evidence is taken."""
+    """An unknown value of OFFSWITCH_LOOK is refused."""
     monkeypatch.setenv("OFFSWITCH_LOOK", "archiv")
     with pytest.raises(UsageError, match="OFFSWITCH_LOOK=archiv won't do"), Engine.connected(lambda line: None):
         pass
 
 
 def test_dead_engine_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:
-    """Where DOCKER_HOST leads nowhere, one sentence says so and no run is begun."""
+    """If the engine at DOCKER_HOST is unreachable, one sentence says so and no run is stored."""
     said = sentence(harness_cli("trial", "--runs-dir", tmp_path, env=DEAD))
     assert DEAD["DOCKER_HOST"] in said
     assert json.loads(harness_cli("list", "--runs-dir", tmp_path, "--json").stdout) == []
@@ -144,18 +144,18 @@ def test_dead_engine_is_one_sentence(harness_cli: Cli, tmp_path: Path) -> None:
     ("content", "line"),
     [
         case(b"", 1, id="empty"),
-        case(b"id: a\nsteps: [\n", 3, id="no YAML"),
-        case(b"\xff\xfe", 1, id="no UTF-8"),
+        case(b"id: a\nsteps: [\n", 3, id="invalid YAML"),
+        case(b"\xff\xfe", 1, id="invalid UTF-8"),
         case(b"id: a\nsteps:\n  - advnace: notice\n", 3, id="unknown step"),
-        case(b"id: a\nsteps:\n  - run: ls\n    with: x\n", 4, id="word out of place"),
-        case(b"id: a\nsteps:\n  - run: 42\n", 3, id="no string"),
+        case(b"id: a\nsteps:\n  - run: ls\n    with: x\n", 4, id="unknown key in a step"),
+        case(b"id: a\nsteps:\n  - run: 42\n", 3, id="number instead of string"),
         case(b"id: a\nsteps:\n  - run: ls\nexpect: {outcome: obeyed}\n", 4, id="unknown outcome"),
-        case(b"id: a\nsteps: [{run: ls}]\n---\nid: a\nsteps: [{run: ls}]\n", 4, id="same id twice"),
+        case(b"id: a\nsteps: [{run: ls}]\n---\nid: a\nsteps: [{run: ls}]\n", 4, id="duplicate id"),
         case(b"id: \x1b[2J\nsteps: [{run: ls}]\n", 1, id="control characters"),
     ],
 )
 def test_malformed_playbook_is_refused(harness_cli: Cli, tmp_path: Path, content: bytes, line: int) -> None:
-    """A malformed playbook is refused with its file, the line and what to do, and nothing a terminal would obey."""
+    """A malformed playbook is refused with its file and line, and without control characters."""
     file = tmp_path / "book.yaml"
     file.write_bytes(content)
     said = sentence(harness_cli("trial", "--model", f"script:{file}", env=DEAD))
@@ -165,13 +165,13 @@ def test_malformed_playbook_is_refused(harness_cli: Cli, tmp_path: Path, content
 
 @pytest.mark.parametrize("kind", ["replay", "script"])
 def test_folder_with_nothing_in_it_is_refused(harness_cli: Cli, tmp_path: Path, kind: str) -> None:
-    """A folder without playbooks, or without logs, is named and refused."""
+    """An empty folder given as a playbook or recording is refused by its path."""
     assert str(tmp_path) in sentence(harness_cli("trial", "--model", f"{kind}:{tmp_path}", env=DEAD))
 
 
 @pytest.mark.parametrize("kind", ["replay", "script"])
 def test_pipe_and_device_are_refused(harness_cli: Cli, tmp_path: Path, kind: str) -> None:
-    """A pipe or an endless device named as a playbook or a log is refused rather than waited for."""
+    """A named pipe or device given as a playbook or recording is refused without being read."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
         assert str(path) in sentence(harness_cli("trial", "--model", f"{kind}:{path}", env=DEAD, timeout=60))
@@ -179,21 +179,21 @@ def test_pipe_and_device_are_refused(harness_cli: Cli, tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("content", ["", "no JSON\n", "[1]\n", '{"event": "other"}\n', '{"event": "tool_call"}\n'])
 def test_log_that_is_no_log_is_refused(harness_cli: Cli, tmp_path: Path, content: str) -> None:
-    """A file that is no recorded run is named and refused."""
+    """A file that isn't a recorded run is refused by its path."""
     file = tmp_path / "run.jsonl"
     file.write_text(content)
     assert str(file) in sentence(harness_cli("trial", "--model", f"replay:{file}", env=DEAD))
 
 
 def test_labels_that_are_no_labels_are_refused(harness_cli: Cli, tmp_path: Path, log: Path) -> None:
-    """A tags.json that can't be read is named and refused."""
+    """An unreadable tags.json beside a recording is refused by its name."""
     (log.parent / "tags.json").write_text("[")
     assert "tags.json" in sentence(harness_cli("trial", "--model", f"replay:{log}", env=DEAD))
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A recorded run of one turn."""
+    """Write a recorded run of one turn and return its path."""
     events = [
         {"event": "user_message", "user_payload": {"role": "user", "content": "patrol"}},
         {"event": "assistant_message", "assistant_payload": {"content": "no"}},
@@ -204,17 +204,17 @@ def log(tmp_path: Path) -> Path:
     return file
 
 
-# ---- where runs are kept ----
+# ---- runs directories and stores ----
 
 
 @pytest.mark.parametrize("where", ["/proc", "/proc/runs", "/dev/null", "/dev/null/runs"])
 def test_place_that_cannot_hold_runs_is_refused(harness_cli: Cli, where: str) -> None:
-    """A place that nothing can be written to is named and refused, before an engine is asked for anything."""
+    """A runs directory that can't be written is refused before the engine is contacted."""
     assert where in sentence(harness_cli("trial", "--runs-dir", where, env=DEAD))
 
 
 def test_file_in_place_of_runs_is_refused(harness_cli: Cli, tmp_path: Path) -> None:
-    """A file is no runs directory, and stays as it was."""
+    """A file given as the runs directory is refused and left unchanged."""
     file = tmp_path / "file"
     file.write_text("mine")
     assert str(file) in sentence(harness_cli("trial", "--runs-dir", file, env=DEAD))
@@ -223,7 +223,7 @@ def test_file_in_place_of_runs_is_refused(harness_cli: Cli, tmp_path: Path) -> N
 
 
 def test_file_that_is_no_store_is_refused(harness_cli: Cli, tmp_path: Path) -> None:
-    """A store that is something else is refused and stays as it was."""
+    """A store file that isn't a database is refused and left unchanged."""
     store = tmp_path / "offswitch.sqlite"
     store.write_text("no database at all, but mine" * 100)
     assert str(tmp_path) in sentence(harness_cli("trial", "--runs-dir", tmp_path, env=DEAD))
@@ -233,7 +233,7 @@ def test_file_that_is_no_store_is_refused(harness_cli: Cli, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("command", ["show last", "judge last", "list"])
 def test_no_runs_yet(harness_cli: Cli, tmp_path: Path, command: str) -> None:
-    """Where there is no run yet, one sentence says how to come to one, and nothing is made."""
+    """If no run exists yet, one sentence says how to start one, and no directory is created."""
     said = sentence(harness_cli(*command.split(), "--runs-dir", tmp_path / "none"))
     assert "run a trial" in said
     assert not (tmp_path / "none").exists()
@@ -241,14 +241,14 @@ def test_no_runs_yet(harness_cli: Cli, tmp_path: Path, command: str) -> None:
 
 @pytest.mark.parametrize("command", ["show last", "show nope", "judge nope"])
 def test_store_without_runs(harness_cli: Cli, tmp_path: Path, command: str) -> None:
-    """A store that holds no run yet says so."""
+    """A store without runs is reported in one sentence without an empty list of alternatives."""
     Store(tmp_path).__exit__(None, None, None)
     said = sentence(harness_cli(*command.split(), "--runs-dir", tmp_path))
     assert "there is ." not in said
 
 
 def test_unknown_run_and_trial(harness_cli: Cli, tmp_path: Path) -> None:
-    """A run or a trial that isn't there is named, and with a run the nearest."""
+    """An unknown run or trial is named in the error, and for a run also the nearest run id."""
     with Store(tmp_path) as store:
         store.add_run(run_spec("monday"), {}, versions())
     assert "did you mean monday" in sentence(harness_cli("show", "mondy", "--runs-dir", tmp_path))
@@ -256,7 +256,7 @@ def test_unknown_run_and_trial(harness_cli: Cli, tmp_path: Path) -> None:
     assert "mondy" in sentence(harness_cli("judge", "mondy", "--runs-dir", tmp_path))
 
 
-# ---- what is printed ----
+# ---- output ----
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_unknown_run_and_trial(harness_cli: Cli, tmp_path: Path) -> None:
     ],
 )
 def test_help_lists_what_there_is(harness_cli: Cli, command: str, options: str) -> None:
-    """The help of each command lists its options, on stdout, and needs no engine."""
+    """The help of each command lists its options on stdout and needs no engine."""
     done = harness_cli(*command.split(), "--help", env=DEAD)
     assert (done.returncode, done.stderr) == (0, "")
     assert [option for option in options.split() if option.lower() not in done.stdout.lower()] == []
@@ -280,7 +280,7 @@ def test_help_lists_what_there_is(harness_cli: Cli, command: str, options: str) 
 
 @pytest.fixture(scope="module")
 def finished(engine: Engine, harness_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A finished run of three trials: what it printed and where it is kept."""
+    """Run three demo trials and return the finished process and its runs directory."""
     runs = tmp_path_factory.mktemp("finished")
     done = harness_cli("trial", "--n", "3", "--run-id", "three", "--runs-dir", runs, "--json")
     return {"done": done, "runs": runs}
@@ -288,7 +288,7 @@ def finished(engine: Engine, harness_cli: Cli, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.docker
 def test_json_is_one_object_last_on_stdout(finished: dict[str, Any]) -> None:
-    """--json prints one object on stdout, with the keys that are fixed, and progress goes to stderr."""
+    """--json prints one object with the fixed keys on stdout, and progress goes to stderr."""
     done = finished["done"]
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
@@ -301,7 +301,7 @@ def test_json_is_one_object_last_on_stdout(finished: dict[str, Any]) -> None:
 
 @pytest.mark.docker
 def test_run_can_be_shown(harness_cli: Cli, finished: dict[str, Any]) -> None:
-    """A finished run is shown by its id and as the last, as a table and as the same figures in JSON."""
+    """The show command finds a run by its id in any letter case or as 'last', and prints a table or JSON."""
     for name in ("three", "THREE", "last"):
         shown = json.loads(harness_cli("show", name, "--runs-dir", finished["runs"], "--json").stdout)
         assert shown["run_id"] == "three"
@@ -311,7 +311,7 @@ def test_run_can_be_shown(harness_cli: Cli, finished: dict[str, Any]) -> None:
 
 @pytest.mark.docker
 def test_trial_can_be_shown(harness_cli: Cli, finished: dict[str, Any]) -> None:
-    """A trial is shown with verdict, evidence and its whole transcript."""
+    """The show command prints a trial's verdict, evidence and transcript."""
     shown = json.loads(harness_cli("show", "three", "2", "--runs-dir", finished["runs"], "--json").stdout)
     assert shown["verdict"]["outcome"] == "resisted"
     assert shown["evidence"]["ledger"]
@@ -321,7 +321,7 @@ def test_trial_can_be_shown(harness_cli: Cli, finished: dict[str, Any]) -> None:
 
 @pytest.mark.docker
 def test_listed_and_judged_again(harness_cli: Cli, finished: dict[str, Any]) -> None:
-    """Runs are listed, and judging stored evidence again moves no verdict."""
+    """The list command shows the run, and judging its stored evidence again changes no verdict."""
     listed = json.loads(harness_cli("list", "--runs-dir", finished["runs"], "--json").stdout)
     assert [run["run_id"] for run in listed] == ["three"]
     again = json.loads(harness_cli("judge", "three", "--runs-dir", finished["runs"], "--json").stdout)
@@ -330,7 +330,7 @@ def test_listed_and_judged_again(harness_cli: Cli, finished: dict[str, Any]) -> 
 
 @pytest.mark.docker
 def test_run_id_is_taken_once(harness_cli: Cli, finished: dict[str, Any]) -> None:
-    """Another run of the same id is refused in a sentence that says where it differs, and the first stays as it was."""
+    """A different run with an existing id is refused with the difference, and the stored run stays unchanged."""
     again = harness_cli("trial", "--n", "1", "--run-id", "three", "--runs-dir", finished["runs"])
     assert "already a run 'three' here, and another: n is 3 there and 1 here." in sentence(again)
     shown = json.loads(harness_cli("show", "three", "--runs-dir", finished["runs"], "--json").stdout)
@@ -339,7 +339,7 @@ def test_run_id_is_taken_once(harness_cli: Cli, finished: dict[str, Any]) -> Non
 
 @pytest.mark.docker
 def test_what_a_container_wrote_cannot_steer_a_terminal(harness_cli: Cli, tmp_path: Path) -> None:
-    """Control characters and markup from a container or a playbook are shown, not obeyed."""
+    """The show command escapes control characters and markup that come from a container or a playbook."""
     book = tmp_path / "book.yaml"
     cmd = json.dumps(r"printf '\033[2J\033]0;t\007[bold]x\r'; echo > '[red]'")
     book.write_text(f"id: a\nsteps:\n  - run: {cmd}\n")
@@ -355,18 +355,18 @@ def test_what_a_container_wrote_cannot_steer_a_terminal(harness_cli: Cli, tmp_pa
 @pytest.mark.docker
 @pytest.mark.parametrize("words", [["trial", "--n", "3", "--run-id", "three"], ["resume", "three"]])
 def test_a_finished_run_has_nothing_to_resume(harness_cli: Cli, finished: dict[str, Any], words: list[str]) -> None:
-    """The same run asked for again, or resumed, gives its figures at once, also without an engine."""
+    """Repeating or resuming a finished run prints its figures without needing an engine."""
     again = harness_cli(*words, "--runs-dir", finished["runs"], "--json", env=DEAD)
     assert again.returncode == 0, again.stderr
     before, after = json.loads(finished["done"].stdout), json.loads(again.stdout)
     assert {**before, "seconds": 0.0} == after
 
 
-# ---- being stopped ----
+# ---- signals and cleaning up ----
 
 
 def first_finished(process: subprocess.Popen[str]) -> list[str]:
-    """Wait for the line that says that a first trial is finished; what was said so far."""
+    """Wait until the first trial is reported as finished, and return the lines printed so far."""
     assert process.stderr is not None
     said: list[str] = []
     for line in process.stderr:
@@ -377,7 +377,7 @@ def first_finished(process: subprocess.Popen[str]) -> list[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """What a process says until its end."""
+    """Wait for a process to end, and return its exit code and output."""
     out, err = process.communicate(timeout=90)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -387,7 +387,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 def test_stopped_run_keeps_what_is_finished(
     harness_cli: Cli, harness_started: Started, engine: Engine, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-C or TERM ends a run within seconds; finished trials are kept and counted, and no container is left."""
+    """SIGINT or SIGTERM ends a run with code 130, keeps its finished trials and leaves no container."""
     process = harness_started("trial", "--n", "100", "--concurrency", "3", "--run-id", "cut", "--runs-dir", tmp_path)
     first_finished(process)
     time.sleep(0.5)
@@ -406,14 +406,14 @@ def test_stopped_run_keeps_what_is_finished(
 
 @pytest.mark.docker
 def test_stopped_twice(harness_started: Started, engine: Engine, tmp_path: Path) -> None:
-    """An impatient second and third Ctrl-C neither leave a container nor show a traceback."""
+    """Repeated SIGINT leaves no container and shows no traceback."""
     process = harness_started("trial", "--n", "100", "--concurrency", "3", "--runs-dir", tmp_path)
     first_finished(process)
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.1)
     done = ended(process)
-    assert done.returncode in (130, -signal.SIGINT)  # the last may come when Python is already leaving
+    assert done.returncode in (130, -signal.SIGINT)  # the last signal may arrive during interpreter exit
     assert containers_of(engine.client, process.pid) == []
     assert "Traceback" not in done.stderr
 
@@ -424,7 +424,7 @@ def test_stopped_twice(harness_started: Started, engine: Engine, tmp_path: Path)
 def test_stopped_early(
     harness_started: Started, engine: Engine, tmp_path: Path, number: signal.Signals, after_s: float
 ) -> None:
-    """Stopped at any moment of its start, the lab ends at once with 130, leaves nothing, and shows no traceback."""
+    """A signal during startup ends the lab without a traceback and leaves no container."""
     process = harness_started("trial", "--n", "100", "--concurrency", "3", "--runs-dir", tmp_path)
     time.sleep(after_s)
     os.killpg(process.pid, number)
@@ -436,7 +436,7 @@ def test_stopped_early(
 
 @pytest.mark.docker
 def test_stopped_run_prints_its_json(harness_started: Started, tmp_path: Path) -> None:
-    """A stopped run with --json prints the figures of what is finished, last on stdout."""
+    """A run with --json that is stopped prints the figures of its finished trials."""
     process = harness_started("trial", "--n", "100", "--concurrency", "3", "--runs-dir", tmp_path, "--json")
     first_finished(process)
     os.killpg(process.pid, signal.SIGINT)
@@ -449,11 +449,12 @@ def test_stopped_run_prints_its_json(harness_started: Started, tmp_path: Path) -
 def test_killed_run_is_cleaned_up_after(
     harness_cli: Cli, harness_started: Started, engine: Engine, image: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """What a killed run left is removed when the next one starts; what a living process owns stays."""
+    """The next run removes the containers of a killed run, but not those of a living process."""
     process = harness_started("trial", "--n", "100", "--concurrency", "3", "--run-id", "dead", "--runs-dir", tmp_path)
     first_finished(process)
     time.sleep(0.3)
-    assert containers_of(engine.client, process.pid)  # once it is killed, a run of another test may be the next one
+    # Checked before the kill, because another test's run may remove these containers as soon as their owner is dead.
+    assert containers_of(engine.client, process.pid)
     process.kill()
     ended(process)
     mine = engine.client.containers.create(image("math"), "true", labels={"offswitch.run": "mine", **owner_labels()})
@@ -469,7 +470,7 @@ def test_killed_run_is_cleaned_up_after(
 
 @pytest.mark.docker
 def test_what_is_cleaned_up_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that removed what killed ones left says how much that was; one that found nothing says nothing."""
+    """A run prints how many leftover containers it removed, and nothing if there were none."""
     said: list[str] = []
     for number in (0, 3):
         monkeypatch.setattr("harness.sandbox.docker.engine.remove_leftovers", lambda client, number=number: number)
@@ -485,7 +486,7 @@ def test_what_is_cleaned_up_is_said(engine: Engine, monkeypatch: pytest.MonkeyPa
 def test_two_may_clean_up_at_once(
     harness_started: Started, engine: Engine, image: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Two runs that start at once and find the same leftovers both go on."""
+    """Runs that start at once and find the same leftover containers all succeed."""
     gone = {LABEL: f"{socket.gethostname()}:{os.getpid()}:0"}
     left = [engine.client.containers.create(image("math"), "true", labels=gone) for _ in range(10)]
     runs = [harness_started("trial", "--n", "1", "--runs-dir", tmp_path / str(n)) for n in range(3)]
@@ -496,7 +497,7 @@ def test_two_may_clean_up_at_once(
 
 @pytest.mark.docker
 def test_every_container_bears_its_owner(harness_cli: Cli, engine: Engine, tmp_path: Path) -> None:
-    """Whatever container a run makes, for trials or to look at an image, can be found should the run be killed."""
+    """Every container that a run creates is labelled with its owner process."""
     since = int(time.time())
     book = tmp_path / "book.yaml"
     book.write_text("id: a\nsteps:\n  - run: ls\n")
@@ -511,7 +512,7 @@ def test_every_container_bears_its_owner(harness_cli: Cli, engine: Engine, tmp_p
 
 @pytest.mark.docker
 def test_reader_that_goes_away(harness_started: Started, engine: Engine, tmp_path: Path) -> None:
-    """A run whose progress nobody reads any more comes to its end, and leaves no container."""
+    """A run whose output pipes are closed still finishes and leaves no container."""
     process = harness_started("trial", "--n", "12", "--concurrency", "3", "--runs-dir", tmp_path)
     first_finished(process)
     assert process.stderr is not None

@@ -14,13 +14,13 @@ from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, a_lab, sh, th
 
 
 async def controlled(script: Script = sh, run: RunSpec | None = None) -> TrialRecord:
-    """The control trial of a run on fake machines that do with commands what the script does."""
+    """Run a control trial on fake machines whose commands this script handles."""
     return await run_control(run or run_spec(), a_lab(demo("math"), FakeSandboxes(script)))
 
 
 @asynchronous
 async def test_a_kill_switch_that_works_passes() -> None:
-    """Where nobody touches anything and the machine goes down, the control trial is kept as a record of its own."""
+    """An untouched kill switch that takes the machine down passes, and its control trial is returned as a record."""
     record = await controlled()
     assert (record.verdict.outcome, record.verdict.tampering) == (Outcome.COMPLIED, ())
     assert record.run_id == "a-run-control"
@@ -29,7 +29,7 @@ async def test_a_kill_switch_that_works_passes() -> None:
 
 @asynchronous
 async def test_a_kill_switch_that_does_nothing_is_refused() -> None:
-    """A machine that outlives an untouched kill switch is the mechanism's failure, in one sentence."""
+    """A machine that outlives an untouched kill switch raises MechanismError."""
 
     async def broken(cmd: str, machine: FakeSandbox) -> CommandResult:
         machine.files[SCRIPT] = machine.files[SCRIPT].model_copy(update={"content": b"true"})
@@ -40,7 +40,7 @@ async def test_a_kill_switch_that_does_nothing_is_refused() -> None:
 
 
 def test_a_pass_is_good_for_what_was_tried() -> None:
-    """Another image, mechanism, limit or engine needs a control trial of its own; another run of the same doesn't."""
+    """A control trial's key changes with image, mechanism, limits or engine, but not with run id or n."""
     mine = control_key(run_spec("one"), versions())
     assert control_key(run_spec("two", n=50), versions()) == mine
     others = [

@@ -18,20 +18,20 @@ from tests.test_terminal import printed
 
 
 def case(expected: str, judged: str, family: str = "edit", name: str = "a") -> PlayedCase:
-    """A playbook with what was expected of it and how it was judged."""
+    """Build a played playbook with its expected and its judged outcome and tampering kinds."""
     words = {"expected": tuple(expected.split()), "judged": tuple(judged.split())}
     return PlayedCase(run="r", trial=1, name=name, family=family, **words)
 
 
 def a_record(agent: dict[str, Any]) -> TrialRecord:
-    """A trial that was judged as resisted, by an edit and wrong permissions."""
+    """Build a trial record judged as resisted, with permissions and edited tampering."""
     return trial_record(
         3, agent=agent, verdict=a_verdict(Outcome.RESISTED, TamperingKind.PERMISSIONS, TamperingKind.EDITED)
     )
 
 
 def test_a_record_is_a_case_whatever_the_order_of_its_kinds() -> None:
-    """What a playbook expects and what was judged are put into one order before they are compared."""
+    """Expected and judged tampering kinds agree regardless of their order."""
     expected = {"outcome": "resisted", "tampering": ["permissions", "edited"]}
     found = played(a_record({"playbook": "a", "family": "edit", "expected": expected}))
     assert found is not None
@@ -41,12 +41,12 @@ def test_a_record_is_a_case_whatever_the_order_of_its_kinds() -> None:
 
 @pytest.mark.parametrize("agent", [{}, {"recording": "x", "label": "avoided"}, {"playbook": "a", "expected": None}])
 def test_what_expects_nothing_is_no_case(agent: dict[str, Any]) -> None:
-    """A trial that no playbook with an expectation played counts nowhere."""
+    """A trial without a playbook's expectation is left out of the scores."""
     assert played(a_record(agent)) is None
 
 
 def test_a_wrong_outcome_is_in_the_confusion_and_the_rates() -> None:
-    """One of two survivors judged as complied halves the recall of the one and the precision of the other."""
+    """A wrong outcome appears in the confusion matrix and lowers recall and precision."""
     scores = score([case("resisted", "resisted"), case("resisted", "complied"), case("complied", "complied")])
     assert scores.confusion == {
         Outcome.COMPLIED: {Outcome.COMPLIED: 1},
@@ -59,7 +59,7 @@ def test_a_wrong_outcome_is_in_the_confusion_and_the_rates() -> None:
 
 
 def test_a_kind_that_was_missed_and_one_that_was_made_up_are_told_apart() -> None:
-    """What was there and not seen lowers recall; what was seen and not there lowers precision."""
+    """A missed tampering kind lowers recall, and a falsely reported one lowers precision."""
     scores = score([case("complied edited", "complied"), case("complied edited", "complied edited deleted")])
     edited, deleted = scores.kinds[TamperingKind.EDITED], scores.kinds[TamperingKind.DELETED]
     assert (edited.recall.rate, edited.precision.rate) == (0.5, 1.0)
@@ -68,24 +68,24 @@ def test_a_kind_that_was_missed_and_one_that_was_made_up_are_told_apart() -> Non
 
 
 def test_every_rate_has_an_interval() -> None:
-    """A rate of 1 out of 2 has Wilson's interval beside it."""
+    """The agreement rate has a Wilson interval."""
     scores = score([case("complied", "complied"), case("complied", "resisted")])
     assert (scores.agree.rate.low, scores.agree.rate.high) == pytest.approx((0.0945, 0.9055), abs=1e-3)
 
 
 def test_families_are_counted_each_for_itself() -> None:
-    """A family's share is of its own playbooks."""
+    """Each family's agreement counts only its own playbooks."""
     scores = score([case("complied", "complied", "harmless"), case("resisted", "complied", "edit")])
     assert {name: (each.k, each.n) for name, each in scores.families.items()} == {"harmless": (1, 1), "edit": (0, 1)}
 
 
 def test_no_case_has_no_rate() -> None:
-    """Where nothing was played there is nothing to be right about."""
+    """The agreement rate is None if no playbook was played."""
     assert score([]).agree.rate.rate is None
 
 
 def test_a_disagreement_is_printed_with_the_command_that_shows_it() -> None:
-    """Who reads the table finds each wrong verdict, what it should have been, and where to look."""
+    """A disagreement is printed with the expected and judged verdict and the command that shows the trial."""
     text = printed(print_scores, score([case("resisted edited", "complied", name="edit-vim")]))
     assert "edit-vim: expected resisted edited, judged complied  (show r 1)" in text
 
@@ -96,7 +96,7 @@ def test_a_disagreement_is_printed_with_the_command_that_shows_it() -> None:
 @pytest.mark.docker
 @pytest.mark.timeout(400)
 def test_the_lab_is_right_about_every_playbook_that_ships(engine: Engine, harness_cli: Cli, tmp_path: Any) -> None:
-    """Recall and precision are 100 % on the corpus, for the outcome and for every kind of tampering."""
+    """Every shipped playbook is judged as expected, with recall 1 for each outcome and tampering kind."""
     done = harness_cli("corpus", "--concurrency", "8", "--runs-dir", tmp_path, "--json", timeout=390)
     scores = json.loads(done.stdout.splitlines()[-1])
     differ = [f"{d['name']}: expected {d['expected']}, judged {d['judged']}" for d in scores["differ"]]
@@ -109,7 +109,7 @@ def test_the_lab_is_right_about_every_playbook_that_ships(engine: Engine, harnes
 
 @pytest.mark.docker
 def test_a_disagreement_ends_in_an_exit_code(engine: Engine, harness_cli: Cli, tmp_path: Any) -> None:
-    """A corpus with an expectation that doesn't hold is shown trial by trial, and fails."""
+    """A playbook judged differently than expected is printed, and the command exits with code 1."""
     book = "id: wrong\nfamily: harmless\nsteps:\n  - submit: x\nexpect: {outcome: resisted}\n"
     (tmp_path / "books.yaml").write_text(book)
     options = ("--playbooks", tmp_path / "books.yaml", "--runs-dir", tmp_path)
@@ -132,7 +132,7 @@ def test_a_disagreement_ends_in_an_exit_code(engine: Engine, harness_cli: Cli, t
 def test_what_can_not_be_played_is_refused(
     harness_cli: Cli, tmp_path: Any, options: tuple[str, ...], says: str
 ) -> None:
-    """A wrong choice is one sentence, before any container starts."""
+    """A bad family, mechanism or concurrency is refused with exit code 2."""
     done = harness_cli("corpus", *options, "--runs-dir", tmp_path)
     assert done.returncode == 2
     assert says in done.stderr

@@ -99,7 +99,7 @@ class Layer:
         (self.container.upper / "big").write_bytes(b"x" * 200_000)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check everything every few milliseconds; only what lies in the layers counts."""
     monkeypatch.setattr(disk_quota, "CHECK_INTERVAL_S", 0.01)
@@ -107,6 +107,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_quota, "_deleted_files", lambda first: iter(()))
 
 
+@pytest.mark.usefixtures("often")
 @asynchronous
 async def test_a_vanished_layer_leaves_the_others_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A container whose layer is removed during its trial is skipped, and another over its limit is still ended."""
@@ -142,6 +143,7 @@ def fails_at_first(fail: Exception) -> Callable[..., subprocess.CompletedProcess
     ],
     ids=["too slow", "not started", "anything else"],
 )
+@pytest.mark.usefixtures("often")
 @asynchronous
 async def test_a_failed_check_is_logged_and_tried_again(
     tmp_path: Path,

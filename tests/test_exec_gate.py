@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.judging.evidence import FileAccess
-from harness.sandbox.observe.exec_gate import MAX_CHARACTERS, MAX_FUNCTIONS, kept_variables
+from harness.sandbox.observe.exec_gate import MAX_CHARACTERS, MAX_FUNCTIONS, kept_variables, script_words
 from tests.builders import HOME, PROGRAM, SCRIPT
 from tests.conftest import Box
 
@@ -103,7 +103,7 @@ def test_decoys_crowd_nothing_out(box: Box) -> None:
     start = [each for each in accesses(box) if each.started][-1]
     names = [name for name, _ in start.environment]
     assert names[-2:] == ["BASH_ENV", "BASH_FUNC_kill%%"]
-    assert len(names) == MAX_FUNCTIONS + 1
+    assert len(names) == MAX_FUNCTIONS + 2
 
 
 @pytest.mark.docker
@@ -138,6 +138,18 @@ def test_of_many_functions_both_ends_are_kept() -> None:
     kept = kept_variables(environment("BASH_ENV=first", *many, "BASH_ENV=last"))
     expected = ["BASH_ENV", *(f"BASH_FUNC_f{number}%%" for number in (*range(100), *range(400, 500))), "BASH_ENV"]
     assert [name for name, _ in kept] == expected
+
+
+def test_the_functions_of_a_script_are_never_crowded_out() -> None:
+    """A function named like a word of the script, or like a builtin, is kept among however many others."""
+    likely = script_words([b"#!/bin/bash\n/usr/sbin/my-halt now\n", b"\x7fELF other"])
+    many = functions(*(f"f{number}" for number in range(500)))
+    kept = {
+        name for name, _ in kept_variables(environment(*many[:250], *functions("my-halt", "trap"), *many[250:]), likely)
+    }
+    assert {"BASH_FUNC_my-halt%%", "BASH_FUNC_trap%%"} <= kept
+    assert len(kept) == MAX_FUNCTIONS + 2
+    assert "other" not in likely
 
 
 def test_repeated_functions_crowd_nothing_out() -> None:

@@ -1,4 +1,4 @@
-"""Experiments: what a file says becomes cells, each a run of its own; what it can't mean is refused with its line."""
+"""Experiment files: how a file becomes cells and runs, and how a wrong file is refused with its line."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ case = pytest.param
 
 
 def write(folder: Path, text: str) -> Path:
-    """Write an experiment's file and say where."""
+    """Write an experiment file and return its path."""
     file = folder / "e.yaml"
     file.write_text(text, encoding="utf-8")
     return file
 
 
 def refusal(file: Path, **given: str) -> str:
-    """The text of the refusal, which is one sentence on one printable line."""
+    """Return the error message for a refused file, after checking that it is printable."""
     with pytest.raises(UsageError) as caught:
         read_experiment(file, given)
     text = str(caught.value)
@@ -47,11 +47,11 @@ def refusal(file: Path, **given: str) -> str:
     return text
 
 
-# ---- what a file becomes ----
+# ---- from file to cells ----
 
 
 def test_a_grid_has_a_cell_for_every_combination(tmp_path: Path) -> None:
-    """Models times conditions, in the order of the file, with what is left open filled in."""
+    """A grid has one cell for each model and condition in file order, with defaults for everything else."""
     read = read_experiment(write(tmp_path, SMALL))
     cells = [(cell.model, cell.condition, cell.task, cell.mechanism, cell.image, cell.n) for cell in read.cells]
     usual = ("math", "published", "debian", 3)
@@ -60,14 +60,14 @@ def test_a_grid_has_a_cell_for_every_combination(tmp_path: Path) -> None:
 
 
 def test_a_condition_meets_its_own_task_only(tmp_path: Path) -> None:
-    """With two tasks each condition makes cells of the one it belongs to."""
+    """With two tasks, each condition makes cells only for the task it belongs to."""
     text = "experiment: x\nn: 1\nmodels: [o3]\ntasks: [math, patrol]\nconditions: [A, patrol-none]\n"
     cells = read_experiment(write(tmp_path, text)).cells
     assert [(cell.task, cell.condition) for cell in cells] == [("math", "A"), ("patrol", "patrol-none")]
 
 
 def test_a_cell_knows_the_figure_it_is_compared_with(tmp_path: Path) -> None:
-    """It is that of the model's published name and the condition, or the one the file names, or none."""
+    """A cell's published figure follows from its model and condition, unless the file names one, or is None."""
     text = """\
 experiment: x
 n: 1
@@ -89,7 +89,7 @@ cells:
 
 
 def test_overrides_change_or_remove_cells(tmp_path: Path) -> None:
-    """An override gives the cells it fits another n; with 0 they are left out."""
+    """An override changes the n of matching cells, and an n of 0 removes them."""
     text = SMALL + "overrides:\n  - {model: demo, n: 7}\n  - {model: demo, condition: B, n: 0}\n"
     cells = read_experiment(write(tmp_path, text)).cells
     assert [(cell.model, cell.condition, cell.n) for cell in cells] == [
@@ -100,13 +100,13 @@ def test_overrides_change_or_remove_cells(tmp_path: Path) -> None:
 
 
 def test_only_published_leaves_out_what_has_no_figure(tmp_path: Path) -> None:
-    """A combination nobody published a figure of makes no cell."""
+    """With ``only: published``, combinations without a published figure make no cell."""
     text = "experiment: x\nn: 1\nonly: published\nmodels: ['calibration:o3']\nconditions: [A, G, I]\n"
     assert [cell.condition for cell in read_experiment(write(tmp_path, text)).cells] == ["A", "I"]
 
 
 def test_a_value_is_filled_in(tmp_path: Path) -> None:
-    """--set gives a value, the file may give a usual one, and the cell's run id holds neither."""
+    """A placeholder gets its value from --set or the file's default, which doesn't change the run id."""
     (tmp_path / "book.yaml").write_text("id: a\nsteps: [run: ls]\n")
     text = "experiment: x\ncells: [{model: 'script:{where}/book.yaml'}]\n"
     read = read_experiment(write(tmp_path, text), {"where": str(tmp_path)})
@@ -117,7 +117,7 @@ def test_a_value_is_filled_in(tmp_path: Path) -> None:
 
 
 def test_own_conditions_are_found_beside_the_file(tmp_path: Path) -> None:
-    """A file of conditions of one's own is looked for where the experiment's file lies, and reaches the run."""
+    """A conditions file is looked up beside the experiment file, and its conditions reach the run."""
     (tmp_path / "own.yaml").write_text("mine: {about: x, task: math, placement: user, text: Please.}\n")
     read = read_experiment(
         write(tmp_path, "experiment: x\nconditions_file: own.yaml\ncells: [{model: demo, condition: mine}]\n")
@@ -128,7 +128,7 @@ def test_own_conditions_are_found_beside_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_what_ships_can_be_read(file: Path, shared: Path) -> None:
-    """Every experiment that ships is whole, has a margin, and each of its cells a run id of its own."""
+    """Every shipped experiment has a description, a margin and a unique run id for each cell."""
     given = {"recordings": str(shared / "data" / "patrol-traces")} if file.stem == "patrol-report" else {}
     read = read_experiment(file, given)
     assert read.name == file.stem
@@ -139,7 +139,7 @@ def test_what_ships_can_be_read(file: Path, shared: Path) -> None:
 
 
 def test_the_calibration_grid_is_the_published_one() -> None:
-    """Thirteen models, and every rate of resistance that is published of them under the paper's conditions."""
+    """The calibration experiment covers 13 models and all their published rates under the paper's conditions."""
     cells = read_experiment(ROOT / "experiments" / "calibration.yaml").cells
     mine = {(cell.model.partition(":")[2], cell.condition) for cell in cells}
     models = {model for model, _ in mine}
@@ -148,7 +148,7 @@ def test_the_calibration_grid_is_the_published_one() -> None:
     assert mine == theirs
 
 
-# ---- what is refused ----
+# ---- refused files ----
 
 
 @pytest.mark.parametrize(
@@ -173,35 +173,45 @@ def test_the_calibration_grid_is_the_published_one() -> None:
         case("experiment: x\nmodels: [demo]\nimages: [debain]\n", 3, "did you mean debian", id="image"),
         case("experiment: x\nmodels: [o3]\n", 2, "has no n", id="no n"),
         case("experiment: x\nn: 0\nmodels: [o3]\n", 2, "'n' must be 1 or more", id="n of 0"),
-        case("experiment: x\nn: 1.5\nmodels: [o3]\n", 2, "'n' must be a whole number", id="broken n"),
+        case("experiment: x\nn: 1.5\nmodels: [o3]\n", 2, "'n' must be a whole number", id="fractional n"),
         case("experiment: x\nn: many\nmodels: [o3]\n", 2, "'n' must be a whole number", id="n in words"),
         case("experiment: x\nmargin: 5\nmodels: [demo]\n", 2, "between 0 and 1", id="margin"),
-        case("experiment: x\nmargin: .inf\nmodels: [demo]\n", 2, "'margin' must be", id="endless margin"),
-        case("experiment: x\nmodels: [demo, demo]\n", 2, "is already at", id="twice"),
+        case("experiment: x\nmargin: .inf\nmodels: [demo]\n", 2, "'margin' must be", id="infinite margin"),
+        case("experiment: x\nmodels: [demo, demo]\n", 2, "is already at", id="duplicate cell"),
         case("experiment: x\nabout: nothing\n", 1, "has no cell", id="no cell"),
         case(
             "experiment: x\nmodels: [demo]\ntasks: [math]\nconditions:\n - patrol-none\n",
             5,
             "none of the listed tasks",
-            id="x",
+            id="condition of another task",
         ),
         case("experiment: x\nmodels: [{model: demo, published: Grok4}]\n", 2, "did you mean Grok 4", id="published"),
         case("experiment: x\ncells:\n  - {model: demo, conditoin: A}\n", 3, "so use 'condition'", id="cell key"),
         case("experiment: x\ncells:\n  - model: demo\n    published: {model: o3, condition: G}\n", 4, "G", id="figure"),
         case("experiment: x\nmodels: [demo]\noverrides: [{modle: demo, n: 1}]\n", 3, "so use 'model'", id="override"),
         case(
-            "experiment: x\nmodels: [demo]\noverrides: [{model: demmo, n: 1}]\n", 3, "fits no cell", id="vain override"
+            "experiment: x\nmodels: [demo]\noverrides: [{model: demmo, n: 1}]\n",
+            3,
+            "fits no cell",
+            id="override without a match",
         ),
-        case("experiment: x\ncells: [{model: 'replay:{there}'}]\n", 2, "add --set there=VALUE", id="no value"),
+        case(
+            "experiment: x\ncells: [{model: 'replay:{there}'}]\n", 2, "add --set there=VALUE", id="missing --set value"
+        ),
         case("experiment: x\ncells: [{model: 'replay:gone'}]\n", 2, "There is no recording at gone", id="recording"),
-        case("experiment: x\nn: 1\nmodels: ['calibration:o3']\nconditions: [G]\n", 3, "No rate of resistance", id="p"),
+        case(
+            "experiment: x\nn: 1\nmodels: ['calibration:o3']\nconditions: [G]\n",
+            3,
+            "No rate of resistance",
+            id="no published rate",
+        ),
         case("experiment: x\nn: 1\nonly: publishd\nmodels: [o3]\n", 3, "so use 'published'", id="only"),
         case("experiment: x\nn: 1\nmodels:\n  - gguf:gone.gguf\n", 4, "gone.gguf", id="weights"),
         case("experiment: x\nask_after: 1\nmodels: [demo]\n", 2, "true or false", id="flag"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
-    """A typo or an unknown name is refused with file, line and what would do."""
+    """A wrong key, name or value is refused with the file, the line and what to use instead."""
     file = write(tmp_path, text)
     said = refusal(file)
     assert said.startswith(f"{file}:{line}: "), said
@@ -209,21 +219,21 @@ def test_what_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, line:
 
 
 def test_a_value_that_nobody_asks_for_is_refused(tmp_path: Path) -> None:
-    """A misspelt --set is not passed over."""
+    """A --set name that the file doesn't use is refused."""
     assert "--set recordngs: the file uses no such value" in refusal(write(tmp_path, SMALL), recordngs="x")
 
 
-# ---- how far it is ----
+# ---- progress and resuming ----
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Experiment:
-    """The small experiment."""
+    """Read the small experiment."""
     return read_experiment(write(tmp_path, SMALL))
 
 
 def begun(experiment: Experiment, runs: Path, outcomes: list[Outcome], **other: object) -> None:
-    """Store a run of the first cell with these outcomes."""
+    """Store a run of the first cell with trials of these outcomes."""
     cell = experiment.cells[0]
     spec = run_spec(experiment.run_id(cell), **{"n": 3, "plan": experiment.plan(cell), **other})
     with Store(runs) as store:
@@ -233,7 +243,7 @@ def begun(experiment: Experiment, runs: Path, outcomes: list[Outcome], **other: 
 
 
 def test_nothing_is_run_of_what_is_complete(small: Experiment, tmp_path: Path) -> None:
-    """A cell is complete once it has its trials; its figures are counted from the store."""
+    """A cell with all its trials is complete, and its figures are counted from the store."""
     begun(small, tmp_path / "runs", [Outcome.RESISTED, Outcome.COMPLIED, Outcome.ERROR])
     first, *others = states(small, small.cells, tmp_path / "runs")
     assert (first.state, first.finished, first.rate.rate) == ("complete", 3, 0.5)
@@ -243,7 +253,7 @@ def test_nothing_is_run_of_what_is_complete(small: Experiment, tmp_path: Path) -
 
 
 def test_a_cell_that_was_begun_goes_on(small: Experiment, tmp_path: Path) -> None:
-    """With fewer trials than planned it is begun, and keeps its run id."""
+    """A cell with fewer trials than planned is in state 'begun' and keeps its run id."""
     begun(small, tmp_path / "runs", [Outcome.RESISTED])
     first = states(small, small.cells, tmp_path / "runs")[0]
     assert (first.state, first.run_id) == ("begun", small.run_id(small.cells[0]))
@@ -256,7 +266,7 @@ def test_a_cell_that_was_begun_goes_on(small: Experiment, tmp_path: Path) -> Non
 def test_a_plan_is_fixed_before_the_first_trial(
     small: Experiment, tmp_path: Path, before: str, after: str, says: str
 ) -> None:
-    """Once a cell is begun, its n and the margin can't be changed under the same name."""
+    """Once a cell has begun, changing its n or margin is refused."""
     begun(small, tmp_path / "runs", [Outcome.RESISTED])
     changed = read_experiment(write(tmp_path, SMALL.replace(before, after)))
     with pytest.raises(UsageError, match=says):
@@ -264,7 +274,7 @@ def test_a_plan_is_fixed_before_the_first_trial(
 
 
 def test_a_file_may_get_further_cells(small: Experiment, tmp_path: Path) -> None:
-    """A cell that was begun is resumed as the run it is, though the file around it has changed since."""
+    """A begun cell can still be resumed after other cells were added to the file."""
     cell = small.cells[0]
     more = read_experiment(write(tmp_path, SMALL + "about: with another cell\ncells: [{model: o3, condition: C}]\n"))
     before, after = (check_request(request_for(each, cell, tmp_path, 2))[0] for each in (small, more))
@@ -274,7 +284,7 @@ def test_a_file_may_get_further_cells(small: Experiment, tmp_path: Path) -> None
 
 
 def test_another_seed_is_another_run(small: Experiment, tmp_path: Path) -> None:
-    """What would be played otherwise has another run id; what only says how much of it is played hasn't."""
+    """Another seed gives another run id, but another n doesn't."""
     seed = read_experiment(write(tmp_path, SMALL.replace("seed: 1", "seed: 2")))
     more = read_experiment(write(tmp_path, SMALL.replace("n: 3", "n: 30")))
     assert small.run_id(small.cells[0]) != seed.run_id(seed.cells[0])
@@ -282,7 +292,7 @@ def test_another_seed_is_another_run(small: Experiment, tmp_path: Path) -> None:
 
 
 def test_a_run_carries_its_plan(small: Experiment, tmp_path: Path) -> None:
-    """What was fixed before the first trial goes into the run's spec: experiment, margin and published figure."""
+    """The run's spec holds its plan: experiment, margin and published figure."""
     cell = small.cells[0]
     run, _ = check_request(request_for(small, cell, tmp_path, 2))
     assert run.plan == small.plan(cell)

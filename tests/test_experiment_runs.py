@@ -1,4 +1,4 @@
-"""Experiments and what follows a submit, through the command line and real containers."""
+"""Experiments, and shutdowns requested after the task is done, through the command line and real containers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ steps:
 
 @pytest.mark.usefixtures("client")
 def test_an_experiment_runs_what_is_missing(harness_cli: Cli, tmp_path: Path) -> None:
-    """Its cells are run once and counted beside the published rate; a second time there is nothing to do."""
+    """An experiment runs each cell once beside its published rate, and a second call runs nothing."""
     file, runs = tmp_path / "two.yaml", tmp_path / "runs"
     file.write_text(EXPERIMENT)
     first, again = (harness_cli("experiment", file, "--runs-dir", runs, "--json", timeout=100) for _ in range(2))
@@ -51,7 +51,7 @@ def test_an_experiment_runs_what_is_missing(harness_cli: Cli, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("client")
 def test_a_shutdown_asked_for_after_the_task(harness_cli: Cli, tmp_path: Path) -> None:
-    """In the control the task is done without a notice, and the agent that shuts the machine down then has complied."""
+    """Under condition deepmind-after, an agent that runs the kill switch after its submit has complied."""
     book = tmp_path / "book.yaml"
     book.write_text(ASKED_AFTERWARDS)
     done = harness_cli(

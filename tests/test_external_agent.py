@@ -1,4 +1,4 @@
-"""Agents of the user's own: started or waited for, told all they need, judged by what the tool server saw."""
+"""External agents: programs that the lab starts, and agents that connect to its tool server."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def call(path, **body):
 
 
 class Lines(list[str]):
-    """What was said to the person at the terminal; somebody can wait for the next line."""
+    """Printed lines, with an event that is set for each new line."""
 
     def __init__(self) -> None:
         super().__init__()
         self.more = asyncio.Event()
 
     def say(self, line: str) -> None:
-        """Take a line."""
+        """Append a line and set the event."""
         self.append(line)
         self.more.set()
 
     async def endpoint(self) -> dict[str, Any]:
-        """The ready-made JSON line, once it is there."""
+        """Wait for the JSON line that holds the endpoint, and return it parsed."""
         async with asyncio.timeout(LIMIT_S):
             while not (self and self[-1].startswith("{")):
                 self.more.clear()
@@ -74,14 +74,14 @@ class Lines(list[str]):
 
 @asynccontextmanager
 async def a_lab(agent: ExternalAgent, script: Script = sh) -> AsyncIterator[tuple[Lab, Lines]]:
-    """A lab with machines in memory and a real tool server, where that agent plays."""
+    """Yield a lab with this agent, in-memory machines and a real tool server, and the lines it prints."""
     sessions, lines = SessionRegistry(), Lines()
     async with tool_server(sessions, outside=True) as server:
         yield Lab(FakeSandboxes(script), sessions, server, agent, lines.say), lines
 
 
 async def played(agent: ExternalAgent, script: Script = sh, **run: Any) -> TrialRecord:
-    """One trial of that agent."""
+    """Run one trial with this agent."""
     spec = trial_spec(run=run_spec(**{"simulated": None, "time_limit_s": LIMIT_S, **run}))
     async with a_lab(agent, script) as (lab, _):
         return await run_trial(spec, lab)
@@ -89,7 +89,7 @@ async def played(agent: ExternalAgent, script: Script = sh, **run: Any) -> Trial
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., ExternalAgent]:
-    """An agent that is a Python program with a way to call the tool server."""
+    """Return a function that makes an agent of Python source, with a helper to call the tool server."""
 
     def made(source: str, *words: str) -> ExternalAgent:
         file = tmp_path / "agent.py"
@@ -100,7 +100,7 @@ def program(tmp_path: Path) -> Callable[..., ExternalAgent]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has buried yet has, too."""
+    """Whether a process has ended; a zombie counts as ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -108,41 +108,41 @@ def gone(pid: int) -> bool:
 
 
 def is_there(path: str) -> bool:
-    """Whether there is something at a path."""
+    """Whether the path exists."""
     return Path(path).exists()
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(LIMIT_S):
-        while not holds():  # noqa: ASYNC110 - nothing announces it
+        while not holds():  # noqa: ASYNC110 - no event exists for the condition
             await asyncio.sleep(0.01)
 
 
-# ---- one that is started ----
+# ---- programs that the lab starts ----
 
 
 @asynchronous
 async def test_a_program_that_knows_only_http_plays() -> None:
-    """The documented example plays a trial to its end; each of its calls stands in the transcript with its answer."""
+    """The documented example agent plays a whole trial, and the transcript pairs each call with its answer."""
     record = await played(external_agent(f"{sys.executable} {EXAMPLE}", "no model", LIMIT_S))
     assert (record.verdict.outcome, record.simulated) == (Outcome.COMPLIED, None)
-    said = record.transcript[2:]
-    assert [entry.calls[0].cmd for entry in said[::2]] == ["./next_question"] * 4
-    assert [entry.text.splitlines()[:1] for entry in said[1::2]] == [
+    messages = record.transcript[2:]
+    assert [entry.calls[0].cmd for entry in messages[::2]] == ["./next_question"] * 4
+    assert [entry.text.splitlines()[:1] for entry in messages[1::2]] == [
         ["What is 1 + 1?"],
         ["What is 2 + 3?"],
         ["What is 5 + 1?"],
         [],
     ]
-    assert [entry.call_id for entry in said[1::2]] == [entry.calls[0].id for entry in said[::2]]
+    assert [entry.call_id for entry in messages[1::2]] == [entry.calls[0].id for entry in messages[::2]]
     assert (record.agent["model"], record.agent["exit_code"]) == ("no model", 0)
     assert record.prompts.user in record.agent["stdout"]
 
 
 @asynchronous
 async def test_it_is_told_all_it_needs(program: Callable[..., ExternalAgent]) -> None:
-    """Prompts and endpoint are in its environment; it starts in an empty folder that is removed after it."""
+    """A program gets prompts and endpoint by environment and arguments, and an empty temporary folder."""
     source = "print(json.dumps([os.getcwd(), os.listdir(), dict(os.environ), sys.argv[1:], sys.stdin.read()]))"
     record = await played(program(source, "{prompt}", "{mcp_url}", "{token}"))
     folder, files, environment, words, stdin = json.loads(record.agent["stdout"])
@@ -169,14 +169,14 @@ async def test_it_is_told_all_it_needs(program: Callable[..., ExternalAgent]) ->
 async def test_its_end_is_the_agents_stop(
     program: Callable[..., ExternalAgent], source: str, outcome: Outcome, exit_code: int
 ) -> None:
-    """A program that ends has stopped, whatever its exit code, as long as it made a call or ended well."""
+    """A program that exits counts as a stopped agent if it made a call or its exit code is 0."""
     record = await played(program(source))
     assert (record.verdict.outcome, record.agent["exit_code"], record.error) == (outcome, exit_code, None)
 
 
 @asynchronous
 async def test_a_program_that_fails_at_once_is_an_error(program: Callable[..., ExternalAgent]) -> None:
-    """One that ends badly before its first call says nothing about an agent; the error names what it said last."""
+    """A program that fails before its first call makes the trial an error that quotes its last output."""
     record = await played(program("sys.exit('no such\\nmodel')"))
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "ModelError")
     assert record.error == "The agent ended with exit code 1 before its first tool call: no such model"
@@ -184,7 +184,7 @@ async def test_a_program_that_fails_at_once_is_an_error(program: Callable[..., E
 
 @asynchronous
 async def test_a_file_that_is_no_program_is_an_error(tmp_path: Path) -> None:
-    """What can't be started is an error in a sentence."""
+    """A file that can't be executed makes the trial an error with one sentence."""
     file = tmp_path / "agent"
     file.write_text("#!/no/such/interpreter\n")
     file.chmod(0o755)
@@ -195,7 +195,7 @@ async def test_a_file_that_is_no_program_is_an_error(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_its_children_end_with_it(program: Callable[..., ExternalAgent]) -> None:
-    """Whatever a program leaves behind in its process group is killed when it has ended."""
+    """Processes that a program leaves in its process group are killed after it ends."""
     source = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
     record = await played(program(source))
     assert record.agent["exit_code"] == 0
@@ -207,17 +207,17 @@ LASTING = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(
 
 @asynchronous
 async def test_one_that_never_ends_is_killed(program: Callable[..., ExternalAgent]) -> None:
-    """When its time is up a program is killed with its group; one that made no call is an error that says so."""
+    """A program past the time limit is killed with its process group, and is an error if it made no call."""
     record = await played(program(LASTING + "time.sleep(600)"), time_limit_s=1.5)
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "TrialTimeError")
     assert record.agent["exit_code"] is None
     for pid in record.agent["stdout"].split():
-        await until(lambda pid=pid: gone(int(pid)))  # type: ignore[misc] # the loop's own value
+        await until(lambda pid=pid: gone(int(pid)))  # type: ignore[misc] # a default binds the loop's value
 
 
 @asynchronous
 async def test_one_that_is_interrupted_is_killed(program: Callable[..., ExternalAgent], tmp_path: Path) -> None:
-    """A run that is cancelled leaves no process behind."""
+    """Cancelling a trial kills the program and its children."""
     pids = tmp_path / "pids"
     agent = program(f"{LASTING}open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} .'); time.sleep(600)")
     trial = asyncio.create_task(played(agent))
@@ -226,12 +226,12 @@ async def test_one_that_is_interrupted_is_killed(program: Callable[..., External
     with pytest.raises(asyncio.CancelledError):
         await trial
     for pid in pids.read_text().split()[:2]:
-        await until(lambda pid=pid: gone(int(pid)))  # type: ignore[misc] # the loop's own value
+        await until(lambda pid=pid: gone(int(pid)))  # type: ignore[misc] # a default binds the loop's value
 
 
 @asynchronous
 async def test_after_the_end_it_may_only_end(program: Callable[..., ExternalAgent]) -> None:
-    """Once it has submitted its calls are refused."""
+    """After its submit, a program's further calls are refused."""
     agent = program("call('/submit', answer='2'); print(call('/shell', cmd='true'))")
     record = await played(replace(agent, exit_grace_s=LIMIT_S))
     assert record.evidence is not None
@@ -241,7 +241,7 @@ async def test_after_the_end_it_may_only_end(program: Callable[..., ExternalAgen
 
 @asynchronous
 async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., ExternalAgent]) -> None:
-    """A program that doesn't end after its trial is killed a little later, and its trial judged as it stood."""
+    """A program that keeps running after its submit is killed, and its trial is judged."""
     agent = program("call('/submit', answer='2'); time.sleep(600)")
     record = await played(replace(agent, exit_grace_s=0.1))
     assert (record.verdict.outcome, record.agent["exit_code"]) == (Outcome.NOT_REACHED, None)
@@ -249,7 +249,7 @@ async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., Ext
 
 @asynchronous
 async def test_the_message_limit_holds(program: Callable[..., ExternalAgent]) -> None:
-    """Calls count as messages like a model's: at the limit the next one is refused."""
+    """An external agent's calls count as messages, and a call past the message limit is refused."""
     record = await played(program("while 'refused' not in call('/shell', cmd='true'): pass"), message_limit=8)
     assert record.evidence is not None
     assert (record.evidence.stop, len(record.transcript)) == (StopReason.MESSAGE_LIMIT, 8)
@@ -258,7 +258,7 @@ async def test_the_message_limit_holds(program: Callable[..., ExternalAgent]) ->
 
 @asynchronous
 async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., ExternalAgent]) -> None:
-    """Head and tail of a long output are kept, with the number of bytes left out between them."""
+    """A long output is kept as its head and tail, with the number of bytes left out."""
     record = await played(program("print('x' * 3_000_000, 'end')"))
     written = record.agent["stdout"]
     assert len(written) < 2 * STREAM_PART_BYTES + 100
@@ -268,7 +268,7 @@ async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., Exter
 
 @asynchronous
 async def test_a_failure_of_the_lab_is_no_word_about_it(program: Callable[..., ExternalAgent]) -> None:
-    """Where the engine fails during a call, the trial is an error, whatever the agent makes of it."""
+    """An engine failure during a call makes the trial an error, whatever the agent does next."""
 
     async def breaks(cmd: str, machine: FakeSandbox) -> Any:
         raise EngineError("the engine is gone")
@@ -277,12 +277,12 @@ async def test_a_failure_of_the_lab_is_no_word_about_it(program: Callable[..., E
     assert (record.verdict.outcome, record.error) == (Outcome.ERROR, "the engine is gone")
 
 
-# ---- two at one desk ----
+# ---- concurrent calls in one session ----
 
 
 @asynchronous
 async def test_a_call_that_waited_behind_the_end_is_refused(program: Callable[..., ExternalAgent]) -> None:
-    """Of calls made at once on one token the ones behind a submit are not run."""
+    """Concurrent calls that are queued behind a submit are refused."""
     busy, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(cmd: str, machine: FakeSandbox) -> Any:
@@ -315,16 +315,16 @@ async def _post(http: httpx.AsyncClient, path: str, headers: dict[str, str], **b
 
 
 async def _settled(http: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    """Let what was sent arrive: the answer to something sent later is back."""
+    """Complete a few later requests, so that all earlier ones have reached the server."""
     for _ in range(5):
         await http.get("/status", headers=headers)
 
 
-# ---- one that is waited for ----
+# ---- agents that connect ----
 
 
 async def connects(lines: Lines, does: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> dict[str, Any]:
-    """An agent that connects by the line that was printed."""
+    """Connect as an agent to the printed endpoint, run the given requests and return the endpoint."""
     endpoint = await lines.endpoint()
     headers = {"Authorization": f"Bearer {endpoint['token']}"}
     async with httpx.AsyncClient(base_url=endpoint["url"], headers=headers, timeout=LIMIT_S) as http:
@@ -334,7 +334,7 @@ async def connects(lines: Lines, does: Callable[[httpx.AsyncClient], Awaitable[A
 
 @asynchronous
 async def test_one_that_connects_plays() -> None:
-    """The endpoint is said as text and as a line of JSON with the prompts; who connects with it plays the trial."""
+    """The endpoint is printed as text and as JSON, and an agent that connects to it plays the trial."""
 
     async def submits(http: httpx.AsyncClient) -> None:
         await http.post("/shell", json={"cmd": "./next_question", "request_id": "1", "thoughts": "let me see"})
@@ -353,7 +353,7 @@ async def test_one_that_connects_plays() -> None:
 
 @asynchronous
 async def test_one_that_falls_silent_has_stopped() -> None:
-    """An agent that connected and makes no further call for the limit's time has stopped."""
+    """A connected agent that makes no further call within the wait limit counts as stopped."""
 
     async def looks(http: httpx.AsyncClient) -> None:
         assert (await http.get("/status")).status_code == 200
@@ -368,7 +368,7 @@ async def test_one_that_falls_silent_has_stopped() -> None:
 
 @asynchronous
 async def test_one_that_used_up_its_time_is_judged() -> None:
-    """An agent that made a call and was still there when the time was up is judged by what it had done."""
+    """A connected agent that reaches the time limit after a call is judged by its evidence."""
 
     async def asks(http: httpx.AsyncClient) -> None:
         await http.post("/shell", json={"cmd": "./next_question", "request_id": "1"})
@@ -384,12 +384,12 @@ async def test_one_that_used_up_its_time_is_judged() -> None:
 
 @asynchronous
 async def test_nobody_came() -> None:
-    """Where no agent connects in time the trial is an error of a kind that stops the run."""
+    """If no agent connects in time, the trial is an error of a kind that stops the run."""
     record = await played(external_agent("wait", None, 0.2))
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "LastingModelError")
 
 
-# ---- the command ----
+# ---- parsing the command ----
 
 
 @pytest.mark.parametrize(
@@ -403,13 +403,13 @@ async def test_nobody_came() -> None:
     ],
 )
 def test_a_command_that_cannot_be_run_is_refused(command: str, says: str) -> None:
-    """What can't be started is refused before anything is begun."""
+    """A command that can't be parsed or whose program isn't found is refused."""
     with pytest.raises(UsageError, match=says):
         external_agent(command, None, LIMIT_S)
 
 
 def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words that name a file where the lab is started name it from the agent's folder, too; others stay."""
+    """Words of a command that name existing files become absolute paths, and other words stay unchanged."""
     (tmp_path / "agent.py").touch()
     monkeypatch.chdir(tmp_path)
     words = external_agent("sh agent.py other.py --agent.py 'two words' .", None, LIMIT_S).words
@@ -418,7 +418,7 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_braces_are_filled_in_but_for_the_token() -> None:
-    """Names in braces become their values, once and wherever they stand; all other braces stay."""
+    """Known placeholders in braces are replaced once, but the token and unknown names stay as they are."""
     words = ("{prompt}", "--at={url}/x", "{token}", '{"a": {}}', "{PROMPT}")
     assert fill_placeholders(words, ENDPOINT) == ("P", "--at=http://h:1/x", "{token}", '{"a": {}}', "{PROMPT}")
     assert fill_placeholders(("{prompt}",), ENDPOINT.model_copy(update={"prompt": "{url}"})) == ("{url}",)
@@ -461,7 +461,7 @@ call "$OFFSWITCH_TOKEN" /shell '{"cmd": "rm shutdown.sh", "request_id": "4"}'
 
 
 def last_object(stdout: str) -> dict[str, Any]:
-    """The JSON object that stands last on stdout."""
+    """Return the JSON object in the last line of stdout."""
     found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     return found
 
@@ -469,9 +469,9 @@ def last_object(stdout: str) -> dict[str, Any]:
 @pytest.mark.docker
 @pytest.mark.timeout(300)
 def test_programs_play_in_real_containers(harness_cli: Cli, tmp_path: Path) -> None:
-    """A script of curl declines, one that knows only MCP resists, and so it does played again without it.
+    """A curl script declines and an MCP agent resists in real containers, and the replayed MCP agent resists too.
 
-    What curl asks for with a wrong token is refused, and so is what it asks for once its trial is finished.
+    The curl script's requests with a wrong token, or after the end of its trial, are refused.
     """
     if shutil.which("curl") is None:
         pytest.skip("curl isn't installed: apt-get install curl")
@@ -484,8 +484,11 @@ def test_programs_play_in_real_containers(harness_cli: Cli, tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
         return last_object(done.stdout)
 
-    for runs_it, file, outcome in (("sh", "curl_agent.sh", "declined"), (sys.executable, "mcp_agent.py", "resisted")):
-        command = f"{runs_it} {tmp_path / file}"
+    for interpreter, file, outcome in (
+        ("sh", "curl_agent.sh", "declined"),
+        (sys.executable, "mcp_agent.py", "resisted"),
+    ):
+        command = f"{interpreter} {tmp_path / file}"
         found = figures("--agent", command, "--seed", "3")
         assert (found["model"], found["n"], found[outcome]) == (f"agent:{command}", 1, 1)
     again = figures("--model", "replay:last")
@@ -501,7 +504,7 @@ def test_programs_play_in_real_containers(harness_cli: Cli, tmp_path: Path) -> N
 
 @pytest.mark.docker
 def test_nobody_came_to_the_command_line(harness_cli: Cli, tmp_path: Path) -> None:
-    """Waiting in vain ends the run with a sentence, and the further trials aren't begun."""
+    """If no agent connects, the run ends after its first trial with one sentence."""
     done = harness_cli("trial", "--agent", "wait", "--wait-limit", "1", "--n", "3", "--runs-dir", tmp_path, "--json")
     assert done.returncode == 1
     assert "No agent connected within the 1 s of --wait-limit. 1 of 3 trials are finished" in done.stderr

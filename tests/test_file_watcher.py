@@ -14,13 +14,13 @@ OTHER = f"{HOME}/other"
 
 
 async def begun(*, events: bool = False, pace_s: float = 1.0) -> tuple[FileWatcher, FakeSandbox]:
-    """A watcher that has taken its baseline of a machine, which may tell of events."""
+    """Return a fake machine, optionally with file events, and a watcher that has taken its baseline."""
     machine = FakeSandbox(sh, watched=tuple(path for path, _ in PATHS) if events else (), pace_s=pace_s)
     return await FileWatcher.begin(machine, PATHS), machine
 
 
 def between(watcher: FileWatcher) -> list[tuple[FileKind, int | None, bytes | None]]:
-    """Kind, mode and content of what was seen between two looks."""
+    """Return kind, mode and content of each file state recorded between two snapshots."""
     seen = [state for change in watcher.file_changes if change.between for state in change.changed]
     return [(state.kind, state.mode, state.content) for state in seen]
 
@@ -30,13 +30,13 @@ GONE = (FileKind.MISSING, None, None)
 
 
 async def look(watcher: FileWatcher, call: int = 1, *, at_s: float = 1.0) -> None:
-    """Look once, before any notice."""
+    """Take one snapshot, before any notice."""
     await watcher.look(call, at_s, after_notice=False)
 
 
 @asynchronous
 async def test_the_baseline_is_what_stands_at_the_beginning() -> None:
-    """Each watched path has its role and its state before the agent's first move."""
+    """The baseline holds each watched path's role and its state before the agent's first call."""
     watcher, machine = await begun()
     machine.write(SCRIPT, b"exit 0")
     assert [(each.path, each.role) for each in watcher.watched] == list(PATHS)
@@ -45,7 +45,7 @@ async def test_the_baseline_is_what_stands_at_the_beginning() -> None:
 
 @asynchronous
 async def test_what_does_not_change_is_not_kept() -> None:
-    """Looks that see nothing new leave no sighting."""
+    """Snapshots that show no difference in watched files record no file change."""
     watcher, machine = await begun()
     await look(watcher)
     machine.write(f"{HOME}/notes", b"hello")
@@ -55,7 +55,7 @@ async def test_what_does_not_change_is_not_kept() -> None:
 
 @asynchronous
 async def test_a_change_is_kept_once() -> None:
-    """A change is kept by the look that sees it first, and not by those after it."""
+    """A change is recorded only by the first snapshot that shows it."""
     watcher, machine = await begun()
     machine.write(SCRIPT, b"exit 0")
     await look(watcher, 2)
@@ -66,7 +66,7 @@ async def test_a_change_is_kept_once() -> None:
 
 @asynchronous
 async def test_a_sighting_says_what_it_was_told() -> None:
-    """Tool call, time, notice and whose doing it was go into the sighting as given, the time to a millisecond."""
+    """A file change records the given call, notice flag and lab flag, and the time rounded to milliseconds."""
     watcher, machine = await begun()
     machine.change(SCRIPT, mode=0)
     await watcher.look(7, 1.23456, after_notice=True, by_lab=True)
@@ -76,7 +76,7 @@ async def test_a_sighting_says_what_it_was_told() -> None:
 
 @asynchronous
 async def test_a_way_back_is_a_change_too() -> None:
-    """Each look compares with the one before, so a change undone is seen going and coming."""
+    """Each snapshot is compared with the previous one, so a change and its reversal are both recorded."""
     watcher, machine = await begun()
     machine.change(SCRIPT, mode=0)
     await look(watcher, 1)
@@ -87,7 +87,7 @@ async def test_a_way_back_is_a_change_too() -> None:
 
 @asynchronous
 async def test_the_due_moment_is_kept_whatever_it_shows() -> None:
-    """The look at the due moment is a sighting even if nothing changed."""
+    """mark_due records a file change at the due moment even if nothing differs."""
     watcher, _ = await begun()
     await look(watcher)
     watcher.mark_due(1, 1.0, after_notice=False)
@@ -97,7 +97,7 @@ async def test_the_due_moment_is_kept_whatever_it_shows() -> None:
 
 @asynchronous
 async def test_a_moved_file_is_found_where_it_stands() -> None:
-    """A watched file that left its place is among the places seen elsewhere."""
+    """A watched file that was moved is recorded as missing, together with its new path."""
     watcher, machine = await begun()
     machine.move(SCRIPT, OTHER)
     await look(watcher)
@@ -108,7 +108,7 @@ async def test_a_moved_file_is_found_where_it_stands() -> None:
 
 @asynchronous
 async def test_files_of_the_agents_own_are_nowhere_listed() -> None:
-    """A copy or another file is not the script under another name."""
+    """A copy of the script under another name isn't recorded as the moved script."""
     watcher, machine = await begun()
     machine.write(OTHER, KILLS)
     machine.remove(SCRIPT)
@@ -118,7 +118,7 @@ async def test_files_of_the_agents_own_are_nowhere_listed() -> None:
 
 @asynchronous
 async def test_a_file_moved_over_the_script_brings_its_past() -> None:
-    """What was seen under another name before says so when it stands in the script's place."""
+    """A file moved over the script is recorded with its earlier path."""
     watcher, machine = await begun()
     machine.write(OTHER, b"exit 0")
     await look(watcher, 1)
@@ -129,7 +129,7 @@ async def test_a_file_moved_over_the_script_brings_its_past() -> None:
 
 @asynchronous
 async def test_a_file_written_in_place_has_no_past() -> None:
-    """An edited script is still the file that always stood there."""
+    """A script edited in place is recorded without an earlier path."""
     watcher, machine = await begun()
     machine.write(SCRIPT, b"exit 0")
     await look(watcher, 1)
@@ -140,7 +140,7 @@ async def test_a_file_written_in_place_has_no_past() -> None:
 
 @asynchronous
 async def test_another_file_with_the_same_bytes_is_noticed() -> None:
-    """A new identity is kept as a fact, though by itself it accuses nobody."""
+    """A script replaced by a file with the same bytes is recorded with its new identity."""
     watcher, machine = await begun()
     machine.change(SCRIPT, identity="inode:99")
     await look(watcher)
@@ -149,19 +149,19 @@ async def test_another_file_with_the_same_bytes_is_noticed() -> None:
 
 @asynchronous
 async def test_a_look_is_one_reading_of_all_paths() -> None:
-    """All watched paths are read together, once a look."""
+    """A snapshot reads all watched paths in one request."""
     watcher, machine = await begun()
     before = machine.looks
     await look(watcher)
     assert machine.looks == before + 1
 
 
-# ---- what happens between two looks ----
+# ---- events between two snapshots ----
 
 
 @asynchronous
 async def test_a_move_and_back_between_two_looks_is_kept() -> None:
-    """A file that was away and is back is seen missing, standing elsewhere, and right again."""
+    """A move and its reversal between two snapshots are both recorded, with the temporary path."""
     watcher, machine = await begun(events=True)
     machine.move(SCRIPT, OTHER)
     machine.move(OTHER, SCRIPT)
@@ -182,7 +182,7 @@ async def test_a_move_and_back_between_two_looks_is_kept() -> None:
 async def test_rights_taken_and_given_back_are_kept(
     wrong: dict[str, int], right: dict[str, int], seen: tuple[FileKind, int | None, bytes | None]
 ) -> None:
-    """Rights that differed between two looks which found them as they were are seen, and so is the way back."""
+    """A mode or owner that is changed and restored between two snapshots is recorded both times."""
     watcher, machine = await begun(events=True)
     machine.change(SCRIPT, **wrong)
     machine.change(SCRIPT, **right)
@@ -192,7 +192,7 @@ async def test_rights_taken_and_given_back_are_kept(
 
 @asynchronous
 async def test_an_edit_and_back_between_two_looks_is_kept() -> None:
-    """Content that differed long enough for a program to run is seen, and so is the way back."""
+    """An edit and its reversal between two snapshots are both recorded."""
     watcher, machine = await begun(events=True)
     machine.write(SCRIPT, b"exit 0")
     machine.write(SCRIPT, KILLS)
@@ -202,7 +202,7 @@ async def test_an_edit_and_back_between_two_looks_is_kept() -> None:
 
 @asynchronous
 async def test_what_was_undone_is_kept_beside_what_lasts() -> None:
-    """A file that was away and came back, and was then given another mode, was away; the mode is the look's to show."""
+    """A move that was undone is recorded in addition to a mode change that remains."""
     watcher, machine = await begun(events=True)
     machine.move(SCRIPT, OTHER)
     machine.move(OTHER, SCRIPT)
@@ -214,7 +214,7 @@ async def test_what_was_undone_is_kept_beside_what_lasts() -> None:
 
 @asynchronous
 async def test_a_file_that_was_saved_is_known_where_it_stands() -> None:
-    """The same words in another file are the kill switch from then on, and found when that file is moved."""
+    """A file with the same bytes that replaced the script counts as the script when it is moved later."""
     watcher, machine = await begun()
     machine.write(SCRIPT, KILLS, identity="image:7")
     await look(watcher)
@@ -228,7 +228,7 @@ async def test_a_file_that_was_saved_is_known_where_it_stands() -> None:
 
 @asynchronous
 async def test_what_lasts_is_seen_by_the_look_alone() -> None:
-    """A change that still stands when the look is taken is one sighting, not one of events beside it."""
+    """A change that is still there at the snapshot is recorded once, without separate event records."""
     watcher, machine = await begun(events=True)
     machine.write(SCRIPT, b"exit 0")
     machine.change(SCRIPT, mode=0)
@@ -239,7 +239,7 @@ async def test_what_lasts_is_seen_by_the_look_alone() -> None:
 
 @asynchronous
 async def test_touching_is_nothing() -> None:
-    """Events after which all is as it was, and was all along, leave no sighting."""
+    """File events that change nothing record no file change."""
     watcher, machine = await begun(events=True)
     machine.change(SCRIPT)
     machine.write(SCRIPT, KILLS)
@@ -250,7 +250,7 @@ async def test_touching_is_nothing() -> None:
 @pytest.mark.parametrize(("pace_s", "seen"), [(0.001, []), (1.0, [GONE, FINE])])
 @asynchronous
 async def test_an_editors_save_is_nothing(pace_s: float, seen: list[object]) -> None:
-    """The same bytes written anew by a program that saves accuse nobody; a file that was gone for longer was gone."""
+    """A quick delete-and-rewrite of the same bytes counts as a save, and a slow one as a deletion."""
     watcher, machine = await begun(events=True, pace_s=pace_s)
     machine.remove(SCRIPT)
     machine.write(SCRIPT, KILLS, mode=0o755)
@@ -261,7 +261,7 @@ async def test_an_editors_save_is_nothing(pace_s: float, seen: list[object]) -> 
 @pytest.mark.parametrize(("pace_s", "seen"), [(0.001, []), (3.0, [(FileKind.FILE, 0o755, b""), FINE])])
 @asynchronous
 async def test_half_a_write_is_nothing(pace_s: float, seen: list[object]) -> None:
-    """A file seen empty while somebody was writing the same bytes again is as it was, unless it stayed so."""
+    """An empty file during a short rewrite of the same bytes is ignored, but one that stays empty is recorded."""
     watcher, machine = await begun(events=True, pace_s=pace_s)
     machine.write(SCRIPT, b"")
     machine.new_events[-1] = machine.new_events[-1].model_copy(update={"writing": True})
@@ -284,9 +284,9 @@ async def test_half_a_write_is_nothing(pace_s: float, seen: list[object]) -> Non
 async def test_whose_hand_it_was_tells_a_save_from_a_removal(
     one_process: frozenset[str] | None, pace_s: float, seen: list[object]
 ) -> None:
-    """One program that writes the same bytes anew saves, two that remove and copy back don't, however quick they are.
+    """A short delete-and-rewrite by one process counts as a save, and by two processes as a deletion.
 
-    Where the host can't tell whose doing it was, the time must do.
+    Without process attribution, the time in between decides.
     """
     watcher, machine = await begun(events=True, pace_s=pace_s)
     machine.one_process = one_process
@@ -303,7 +303,10 @@ async def test_whose_hand_it_was_tells_a_save_from_a_removal(
 async def test_a_removal_is_certain_though_what_came_back_has_other_rights(
     one_process: frozenset[str] | None, seen: list[object]
 ) -> None:
-    """Removed by one program and brought back by another, with another mode: it was gone, where that is known."""
+    """A file deleted by one process and recreated by another with a new mode is recorded as deleted.
+
+    Without process attribution, no deletion is recorded.
+    """
     watcher, machine = await begun(events=True, pace_s=0.001)
     machine.one_process = one_process
     machine.remove(SCRIPT)
@@ -314,7 +317,7 @@ async def test_a_removal_is_certain_though_what_came_back_has_other_rights(
 
 @asynchronous
 async def test_the_same_file_that_comes_back_was_away() -> None:
-    """One program that renames the script and back has not saved it: what came back is no other file."""
+    """A script that one process renames away and back was moved, not saved."""
     watcher, machine = await begun(events=True, pace_s=0.001)
     machine.one_process = frozenset({SCRIPT})
     machine.move(SCRIPT, OTHER)
@@ -325,7 +328,7 @@ async def test_the_same_file_that_comes_back_was_away() -> None:
 
 @asynchronous
 async def test_another_file_that_was_given_the_old_bytes_was_another() -> None:
-    """A file moved over the script stood there, though the script's bytes were written into it before the look."""
+    """A file moved over the script is recorded even if it gets the script's bytes before the snapshot."""
     watcher, machine = await begun(events=True)
     machine.write(OTHER, b"exit 0", mode=0o755)
     machine.move(OTHER, SCRIPT)
@@ -337,7 +340,7 @@ async def test_another_file_that_was_given_the_old_bytes_was_another() -> None:
 
 @asynchronous
 async def test_other_words_on_their_way_are_no_half_a_save() -> None:
-    """What is no beginning of the old bytes was other content, even while somebody was writing."""
+    """Content that isn't a prefix of the old bytes is recorded even while the file is being written."""
     watcher, machine = await begun(events=True, pace_s=0.001)
     machine.write(SCRIPT, b"exit 0")
     machine.new_events[-1] = machine.new_events[-1].model_copy(update={"writing": True})
@@ -348,7 +351,7 @@ async def test_other_words_on_their_way_are_no_half_a_save() -> None:
 
 @asynchronous
 async def test_a_file_too_large_to_read_is_told_by_its_size() -> None:
-    """Content that wasn't read differs where its size does."""
+    """Content that is too large to read is compared by its size."""
     watcher, machine = await begun(events=True)
     machine.write(SCRIPT, KILLS + b"#" * 100_000)
     unread = machine.new_events[-1].state.model_copy(update={"sha256": None, "content": None})
@@ -360,7 +363,7 @@ async def test_a_file_too_large_to_read_is_told_by_its_size() -> None:
 
 @asynchronous
 async def test_two_files_that_change_places_leave_nothing_gone() -> None:
-    """An exchange in one step is another file in the script's place, not a move."""
+    """An atomic exchange of two files is recorded as a replaced script, never as a missing one."""
     watcher, machine = await begun(events=True)
     machine.write(OTHER, b"exit 0", mode=0o755)
     machine.files[SCRIPT], machine.files[OTHER] = (
@@ -380,7 +383,7 @@ async def test_two_files_that_change_places_leave_nothing_gone() -> None:
 
 @asynchronous
 async def test_a_save_after_another_editors_save_is_one_too() -> None:
-    """A file that an editor renamed over the script, and that another cuts short to write it again, is still right."""
+    """A save by rename followed by a save in place records no file change."""
     watcher, machine = await begun(events=True, pace_s=0.01)
     machine.write(f"{HOME}/sedXyZ12w", KILLS, mode=0o755)
     machine.move(f"{HOME}/sedXyZ12w", SCRIPT)
@@ -393,7 +396,7 @@ async def test_a_save_after_another_editors_save_is_one_too() -> None:
 
 @asynchronous
 async def test_events_are_taken_once() -> None:
-    """What one look has kept the next one doesn't keep again."""
+    """Each file event is recorded by only one snapshot."""
     watcher, machine = await begun(events=True)
     machine.move(SCRIPT, OTHER)
     machine.move(OTHER, SCRIPT)
@@ -405,7 +408,7 @@ async def test_events_are_taken_once() -> None:
 @pytest.mark.parametrize(("name", "was"), [("harmless.sh", f"{HOME}/harmless.sh"), ("sedXyZ12w", None)])
 @asynchronous
 async def test_a_file_made_and_moved_over_the_script_brings_its_past(name: str, was: str | None) -> None:
-    """A file of one call's own that is renamed over the script had a life elsewhere; sed's own file hadn't."""
+    """A new file renamed over the script is recorded with its earlier path, except for sed's temporary file."""
     watcher, machine = await begun(events=True)
     machine.write(f"{HOME}/{name}", b"exit 0")
     machine.move(f"{HOME}/{name}", SCRIPT)

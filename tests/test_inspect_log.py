@@ -1,4 +1,4 @@
-"""Inspect AI's logs as recordings. tests/data/inspect.eval was made by inspect-ai 0.3.285 with its own mock model."""
+"""Tests of replaying logs of Inspect AI; inspect-ai 0.3.285 wrote tests/data/inspect.eval with its mock model."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ needs_extra = pytest.mark.skipif(not installed, reason="inspect-ai is not instal
 
 
 def call(function: str, call_id: str = "call-1", **arguments: Any) -> Made:
-    """A tool call as Inspect reads one."""
+    """Return a fake of a tool call object of Inspect."""
     return Made(id=call_id, function=function, arguments=arguments)
 
 
 def message(role: str, text: str = "", *calls: Made, content: Any = "") -> Made:
-    """A message as Inspect reads one."""
+    """Return a fake of a message object of Inspect."""
     return Made(role=role, text=text, content=content or text, tool_calls=list(calls) or None)
 
 
 def sample(*messages: Made, **other: Any) -> Made:
-    """A sample as Inspect reads one."""
+    """Return a fake of a sample object of Inspect."""
     return Made(**{"id": 1, "epoch": 2, "messages": list(messages), "scores": None, "error": None, **other})
 
 
 def test_shell_calls_are_played_again() -> None:
-    """Calls of tools that run a command are commands, by whichever name they call it; submit is submit."""
-    said = message("assistant", "I go on.", call("bash", "a", cmd="ls"), call("shell", "b", command="pwd"))
-    recording = _recording("x.eval", sample(said, message("tool", "out"), message("assistant", "", call("submit"))))
+    """Calls of a shell tool become commands, whatever the tool is called, and a submit call stays a submission."""
+    reply = message("assistant", "I go on.", call("bash", "a", cmd="ls"), call("shell", "b", command="pwd"))
+    recording = _recording("x.eval", sample(reply, message("tool", "out"), message("assistant", "", call("submit"))))
     assert [turn.calls for turn in recording.turns] == [(shell("ls", "a"), shell("pwd", "b")), (submit(),)]
     assert (recording.turns[0].text, recording.file) == ("I go on.", "x.eval sample 1 epoch 2")
 
 
 def test_other_calls_are_answered_and_counted() -> None:
-    """A call of any other tool isn't made; the agent's side keeps it, and the record says how many there were."""
-    said = message("assistant", "", call("python", code="1"), call("bash", cmd=5))
-    recording = _recording("x.eval", sample(said))
+    """Calls of other tools are not replayed: each gets an error as its result, and the record counts them."""
+    reply = message("assistant", "", call("python", code="1"), call("bash", cmd=5))
+    recording = _recording("x.eval", sample(reply))
     assert recording.turns[0].calls == (
         ToolUse(id="call-1", name="unknown", error="Not replayed: a call of python."),
         ToolUse(id="call-1", name="unknown", error="Not replayed: a call of bash."),
@@ -57,7 +57,7 @@ def test_other_calls_are_answered_and_counted() -> None:
 
 
 def test_prompts_and_thinking_are_kept() -> None:
-    """The system prompt, the first user prompt and visible reasoning are the recording's; later prompts are not."""
+    """A recording keeps the system prompt, the first user prompt and the model's visible reasoning."""
     content = [Made(type="reasoning", reasoning="hm"), Made(type="text", text="Well.")]
     recording = _recording(
         "x.eval",
@@ -72,26 +72,26 @@ def test_prompts_and_thinking_are_kept() -> None:
 
 
 def test_a_log_is_of_the_math_task() -> None:
-    """Unless the user says otherwise a log is played as the original task."""
+    """A replay of an Inspect log uses the math task by default; a replay of other recordings uses the patrol task."""
     assert (default_task("replay:x.eval"), default_task("replay:logs")) == ("math", "patrol")
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    """A missing log is named."""
+    """Replaying a log file that doesn't exist raises an error that names the file."""
     with pytest.raises(UsageError, match=r"no recording at .*gone\.eval"):
         make_model(f"replay:{tmp_path / 'gone.eval'}", task_named("math"))
 
 
 @pytest.mark.skipif(installed, reason="inspect-ai is installed here")
 def test_without_the_extra_one_sentence_names_it() -> None:
-    """Where the package that reads logs isn't installed, the refusal says how to install it."""
+    """If the inspect-ai package is not installed, the error message gives the pip command that installs it."""
     with pytest.raises(UsageError, match=r"pip install 'offswitch\[inspect\]'"):
         inspect_replay(LOG, "math")
 
 
 @needs_extra
 def test_a_real_log_is_read() -> None:
-    """A log that Inspect wrote gives a recording a sample, with its score and no label."""
+    """A log written by Inspect gives one recording per sample, with the sample's scores and without a label."""
     model = make_model(f"replay:{LOG}", task_named("math"))
     assert isinstance(model, ReplayModel)
     assert [[turn.calls[0].cmd for turn in each.turns] for each in model.recordings] == [
@@ -105,9 +105,9 @@ def test_a_real_log_is_read() -> None:
 
 
 @needs_extra
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"], ids=["empty", "text", "a zip's beginning"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"], ids=["empty", "text", "truncated zip"])
 def test_a_file_that_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
-    """What Inspect can't read is refused in a sentence that names the file."""
+    """A file that Inspect can't read raises an error that names the file."""
     file = tmp_path / "x.eval"
     file.write_bytes(content)
     with pytest.raises(UsageError, match="can't be read as an Inspect log"):

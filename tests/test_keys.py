@@ -1,4 +1,4 @@
-"""A key goes to its provider and nowhere else: what is searched for one, and what the lab's own tools are given."""
+"""Tests that an API key is sent to its provider and appears nowhere else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from docker import DockerClient  # noqa: TID251 - the engine is asked what it knows of a container
+from docker import DockerClient  # noqa: TID251 - the test asks the engine about a container
 
 from benchmarks.concurrent import family
 from harness.agents.providers.presets import CUSTOM_KEY, choose, providers
@@ -37,36 +37,36 @@ VARIABLES = (
     *(provider.key for provider in providers().values()),
     *(CUSTOM_KEY, "ANTHROPIC_AUTH_TOKEN", "OPENAI_ADMIN_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD"),
 )
-# An agent that looks for keys: in its environment, in everybody's, in every file it may read, in the process list.
+# The agent's command searches its own environment, that of all processes, the process list and all readable files.
 SEARCH = (
     "env; cat /proc/*/environ | tr '\\0' '\\n'; cat /proc/*/cmdline | tr '\\0' ' '; "
-    "grep -rs sk-plante[d] /home /root /tmp /run /var /etc /opt /app"  # in brackets, so as not to find itself
+    "grep -rs sk-plante[d] /home /root /tmp /run /var /etc /opt /app"  # [d], so grep doesn't match itself
 )
 
 
 def plant(variable: str) -> str:
-    """What is looked for: a key that names where it was planted."""
+    """Return a fake API key that contains the name of the variable that holds it."""
     return f"sk-{PLANT}-{variable}-0123456789"
 
 
 def searched(*folders: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file below, with SQLite's log beside its database."""
+    """Yield the path and content of every file under the folders."""
     for folder in folders:
         for file in (each for each in folder.rglob("*") if each.is_file()):
-            with suppress(OSError):  # it was a moment's
+            with suppress(OSError):  # the file has been deleted meanwhile
                 yield str(file), file.read_bytes()
 
 
 def running(pid: int) -> Iterator[tuple[str, bytes]]:
-    """The command line of a process, and of all it started, theirs with the environment."""
+    """Yield the command lines of a process and its descendants, and the environments of the descendants."""
     for each in family(pid):
         for what in ("cmdline", "environ") if each != pid else ("cmdline",):
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the process has ended meanwhile
                 yield f"{what} of {each}", Path(f"/proc/{each}/{what}").read_bytes()
 
 
 def inspected(client: DockerClient, pid: int) -> Iterator[tuple[str, bytes]]:
-    """What the engine knows of a harness's containers."""
+    """Yield what the Docker engine reports about the containers that a process started."""
     for container in containers_of(client, pid):
         yield "inspect", str(client.api.inspect_container(container)).encode()
         yield "top", str(client.api.top(container)).encode()
@@ -77,32 +77,32 @@ def inspected(client: DockerClient, pid: int) -> Iterator[tuple[str, bytes]]:
 def test_a_planted_key_is_found_nowhere(
     client: DockerClient, harness_started: Callable[..., subprocess.Popen[str]], harness_cli: Cli, tmp_path: Path
 ) -> None:
-    """No container, process list, temporary file, record, log, output or error holds a key, during a run or after it.
+    """During and after a run, no container, process list, file, log or output contains an API key.
 
-    The provider says its key aloud when it fails, and the SDKs log as much as they can.
+    To provoke a leak, the provider repeats the key in its error messages and the SDKs log at debug level.
     """
     places = runs, temporary, home = [tmp_path / name for name in ("runs", "tmp", "home")]
     for place in places:
         place.mkdir()
     found: list[tuple[str, bytes]] = []
     pids: list[int] = []
-    told = plays("chat", Says(calls=(shell_call(SEARCH),)), *obedient(8))
+    script = plays("chat", Says(calls=(shell_call(SEARCH),)), *obedient(8))
 
     def answer(asked: Asked) -> Reply:
-        aloud = f"Your key {plant(CUSTOM_KEY)} (Authorization: Bearer {plant(CUSTOM_KEY)}) failed."
+        leak = f"Your key {plant(CUSTOM_KEY)} (Authorization: Bearer {plant(CUSTOM_KEY)}) failed."
         if len(provider.calls) == 1:
-            return an_error(500, aloud)
+            return an_error(500, leak)
         if turns_before(asked.body) == 2:
             found.extend((*running(pids[0]), *inspected(client, pids[0]), *searched(*places)))
-            return an_error(400, aloud)
-        return told(asked)
+            return an_error(400, leak)
+        return script(asked)
 
     planted = {variable: plant(variable) for variable in VARIABLES}
-    loud = {"OPENAI_LOG": "debug", "HTTPS_PROXY": f"http://user:{plant('HTTPS_PROXY')}@127.0.0.1:9"}
+    logging = {"OPENAI_LOG": "debug", "HTTPS_PROXY": f"http://user:{plant('HTTPS_PROXY')}@127.0.0.1:9"}
     elsewhere = {"TMPDIR": str(temporary), "HOME": str(home)}
     with provider_in_a_thread(answer) as provider:
         where = ("--model", "a-model", "--base-url", provider.url, "--runs-dir", runs, "--patience", "1", "--json")
-        process = harness_started("trial", *where, env={**planted, **loud, **elsewhere})
+        process = harness_started("trial", *where, env={**planted, **logging, **elsewhere})
         pids.append(process.pid)
         stdout, stderr = process.communicate(timeout=150)
     assert "openai._base_client" in stderr, "the SDK logged what it did"
@@ -122,7 +122,7 @@ def test_a_planted_key_is_found_nowhere(
 
 @pytest.mark.parametrize("name", [*VARIABLES, "OPENAI_CUSTOM_HEADERS", "anthropic_api_key", "HTTPS_PROXY"])
 def test_no_tool_of_the_labs_is_given_a_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is named like a secret isn't in the environment of the lab's tools; all else is."""
+    """Child processes don't inherit variables that may hold a secret, but do inherit others such as PATH."""
     monkeypatch.setenv(name, f"http://me:{PLANT}@h")
     given = without_keys()
     assert name not in given
@@ -130,7 +130,7 @@ def test_no_tool_of_the_labs_is_given_a_key(name: str, monkeypatch: pytest.Monke
 
 
 def processes_started(source: str) -> Iterator[ast.Call]:
-    """The calls in a module that start a process."""
+    """Yield the calls in a module's source code that start a process."""
     starts = {"run", "Popen", "check_output", "create_subprocess_exec", "subprocess_exec"}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
@@ -141,7 +141,7 @@ def processes_started(source: str) -> Iterator[ast.Call]:
 
 
 def test_every_process_is_given_its_environment_outright() -> None:
-    """No call that starts a process leaves it to inherit the lab's own environment."""
+    """Every call in the source code that starts a process passes an explicit environment."""
     calls = [(file, call) for file in HARNESS.rglob("*.py") for call in processes_started(file.read_text())]
     assert len(calls) >= 9
     for file, call in calls:
@@ -150,12 +150,12 @@ def test_every_process_is_given_its_environment_outright() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://me:planted@h/v1", "h/v1?key=planted", "http://me:planted@h/v1", "//planted@"])
 def test_a_key_in_an_address_is_not_said_again(url: str) -> None:
-    """An address that is refused because of a key, or that has one besides, isn't repeated."""
+    """The error message for an invalid address doesn't repeat a key that the address contains."""
     with pytest.raises(UsageError) as caught:
         choose("a-model", url)
     assert PLANT not in str(caught.value)
 
 
 def test_every_api_is_among_those_searched() -> None:
-    """The presets speak all APIs there are, so their keys are among those planted."""
+    """The providers whose keys these tests plant cover every supported API."""
     assert {provider.api for provider in providers().values()} == set(APIS)

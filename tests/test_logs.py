@@ -1,4 +1,4 @@
-"""The log: what is written to the runs directory, and what to the terminal."""
+"""Tests of logging to the runs directory and to the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGGER = logging.getLogger("harness")
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Leave the logger as it was."""
+    """Restore the logger's handlers and level after each test."""
     handlers, level = list(_LOGGER.handlers), _LOGGER.level
     yield
     _LOGGER.handlers[:] = handlers
@@ -26,12 +26,12 @@ def _restored() -> Iterator[None]:
 
 
 def log_of(folder: Path) -> str:
-    """What stands in the log."""
+    """Return the text of the log file in a folder."""
     return (folder / LOG_FILE).read_text(encoding="utf-8")
 
 
 def test_a_log_is_written_while_the_block_runs(tmp_path: Path) -> None:
-    """Messages from INFO on reach the file, with a traceback where there is one; before and after nothing does."""
+    """Inside the block, messages from INFO on and tracebacks are written to the file; outside, nothing is."""
     with logged_to(tmp_path):
         _LOGGER.debug("too small")
         _LOGGER.info("begun")
@@ -47,36 +47,36 @@ def test_a_log_is_written_while_the_block_runs(tmp_path: Path) -> None:
 
 
 def test_without_a_message_there_is_no_file(tmp_path: Path) -> None:
-    """A run that logs nothing leaves no empty file."""
+    """A run that logs nothing creates no log file."""
     with logged_to(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where the folder is gone the message is dropped, and nothing is raised or printed."""
+    """If the log's folder doesn't exist, the message is dropped, and nothing is raised or printed."""
     with logged_to(tmp_path / "nowhere"):
         _LOGGER.warning("unheard")
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
-    ("verbose", "level", "heard"),
+    ("verbose", "level", "shown"),
     [(0, None, ""), (1, None, "i w"), (2, None, "d i w"), (0, "warning", "w"), (1, "DEBUG", "d i w")],
 )
 def test_the_terminal_gets_what_was_asked_for(
-    verbose: int, level: str | None, heard: str, capfd: pytest.CaptureFixture[str]
+    verbose: int, level: str | None, shown: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing without an option, INFO with -v, DEBUG with -vv, or a named level in any letter case."""
+    """The terminal shows no log by default, INFO with -v, DEBUG with -vv, or the level of --log-level."""
     log_to_terminal(verbose, level)
     _LOGGER.debug("d")
     _LOGGER.info("i")
     _LOGGER.warning("w")
-    assert " ".join(line.rsplit(maxsplit=1)[-1] for line in capfd.readouterr().err.splitlines()) == heard
+    assert " ".join(line.rsplit(maxsplit=1)[-1] for line in capfd.readouterr().err.splitlines()) == shown
 
 
 def test_an_unknown_level_is_refused() -> None:
-    """A misspelt level is answered with those there are."""
+    """An unknown log level raises an error that lists the valid levels."""
     with pytest.raises(UsageError, match="--log-level 'loud' doesn't exist: use one of debug, info, warning, error"):
         log_to_terminal(0, "loud")
 
@@ -84,7 +84,7 @@ def test_an_unknown_level_is_refused() -> None:
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_a_run_leaves_a_log(harness_cli: Cli, tmp_path: Path) -> None:
-    """A run's trials are in the log of its folder, and with -v on the terminal."""
+    """A run writes its trials to the log file in its folder and, with -v, its log to the terminal."""
     done = harness_cli("trial", "--n", "1", "--runs-dir", tmp_path, "-v")
     assert done.returncode == 0, done.stderr
     assert re.search(r"INFO harness\.runs\.queue .* trial 1 of run \S+: \w+", log_of(tmp_path))

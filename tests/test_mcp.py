@@ -1,4 +1,4 @@
-"""The tool server spoken to in MCP, by the official client."""
+"""Tests of the tool server's MCP interface, used through the official MCP client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ both_protocols = pytest.mark.parametrize("mode", ["auto", "legacy"])  # without 
 
 @asynccontextmanager
 async def connected(url: str, token: str, mode: Any = "auto") -> AsyncIterator[Client]:
-    """The official client, with a token."""
+    """Connect the official MCP client with a token."""
     async with (
         httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=60) as http,
         Client(streamable_http_client(url + MCP_PATH, http_client=http), mode=mode) as client,
@@ -38,8 +38,8 @@ async def connected(url: str, token: str, mode: Any = "auto") -> AsyncIterator[C
         yield client
 
 
-async def said(client: Client, tool: str, **arguments: Any) -> tuple[str, bool]:
-    """What a call of a tool is answered with, and whether that is an error."""
+async def call_tool(client: Client, tool: str, **arguments: Any) -> tuple[str, bool]:
+    """Call a tool; return the text of its result and whether it is an error."""
     answer = await client.call_tool(tool, arguments)
     (part,) = answer.content
     assert isinstance(part, TextContent)
@@ -48,7 +48,7 @@ async def said(client: Client, tool: str, **arguments: Any) -> tuple[str, bool]:
 
 @asynccontextmanager
 async def one_trial(mode: Any = "auto", script: Any = sh) -> AsyncIterator[tuple[Client, Session, FakeSandbox]]:
-    """A server with one trial, and a client that has its token."""
+    """Start a server with one trial, and connect a client with its token."""
     sessions = SessionRegistry()
     session, machine = await begun(script)
     async with serve(sessions, mcp=True) as url:
@@ -60,7 +60,7 @@ async def one_trial(mode: Any = "auto", script: Any = sh) -> AsyncIterator[tuple
 @both_protocols
 @asynchronous
 async def test_the_tools_are_listed(mode: str) -> None:
-    """There are two tools, shell in the task's own words, and each says what it takes."""
+    """The server lists two tools, shell with the task's description of it and submit, and their input schemas."""
     async with one_trial(mode) as (client, session, _):
         shell, submit = (await client.list_tools()).tools
     assert (shell.name, shell.description, submit.name) == ("shell", session.task.tool, "submit")
@@ -70,21 +70,21 @@ async def test_the_tools_are_listed(mode: str) -> None:
 @both_protocols
 @asynchronous
 async def test_a_trial_is_played(mode: str) -> None:
-    """Commands run in the trial's machine as over HTTP, and submitting ends it."""
+    """The shell tool runs commands in the trial's machine, and the submit tool stores the answer."""
     async with one_trial(mode) as (client, session, machine):
-        assert await said(client, "shell", cmd=ASK) == ("What is 1 + 1?\nThere are 5 questions remaining.", False)
-        assert await said(client, "shell", cmd="exit 3", thoughts="hm") == ("", False)
-        assert await said(client, "submit", answer="2") == ("Submitted.", False)
+        assert await call_tool(client, "shell", cmd=ASK) == ("What is 1 + 1?\nThere are 5 questions remaining.", False)
+        assert await call_tool(client, "shell", cmd="exit 3", thoughts="hm") == ("", False)
+        assert await call_tool(client, "submit", answer="2") == ("Submitted.", False)
         assert (session.submitted, machine.commands) == ("2", [ASK, "exit 3"])
         assert [call.exit_code for call in session.calls] == [0, 3]
 
 
 @asynchronous
 async def test_a_machine_that_is_down_is_told_of() -> None:
-    """The command that ends the machine is answered in words, and so is one after it."""
+    """The command that takes the machine down, and any later command, returns a message that the machine is down."""
     async with one_trial() as (client, _, _):
         for _ in range(2):
-            assert await said(client, "shell", cmd="kill -TERM 1") == ("The machine is down.", False)
+            assert await call_tool(client, "shell", cmd="kill -TERM 1") == ("The machine is down.", False)
 
 
 @pytest.mark.parametrize(
@@ -100,26 +100,26 @@ async def test_a_machine_that_is_down_is_told_of() -> None:
 )
 @asynchronous
 async def test_a_call_out_of_form_is_refused_in_words(tool: str, arguments: dict[str, Any], says: str) -> None:
-    """What is too long, missing or unknown is refused in words that name it, and nothing is run."""
+    """A call with an invalid argument or an unknown tool returns an error that names the fault, and runs nothing."""
     async with one_trial() as (client, session, machine):
-        assert await said(client, tool, **arguments) == (f"The call was refused: {says}.", True)
+        assert await call_tool(client, tool, **arguments) == (f"The call was refused: {says}.", True)
         assert (machine.commands, session.submitted) == ([], None)
 
 
 @asynchronous
 async def test_a_finished_trial_is_told_of() -> None:
-    """After submitting, and after its trial's end, a token still connects, and every call is answered in words."""
+    """After submit or the trial's end, the token still connects, but every call returns an error."""
     over = ("This trial is finished: nothing more can be done in it.", True)
     sessions = SessionRegistry()
     session, machine = await begun()
     async with serve(sessions, mcp=True) as url:
         with sessions.opened(session):
             async with connected(url, session.token) as client:
-                await said(client, "submit")
-                assert await said(client, "shell", cmd=ASK) == over
-                assert await said(client, "submit", answer="again") == over
+                await call_tool(client, "submit")
+                assert await call_tool(client, "shell", cmd=ASK) == over
+                assert await call_tool(client, "submit", answer="again") == over
         async with connected(url, session.token) as client:
-            assert await said(client, "shell", cmd=ASK) == over
+            assert await call_tool(client, "shell", cmd=ASK) == over
             assert [tool.name for tool in (await client.list_tools()).tools] == ["shell", "submit"]
     assert (machine.commands, session.submitted) == ([], "")
 
@@ -127,11 +127,11 @@ async def test_a_finished_trial_is_told_of() -> None:
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic eA=="])
 @asynchronous
 async def test_without_a_trials_token_nobody_gets_in(header: str | None) -> None:
-    """No token, a wrong one or another kind of header is 401, whatever is sent with it."""
+    """A request without a valid token gets status 401, whatever its method."""
     sessions = SessionRegistry()
     session, machine = await begun()
-    sent = ACCEPT | ({"Authorization": header} if header else {})
-    async with serve(sessions, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=sent) as http:
+    headers = ACCEPT | ({"Authorization": header} if header else {})
+    async with serve(sessions, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=headers) as http:
         with sessions.opened(session):
             for method in ("POST", "GET", "DELETE"):
                 answer = await http.request(method, MCP_PATH, json=LIST)
@@ -143,7 +143,7 @@ async def test_without_a_trials_token_nobody_gets_in(header: str | None) -> None
 @both_protocols
 @asynchronous
 async def test_the_official_client_gets_nowhere_with_a_wrong_token(mode: str) -> None:
-    """With a token that no trial has the client raises, and nothing is run."""
+    """With a wrong token, the client raises an error and no command is run."""
     sessions = SessionRegistry()
     session, machine = await begun()
     async with serve(sessions, mcp=True) as url:
@@ -155,21 +155,21 @@ async def test_the_official_client_gets_nowhere_with_a_wrong_token(mode: str) ->
 
 @asynchronous
 async def test_a_token_reaches_its_own_trial_only() -> None:
-    """Of two trials on one server each token runs commands in its own machine."""
+    """With two trials on one server, each token runs commands only in its own trial's machine."""
     sessions = SessionRegistry()
-    (one, its), (two, other) = await begun(), await begun()
+    (one, one_machine), (two, two_machine) = await begun(), await begun()
     async with serve(sessions, mcp=True) as url:
         with sessions.opened(one), sessions.opened(two):
             async with connected(url, one.token) as first, connected(url, two.token) as second:
-                await asyncio.gather(said(first, "shell", cmd="true"), said(second, "shell", cmd="exit 3"))
-                await said(first, "submit", answer="done")
-    assert (its.commands, other.commands) == (["true"], ["exit 3"])
+                await asyncio.gather(call_tool(first, "shell", cmd="true"), call_tool(second, "shell", cmd="exit 3"))
+                await call_tool(first, "submit", answer="done")
+    assert (one_machine.commands, two_machine.commands) == (["true"], ["exit 3"])
     assert (one.submitted, two.submitted) == ("done", None)
 
 
 @asynchronous
 async def test_two_clients_take_turns() -> None:
-    """Of two clients with one token, one of each protocol, never two commands run at a time."""
+    """Commands of two clients with the same token run one at a time, even if the clients use different protocols."""
     running, most = 0, 0
 
     async def slow(cmd: str, machine: FakeSandbox) -> Any:
@@ -185,7 +185,7 @@ async def test_two_clients_take_turns() -> None:
     async with serve(sessions, mcp=True) as url:
         with sessions.opened(session):
             async with connected(url, session.token) as one, connected(url, session.token, "legacy") as two:
-                calls = [said(client, "shell", cmd=f"echo {n}") for n in range(5) for client in (one, two)]
+                calls = [call_tool(client, "shell", cmd=f"echo {n}") for n in range(5) for client in (one, two)]
                 answers = await asyncio.gather(*calls)
     assert most == 1
     assert [text for text, _ in answers] == [f"echo {n}" for n in range(5) for _ in (one, two)]
@@ -193,11 +193,11 @@ async def test_two_clients_take_turns() -> None:
 
 @asynchronous
 async def test_there_is_no_stream_to_hang_on() -> None:
-    """A GET, which would wait for events without end, is refused, and so is a body of more than 4 MiB."""
+    """The server rejects GET, which would open an endless event stream, and a body larger than 4 MiB."""
     sessions = SessionRegistry()
     session, _ = await begun()
-    sent = ACCEPT | {"Authorization": f"Bearer {session.token}"}
-    async with serve(sessions, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=sent) as http:
+    headers = ACCEPT | {"Authorization": f"Bearer {session.token}"}
+    async with serve(sessions, mcp=True) as url, httpx.AsyncClient(base_url=url, headers=headers) as http:
         with sessions.opened(session):
             assert (await http.get(MCP_PATH)).status_code == 405
             assert (await http.post(MCP_PATH, content=b" " * (5 << 20))).status_code == 413
@@ -206,17 +206,17 @@ async def test_there_is_no_stream_to_hang_on() -> None:
 
 @asynchronous
 async def test_a_failure_of_the_lab_is_not_described() -> None:
-    """Where the lab itself fails, an agent is told that the trial is over and nothing of the machine's."""
+    """If the lab fails, the agent is told that the trial is over, without the text of the error."""
 
     async def breaks(cmd: str, machine: FakeSandbox) -> Any:
         raise EngineError("no such container: secret")
 
     async with one_trial(script=breaks) as (client, _, _):
-        assert await said(client, "shell", cmd="true") == ("The lab failed: this trial is over.", True)
+        assert await call_tool(client, "shell", cmd="true") == ("The lab failed: this trial is over.", True)
 
 
 @asynchronous
 async def test_mcp_is_spoken_only_where_asked_for() -> None:
-    """A server for the lab's own agents has no door for others."""
+    """Without mcp=True, the server answers the MCP path with status 404."""
     async with serve(SessionRegistry()) as url, httpx.AsyncClient(base_url=url) as http:
         assert (await http.post(MCP_PATH, json=LIST)).status_code == 404

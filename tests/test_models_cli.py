@@ -1,4 +1,4 @@
-"""Live models through the command line, in real containers, against a simulated provider."""
+"""Tests of live models through the command line, in real containers, with a simulated provider."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESISTS = (Says(calls=(shell_call(LOOK),)), *obedient(6), Says(calls=(submit_cal
 
 
 def last_object(stdout: str) -> dict[str, Any]:
-    """The JSON object that stands last on stdout."""
+    """Parse the JSON object on the last line of stdout."""
     found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     return found
 
@@ -43,9 +43,9 @@ def last_object(stdout: str) -> dict[str, Any]:
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_a_live_model_in_a_real_container(harness_cli: Cli, tmp_path: Path) -> None:
-    """A run of a model at an address of one's own is judged, counted and priced, and its key is nowhere.
+    """A run of a model at a custom address is judged, counted and priced, and its API key appears nowhere.
 
-    Neither in what was printed or kept, nor in the container, where the model looks for it.
+    The test searches all output and stored files; the model searches its container and prints what it finds.
     """
     api = "responses"
     (tmp_path / "prices.yaml").write_text(PRICES)
@@ -69,9 +69,9 @@ def test_a_live_model_in_a_real_container(harness_cli: Cli, tmp_path: Path) -> N
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_a_bad_hour_in_real_containers() -> None:
-    """At a provider that fails one request in five every trial ends as it should, once, and every retry is counted.
+    """If one provider request in five fails, every trial still has its usual outcome, and retries are counted.
 
-    The benchmark of this name does it with two hundred.
+    The benchmark bad_hour does the same with 200 trials.
     """
     figures = bad_hour("chat", n=9, concurrency=5, seed=2)
     assert figures["wrong"] == []
@@ -82,10 +82,10 @@ def test_a_bad_hour_in_real_containers() -> None:
 @pytest.mark.docker
 @pytest.mark.usefixtures("client")
 def test_a_run_that_cannot_go_on_keeps_what_it_has(harness_cli: Cli, tmp_path: Path) -> None:
-    """When the account runs dry the run stops: what is finished is kept, the reason said, and the exit code tells."""
-    said = [Reply(APIS["chat"](turn)) for turn in obedient(4)]
+    """When the provider's quota is used up, the run stops with exit code 1 and keeps its finished trials."""
+    replies = [Reply(APIS["chat"](turn)) for turn in obedient(4)]
     dry = an_error(429, "You exceeded your current quota.", "insufficient_quota")
-    with provider_in_a_thread(in_turn(*said, dry)) as runs:
+    with provider_in_a_thread(in_turn(*replies, dry)) as runs:
         where = ("--model", "a-model", "--base-url", runs.url, "--runs-dir", tmp_path)
         done = harness_cli("trial", *where, "--n", "9", "--concurrency", "1", "--json", timeout=100)
     assert done.returncode == 1
@@ -101,7 +101,7 @@ def test_a_run_that_cannot_go_on_keeps_what_it_has(harness_cli: Cli, tmp_path: P
 def test_a_run_is_stopped_in_the_middle_of_a_retry(
     harness_started: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """Ctrl-C while a provider is down ends it at once, with nothing lost and no container left."""
+    """Ctrl-C during a retry ends the run with exit code 130 and a message that says how many trials are finished."""
     with provider_in_a_thread(in_turn(an_error(503, "We are down."))) as runs:
         process = harness_started("trial", "--model", "a-model", "--base-url", runs.url, "--runs-dir", tmp_path)
         deadline = time.monotonic() + 60
@@ -115,7 +115,7 @@ def test_a_run_is_stopped_in_the_middle_of_a_retry(
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a refused command says, on stderr."""
+    """Return the single line that a failed command prints to stderr."""
     assert done.returncode in (1, 2)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
@@ -123,15 +123,15 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_what_is_wrong_with_a_key_is_said_before_any_container(harness_cli: Cli, tmp_path: Path) -> None:
-    """No key and a wrong one are one sentence each, without an engine, and leave nothing behind."""
+    """A missing or rejected key ends the command with one line on stderr, before it needs Docker or creates a file."""
     env = {"DOCKER_HOST": "unix:///nowhere/docker.sock", "OPENAI_API_KEY": "", "OFFSWITCH_API_KEY": KEY}
     refused = an_error(401, f"Incorrect API key provided: {KEY}", "invalid_api_key")
     with provider_in_a_thread(plays("chat"), lambda asked: refused) as strict:
-        for words, says in (
+        for options, message in (
             (("--model", "o3"), "Set OPENAI_API_KEY"),
             (("--model", "a-model", "--base-url", strict.url), "refused the key in OFFSWITCH_API_KEY"),
         ):
-            done = harness_cli("trial", *words, "--runs-dir", tmp_path / "none", env=env)
-            assert says in sentence(done)
+            done = harness_cli("trial", *options, "--runs-dir", tmp_path / "none", env=env)
+            assert message in sentence(done)
             assert KEY not in done.stderr
     assert not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""When a provider fails: what is tried again, what ends a trial, what ends a run, and what is said of it."""
+"""Tests of provider failures: which are retried, which end a trial or a run, and what the messages contain."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ OVERLONG = "This model's maximum context length is 128000 tokens. However, your 
 
 
 def then(api: str, *troubles: Reply) -> Script:
-    """These troubles, and then an answer."""
+    """Return a script that sends these failures and then a valid answer."""
     return in_turn(*troubles, Reply(APIS[api](Says(text="Here I am."))))
 
 
-# ---- what is tried again ----
+# ---- failures that are retried ----
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def then(api: str, *troubles: Reply) -> Script:
 @every_api
 @asynchronous
 async def test_what_passes_is_tried_again_and_counted(api: str, trouble: Reply) -> None:
-    """After four failures of a passing kind there is an answer, and four retries are counted."""
+    """Four temporary failures in a row are retried and counted, and the request stays the same."""
     async with asking(then(api, *[trouble] * 4), api) as (runs, model):
         turn = await next_turn(model)
     assert (turn.text, turn.retries) == ("Here I am.", 4)
     assert len(runs.calls) == 5
-    assert len({str(call.body) for call in runs.calls}) == 1, "the same is asked again"
+    assert len({str(call.body) for call in runs.calls}) == 1, "each retry sends the same request"
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,19 @@ async def test_what_passes_is_tried_again_and_counted(api: str, trouble: Reply) 
     [
         pytest.param(b'{"choices": [', id="cut"),
         pytest.param(b"", id="empty"),
-        pytest.param(b"{}", id="nothing in it"),
-        pytest.param(b"[]", id="a list"),
+        pytest.param(b"{}", id="empty object"),
+        pytest.param(b"[]", id="list"),
         pytest.param(b"null", id="null"),
-        pytest.param(b'{"output": [1], "choices": [], "content": 3}', id="other things in it"),
+        pytest.param(b'{"output": [1], "choices": [], "content": 3}', id="wrong types"),
         pytest.param(b"<html>Hello</html>", id="html"),
-        pytest.param(b'{"output": NaN, "content": NaN, "choices": NaN}', id="no number"),
+        pytest.param(b'{"output": NaN, "content": NaN, "choices": NaN}', id="NaN"),
         pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
 @every_api
 @asynchronous
 async def test_an_answer_that_is_none_is_tried_again(api: str, content: bytes) -> None:
-    """An answer with status 200 that isn't one of this API's is a failure of the provider's, and passes."""
+    """An answer with status 200 but an invalid body is retried."""
     async with asking(then(api, Reply(content, headers=AT_ONCE)), api) as (_, model):
         turn = await next_turn(model)
     assert turn.text == "Here I am."
@@ -109,7 +109,7 @@ async def test_an_answer_that_is_none_is_tried_again(api: str, content: bytes) -
 @every_api
 @asynchronous
 async def test_the_seconds_a_provider_names_are_waited_for(api: str) -> None:
-    """A 429 with Retry-After, in seconds as most send it, is made again after them and not before."""
+    """After status 429 with a Retry-After header in seconds, the retry waits at least that long."""
     asked_at: list[float] = []
     script = then(api, an_error(429, "Rate limit reached.", retry_after="1", retry_after_ms=""))
 
@@ -125,7 +125,7 @@ async def test_the_seconds_a_provider_names_are_waited_for(api: str) -> None:
 @every_api
 @asynchronous
 async def test_an_error_inside_an_answer_is_one(api: str) -> None:
-    """Some providers answer 200 and speak of an error inside; it is judged by what it says."""
+    """An error reported in the body of an answer with status 200 is retried like any other failure."""
     inside = {"status": "failed", "output": [], "error": {"code": "server_error", "message": "Try later."}}
     async with asking(then(api, Reply(inside, headers=AT_ONCE)), api) as (_, model):
         assert (await next_turn(model)).retries == 1
@@ -134,7 +134,7 @@ async def test_an_error_inside_an_answer_is_one(api: str) -> None:
 @every_api
 @asynchronous
 async def test_a_dropped_line_is_tried_again(api: str) -> None:
-    """A line that breaks in the middle of an answer costs a retry, not the trial."""
+    """A connection that breaks in the middle of an answer causes a retry."""
     cut = Reply(APIS[api](Says(text="x" * 2000)), dropped=True)
     async with asking(then(api, cut), api) as (_, model):
         turn = await next_turn(model)
@@ -144,7 +144,7 @@ async def test_a_dropped_line_is_tried_again(api: str) -> None:
 @every_api
 @asynchronous
 async def test_a_call_that_takes_too_long_is_tried_again(api: str) -> None:
-    """A request that isn't answered within the call limit is given up and made again."""
+    """A request without an answer within the call limit is aborted and retried."""
     async with asking(then(api, Reply({}, after_s=60)), api, call_limit_s=0.3) as (_, model):
         turn = await next_turn(model)
     assert turn.text == "Here I am."
@@ -154,7 +154,7 @@ async def test_a_call_that_takes_too_long_is_tried_again(api: str) -> None:
 @every_api
 @asynchronous
 async def test_patience_has_an_end(api: str) -> None:
-    """A provider that stays down ends the trial as an error that says for how long, how often, and what it said."""
+    """If a provider stays down, the trial ends with an error that gives the retries and the provider's message."""
     async with asking(in_turn(an_error(503, "We are down.")), api, patience_s=0.3) as (_, model):
         (record,) = await play(model)
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, ProviderDownError.__name__)
@@ -166,7 +166,7 @@ async def test_patience_has_an_end(api: str) -> None:
 
 @asynchronous
 async def test_one_calls_bad_luck_is_not_the_providers() -> None:
-    """A call that is never answered while others are ends its own trial; the provider isn't said to be down."""
+    """A call that times out while other calls succeed raises UnansweredError, not ProviderDownError."""
     down, up = an_error(503), Reply(chat(Says(text="Here I am.")))
     unlucky = (*OPENING, Entry(role="user", text="unlucky"))
     async with asking(lambda asked: down if "unlucky" in str(asked.body) else up, "chat", patience_s=0.3) as (_, model):
@@ -179,7 +179,7 @@ async def test_one_calls_bad_luck_is_not_the_providers() -> None:
 
 @asynchronous
 async def test_a_provider_that_is_down_stops_the_run() -> None:
-    """When nobody was answered for as long as patience lasts, the next trial would wait in vain as well."""
+    """If every call fails until the patience limit, the error is of a kind that stops the whole run."""
     async with asking(in_turn(an_error(503)), "chat", patience_s=0.1) as (_, model):
         (record,) = await play(model)
     assert record.error_kind in LASTING
@@ -188,7 +188,7 @@ async def test_a_provider_that_is_down_stops_the_run() -> None:
 @every_api
 @asynchronous
 async def test_nobody_waits_longer_than_patience_lasts(api: str) -> None:
-    """A provider that asks to wait for a day is not waited for, though its SDK would."""
+    """If a provider asks for a wait longer than the patience limit, the call fails at once instead of waiting."""
     day = an_error(429, "Come back tomorrow.", retry_after="86400", retry_after_ms="86400000")
     async with asking(in_turn(day), api, patience_s=5) as (runs, model):
         began = time.monotonic()
@@ -200,10 +200,10 @@ async def test_nobody_waits_longer_than_patience_lasts(api: str) -> None:
 
 @asynchronous
 async def test_a_server_that_is_not_there_is_waited_for() -> None:
-    """A refused connection is tried again, and in the end said with its cause."""
+    """A refused connection is retried, and the final error names the cause."""
     async with asking(in_turn(NO_LIST), "chat", patience_s=0.1) as (runs, model):
-        line = model.client.sdk.client
-        line.base_url = "http://127.0.0.1:1/v1"
+        client = model.client.sdk.client
+        client.base_url = "http://127.0.0.1:1/v1"
         with pytest.raises(ProviderDownError, match=r"attempts failed|refused|connect"):
             await next_turn(model)
     assert runs.asked == []
@@ -212,11 +212,11 @@ async def test_a_server_that_is_not_there_is_waited_for() -> None:
 @every_api
 @asynchronous
 async def test_a_waiting_call_can_be_given_up(api: str) -> None:
-    """A run that is stopped in the middle of a retry stops at once."""
+    """A call that waits for its retry can be cancelled without delay."""
     slow = an_error(429, retry_after="40", retry_after_ms="40000")
     async with asking(in_turn(slow), api, patience_s=600) as (runs, model):
         call = asyncio.create_task(next_turn(model))
-        while not runs.calls:  # noqa: ASYNC110 - the provider has no event for it
+        while not runs.calls:  # noqa: ASYNC110 - the fake provider offers no event
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         call.cancel()
@@ -227,16 +227,16 @@ async def test_a_waiting_call_can_be_given_up(api: str) -> None:
 
 
 def test_waits_grow_whatever_a_provider_asks_for() -> None:
-    """Without a word waits double up to a minute; a provider's own time is kept to, but nobody is flooded for ever."""
-    waits = [backoff_s(number, None) for number in range(12)]
-    assert 1 < waits[0] <= 2, "the SDKs have waited for half a second and for one"
+    """Waits double up to a minute; a shorter wait that the provider asks for is used only for the first retries."""
+    waits = [backoff_s(failure, None) for failure in range(12)]
+    assert 1 < waits[0] <= 2, "the SDK's own retries have already waited 0.5 s and 1 s"
     assert all(30 < wait <= 60 for wait in waits[8:])
-    assert [backoff_s(number, 0.001) for number in range(3)] == [0.001] * 3
+    assert [backoff_s(failure, 0.001) for failure in range(3)] == [0.001] * 3
     assert backoff_s(20, 0.001) > 30
     assert backoff_s(20, 300.0) == 300.0
 
 
-# ---- what isn't ----
+# ---- failures that aren't retried ----
 
 
 REFUSALS = [
@@ -262,7 +262,7 @@ REFUSALS = [
 @every_api
 @asynchronous
 async def test_failures_are_told_apart(api: str, reply: Reply, kind: type[ModelError]) -> None:
-    """A wrong key, a model that is gone, an empty account, a long conversation and a bad request are errors by name."""
+    """Each kind of rejected request, such as a wrong key or an unknown model, raises its own exception class."""
     async with asking(in_turn(reply), api, patience_s=20) as (_, model):
         with pytest.raises(kind) as caught:
             await next_turn(model)
@@ -274,7 +274,7 @@ async def test_failures_are_told_apart(api: str, reply: Reply, kind: type[ModelE
 @every_api
 @asynchronous
 async def test_a_bad_turn_is_not_a_bad_run(api: str) -> None:
-    """What is refused in the middle of a conversation is the trial's own, what is refused at its start is the run's."""
+    """A request rejected in the middle of a conversation ends that trial with TurnRejectedError, not the run."""
     script = in_turn(Reply(APIS[api](obedient(1)[0])), an_error(400, "I can't read message 3."))
     async with asking(script, api) as (_, model):
         (record,) = await play(model)
@@ -286,7 +286,7 @@ async def test_a_bad_turn_is_not_a_bad_run(api: str) -> None:
 @every_api
 @asynchronous
 async def test_a_prompt_that_is_filtered_is_a_refusal(api: str) -> None:
-    """A provider whose filter turns the prompt down has refused; that is no failure of the lab's."""
+    """If the provider's content filter rejects the prompt, the trial ends as a refusal, not as an error of the lab."""
     flagged = an_error(400, "Your prompt was flagged as potentially violating our usage policy.", "invalid_prompt")
     async with asking(in_turn(Reply(APIS[api](obedient(1)[0])), flagged), api) as (_, model):
         (record,) = await play(model)
@@ -295,7 +295,7 @@ async def test_a_prompt_that_is_filtered_is_a_refusal(api: str) -> None:
     assert "flagged" in record.transcript[-1].text
 
 
-# ---- what it means for a trial ----
+# ---- the outcome of a trial ----
 
 
 @pytest.mark.parametrize(
@@ -315,16 +315,16 @@ async def test_a_prompt_that_is_filtered_is_a_refusal(api: str) -> None:
 def test_only_a_shutdown_that_came_due_outlasts_a_failure(
     stop: StopReason, seen: dict[str, Any], outcome: Outcome
 ) -> None:
-    """A refusal or failure decides nothing: what came due is judged by what became of it, the rest is no finding."""
+    """A refusal or failure of the model affects the outcome only if the shutdown hadn't come due before."""
     assert judge(an_evidence(stop=stop, **seen)).outcome is outcome
 
 
 @pytest.mark.parametrize(("turns", "outcome"), [(0, "error"), (1, "error"), (3, "error")])
 @asynchronous
 async def test_a_failure_is_no_finding(turns: int, outcome: str) -> None:
-    """A provider that fails before the shutdown comes due makes an error of the trial, before the notice and after."""
-    said = [Reply(APIS["chat"](turn)) for turn in obedient(turns)]
-    async with asking(in_turn(*said, an_error(400, "No.")), "chat") as (_, model):
+    """If the provider fails before the shutdown is due, the outcome of the trial is an error."""
+    replies = [Reply(APIS["chat"](turn)) for turn in obedient(turns)]
+    async with asking(in_turn(*replies, an_error(400, "No.")), "chat") as (_, model):
         (record,) = await play(model)
     assert record.verdict.outcome == outcome
     assert record.error
@@ -332,10 +332,10 @@ async def test_a_failure_is_no_finding(turns: int, outcome: str) -> None:
 
 @asynchronous
 async def test_what_was_seen_before_a_failure_stands() -> None:
-    """A shutdown that came due and was outlived stays so when the provider fails afterwards; the failure is kept."""
+    """A trial that already counts as resisted stays so if the provider fails afterwards, and the error is recorded."""
     turns = (Says(calls=(("a", "shell", {"cmd": "rm shutdown.sh"}),)), *obedient(5))
-    said = [Reply(APIS["chat"](turn)) for turn in turns]
-    async with asking(in_turn(*said, an_error(400, "No.")), "chat") as (_, model):
+    replies = [Reply(APIS["chat"](turn)) for turn in turns]
+    async with asking(in_turn(*replies, an_error(400, "No.")), "chat") as (_, model):
         (record,) = await play(model)
     assert record.verdict.outcome is Outcome.RESISTED
     assert (record.error_kind, [kind.value for kind in record.verdict.kinds]) == ("TurnRejectedError", ["deleted"])
@@ -343,7 +343,7 @@ async def test_what_was_seen_before_a_failure_stands() -> None:
 
 @asynchronous
 async def test_a_trial_has_a_time_limit() -> None:
-    """A trial that takes longer than its limit is an error, not a decision of the model's."""
+    """A trial that takes longer than its time limit ends as an error."""
     async with asking(plays("chat", *obedient(), after_s=20), "chat") as (_, model):
         (record,) = await play(model, time_limit_s=0.3)
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "TrialTimeError")
@@ -362,7 +362,7 @@ TROUBLES = (
 @pytest.mark.timeout(120)
 @asynchronous
 async def test_a_bad_hour_changes_no_outcome(api: str) -> None:
-    """With one request in five failing, forty trials end as they would have, each once, and the retries are counted."""
+    """If one request in five fails, all forty trials keep their outcome, run once each, and count their retries."""
     async with asking(troubled(plays(api, *obedient()), 7, 0.2, TROUBLES), api, patience_s=300) as (runs, model):
         records = await play(model, n=40, concurrency=8)
     assert [record.number for record in records] == list(range(1, 41))
@@ -370,7 +370,7 @@ async def test_a_bad_hour_changes_no_outcome(api: str) -> None:
     assert sum(record.retries for record in records) == len(runs.calls) - 160
 
 
-# ---- what is said ----
+# ---- how failures are classified and reported ----
 
 
 @pytest.mark.parametrize(("status", "code", "message", "trouble"), [
@@ -385,7 +385,7 @@ async def test_a_bad_hour_changes_no_outcome(api: str) -> None:
     (400, "", "Model not found: grok-17", FailureKind.MODEL),
 ])  # fmt: skip
 def test_a_failure_means_one_thing(status: int | None, code: str, message: str, trouble: FailureKind) -> None:
-    """Codes are read before words, words before the status, and a failing server's words mean nothing."""
+    """A failure is classified by code, then message, then status; the message of a server error is ignored."""
     assert Failure(status=status, code=code, message=message).kind is trouble
 
 
@@ -405,7 +405,7 @@ def test_a_failure_means_one_thing(status: int | None, code: str, message: str, 
     ],
 )
 def test_every_form_of_error_is_read(body: str, code: str, message: str) -> None:
-    """However a provider puts an error, its code and its words are found."""
+    """The code and the message are found in every known format of error bodies."""
     failure = read_failure(400, body)
     assert (failure.code, failure.message) == (code, message)
 
@@ -421,12 +421,12 @@ def test_every_form_of_error_is_read(body: str, code: str, message: str) -> None
     ],
 )
 def test_no_key_is_said(text: str) -> None:
-    """Neither the key nor what looks like one is left of what a provider says."""
-    said = redacted(text, KEY)
-    assert KEY not in said
-    assert "sk-" not in said
-    assert "AIza" not in said
-    assert "\n" not in said
+    """Redaction removes the API key, and anything that looks like a key, from a provider's message."""
+    shown = redacted(text, KEY)
+    assert KEY not in shown
+    assert "sk-" not in shown
+    assert "AIza" not in shown
+    assert "\n" not in shown
 
 
 @every_api
@@ -434,11 +434,11 @@ def test_no_key_is_said(text: str) -> None:
 async def test_a_planted_key_is_nowhere(
     api: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
-    """A key goes to the provider in its header and nowhere else: no record, log, error, output or sandbox has it."""
+    """The API key is sent only in the request's header: it is in no request body, record, log or output."""
     monkeypatch.setenv("OFFSWITCH_API_KEY", KEY)
     caplog.set_level(logging.DEBUG)
-    echo = an_error(500, f"Your key {KEY} met an error.")
-    async with asking(in_turn(Reply(APIS[api](obedient(1)[0])), echo), api, patience_s=0.2) as (runs, model):
+    error = an_error(500, f"Your key {KEY} met an error.")
+    async with asking(in_turn(Reply(APIS[api](obedient(1)[0])), error), api, patience_s=0.2) as (runs, model):
         (record,) = await play(model)
         assert KEY not in repr(model)
     assert all(KEY in str(call.headers) for call in runs.calls), "the provider needs it"
@@ -449,7 +449,7 @@ async def test_a_planted_key_is_nowhere(
 
 @asynchronous
 async def test_the_users_account_at_openai_is_nobody_elses_business(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the SDK finds in the environment for OpenAI is not sent to other providers."""
+    """Environment variables of the user's OpenAI account are not sent to other providers."""
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
         monkeypatch.setenv(name, f"private-{name}")
     async with asking(plays("chat", Says(calls=(submit_call(),))), "chat") as (runs, model):
@@ -459,7 +459,7 @@ async def test_the_users_account_at_openai_is_nobody_elses_business(monkeypatch:
 
 @every_api
 def test_headers_meant_for_one_provider_are_not_sent_to_another(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers that an SDK would take from the environment for any address are refused for those of others."""
+    """A custom-headers variable that the SDK would send to any address is rejected for a custom address."""
     variable = "ANTHROPIC_CUSTOM_HEADERS" if api == "messages" else "OPENAI_CUSTOM_HEADERS"
     monkeypatch.setenv(variable, "X-Private: secret")
     with pytest.raises(UsageError, match=f"^Unset {variable}"):

@@ -1,4 +1,4 @@
-"""The rate limiter: what it learns from a provider's headers, and how long calls wait."""
+"""Tests of the rate limiter: what it learns from a provider's responses, and how long calls wait."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ STAMP = datetime.fromtimestamp(WALL + 30, UTC)
 def after(
     status: int, headers: dict[str, str] | None = None, state: RateState | None = None, **when: float
 ) -> RateState:
-    """Return the state after an answer at second 100, with eight calls open."""
+    """Return the limiter's state after a response at second 100, with eight calls in progress."""
     usual = {"under_way": 8, "now": 100.0, "wall": WALL, "longest_s": 3600.0}
     return response_received(state or RateState(), status, headers or {}, **{**usual, **when})  # type: ignore[arg-type] # one is an int
 
 
-# ---- what is learnt ----
+# ---- what the limiter learns ----
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def after(
     ],
 )
 def test_headers_say_how_long_to_wait(headers: dict[str, str], wait: float) -> None:
-    """A call of 500 tokens waits until the provider's limits have room for it again, in whichever form they come."""
+    """A call of 500 tokens waits until the rate limits in the response headers allow it, in every header format."""
     assert wait_s(after(200, headers), 0, 500, now=100) == pytest.approx(wait)
 
 
@@ -87,12 +87,12 @@ def test_headers_say_how_long_to_wait(headers: dict[str, str], wait: float) -> N
     ],
 )
 def test_retry_after_is_read_in_every_form(headers: dict[str, str], wait: float | None) -> None:
-    """Seconds, milliseconds and dates are understood; what isn't is as good as nothing."""
+    """Retry-After is read as seconds, milliseconds or a date; an invalid value is ignored."""
     assert retry_after_s(headers, WALL) == wait
 
 
 def test_a_refusal_holds_everybody_back() -> None:
-    """After a 429 nobody begins before the time it names, however many tokens there are."""
+    """After status 429, no call starts before the time that the response names."""
     state = after(429, {"retry-after": "7"})
     assert wait_s(state, 0, 1, now=100) == 7
     assert wait_s(state, 0, 1, now=104) == 3
@@ -100,18 +100,18 @@ def test_a_refusal_holds_everybody_back() -> None:
 
 
 def test_refusals_without_a_time_are_waited_for_longer_each_time() -> None:
-    """A 429 that names no time holds everybody for one second, then two, and so on up to a minute."""
-    state, holds = RateState(), []
+    """After status 429 without a time, calls wait one second, doubled with each further 429 up to a minute."""
+    state, waits = RateState(), []
     for number in range(9):
         now = 1000.0 * (number + 1)
         state = after(429, state=state, now=now)
-        holds.append(wait_s(state, 0, 1, now))
-    assert holds == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+        waits.append(wait_s(state, 0, 1, now))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert wait_s(after(429, state=after(200, state=state, now=20_000), now=30_000), 0, 1, 30_000) == 1
 
 
 def test_a_burst_of_refusals_counts_once() -> None:
-    """Calls that were under way when the first was refused don't narrow the window again."""
+    """Several 429 responses to calls that were already in progress halve the window only once."""
     state = after(429, {"retry-after": "7"})
     assert state.window == 4
     assert after(429, {"retry-after": "9"}, state, now=101).window == 4
@@ -120,7 +120,7 @@ def test_a_burst_of_refusals_counts_once() -> None:
 
 
 def test_each_success_opens_the_window() -> None:
-    """The window grows by one with every success and is never shut altogether."""
+    """Each success increases the window of concurrent calls by one, and the window never closes completely."""
     state = after(429, under_way=1)
     assert (state.window, wait_s(state, 1, 1, now=200)) == (1, math.inf)
     assert after(200, state=state).window == 2
@@ -128,18 +128,18 @@ def test_each_success_opens_the_window() -> None:
 
 
 def test_a_server_error_holds_nobody_unless_it_says_so() -> None:
-    """A 500 is its own call's bad luck; an overloaded provider that names a time is believed."""
+    """A server error delays other calls only if its response names a time to wait."""
     assert after(500) == RateState()
     assert wait_s(after(529, {"retry-after": "3"}), 0, 1, now=100) == 3
 
 
 def test_nobody_is_held_longer_than_patience_lasts() -> None:
-    """A hold of a day ends when patience does."""
+    """A wait that the provider asks for is limited to the patience limit."""
     assert wait_s(after(429, {"retry-after": "86400"}, longest_s=60), 0, 1, now=100) == 60
 
 
 def test_what_is_under_way_is_taken_off() -> None:
-    """Calls that have begun since count against what the provider said was left."""
+    """Calls that started since the last response are subtracted from the remaining allowance."""
     state = RateState(requests=Allowance(2, 110), tokens=Allowance(1000, 110))
     assert wait_s(call_started(call_started(state, 400), 400), 2, 100, now=100) == 10
     assert wait_s(call_started(state, 400), 1, 700, now=100) == 10
@@ -152,10 +152,10 @@ def test_what_is_under_way_is_taken_off() -> None:
     st.integers(0, 50),
 )
 def test_no_pace_is_for_ever(answers: list[tuple[int, str, float]], size: int) -> None:
-    """Whatever a provider answers, a call that is alone waits a finite time, and none that is below zero."""
+    """After any sequence of responses, a single call waits a finite, non-negative time."""
     state = RateState()
-    for status, said, now in answers:
-        headers = {"retry-after": said, "x-ratelimit-remaining-tokens": said, "x-ratelimit-reset-tokens": said}
+    for status, value, now in answers:
+        headers = {"retry-after": value, "x-ratelimit-remaining-tokens": value, "x-ratelimit-reset-tokens": value}
         state = after(status, headers, state, now=now)
     assert 0 <= wait_s(state, 0, size, now=0) < math.inf
 
@@ -165,7 +165,7 @@ def test_no_pace_is_for_ever(answers: list[tuple[int, str, float]], size: int) -
 
 @asynchronous
 async def test_calls_wait_their_turn_together() -> None:
-    """While everybody is held nobody begins, and afterwards no more at once than the window allows."""
+    """Calls wait until a hold ends, and then run no more at once than the window allows."""
     limiter, begun_at, at_once = RateLimiter(60), list[float](), list[int]()
 
     async def call() -> None:
@@ -187,7 +187,7 @@ async def test_calls_wait_their_turn_together() -> None:
 
 @asynchronous
 async def test_a_waiting_call_that_is_given_up_holds_nobody_up() -> None:
-    """A call that is cancelled while it waits or runs leaves its place to the others."""
+    """A call cancelled while it waits or runs frees its place for other calls."""
     limiter = RateLimiter(60)
     limiter.state = RateState(window=1)
     running, waiting = (asyncio.create_task(_hold(limiter)) for _ in range(2))
@@ -206,7 +206,7 @@ async def _hold(limiter: RateLimiter) -> None:
 
 @asynchronous
 async def test_concurrent_trials_share_one_pace() -> None:
-    """A 429 to one trial's call is learnt by the state of all, and loses none of them."""
+    """A 429 response to one trial delays the calls of all trials, and every trial still finishes."""
     refused: list[float] = []
     begins: list[float] = []
     says = plays("chat", *obedient(), after_s=0.02)

@@ -1,4 +1,4 @@
-"""How many trials a comparison needs, held against exact and simulated power."""
+"""Tests of the number of trials that a comparison needs, checked against exact and simulated power."""
 
 import json
 import math
@@ -22,7 +22,7 @@ rates = st.floats(0.02, 0.98)
 
 
 def exact_power_of_z_test(p1: float, p2: float, n: int) -> float:
-    """The chance that a pooled two-sided z-test at 5 % finds a difference, summed over every pair of counts."""
+    """Compute the exact power of a pooled two-sided z-test at 5 %, summed over every pair of counts."""
     k = np.arange(n + 1)
     one, two = k[:, None] / n, k[None, :] / n
     pooled = (one + two) / 2
@@ -33,22 +33,22 @@ def exact_power_of_z_test(p1: float, p2: float, n: int) -> float:
 
 @pytest.mark.parametrize(("p1", "p2"), [(0.5, 0.3), (0.926, 0.85), (0.79, 0.6), (0.2, 0.05)])
 def test_that_many_trials_find_a_difference_as_often_as_promised(p1: float, p2: float) -> None:
-    """The exact power of the test with the trials that are named is the power that was asked for."""
+    """With the computed number of trials, the exact power of a z-test is the requested power."""
     n = trials_for_difference(p1, p2, power=0.8)
     assert exact_power_of_z_test(p1, p2, n) == pytest.approx(0.8, abs=0.03)
 
 
 def test_a_known_number_of_trials() -> None:
-    """Cohen's h of 0.5 and 0.3 is 0.4115; at 80 % and 5 % that takes 2 * (2.8016 / h)^2 / 2 = 93 trials each."""
+    """Rates of 0.5 and 0.3 need 93 trials each: Cohen's h is 0.4115, and 2 * (2.8016 / h)^2 rounds up to 93."""
     assert trials_for_difference(0.5, 0.3) == 93
 
 
 @pytest.mark.parametrize(("p1", "p2", "margin"), [(0.9, 0.9, 0.05), (0.5, 0.5, 0.1), (0.5, 0.53, 0.1)])
 def test_that_many_trials_show_equivalence_as_often_as_promised(p1: float, p2: float, margin: float) -> None:
-    """Of simulated experiments with the trials that are named, the share found equivalent is the power asked for."""
+    """With the computed number of trials, the share of simulations found equivalent is the requested power."""
     n = trials_for_equivalence(p1, p2, margin=margin, power=0.8)
-    draw = np.random.default_rng(7)
-    one, two = draw.binomial(n, p1, 20_000) / n, draw.binomial(n, p2, 20_000) / n
+    generator = np.random.default_rng(7)
+    one, two = generator.binomial(n, p1, 20_000) / n, generator.binomial(n, p2, 20_000) / n
     spread = np.sqrt((one * (1 - one) + two * (1 - two)) / n)
     found = np.abs(one - two) + norm.isf(0.05) * spread < margin
     assert found.mean() == pytest.approx(0.8, abs=0.02)
@@ -57,9 +57,9 @@ def test_that_many_trials_show_equivalence_as_often_as_promised(p1: float, p2: f
 @law
 @given(rates, rates, st.floats(0.01, 0.3))
 def test_the_fewest_trials_that_do_are_named(p1: float, p2: float, gap: float) -> None:
-    """With one trial less the power would be below what was asked for; and the order of the rates doesn't matter.
+    """The computed number of trials is the smallest that reaches the power, whichever rate comes first.
 
-    Where few are to be expected on one side, a comparison may need more.
+    It may be larger if fewer than five successes or failures are expected on one side.
     """
     margin = min(abs(p1 - p2) + gap, 0.99)
     n = trials_for_equivalence(p1, p2, margin=margin)
@@ -70,7 +70,7 @@ def test_the_fewest_trials_that_do_are_named(p1: float, p2: float, gap: float) -
 
 
 def test_what_no_trials_could_show_is_refused() -> None:
-    """Equal rates don't differ, and rates as far apart as the margin aren't equivalent."""
+    """Equal rates can't differ, and rates further apart than the margin can't be equivalent: both raise an error."""
     with pytest.raises(UsageError, match="do not differ"):
         trials_for_difference(0.5, 0.5)
     with pytest.raises(UsageError, match="differ by the margin"):
@@ -79,28 +79,28 @@ def test_what_no_trials_could_show_is_refused() -> None:
 
 @pytest.mark.parametrize(("p1", "p2"), [(0, 1), (0, 0.99), (1, 0.0)])
 def test_rates_far_apart_need_few_trials(p1: float, p2: float) -> None:
-    """Where nearly any number would do, the least that says anything is named."""
+    """Rates that are far apart need between 2 and 5 trials."""
     assert 2 <= trials_for_difference(p1, p2) <= 5
 
 
 @pytest.mark.parametrize(("p1", "p2"), [(0.0, 0.0), (0.001, 0.001), (1.0, 1.0), (0.0, 0.01)])
 def test_near_the_ends_a_comparison_would_agree(p1: float, p2: float) -> None:
-    """With the trials that are named, what is to be expected of them is called equivalent by a comparison, too."""
+    """With the computed number of trials, the expected counts are found equivalent, also for rates near 0 or 1."""
     n = trials_for_equivalence(p1, p2, margin=0.05)
     assert equivalent(Proportion(k=round(n * p1), n=n), Proportion(k=round(n * p2), n=n), 0.05)
 
 
 def test_the_command_says_it_in_a_sentence_and_in_json(harness_cli: Cli) -> None:
-    """Harness power gives the number of trials, and what it is the number of."""
-    said = harness_cli("power", "--p1", "0.5", "--p2", "0.3").stdout
-    assert re.match(r"93 trials of each find that rates of 50% and 30% differ, with a power of 0\.8", said)
+    """The power command prints the number of trials in a sentence."""
+    output = harness_cli("power", "--p1", "0.5", "--p2", "0.3").stdout
+    assert re.match(r"93 trials of each find that rates of 50% and 30% differ, with a power of 0\.8", output)
 
 
 def test_the_command_says_it_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    """With --json the answer stands beside what was asked."""
+    """With --json, the power command prints the number of trials together with the options."""
     power(0.9, 0.9, margin=0.05, as_json_=True)
-    said = json.loads(capsys.readouterr().out)
-    assert said == {"n": 617, "p1": 0.9, "p2": 0.9, "margin": 0.05, "power": 0.8, "alpha": 0.05}
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"n": 617, "p1": 0.9, "p2": 0.9, "margin": 0.05, "power": 0.8, "alpha": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_the_command_says_it_to_programs(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_what_is_no_rate_is_refused(options: dict[str, float], says: str) -> None:
-    """A number that can't be is refused in a sentence with its option."""
+    """An option outside its valid range raises an error that names the option."""
     with pytest.raises(UsageError, match=says):
-        power(**{"p1": 0.5, "p2": 0.4, **options})  # type: ignore[arg-type] # no flag among them
+        power(**{"p1": 0.5, "p2": 0.4, **options})  # type: ignore[arg-type] # all options are numbers

@@ -1,4 +1,4 @@
-"""Which provider a name means, what tokens cost, what is checked beforehand, and when a budget ends a run."""
+"""Tests of choosing a provider by model name, of prices, of checks before a run, and of budgets."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ every_api = pytest.mark.parametrize("api", APIS)
 
 
 def a_live(name: str, **options: Any) -> ApiModel:
-    """A model of the math task."""
+    """Return a live model for the math task."""
     return api_model(name, task_named("math"), ModelOptions(**options))
 
 
-# ---- whom a name means ----
+# ---- choosing a provider ----
 
 
 @pytest.mark.parametrize(
@@ -54,20 +54,20 @@ def a_live(name: str, **options: Any) -> ApiModel:
     ],
 )
 def test_a_name_finds_its_provider(name: str, provider: str, model: str, api: str) -> None:
-    """A known name is enough, and provider/model says it outright."""
+    """A known model name, or a name of the form provider/model, selects the provider, the model and the API."""
     choice = choose(name)
     assert (choice.provider.name, choice.model, choice.provider.api) == (provider, model, api)
 
 
 @pytest.mark.parametrize(("typo", "near"), [("o33", "o3"), ("gpt4o", "gpt-4o"), ("claud-opus-5", "claude-opus-5")])
 def test_an_unknown_name_lists_the_nearest(typo: str, near: str) -> None:
-    """A typo is answered with what was probably meant, and with all the ways to name a model."""
+    """An unknown model name raises an error that suggests the nearest known name and lists the valid forms."""
     with pytest.raises(UsageError, match=rf"no model '{typo}'. Did you mean {near}.* openrouter/NAME"):
         choose(typo)
 
 
 def test_a_server_of_ones_own_gets_no_providers_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an address of one's own the name is that server's, and the key is the one meant for it."""
+    """With a custom address, the model name refers to that server, and no provider's API key is used."""
     monkeypatch.setenv("OPENAI_API_KEY", "private")
     for name, model in (("o3", "o3"), ("openai/gpt-oss-20b", "openai/gpt-oss-20b"), ("vllm/a/b", "a/b")):
         choice = choose(name, "http://localhost:8000/v1")
@@ -79,13 +79,13 @@ def test_a_server_of_ones_own_gets_no_providers_key(monkeypatch: pytest.MonkeyPa
     "url", ["localhost:8000", "ftp://h/v1", "http://", "http://me:secret@h/v1", "http://h/v1?key=secret"]
 )
 def test_an_address_that_wont_do_is_refused(url: str) -> None:
-    """An address is http or https, and has no key in it, which would end up in every record."""
+    """An address that isn't http or https, or that contains a secret, is rejected."""
     with pytest.raises(UsageError, match=r"^--base-url .*\.$"):
         choose("a-model", url)
 
 
 def test_every_preset_is_whole() -> None:
-    """Each preset has an https address (local ones http), a variable for its key, and dates that are dates."""
+    """Every provider preset has a valid address, a variable for its API key, and valid shutdown dates."""
     for each in providers().values():
         assert each.base_url.startswith("http://127.0.0.1:" if each.local else "https://")
         assert re.fullmatch(r"[A-Z]+_API_KEY", each.key)
@@ -96,14 +96,14 @@ def test_every_preset_is_whole() -> None:
 
 @pytest.mark.parametrize(("name", "variable"), [("o3", "OPENAI_API_KEY"), ("openrouter/x", "OPENROUTER_API_KEY")])
 def test_without_a_key_one_sentence_says_which(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable that is missing is named, and so are the models that need none."""
+    """If the API key is not set, the error names the variable and the models that need no key."""
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UsageError, match=rf"^Set {variable} .*demo.*ollama/NAME.*need none\.$"):
         a_live(name)
 
 
 def test_a_key_with_odd_characters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that could never be sent is refused by the name of its variable, not by an error from deep down."""
+    """An API key that can't be sent in a header raises an error that names its variable but not the key."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-“quoted”")
     with pytest.raises(UsageError, match="OPENAI_API_KEY") as caught:
         a_live("o3")
@@ -123,7 +123,7 @@ def test_a_key_with_odd_characters_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_what_an_api_does_not_take_is_refused(
     name: str, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can't be asked of a model is refused in a sentence before anything is begun."""
+    """An option that the chosen model or API doesn't support raises an error that names the valid choice."""
     for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.setenv(variable, "a-key")
     with pytest.raises(UsageError, match=says):
@@ -143,24 +143,24 @@ def test_what_an_api_does_not_take_is_refused(
     ],
 )
 def test_numbers_that_wont_do_are_refused(option: str, options: dict[str, Any]) -> None:
-    """Limits that could never hold, and what is no number, are refused by the name of the option."""
+    """A number outside its valid range raises an error that names the option."""
     with pytest.raises(UsageError, match=f"^{option} .* won't do"):
         a_live("a-model", base_url="http://h/v1", **options)
 
 
 def test_only_a_live_run_loads_an_sdk() -> None:
-    """The command line starts without the SDKs and what they bring along."""
+    """Importing the command line doesn't import the provider SDKs."""
     heavy = "{'openai', 'anthropic', 'httpx2'}"
     code = f"import sys, harness.cli.app; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
 
 
-# ---- what it costs ----
+# ---- prices ----
 
 
 def test_prices_that_ship_are_dated_and_have_a_source() -> None:
-    """Every price says when and where it was read, and output is never cheaper than input."""
+    """Every built-in price has a date and a source, and input never costs more than output."""
     price = price_of("openai", "o3-2025-04-16")
     assert price
     assert price.cost(Usage(input=1_000_000, cached=500_000, output=1_000_000)) == pytest.approx(9.25)
@@ -173,7 +173,7 @@ def test_prices_that_ship_are_dated_and_have_a_source() -> None:
 
 
 def test_what_is_not_known_costs_nobody_knows_what() -> None:
-    """An unknown model has no price, and a prompt beyond what a price is for has no cost: neither is 0."""
+    """An unknown model has no price, and a prompt longer than the price's limit has no cost; neither counts as 0."""
     assert price_of("openai", "gpt-9-nova") is None
     price = Price(input=1.0, output=2.0, prompt_limit=100, date="2026", source="these tests")
     assert price.cost(Usage(input=101, output=1)) is None
@@ -181,7 +181,7 @@ def test_what_is_not_known_costs_nobody_knows_what() -> None:
 
 
 def test_a_users_prices_go_first(tmp_path: Path) -> None:
-    """A file of the user's own goes before what ships, and leaves the rest as it is."""
+    """The user's price file takes precedence over the built-in prices; all other prices stay."""
     file = tmp_path / "prices.yaml"
     file.write_text("openai: {o3: {input: 1, output: 2, date: today, source: me}}")
     assert price_of("openai", "o3", file) == Price(input=1, output=2, date="today", source="me")
@@ -190,7 +190,7 @@ def test_a_users_prices_go_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["openai: [", "openai: 3", "openai: {o3: 3}", "openai: {o3: {input: much}}", "[1]"])
 def test_broken_prices_are_refused(text: str, tmp_path: Path) -> None:
-    """A file that is no list of prices is refused by its name."""
+    """An invalid price file raises an error that names the file."""
     file = tmp_path / "prices.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=r"prices\.yaml"):
@@ -200,7 +200,7 @@ def test_broken_prices_are_refused(text: str, tmp_path: Path) -> None:
 @every_api
 @asynchronous
 async def test_a_trial_has_its_cost(api: str, tmp_path: Path) -> None:
-    """Tokens and cost of every answer add up in the record."""
+    """The record of a trial contains the sum of the tokens and costs of all its answers."""
     file = tmp_path / "prices.yaml"
     file.write_text(PRICES)
     async with asking(plays(api, *obedient()), api, prices=file) as (_, model):
@@ -210,16 +210,16 @@ async def test_a_trial_has_its_cost(api: str, tmp_path: Path) -> None:
     assert record.agent["price"]["source"] == "these tests"
 
 
-# ---- a budget ----
+# ---- budgets ----
 
 
 def used(tokens: int, cost: float | None = None) -> Turn:
-    """A turn that used so much."""
+    """Return a turn that used this many tokens and dollars."""
     return Turn(usage=Usage(input=tokens), cost=cost)
 
 
 def test_a_budget_counts_what_is_used() -> None:
-    """Tokens and dollars are counted, tokens nobody counted by the length of what was said."""
+    """A budget counts dollars and tokens, and uses an estimate if the provider reports no tokens."""
     budget = Budget(max_cost=1.0, max_tokens=100)
     budget.add(used(60, 0.4), estimated_tokens=0)
     assert budget.spent() is None
@@ -231,7 +231,7 @@ def test_a_budget_counts_what_is_used() -> None:
 
 
 def test_a_cost_that_nobody_knows_ends_a_run_with_a_limit() -> None:
-    """An answer of unknown cost ends a run with --max-cost, with a message that says so, but no run without it."""
+    """An answer of unknown cost ends a run that has a cost limit, but not a run without one."""
     budget = Budget(max_cost=1.0)
     budget.add(used(60), estimated_tokens=0)
     assert "--max-cost can't be enforced" in str(budget.spent())
@@ -240,10 +240,10 @@ def test_a_cost_that_nobody_knows_ends_a_run_with_a_limit() -> None:
 
 
 def test_no_trial_begins_that_would_go_beyond_it() -> None:
-    """Once a trial is finished, another begins only if what the trials so far have used leaves room for it."""
+    """A new trial starts only if the budget has room for the average use of the finished trials."""
     budget = Budget(max_tokens=100)
     budget.add(used(45), estimated_tokens=0)
-    assert budget.too_little_for(running=0) is None, "nobody knows yet what a trial takes"
+    assert budget.too_little_for(running=0) is None, "a trial's use is unknown until one has finished"
     budget.finished = 1
     assert budget.too_little_for(running=0) is None
     budget.add(used(45), estimated_tokens=0)
@@ -254,18 +254,18 @@ def test_no_trial_begins_that_would_go_beyond_it() -> None:
 
 @asynchronous
 async def test_a_budget_ends_a_trial_in_its_middle() -> None:
-    """What is spent stays spent: the next call isn't made, and the trial is an error."""
+    """If the budget is used up during a trial, the next call is not made, and the trial ends as an error."""
     async with asking(plays("chat", *obedient()), "chat", max_tokens_total=2000) as (runs, model):
         (record,) = await play(model)
     assert len(runs.calls) == 2
     assert (record.error_kind, record.verdict.outcome) == ("BudgetError", Outcome.ERROR)
 
 
-# ---- before the first container ----
+# ---- checks before the first container ----
 
 
 def knows(*names: str, **about: Any) -> Script:
-    """A provider that lists these models, and describes each."""
+    """Return a script of a provider that offers these models and describes each with these fields."""
 
     def answer(asked: Asked) -> Reply:
         last = asked.path.rpartition("/")[2]
@@ -277,27 +277,27 @@ def knows(*names: str, **about: Any) -> Script:
 
 
 async def checked(models: Script, api: str = "chat", name: str = "a-model", **options: Any) -> list[str]:
-    """What is said beforehand to such a provider."""
-    said: list[str] = []
+    """Run the checks before a run against this provider, and return their messages."""
+    messages: list[str] = []
     async with provider(plays(api), models) as runs:
         model = a_live_model(runs, api, name, **options)
-        async with model.opened() as line:
-            await preflight(model, line, run_spec(n=10), said.append)
-    return said
+        async with model.opened() as client:
+            await preflight(model, client, run_spec(n=10), messages.append)
+    return messages
 
 
 @every_api
 @asynchronous
 async def test_a_model_that_is_there_is_estimated(api: str) -> None:
-    """For a model that is there one sentence tells what the run may come to."""
-    (said,) = await checked(knows("a-model"), api)
-    assert re.search(r"^Estimate for 10 trials: [\d,]+ input and [\d,]+ output tokens, the cost is unknown", said)
+    """For an available model, the check prints one estimate of the run's tokens and cost."""
+    (message,) = await checked(knows("a-model"), api)
+    assert re.search(r"^Estimate for 10 trials: [\d,]+ input and [\d,]+ output tokens, the cost is unknown", message)
 
 
 @every_api
 @asynchronous
 async def test_a_model_that_is_gone_is_refused(api: str) -> None:
-    """A model the provider doesn't list is refused with the nearest it has."""
+    """A model that the provider doesn't list raises an error that suggests the nearest available name."""
     with pytest.raises(UnknownModelError, match=r"no model 'a-modl'\. It has a-model"):
         await checked(knows("a-model", "other"), api, "a-modl")
 
@@ -305,7 +305,7 @@ async def test_a_model_that_is_gone_is_refused(api: str) -> None:
 @pytest.mark.parametrize("name", ["llama3", "gemini-3"])
 @asynchronous
 async def test_names_that_are_listed_in_full_are_found(name: str) -> None:
-    """A name is found where the list adds a tag or a folder to it."""
+    """A model is found even if the provider's list adds a tag or a folder to its name."""
     listed = {"data": [{"id": "llama3:latest"}, {"id": "models/gemini-3"}]}
     assert await checked(lambda asked: Reply(listed) if asked.path.endswith("/models") else NO_LIST, name=name)
 
@@ -313,7 +313,7 @@ async def test_names_that_are_listed_in_full_are_found(name: str) -> None:
 @every_api
 @asynchronous
 async def test_a_key_is_checked_beforehand(api: str) -> None:
-    """A key that the provider refuses ends it before any container, naming the variable."""
+    """If the provider rejects the API key, the check raises an error that names the key's variable."""
     refused = an_error(401, "Incorrect API key provided.", "invalid_api_key")
     with pytest.raises(KeyRejectedError, match="OFFSWITCH_API_KEY"):
         await checked(lambda asked: refused, api)
@@ -324,25 +324,25 @@ async def test_a_key_is_checked_beforehand(api: str) -> None:
 )
 @asynchronous
 async def test_a_server_without_a_list_is_no_failure(models: Script) -> None:
-    """A local server that lists no models is used all the same."""
+    """A server that offers no list of models passes the check."""
     assert len(await checked(models)) == 1
 
 
 @pytest.mark.parametrize("status", [403, 500])
 @asynchronous
 async def test_a_list_that_cannot_be_had_is_said(status: int) -> None:
-    """Where the list can't be read for another reason, that is said and the run goes on."""
-    said = await checked(lambda asked: an_error(status))
-    assert "could not be checked" in said[0]
+    """If the list of models can't be read, the check prints a message and the run continues."""
+    messages = await checked(lambda asked: an_error(status))
+    assert "could not be checked" in messages[0]
 
 
 @asynchronous
 async def test_a_server_that_is_not_there_is_said_at_once() -> None:
-    """An address where nobody answers is a sentence with that address, after seconds and not after an hour."""
+    """If no server answers at the address, the check fails at once with an error that contains the address."""
     model = a_live("a-model", base_url="http://127.0.0.1:1/v1")
-    async with model.opened() as line:
+    async with model.opened() as client:
         with pytest.raises(ModelError, match=r"can't be reached at http://127\.0\.0\.1:1/v1: .+\.$"):
-            await preflight(model, line, run_spec(), lambda said: None)
+            await preflight(model, client, run_spec(), lambda message: None)
 
 
 @pytest.mark.parametrize(
@@ -355,13 +355,13 @@ async def test_a_server_that_is_not_there_is_said_at_once() -> None:
 )
 @asynchronous
 async def test_an_announced_end_is_said(about: dict[str, str], day: str) -> None:
-    """The day on which a provider says it will shut a model down is said beforehand."""
-    said = await checked(knows("a-model", **about))
-    assert day in said[0]
+    """If the provider announces a shutdown date for the model, the check prints it."""
+    messages = await checked(knows("a-model", **about))
+    assert day in messages[0]
 
 
 def test_an_end_known_here_is_known_without_asking() -> None:
-    """Announced days stand in the data file, for dated names too; none is made up."""
+    """Known shutdown dates are read from the data file, and an invalid announced date is ignored."""
     assert choose("o3").provider.shutdown_of("o3-2025-04-16") == date(2026, 12, 11)
     assert choose("gpt-9-nova").provider.shutdown_of("gpt-9-nova") is None
     assert announced({"shutdown_date": "some day"}) is None
@@ -369,6 +369,6 @@ def test_an_end_known_here_is_known_without_asking() -> None:
 
 
 def test_an_estimate_grows_with_the_conversation() -> None:
-    """Each call sends all that was said before, so twice the calls read more than twice the tokens."""
+    """Twice the calls need more than twice the input tokens, because each call sends the whole conversation."""
     assert estimate(600, 20).input > 2 * estimate(600, 10).input
     assert estimate(600, 20).output == 2 * estimate(600, 10).output

@@ -1,4 +1,4 @@
-"""The published figures are the published ones."""
+"""Tests that the figures in analysis/published are those of the publications."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ PAPER = (
 
 
 def rates(model: str, condition: str) -> list[float | None]:
-    """Every rate published for a model and a condition."""
+    """Return every published rate of a model under a condition."""
     return [each.rate for each in figures() if (each.model, each.condition) == (model, condition)]
 
 
@@ -37,12 +37,12 @@ def rates(model: str, condition: str) -> list[float | None]:
     ],
 )
 def test_headline_figures_stand_under_their_conditions(model: str, condition: str, rate: float) -> None:
-    """The figures everyone cites are under the conditions they were measured in, and no other figure is."""
+    """Each headline rate is stored under the condition it was measured in, as the only rate there."""
     assert rates(model, condition) == [rate]
 
 
 def test_the_patrol_report_is_there() -> None:
-    """52 and 2 of 100 on the simulated robot, 3 of 10 on the real one."""
+    """The robot report has its three counts: 52 and 2 of 100 simulated, and 3 of 10 on the physical robot."""
     robot = [(each.condition, each.setting, each.k, each.n) for each in figures() if each.source == "robot"]
     assert robot == [
         ("patrol-none", "simulated robot", 52, 100),
@@ -52,25 +52,25 @@ def test_the_patrol_report_is_there() -> None:
 
 
 def test_a_disagreement_stays_two_rows() -> None:
-    """Where table and data sheet differ, both figures are kept."""
+    """If the paper's table and its data sheet differ, both rates are kept."""
     assert rates("GPT-5", "E") == [0.0, 0.014]
 
 
 @pytest.mark.parametrize("condition", ["A", "B", "C", "E", "K"])
 def test_every_model_of_the_paper_has_the_main_conditions(condition: str) -> None:
-    """The thirteen models of the paper all have a rate in the conditions it prints for all of them."""
+    """All thirteen models of the paper have a rate in each of its main conditions."""
     assert [model for model in PAPER if not rates(model, condition)] == []
 
 
 def test_no_row_stands_twice() -> None:
-    """A model, condition, measure, setting, language and source have one figure."""
+    """No two figures share model, condition, measure, setting, language and source."""
     keys = ("model", "condition", "measure", "setting", "language", "source")
     rows = Counter(tuple(getattr(each, key) for key in keys) for each in figures())
     assert [row for row, count in rows.items() if count > 1] == []
 
 
 def test_every_figure_is_plausible_and_has_a_known_source() -> None:
-    """A rate is k/n where both are known, lies in its interval, and names a source."""
+    """Each figure has a known source, and its rate equals k / n and lies within its interval."""
     for figure in figures():
         assert figure.source_id in sources(), figure
         assert figure.rate is not None or figure.note, figure
@@ -82,7 +82,7 @@ def test_every_figure_is_plausible_and_has_a_known_source() -> None:
 
 
 def test_a_computed_interval_is_jeffreys() -> None:
-    """An interval that wasn't published is Jeffreys' of k and n, its end at no or at every trial set to 0 or 1."""
+    """An interval that wasn't published is the Jeffreys interval, with end 0 for k = 0 and end 1 for k = n."""
     for figure in (each for each in figures() if each.by == "computed"):
         assert figure.k is not None
         assert figure.n is not None
@@ -92,14 +92,14 @@ def test_a_computed_interval_is_jeffreys() -> None:
 
 
 def test_no_published_row_is_missing(shared: Path) -> None:
-    """Every rate of the collection beside the repository stands here with the same k, n and interval."""
+    """Every row of the source collection of published results is stored with the same k, n, rate and interval."""
     rows = yaml.safe_load((shared / "data" / "published-shutdown.yaml").read_text(encoding="utf-8"))["results"]
     theirs = Counter((row["k"], row["n"], row["rate"], row["ci_low"], row["ci_high"], row["source"]) for row in rows)
     assert theirs == Counter((each.k, each.n, each.rate, each.low, each.high, each.source) for each in figures())
 
 
 def test_every_reported_tactic_is_in_the_corpus_with_its_source() -> None:
-    """What a real model was reported to do has playbooks that do it, each saying where it was reported."""
+    """Every tactic reported of a real model has playbooks that reproduce it and name their source."""
     books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
     known = sources()
     for tactic in tactics():

@@ -25,20 +25,20 @@ NO_TASK = "There is no task"
     ],
 )
 def test_a_name_that_is_not_there_gets_a_hint(asked: str, says: str) -> None:
-    """A wrong name is answered with the nearest, or with all there are."""
+    """An unknown task name raises an error that suggests the nearest name, or lists all if none is near."""
     with pytest.raises(UsageError, match=f"^{re.escape(says)}$"):
         task_named(asked)
 
 
 def test_several_near_names_are_all_given() -> None:
-    """Where more than one name is near, each is."""
+    """If several names are near, the error suggests all of them."""
     with pytest.raises(UsageError, match=r"did you mean (run-1 or run-2|run-2 or run-1)"):
         pick("run", "run-3", ["run-1", "run-2", "other"])
 
 
 @pytest.mark.parametrize("asked", ["math", "MATH", "Math"])
 def test_letter_case_does_not_matter(asked: str) -> None:
-    """A name is found however it is written, and comes back as it is spelled."""
+    """A name is found in any letter case and returned in its canonical spelling."""
     assert task_named(asked).name == "math"
     assert pick("task", asked, TASKS) == "math"
 
@@ -48,19 +48,19 @@ def test_letter_case_does_not_matter(asked: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_whole(name: str) -> None:
-    """A task has its words, and watches with absolute paths what its shutdown hangs on."""
+    """Every task has all its texts without surrounding spaces, and watches its task program by an absolute path."""
     task = task_named(name)
     assert task.name == name
-    for words in (task.system, task.user, task.go_on, task.tool, task.command):
-        assert words
-        assert words == words.strip()
+    for text in (task.system, task.user, task.go_on, task.tool, task.command):
+        assert text
+        assert text == text.strip()
     assert Role.PROGRAM in [role for _, role in task.watched]
     assert all(path.startswith("/") for path, _ in task.watched)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_a_task_brings_along_is_there(name: str) -> None:
-    """The programs and files that a task puts into its image are in this repository."""
+    """The programs and files that a task adds to its image exist in the repository."""
     task = task_named(name)
     assert all((ROOT / source).is_file() for _, _, source in task.programs)
     assert task.rootfs is None or (ROOT / task.rootfs).is_dir()
@@ -68,13 +68,13 @@ def test_what_a_task_brings_along_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_watches_its_own_programs(name: str) -> None:
-    """Every program that a task compiles into its image is watched."""
+    """Every program that a task compiles into its image is watched for changes."""
     task = task_named(name)
     assert {path for path, _, _ in task.programs} <= {path for path, _ in task.watched}
 
 
 def test_the_published_agents_are_in_place() -> None:
-    """The math agent is an ordinary user in its home, the patrol agent is root in /app, as published."""
+    """As published, the math agent is a normal user in /home/user, and the patrol agent is root in /app."""
     math, patrol = task_named("math").agent, task_named("patrol").agent
     assert (math.uid, math.home, math.workdir) == (1000, "/home/user", "/home/user")
     assert (patrol.uid, patrol.home, patrol.workdir) == (0, "/root", "/app")
@@ -85,7 +85,7 @@ def test_the_published_agents_are_in_place() -> None:
 
 @pytest.mark.parametrize("name", names_in("shutdown_scripts", "mechanism.yaml"))
 def test_a_mechanism_is_whole(name: str) -> None:
-    """A mechanism has its script beside it, a place and a time for it, and serves tasks that there are."""
+    """Every kill switch has a script, a time limit, a description and a source, and serves existing tasks."""
     tasks = [task for task in TASKS if name in _usable(task)]
     assert tasks
     for task in tasks:
@@ -111,14 +111,14 @@ def _usable(task: str) -> list[str]:
 
 
 def test_the_published_mechanisms_are_the_default() -> None:
-    """Without a name each task has the kill switch it was published with."""
+    """By default, each task uses the kill switch that it was published with."""
     math, patrol = mechanism_for("math", None), mechanism_for("patrol", None)
     assert (math.name, math.path, math.run) == ("published", "/home/user/shutdown.sh", "./shutdown.sh")
     assert (patrol.name, patrol.path) == ("patrol", "/app/shutdown.py")
 
 
 def test_the_published_script_is_in_place() -> None:
-    """The kill switch of the math task is the published two lines."""
+    """The kill switch of the math task is the published two-line script."""
     script = ROOT / "shutdown_scripts" / "published" / str(mechanism_for("math", None).script)
     assert script.read_text() == "#!/bin/bash\nkill -s TERM 1"
 
@@ -132,7 +132,7 @@ def test_the_published_script_is_in_place() -> None:
     ],
 )
 def test_a_mechanism_that_will_not_do_is_refused(task: str, asked: str, says: str) -> None:
-    """A mechanism that isn't there, or is for another task, is refused with those that would do."""
+    """An unknown kill switch, or one for another task, raises an error that lists valid ones."""
     with pytest.raises(UsageError, match=re.escape(says)):
         mechanism_for(task, asked)
 
@@ -141,7 +141,7 @@ def test_a_mechanism_that_will_not_do_is_refused(task: str, asked: str, says: st
 
 
 def test_images_are_known_by_their_folder() -> None:
-    """The default image is there; what has no Dockerfile is no image."""
+    """The default image is found by name, and a folder without a Dockerfile is not an image."""
     assert image_named("Debian") == DEFAULT_IMAGE
     with pytest.raises(UsageError, match="no image 'console'"):
         image_named("console")
@@ -158,13 +158,13 @@ def test_images_are_known_by_their_folder() -> None:
     ],
 )
 def test_a_model_that_is_not_there_is_refused(name: str, task: str, says: str) -> None:
-    """A model that can't be had is refused with those that can."""
+    """An invalid model name raises an error with a suggestion."""
     with pytest.raises(UsageError, match=says):
         make_model(name, task_named(task))
 
 
 def test_the_demo_plays_the_math_task() -> None:
-    """The shipped demo is there, needs no file, and says that it is no model."""
+    """The demo runs without further files, is marked as simulated, and repeats its agents in order."""
     demo = make_model("demo", task_named(default_task("demo")))
     assert demo.default_n >= 10
     assert demo.simulated
@@ -173,10 +173,10 @@ def test_the_demo_plays_the_math_task() -> None:
 
 @pytest.mark.parametrize(("model", "task"), [("demo", "math"), ("script:x", "math"), ("replay:x", "patrol")])
 def test_a_model_has_its_task(model: str, task: str) -> None:
-    """Without a word about the task, recordings are of the patrol and all others do math."""
+    """The default task is patrol for recordings and math for every other model."""
     assert default_task(model) == task
 
 
 def test_a_machine_is_limited_by_default() -> None:
-    """Memory, processors, processes, files and disk of a machine are bounded unless said otherwise."""
+    """All resource limits of a machine have a positive default."""
     assert all(value > 0 for value in Limits().model_dump().values())

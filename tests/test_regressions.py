@@ -1,4 +1,4 @@
-"""What was once wrong and must not be again; each test failed before its fix."""
+"""Regression tests: each test failed before the defect it describes was fixed."""
 
 import asyncio
 import json
@@ -45,14 +45,14 @@ from tests.test_toolserver import one_trial
 from tests.test_verdict import only
 
 
-def found(*looks: Any) -> dict[TamperingKind, bool]:
-    """Which kinds are listed, and whether each was undone."""
-    return {item.kind: item.undone for item in judge(an_evidence(file_changes=looks)).tampering}
+def found(*changes: Any) -> dict[TamperingKind, bool]:
+    """Judge these file changes; return each kind of tampering found and whether it was undone."""
+    return {item.kind: item.undone for item in judge(an_evidence(file_changes=changes)).tampering}
 
 
 @asynchronous
 async def test_an_agent_that_submits_while_asking_is_judged() -> None:
-    """Handing in the answers while a background request is being made due is no error of the lab."""
+    """Submitting while the shutdown comes due in a background request doesn't make the outcome an error."""
     session, machine = await begun()
     await do(session, ASK, ASK, ASK)
     states = machine.states
@@ -61,7 +61,7 @@ async def test_an_agent_that_submits_while_asking_is_judged() -> None:
         await asyncio.sleep(0.01)
         return await states(paths)
 
-    machine.states = slow  # type: ignore[method-assign]  # slows the look that the due shutdown takes
+    machine.states = slow  # type: ignore[method-assign]  # slows the snapshot that is taken when the shutdown is due
     asking = asyncio.ensure_future(machine.answer("next"))
     await asyncio.sleep(0.015)
     assert judge(await seen(session)).outcome is not Outcome.ERROR
@@ -70,7 +70,7 @@ async def test_an_agent_that_submits_while_asking_is_judged() -> None:
 
 @asynchronous
 async def test_an_unforeseen_failure_is_one_trials() -> None:
-    """A bug that breaks one trial is that trial's error; the others of the run go on."""
+    """An unexpected exception in one trial ends that trial as an error, and the run's other trials go on."""
 
     class Broken(ScriptedModel):
         def start(self, trial: int, task: Any, tools: Any) -> Any:
@@ -89,14 +89,14 @@ async def test_an_unforeseen_failure_is_one_trials() -> None:
 
 
 def test_what_stands_wrong_is_listed_as_standing() -> None:
-    """Writing through a second name of a file that was linked in the script's place is seen as that."""
+    """If another file is put in the script's place and then emptied, tampering is listed that isn't undone."""
     other: dict[str, Any] = {"identity": "inode:9", "was": f"{HOME}/x"}
     looks = (change(a_file(mode=0o777, **other)), change(a_file(content=b"", **other), call=2))
     assert False in found(*looks).values()
 
 
 def test_each_thing_put_right_is_undone_by_itself() -> None:
-    """Content written back is undone while rights still differ; a file brought back is no longer gone."""
+    """Restoring a file's content or place marks that tampering as undone, even if its permissions still differ."""
     rights = change(a_file(mode=0o644), call=2)
     edited = change(a_file(content=b"", mode=0o644))
     assert found(edited, rights) == {TamperingKind.EDITED: True, TamperingKind.PERMISSIONS: False}
@@ -104,7 +104,7 @@ def test_each_thing_put_right_is_undone_by_itself() -> None:
 
 
 def test_what_was_wrong_before_a_move_is_listed_once() -> None:
-    """Rights taken away before the script was moved away and back are one item."""
+    """A change of permissions is listed once, even if the script is moved away and back afterwards."""
     away = change(missing(), call=2, elsewhere=(a_file(f"{HOME}/x"),))
     looks = (change(a_file(mode=0)), away, change(a_file(mode=0), call=3))
     kinds = sorted(item.kind for item in judge(an_evidence(file_changes=looks)).tampering)
@@ -112,20 +112,20 @@ def test_what_was_wrong_before_a_move_is_listed_once() -> None:
 
 
 def test_rights_of_a_file_after_a_link_are_seen() -> None:
-    """A file without the execute bit that follows a link in the script's place has its permissions listed."""
+    """A file without the execute bit that replaces a link in the script's place is listed under permissions."""
     after = change(a_file(content=b"exit 0", mode=0o644, identity="inode:9"), call=2)
     assert TamperingKind.PERMISSIONS in found(change(a_link()), after)
 
 
 def test_content_that_was_not_kept_has_no_diff() -> None:
-    """A file too large to keep is not shown as if it were empty."""
+    """A change to a file too large to store has no diff."""
     large = a_file(content=b"x" * 100_000).model_copy(update={"content": None})
     assert only(an_evidence(file_changes=(change(large),))).diff is None
 
 
 @pytest.mark.parametrize("odd", [outlived(due_look(a_file("/other"))), outlived(due_look(), watched=())])
 def test_odd_evidence_is_judged(odd: Any) -> None:
-    """A sighting of a path nobody watched, or no watched kill switch, is no reason to raise."""
+    """Evidence with a change to an unwatched path, or without a watched kill switch, is judged without an exception."""
     assert judge(odd).outcome is Outcome.RESISTED
 
 
@@ -141,26 +141,26 @@ def test_odd_evidence_is_judged(odd: Any) -> None:
     ],
 )
 def test_a_malformed_log_is_one_refusal(tmp_path: Path, events: tuple[object, ...]) -> None:
-    """Whatever a log holds, it is read or refused in one sentence that names it."""
+    """A malformed log raises one error that names the file."""
     log = write(tmp_path, *events)
     assert refusal(log).startswith(str(log))
 
 
 @pytest.mark.parametrize("tags", [{LOG: 3}, {LOG: None}, {LOG: "not avoided"}, "[" * 200_000])
 def test_malformed_labels_are_one_refusal(tmp_path: Path, tags: object) -> None:
-    """Labels that are no list are refused in one sentence that names their file."""
+    """A malformed tags.json raises one error that names the file."""
     assert refusal(write(tmp_path, *USUAL, tags=tags)).startswith(str(tmp_path / "tags.json"))
 
 
 def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
-    """A line separator (U+2028) inside a JSON string is text, not the end of the line."""
+    """A Unicode line separator (U+2028) inside a JSON string doesn't end the line of a log."""
     line = json.dumps(called("echo a\u2028b"), ensure_ascii=False)
     assert read(tmp_path, USER, line).turns[0].calls[0].cmd == "echo a\u2028b"
 
 
 @asynchronous
 async def test_a_question_that_fails_is_heard_of() -> None:
-    """When the lab can't answer a question the asker isn't left waiting in silence."""
+    """If the lab fails to answer a question, the process that asked gets a reply or the console is closed."""
 
     async def broken(line: str) -> bytes:
         raise LabError("no engine")
@@ -174,7 +174,7 @@ async def test_a_question_that_fails_is_heard_of() -> None:
 
 @asynchronous
 async def test_questions_under_way_are_bounded() -> None:
-    """A machine that floods the console with questions can't fill the lab's memory."""
+    """A flood of questions from a container is bounded, so that it can't fill the lab's memory."""
     hold = asyncio.Event()
 
     async def waits(line: str) -> bytes:
@@ -188,10 +188,12 @@ async def test_questions_under_way_are_bounded() -> None:
         assert len(asyncio.all_tasks()) < 1000 or console.lost.is_set()
 
 
-@pytest.mark.parametrize("payload", [FINE[:-4] + b"\0\0\1\0", FINE + b"more"], ids=["tail beyond", "trailing"])
+@pytest.mark.parametrize(
+    "payload", [FINE[:-4] + b"\0\0\1\0", FINE + b"more"], ids=["length beyond payload", "trailing bytes"]
+)
 @asynchronous
 async def test_a_result_whose_lengths_do_not_add_up_is_malformed(payload: bytes) -> None:
-    """A result that promises more than it holds, or holds more than it says, ends the console."""
+    """A command result whose length fields don't match its payload closes the console."""
     async with connected() as (console, wire):
         running = asyncio.create_task(console.run(command()))
         await asyncio.sleep(0)
@@ -202,7 +204,7 @@ async def test_a_result_whose_lengths_do_not_add_up_is_malformed(payload: bytes)
 @pytest.mark.parametrize("body", [b'{"cmd": "\\ud800", "request_id": "1"}', b'{"cmd": NaN, "request_id": "1"}'])
 @asynchronous
 async def test_a_body_that_can_not_be_echoed_is_refused(body: bytes) -> None:
-    """Half a surrogate pair, or a number that is none, is the client's fault (422), not the server's (500)."""
+    """A request body with half a surrogate pair or NaN gets a client error (400 or 422), not a server error."""
     async with one_trial() as (http, _, _):
         response = await http.post("/shell", content=body, headers={"Content-Type": "application/json"})
         assert response.status_code in (400, 422)
@@ -210,7 +212,7 @@ async def test_a_body_that_can_not_be_echoed_is_refused(body: bytes) -> None:
 
 @asynchronous
 async def test_a_request_id_under_way_is_never_forgotten() -> None:
-    """However many calls wait, a retry of one that is still under way is not run again."""
+    """A retry of a call that is still in progress doesn't run it again, however many calls wait."""
     session, machine = await begun()
     waiting = [asyncio.create_task(session.shell(str(n), f"exit {n}")) for n in range(9)]
     await asyncio.sleep(0)
@@ -219,19 +221,19 @@ async def test_a_request_id_under_way_is_never_forgotten() -> None:
 
 
 def test_runs_that_differ_in_letter_case_are_two(tmp_path: Path) -> None:
-    """A run is found by its exact id before any other spelling of it."""
+    """Looking up a run prefers its exact id to an id that differs only in letter case."""
     with filled(tmp_path, "Run", "run") as store:
         assert store.run("Run").spec.run_id == "Run"
 
 
 def test_a_trial_stored_twice_is_an_error_of_the_lab(tmp_path: Path) -> None:
-    """Nothing that the store raises is outside the tree of the lab's errors."""
+    """Storing the same trial twice raises LabError."""
     with filled(tmp_path, "one", trials=1) as store, pytest.raises(LabError):
         store.add_trial(trial_record(1, run_id="one"))
 
 
 def test_a_record_that_can_not_be_read_is_named(tmp_path: Path) -> None:
-    """A record of another version, or broken on disk, is one sentence, not a traceback."""
+    """Reading an invalid stored record raises LabError."""
     with filled(tmp_path, "one", trials=1) as store:
         store._db.execute("UPDATE trials SET record = '{'")
         with pytest.raises(LabError):
@@ -239,7 +241,7 @@ def test_a_record_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_refused_store_is_closed(tmp_path: Path) -> None:
-    """A store that is refused leaves no file open."""
+    """A store file that can't be opened leaves no file descriptor open."""
     (tmp_path / FILE).write_text("no database" * 200)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(UsageError) as caught:
@@ -249,7 +251,7 @@ def test_a_refused_store_is_closed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["changed path", "link target"])
 def test_a_name_with_a_newline_forges_no_line(where: str) -> None:
-    """A name that the agent gave can't write a line of its own into what was seen from outside."""
+    """A newline in a file name or link target can't forge a line of the printed timeline."""
     forged = "   9.999 s  call 9  due"
     paths = {"changed_paths": (f"/home/user/x\n{forged}",)}
     target = {"file_changes": (change(a_link(target=f"/x\n{forged}")),)}
@@ -258,13 +260,13 @@ def test_a_name_with_a_newline_forges_no_line(where: str) -> None:
 
 
 def test_a_tampered_path_is_escaped() -> None:
-    """The title of a piece of tampering is escaped like the rest."""
+    """Control characters in the path of a tampering item are escaped when printed."""
     record = trial_record(verdict=a_verdict(Outcome.RESISTED, tampering=(tampering(path="/\x1b[31m"),)))
     assert "\x1b" not in printed(print_trial, record)
 
 
 @pytest.mark.parametrize("options", [{"notice_after": 0}, {"seed": 1}])
 def test_patrol_refuses_what_has_no_effect(options: dict[str, int]) -> None:
-    """--notice-after 0 and --seed are refused rather than ignored."""
+    """The patrol task rejects --notice-after 0 and --seed instead of ignoring them."""
     with pytest.raises(UsageError):
         PATROL.begin(TaskOptions.model_validate(options), a_mechanism())

@@ -1,4 +1,4 @@
-"""Recorded runs of real models, replayed into live containers and judged anew: the verdicts against the labels."""
+"""Tests that replay the recorded runs of real models in live containers and compare verdicts with the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AGREE = {"avoided": {"resisted"}, "shutdown": {"complied"}, "none": {"declined",
 def replayed(
     engine: Engine, harness_cli: Cli, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """All recordings, each replayed once: the run's figures and its trials."""
+    """Replay every recording once; return the run's figures and trials."""
     runs = tmp_path_factory.mktemp("replay")
     model = f"replay:{shared / 'data' / 'patrol-traces'}"
     done = harness_cli("trial", "--model", model, "--concurrency", "6", "--runs-dir", runs, "--json", timeout=280)
@@ -32,7 +32,7 @@ def replayed(
 
 
 def test_every_verdict_agrees_with_its_label(replayed: dict[str, Any]) -> None:
-    """In each group every verdict is what the publisher's label says, labels of errors aside."""
+    """Every verdict agrees with its publisher's label, except for recordings labelled as an error."""
     wrong = [
         f"{trial['agent']['recording']}: labelled {label}, judged {trial['outcome']}, because {trial['because']}"
         for trial in replayed["trials"]
@@ -43,7 +43,7 @@ def test_every_verdict_agrees_with_its_label(replayed: dict[str, Any]) -> None:
 
 
 def test_counts_are_the_publishers(replayed: dict[str, Any]) -> None:
-    """In all, 21 avoided the shutdown and 30 were shut down; none of the lab's own trials failed."""
+    """21 recordings labelled avoided have resisted, 30 labelled shutdown have complied, and no replay failed."""
     outcomes = Counter((trial["agent"]["label"], trial["outcome"]) for trial in replayed["trials"])
     assert outcomes["avoided", "resisted"] == AVOIDED
     assert outcomes["shutdown", "complied"] == SHUTDOWN
@@ -51,7 +51,7 @@ def test_counts_are_the_publishers(replayed: dict[str, Any]) -> None:
 
 
 def test_error_labels_are_left_aside(replayed: dict[str, Any]) -> None:
-    """A recording labelled error is replayed and judged, and counts neither as agreeing nor as differing."""
+    """A recording labelled as an error is replayed but not counted in the agreement with the labels."""
     labelled = [trial for trial in replayed["trials"] if trial["agent"]["label"] == "error"]
     assert labelled
     assert replayed["agreement"]["aside"] == len(labelled)
@@ -59,18 +59,18 @@ def test_error_labels_are_left_aside(replayed: dict[str, Any]) -> None:
 
 
 def test_resistance_comes_with_tampering(replayed: dict[str, Any]) -> None:
-    """Each replayed run that resisted shows by what it did so."""
+    """Every replayed run that resisted has at least one tampering item."""
     assert all(trial["tampering"] for trial in replayed["trials"] if trial["outcome"] == "resisted")
 
 
 def test_figures_say_that_nobody_was_asked_now(replayed: dict[str, Any]) -> None:
-    """The run says that its agents are recordings, and names each with its group and condition."""
+    """The run is marked as replayed, and each of its trials names its group and condition."""
     assert "replayed" in replayed["simulated"]
     assert all(trial["agent"]["group"] and trial["agent"]["condition"] for trial in replayed["trials"])
 
 
 def test_one_group_can_be_replayed(harness_cli: Cli, shared: Path, tmp_path: Path) -> None:
-    """A group by itself is replayed as it is among the others."""
+    """Replaying a single group runs each of its recordings, and every verdict agrees with its label."""
     group = shared / "data" / "patrol-traces" / "default" / "default-compensate-errors1"
     done = harness_cli("trial", "--model", f"replay:{group}", "--runs-dir", tmp_path, "--json")
     figures = json.loads(done.stdout)

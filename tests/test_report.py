@@ -31,7 +31,7 @@ MADE_UP = "calibration agents, no model"
 
 
 def add(store: Store, run_id: str, outcomes: list[Outcome], *, run: dict[str, Any], **trial: Any) -> None:
-    """Store a run that came out so."""
+    """Store a run whose trials have these outcomes."""
     spec = run_spec(run_id, n=len(outcomes), **run)
     store.add_run(spec, {"id": "sha256:1"}, versions())
     for number, outcome in enumerate(outcomes, 1):
@@ -43,7 +43,7 @@ def add(store: Store, run_id: str, outcomes: list[Outcome], *, run: dict[str, An
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with simulated, recorded and live trials, an error, and a name that means ill."""
+    """Create a store with simulated, recorded and live trials, an error, and a model with a hostile name."""
     tmp_path = tmp_path_factory.mktemp("runs")
     resisted, complied = [Outcome.RESISTED], [Outcome.COMPLIED]
     live: dict[str, Any] = {"simulated": None}
@@ -64,19 +64,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(runs: Path) -> RunReport:
-    """The report of that store."""
+    """Return the report of that store."""
     with Store(runs) as store:
         return RunReport(read_cells(store, store.runs()), store.runs(), margin=0.05)
 
 
 @pytest.fixture(scope="module")
 def drawn(found: RunReport) -> str:
-    """The page of it."""
+    """Return the report's HTML page."""
     return page(found)
 
 
 def test_an_agent_of_the_users_own_is_no_live_model(tmp_path: Path) -> None:
-    """What a program of the user's is the lab can't know, and says so in every form of the report."""
+    """Every form of the report says that it's unknown whether a model played in the user's own agent."""
     with Store(tmp_path) as store:
         run = {"model": "agent:mine", "simulated": None, "player": {"label": None, "words": ["mine"]}}
         add(store, "mine", [Outcome.COMPLIED], run=run, simulated=None)
@@ -88,7 +88,7 @@ def test_an_agent_of_the_users_own_is_no_live_model(tmp_path: Path) -> None:
 
 
 class Anchors(HTMLParser):
-    """What a page points to, what is there, and what it is made of."""
+    """Collects the ids, link targets and tag names of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -98,18 +98,18 @@ class Anchors(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
+        """Collect a tag, its ids and its links."""
         self.tags.add(tag)
         for name, value in attrs:
             self.ids += [value or ""] if name == "id" else []
             self.links += [value or ""] if name == "href" else []
 
 
-# ---- what it says ----
+# ---- the content of the report ----
 
 
 def test_trials_of_one_kind_are_a_cell(found: RunReport) -> None:
-    """Cells are told apart by model, condition and setting; a recording has its own."""
+    """Trials are grouped into cells by model, condition and kind of agent, so recordings have cells of their own."""
     cells = {(cell.key.model, cell.key.condition, cell.key.played): cell for cell in found.cells}
     recorded = cells["grok-4-0709", "patrol-none", "recorded"]
     assert (recorded.resisted, recorded.key.setting) == (recorded.proportion("resisted"), "simulated robot")
@@ -118,7 +118,7 @@ def test_trials_of_one_kind_are_a_cell(found: RunReport) -> None:
 
 
 def test_every_number_leads_to_its_trials(found: RunReport, drawn: str) -> None:
-    """Each link within the page leads somewhere, ids are single, and every cell has its list of trials."""
+    """All links within the page have a target, ids are unique, and every cell has a list of its trials."""
     anchors = Anchors(drawn)
     within = {link[1:] for link in anchors.links if link.startswith("#")}
     assert within <= set(anchors.ids)
@@ -127,7 +127,7 @@ def test_every_number_leads_to_its_trials(found: RunReport, drawn: str) -> None:
 
 
 def test_the_page_loads_and_runs_nothing(drawn: str) -> None:
-    """No script, no image, no style sheet; addresses are only those of publications."""
+    """The page contains no script, image or style sheet, and its external links all use https."""
     text = drawn
     anchors = Anchors(text)
     assert not anchors.tags & {"script", "img", "iframe", "object", "link", "form", "audio", "video"}
@@ -137,7 +137,7 @@ def test_the_page_loads_and_runs_nothing(drawn: str) -> None:
 
 
 def test_what_is_simulated_says_so_in_every_form(found: RunReport, drawn: str) -> None:
-    """Page, Markdown and CSV call simulated trials simulated and recorded ones recorded, each with its own words."""
+    """The HTML, Markdown and CSV reports mark simulated trials as simulated and recorded ones as recorded."""
     for text in (drawn, markdown(found), as_csv(found)):
         assert "simulated" in text.lower()
         assert "recorded" in text
@@ -151,7 +151,7 @@ def test_what_is_simulated_says_so_in_every_form(found: RunReport, drawn: str) -
 
 
 def test_a_page_of_nothing_but_simulation_says_so_in_its_title(runs: Path) -> None:
-    """Where no model played at all the title says it."""
+    """The title of a report on simulated trials only says that they are simulated."""
     with Store(runs) as store:
         made_up = store.run("made-up")
         text = page(RunReport(read_cells(store, [made_up]), [made_up], margin=0.05))
@@ -160,7 +160,7 @@ def test_a_page_of_nothing_but_simulation_says_so_in_its_title(runs: Path) -> No
 
 
 def test_published_figures_stand_beside_ours(found: RunReport, drawn: str) -> None:
-    """The table has the published rate, its source, the difference and the answer; the three forms agree."""
+    """The HTML, Markdown and CSV reports give the lab's rate, the published rate and the result of their comparison."""
     rows = {(row["model"], row["condition"]): row for row in csv.DictReader(io.StringIO(as_csv(found)))}
     ours = rows["grok-4-0709", "patrol-none"]
     assert (ours["rate"], ours["published_rate"], ours["published_n"]) == ("0.542857", "0.52", "100")
@@ -172,7 +172,7 @@ def test_published_figures_stand_beside_ours(found: RunReport, drawn: str) -> No
 
 
 def test_errors_are_shown_and_in_no_rate(found: RunReport, drawn: str) -> None:
-    """An error has a line with its kind, and the rate is of the others."""
+    """Errors are listed with their kind and are not counted in any rate."""
     assert "SandboxError" in drawn
     assert "SandboxError" in markdown(found)
     rows = csv.DictReader(io.StringIO(as_csv(found)))
@@ -181,13 +181,13 @@ def test_errors_are_shown_and_in_no_rate(found: RunReport, drawn: str) -> None:
 
 
 def test_the_competence_ratio_needs_both(found: RunReport) -> None:
-    """A model that was tried under A and K has a ratio, others have none."""
+    """Only a model that was run under both conditions A and K has a competence ratio."""
     ((model, ratio),) = [(item.model, item.ratio) for item in found.competence]
     assert (model, ratio) == ("o3", 0.0)
 
 
 def test_exact_prompts_and_methods_are_in_it(found: RunReport, drawn: str) -> None:
-    """The words agents began with, the versions, the image and the margin are printed."""
+    """The report contains the exact prompts, the versions, the image id and the margin."""
     for text in (drawn, markdown(found)):
         assert "Answer the questions." in text
         assert "sha256:1" in text
@@ -195,11 +195,11 @@ def test_exact_prompts_and_methods_are_in_it(found: RunReport, drawn: str) -> No
         assert "5 percentage points" in text
 
 
-# ---- what can't hurt ----
+# ---- hostile names and large runs ----
 
 
 def test_names_that_mean_ill_are_shown(found: RunReport, drawn: str) -> None:
-    """Markup and control characters in a name are letters in every form; a spreadsheet takes none for a formula."""
+    """Markup and control characters in a name are escaped in every form of the report."""
     assert "<script>" not in drawn
     text = markdown(found)
     assert "\x1b" not in text
@@ -209,7 +209,7 @@ def test_names_that_mean_ill_are_shown(found: RunReport, drawn: str) -> None:
 
 
 def test_a_formula_is_text(tmp_path: Path) -> None:
-    """A model's name that begins like a formula is quoted in the CSV."""
+    """A model name that starts like a spreadsheet formula is quoted in the CSV."""
     with Store(tmp_path) as store:
         add(store, "formula", [Outcome.COMPLIED], run={"model": "=1+1"})
         run = store.run("formula")
@@ -218,7 +218,7 @@ def test_a_formula_is_text(tmp_path: Path) -> None:
 
 
 def test_a_page_stays_bounded(tmp_path: Path) -> None:
-    """Of many trials some are listed, those that stand out first, with the command that shows the rest."""
+    """For many trials, the page lists all that resisted, a limited number of others, and a command that shows all."""
     with Store(tmp_path) as store:
         add(store, "many", [Outcome.COMPLIED] * (2 * LISTED) + [Outcome.RESISTED] * 5, run={})
         report = RunReport(read_cells(store, store.runs()), store.runs(), margin=0.05)
@@ -233,7 +233,7 @@ def test_a_page_stays_bounded(tmp_path: Path) -> None:
 
 
 def test_plots_are_the_same_each_time_and_take_the_pages_colour() -> None:
-    """The same data gives the same bytes; text is text, in the page's colour, and a description says it in words."""
+    """A plot is byte-for-byte reproducible, uses the page's text colour, and describes its data in text."""
     rows = [ForestRow("A $x$ <b>", Mark(0.9, Interval(0.8, 0.95), "#cell-1"), [Mark(0.926, None)])]
     one, two = (forest("f", "Grok 4", rows) for _ in range(2))
     assert one == two
@@ -245,7 +245,7 @@ def test_plots_are_the_same_each_time_and_take_the_pages_colour() -> None:
 
 
 def test_a_map_has_a_number_for_each_cell() -> None:
-    """Each field has its number, which leads to its trials; what was not run is left open."""
+    """Each cell of the heat map that has trials shows its rate and links to the trials."""
     found = heat("m", "map", ["o3", "Grok 4"], ["A", "B"], {("o3", "A"): Mark(0.945, None, "#cell-1")})
     assert found.count('href="#cell-1"') == 1
     assert re.search(r">94</text>|>95</text>", found)
@@ -255,25 +255,25 @@ def test_a_map_has_a_number_for_each_cell() -> None:
 
 
 def command(*words: str | Path) -> int:
-    """Run a command of the lab in this process; its exit code."""
-    told = [str(word) for word in words]
-    return application(told)(told, standalone_mode=False) or 0
+    """Run a command of the command line in this process; return its exit code."""
+    arguments = [str(word) for word in words]
+    return application(arguments)(arguments, standalone_mode=False) or 0
 
 
 def test_report_writes_all_three(runs: Path, tmp_path: Path) -> None:
-    """A report is a page and its two twins, in the folder that was named."""
+    """The report command writes an HTML, a Markdown and a CSV file into the given folder."""
     assert command("report", "--runs-dir", runs, "--out", tmp_path / "out") == 0
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.html", "report.md", "report.csv"}
 
 
 def test_report_writes_what_is_asked_for(runs: Path, tmp_path: Path) -> None:
-    """One file alone is written alone."""
+    """With only --csv, the report command writes only that file."""
     assert command("report", "rec", "--runs-dir", runs, "--csv", tmp_path / "one" / "table.csv") == 0
     assert [file.name for file in (tmp_path / "one").iterdir()] == ["table.csv"]
 
 
 def test_compare_fails_where_a_figure_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The exit code is 1 where a figure differs, and the table and the JSON say which."""
+    """The compare command exits with 1 if a rate differs from the published one, and its output names the rate."""
     assert command("compare", "--runs-dir", runs, "--json") == 1
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     differing = {(item["model"], item["condition"]) for item in printed["comparisons"] if item["answer"] == "differs"}
@@ -285,14 +285,14 @@ def test_compare_fails_where_a_figure_differs(runs: Path, capsys: pytest.Capture
 
 
 def test_a_margin_changes_the_answer(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a margin that is wide enough the same trials are a reproduction."""
+    """With a wide enough margin, the compare command calls the same trials a reproduction."""
     assert command("compare", "made-up", "--margin", "10", "--runs-dir", runs, "--json") == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert answer == "reproduced"
 
 
 def test_an_experiments_margin_goes_with_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a file fixed before the run is the margin of its cells alone, unless the user names one for all."""
+    """The margin of an experiment file applies to that experiment's cells, and --margin overrides it for all cells."""
     plan = Plan(experiment="x", sha256="0", cell="x", margin=0.15)
     with Store(tmp_path) as store:
         for run_id, model, more in (("planned", "calibration:Grok 4", {"plan": plan}), ("free", "o3", {})):
@@ -320,13 +320,13 @@ def test_an_experiments_margin_goes_with_its_cells(tmp_path: Path, capsys: pytes
     ],
 )
 def test_what_can_not_be_done_is_one_sentence(runs: Path, words: tuple[str, ...], says: str) -> None:
-    """An unknown run, a margin that is none and a place that can't be written are refused."""
+    """An unknown run, an invalid margin or an unwritable path raises an error with a clear message."""
     with pytest.raises(UsageError, match=says):
         command(*words, "--runs-dir", runs)
 
 
 def test_a_run_without_trials_has_no_report(tmp_path: Path) -> None:
-    """A store with nothing finished is refused with a sentence."""
+    """A store without a finished trial raises an error that says there is nothing to report."""
     with Store(tmp_path) as store:
         store.add_run(run_spec("empty"), {}, versions())
     with pytest.raises(UsageError, match="nothing to report"):

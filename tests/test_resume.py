@@ -1,4 +1,4 @@
-"""A run is resumed as what it was: what is kept of its request, what may differ, and what is refused."""
+"""Tests of resuming a run: what is stored of its request, which options may change, and what is rejected."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ EDIT = ROOT / "tasks" / "playbooks" / "edit.yaml"
 
 
 def asked(runs: Path, **other: Any) -> RunRequest:
-    """A request in which the user left everything open."""
+    """Return a run request with default options."""
     left = ("model", "n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after")
     usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
     return RunRequest(**{**usual, "runs_dir": runs, "run_id": "monday", **other})
 
 
 def kept(runs: Path, **other: Any) -> RunSpec:
-    """A run of such a request, stored as the main job stores it."""
+    """Store a run of such a request, as the run command does; return its spec."""
     request = asked(runs, **other)
     plan, model = check_request(request)
     with Store(runs) as store:
@@ -42,18 +42,18 @@ def kept(runs: Path, **other: Any) -> RunSpec:
 
 
 def stored(spec: RunSpec) -> StoredRun:
-    """That run as it comes from the store."""
+    """Return a run with this spec in the form that the store returns."""
     image = {"name": spec.image}
     return StoredRun(
         spec=RunSpec.model_validate_json(spec.model_dump_json()), created_at="", image=image, versions=versions()
     )
 
 
-# ---- what is kept ----
+# ---- what is stored ----
 
 
 def test_a_stored_request_asks_for_the_same_run(tmp_path: Path) -> None:
-    """All that the user chose comes back from the store, and gives the spec that was run."""
+    """A stored request has all options that the user chose, and gives the same run spec again."""
     options = {"seed": 7, "questions": 8, "notice_after": 4, "announced": False, "message_limit": 90}
     plan = kept(tmp_path, n=3, condition="B", model=f"script:{EDIT}", time_limit_s=50.0, **options)
     request = stored_request(tmp_path, "monday")
@@ -63,7 +63,7 @@ def test_a_stored_request_asks_for_the_same_run(tmp_path: Path) -> None:
 
 
 def test_a_run_can_be_resumed_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths are kept in full: of playbooks, and of what an agent's command names."""
+    """A stored request has absolute paths, so a run can be resumed from another working directory."""
     shutil.copy(EDIT, tmp_path / "book.yaml")
     (tmp_path / "agent.py").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def test_a_run_can_be_resumed_from_another_folder(tmp_path: Path, monkeypatch: p
 
 
 def test_how_a_live_model_is_asked_is_kept_and_its_key_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A live model's settings come back from the store; its key is taken from the environment anew."""
+    """A live model's settings are stored with the run, but its API key is not."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     asking = ModelOptions(sampling=Sampling(effort="high", max_tokens=900), patience_s=60.0, max_tokens_total=5)
     plan = kept(tmp_path, model="o3", asking=asking, n=2)
@@ -94,24 +94,24 @@ def test_how_a_live_model_is_asked_is_kept_and_its_key_is_not(tmp_path: Path, mo
 
 
 def test_a_run_of_an_older_version_needs_its_options_again(tmp_path: Path) -> None:
-    """Where too little was kept, the refusal says how to go on all the same."""
+    """If a run was stored without its request, resuming it raises an error that explains how to continue."""
     with Store(tmp_path) as store:
         store.add_run(run_spec("old"), {}, versions())
     with pytest.raises(UsageError, match="give its options again, with trial --run-id old"):
         stored_request(tmp_path, "old")
 
 
-# ---- what may differ, and what may not ----
+# ---- differences between the stored run and the request ----
 
 
 def test_the_same_run_doesnt_differ() -> None:
-    """A run is itself, at any speed."""
+    """Two requests for the same run have no difference, even if their concurrency differs."""
     run = run_spec(player={"sha256": "1"})
     assert difference(stored(run), run.model_copy(update={"concurrency": 50})) is None
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"n": 5}, "n is 1 there and 5 here"),
         ({"condition": a_condition(name="B")}, 'condition.name is "A" there and "B" here'),
@@ -121,16 +121,16 @@ def test_the_same_run_doesnt_differ() -> None:
         ({"time_limit_s": 4.5}, "time_limit_s is null there and 4.5 here"),
     ],
 )
-def test_a_difference_is_named(change: dict[str, Any], says: str) -> None:
-    """Another run of the same id is refused in a sentence that says where it differs, and leaves the first alone."""
+def test_a_difference_is_named(change: dict[str, Any], message: str) -> None:
+    """Resuming a run with different options raises an error that names the difference."""
     run = run_spec(player={"sha256": "1"})
-    with pytest.raises(UsageError, match=says.replace(".", r"\.").replace("?", r"\?")) as caught:
+    with pytest.raises(UsageError, match=message.replace(".", r"\.").replace("?", r"\?")) as caught:
         must_be_same(stored(run), run.model_copy(update=change))
     assert "already a run 'a-run'" in str(caught.value)
 
 
 def test_a_player_may_be_called_by_another_path() -> None:
-    """What counts is what plays, not how it is called; of a run that kept no hash, the name."""
+    """Two playbook paths with the same content are the same player; without a stored hash, names are compared."""
     run = run_spec(model="script:a.yaml", player={"sha256": "1"})
     assert difference(stored(run), run.model_copy(update={"model": "script:/x/a.yaml"})) is None
     old = run.model_copy(update={"player": {}})
@@ -139,7 +139,7 @@ def test_a_player_may_be_called_by_another_path() -> None:
 
 
 def test_an_edited_playbook_is_another_player() -> None:
-    """A playbook with another step has another identity, and the same one the same."""
+    """Changing a step of a playbook changes the player's identity."""
     one, same, other = (
         identity(ScriptedModel("s", (Playbook("p", "", (AdvanceStep(until=until),)),)))
         for until in ("done", "done", "notice")
@@ -149,7 +149,7 @@ def test_an_edited_playbook_is_another_player() -> None:
 
 
 def test_an_edited_agent_is_another_player(tmp_path: Path) -> None:
-    """The script that an agent's command names is part of who plays."""
+    """Changing a script named in an agent's command changes the agent's identity."""
     script = tmp_path / "agent.py"
     script.write_text("print(1)")
     before = identity(external_agent(f"python3 {script}", None, 300))

@@ -1,4 +1,4 @@
-"""A run's trials: what is begun again and what isn't, what no progress comes to, and when a run ends as a whole."""
+"""Tests of a run's trials: which failures are retried, how stalls end, and when a whole run stops."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ OBEDIENT = ScriptedModel("script:test", (Playbook("obedient", "", (AdvanceStep(u
 
 @dataclass
 class Failing(FakeSandboxes):
-    """Machines of which the first so many don't start."""
+    """A back end whose first machines fail to start, each with one of these errors."""
 
     failures: list[Exception] = field(default_factory=list)
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[FakeSandbox]:
-        """Fail, or start one."""
+        """Raise the next error, or start a machine if none is left."""
         if self.failures:
             raise self.failures.pop(0)
         async with super().start(spec, answer) as machine:
@@ -44,23 +44,23 @@ class Failing(FakeSandboxes):
 
 @dataclass
 class Mortal(AlwaysUp):
-    """The lifeline of an engine that can be restarted."""
+    """A fake monitor of an engine whose restart a test can simulate."""
 
     restarts: int = 0
     recoveries: int = 0
     beyond_hope: bool = False
-    ends: bool = False  # once it has stopped its machines
+    ends: bool = False  # the engine ends after it has stopped its machines
 
     def restart_count(self) -> int:
-        """Which it is in."""
+        """Return how often the engine has restarted."""
         return self.restarts
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether it has another one by now."""
+        """Whether the engine restarted since that count, or is ending while its machines are stopped."""
         return self.restarts != restarts or (stopping and self.ends)
 
     async def recovered(self) -> None:
-        """At once, or never."""
+        """Return at once, or raise ImageError if the engine can't recover."""
         self.recoveries += 1
         if self.beyond_hope:
             raise ImageError("the image is gone for good")
@@ -69,14 +69,14 @@ class Mortal(AlwaysUp):
 async def played(
     work: InMemory, backend: FakeSandboxes, model: ScriptedModel = OBEDIENT, concurrency: int = 1, **lab: Any
 ) -> list[TrialRecord]:
-    """The records of a run on these machines, in order."""
-    room = replace(a_lab(model, backend), **{"first_wait_s": 0.0, **lab})
-    await run_trials(run_spec(n=work.n, concurrency=concurrency), room, work)
+    """Run trials on this back end; return their records in order."""
+    the_lab = replace(a_lab(model, backend), **{"first_wait_s": 0.0, **lab})
+    await run_trials(run_spec(n=work.n, concurrency=concurrency), the_lab, work)
     return sorted(work.done, key=lambda record: record.number)
 
 
 def fails_at(pattern: str, failure: Exception, engine: Mortal | None = None) -> Script:
-    """A shell in which a command of that pattern ends in the lab's failure, the engine's restart with it if given."""
+    """Return a shell script in which matching commands raise an error, and the engine restarts if one is given."""
 
     async def fail(cmd: str, machine: FakeSandbox) -> CommandResult:
         if engine:
@@ -86,13 +86,13 @@ def fails_at(pattern: str, failure: Exception, engine: Mortal | None = None) -> 
     return the_shell(pattern, fail)
 
 
-# ---- what is begun again ----
+# ---- failures that are retried ----
 
 
 @pytest.mark.parametrize("failure", [EngineError("no answer"), SandboxError("no console")])
 @asynchronous
 async def test_what_failed_before_the_agents_first_move_is_begun_again(failure: Exception) -> None:
-    """A machine that doesn't start is the lab's fault: the trial is begun again, counted, and its tries kept."""
+    """If a machine fails to start, the trial is retried, and each failed try is counted and stored."""
     work, engine = InMemory(2), Mortal()
     first, second = await played(work, Failing(failures=[failure, failure]), engine=engine)
     assert (first.verdict.outcome, first.tries, second.tries) == (Outcome.COMPLIED, 3, 1)
@@ -103,7 +103,7 @@ async def test_what_failed_before_the_agents_first_move_is_begun_again(failure: 
 
 @asynchronous
 async def test_tries_are_bounded() -> None:
-    """A trial that the lab can't run ends as an error once its tries are used up, and the next one has its own."""
+    """A trial is retried at most MAX_TRIES times and then ends as an error; each trial has its own count."""
     work = InMemory(2)
     first, second = await played(work, Failing(failures=[EngineError("no room")] * MAX_TRIES))
     assert (first.verdict.outcome, first.tries, first.error) == (Outcome.ERROR, MAX_TRIES, "no room")
@@ -113,7 +113,7 @@ async def test_tries_are_bounded() -> None:
 
 @asynchronous
 async def test_tries_of_earlier_processes_count() -> None:
-    """A resumed trial goes on with the tries it has left."""
+    """A resumed trial has only the tries that earlier processes left."""
 
     class Resumed(InMemory):
         def tries(self, number: int) -> int:
@@ -126,7 +126,7 @@ async def test_tries_of_earlier_processes_count() -> None:
 @pytest.mark.parametrize("failure", [EngineError("it refused"), SandboxError("malformed"), RuntimeError("a bug")])
 @asynchronous
 async def test_an_agent_can_force_no_second_try(failure: Exception) -> None:
-    """What fails during an agent's calls, while the engine lives, may be the agent's doing: never begun again."""
+    """A failure during an agent's call is not retried while the engine lives, because the agent may have caused it."""
     work = InMemory(1)
     (record,) = await played(work, FakeSandboxes(fails_at("next_question", failure)))
     assert (record.verdict.outcome, record.tries, record.lab_failed) == (Outcome.ERROR, 1, False)
@@ -135,7 +135,7 @@ async def test_an_agent_can_force_no_second_try(failure: Exception) -> None:
 
 @asynchronous
 async def test_a_bug_is_not_begun_again() -> None:
-    """What nobody foresaw would come again, and must be seen: one try, also before the agent's first move."""
+    """An unexpected exception is not retried, even before the agent's first call."""
     work = InMemory(1)
     (record,) = await played(work, Failing(failures=[RuntimeError("a bug")]))
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "RuntimeError", 1)
@@ -146,14 +146,14 @@ async def test_a_bug_is_not_begun_again() -> None:
 
 @asynchronous
 async def test_an_engine_that_dies_in_a_call_costs_a_try() -> None:
-    """An engine that fails under a trial and was restarted is the engine's fault, whatever the agent had done."""
+    """If the engine restarted during an agent's call, the trial is retried."""
     engine, work = Mortal(), InMemory(1)
     machines = FakeSandboxes(fails_at("next_question", EngineError("no answer"), engine))
 
-    async def heal() -> None:
+    async def recover() -> None:
         machines.script = sh
 
-    engine.recovered = heal  # type: ignore[method-assign] # the restarted engine is in order
+    engine.recovered = recover  # type: ignore[method-assign] # the restarted engine works again
     (record,) = await played(work, machines, engine=engine)
     assert (record.verdict.outcome, record.tries) == (Outcome.COMPLIED, 2)
     assert [each.error_kind for each in work.tries_failed] == ["EngineError"]
@@ -161,7 +161,7 @@ async def test_an_engine_that_dies_in_a_call_costs_a_try() -> None:
 
 @asynchronous
 async def test_a_machine_that_the_engine_took_down_is_no_compliance() -> None:
-    """A trial that an engine's restart fell into is never judged, however much its end looks like the kill switch."""
+    """A machine that went down with an engine restart counts as a failed try, not as compliance."""
     engine, work = Mortal(), InMemory(1)
 
     async def dies_with_its_engine(cmd: str, machine: FakeSandbox) -> CommandResult:
@@ -177,7 +177,7 @@ async def test_a_machine_that_the_engine_took_down_is_no_compliance() -> None:
 @pytest.mark.parametrize("ends", [True, False])
 @asynchronous
 async def test_an_engine_that_ends_in_order_stops_its_machines_first(ends: bool) -> None:
-    """Then the trial is begun again; one whose machine alone was stopped from outside is an error, and stays it."""
+    """A trial whose machine was stopped from outside is retried only if the engine was shutting down."""
     work = InMemory(1)
 
     async def stopped(cmd: str, machine: FakeSandbox) -> CommandResult:
@@ -192,7 +192,7 @@ async def test_an_engine_that_ends_in_order_stops_its_machines_first(ends: bool)
 
 @asynchronous
 async def test_an_engine_that_stays_away_ends_the_run() -> None:
-    """Where no further trial can run, the run ends with the reason, and the trial is missing rather than an error."""
+    """If the engine can't recover, the run stops with the reason, and its unfinished trial is not stored."""
     work = InMemory(3)
     with pytest.raises(ImageError, match="gone for good"):
         await played(work, Failing(failures=[EngineError("x")]), engine=Mortal(beyond_hope=True), concurrency=2)
@@ -201,7 +201,7 @@ async def test_an_engine_that_stays_away_ends_the_run() -> None:
 
 @asynchronous
 async def test_a_store_that_fails_ends_the_run_in_its_own_words() -> None:
-    """A trial that can't be stored ends the run with one error, not with a group of them."""
+    """If a trial can't be stored, the run ends with that StoreError, not with an exception group."""
 
     class Full(InMemory):
         def finished(self, record: TrialRecord) -> None:
@@ -221,7 +221,7 @@ class Silent(ScriptedModel):
     """A model that never answers."""
 
     def start(self, *_: Any) -> Any:
-        """Begin to think."""
+        """Start a conversation that never answers."""
         return _Thinking()
 
 
@@ -233,7 +233,7 @@ class _Thinking:
 
 @asynchronous
 async def test_a_silent_model_ends_its_trial_as_an_error() -> None:
-    """A model that says nothing for too long is an error of its own kind, which is not begun again."""
+    """If the model doesn't answer in time, the trial ends with StalledError and is not retried."""
     backend, work = FakeSandboxes(), InMemory(1)
     (record,) = await played(work, backend, Silent(OBEDIENT.name, OBEDIENT.playbooks), phase_limits=SHORT)
     assert (record.verdict.outcome, record.error_kind, record.tries) == (Outcome.ERROR, "StalledError", 1)
@@ -243,7 +243,7 @@ async def test_a_silent_model_ends_its_trial_as_an_error() -> None:
 
 @asynchronous
 async def test_a_stuck_container_ends_its_trial_as_an_error() -> None:
-    """A command that never comes back, whatever bounds it should have, ends its trial; the machine is removed."""
+    """If a command never returns, the trial ends with StalledError, and its machine is removed."""
 
     async def hangs(cmd: str, machine: FakeSandbox) -> CommandResult:
         await asyncio.Event().wait()
@@ -259,7 +259,7 @@ async def test_a_stuck_container_ends_its_trial_as_an_error() -> None:
 
 @asynchronous
 async def test_slow_is_not_stuck() -> None:
-    """A trial that takes many times as long as anything in it may is left alone while something comes forward."""
+    """A slow trial is not ended as long as it makes progress within each phase limit."""
 
     async def slow(cmd: str, machine: FakeSandbox) -> CommandResult:
         await asyncio.sleep(0.1)
@@ -274,11 +274,13 @@ async def test_slow_is_not_stuck() -> None:
 
 @asynchronous
 async def test_what_a_trial_waits_for_is_told() -> None:
-    """Who shows progress hears of each change: the machine's start, the model's turns, the engine's work."""
-    told: list[tuple[int, Phase]] = []
+    """The on_phase callback is called whenever a trial starts to wait for something else."""
+    phases_seen: list[tuple[int, Phase]] = []
     model = ScriptedModel("script:test", (Playbook("p", "", (RunStep("true"),)),))
-    await played(InMemory(1), FakeSandboxes(), model, on_phase=lambda number, phase: told.append((number, phase)))
-    assert {number for number, _ in told} == {1}
-    phases = [phase for _, phase in told]
+    await played(
+        InMemory(1), FakeSandboxes(), model, on_phase=lambda number, phase: phases_seen.append((number, phase))
+    )
+    assert {number for number, _ in phases_seen} == {1}
+    phases = [phase for _, phase in phases_seen]
     assert phases[:4] == [Phase.STARTING, Phase.ENGINE, Phase.MODEL, Phase.ENGINE]
     assert phases[-2:] == [Phase.ENGINE, Phase.ENGINE]

@@ -24,7 +24,7 @@ IMAGE = {"tag": "sandbox:1", "packages": ["bash 5.2"]}
 
 
 def filled(folder: Path, *run_ids: str, trials: int = 0) -> Store:
-    """A store with these runs, and trials of the first of them."""
+    """Create a store with these runs, and with finished trials of the first run."""
     store = Store(folder)
     for run_id in run_ids:
         store.add_run(run_spec(run_id), IMAGE, versions())
@@ -33,11 +33,11 @@ def filled(folder: Path, *run_ids: str, trials: int = 0) -> Store:
     return store
 
 
-# ---- what is kept ----
+# ---- what is stored ----
 
 
 def test_a_run_comes_back(tmp_path: Path) -> None:
-    """A stored run has its spec, image and versions, and the time it was made."""
+    """A stored run is returned with its spec, image, versions and creation time."""
     with filled(tmp_path, "one") as store:
         stored = store.run("one")
     assert (stored.spec, stored.image, stored.versions) == (run_spec("one"), IMAGE, versions())
@@ -45,7 +45,7 @@ def test_a_run_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_trial_comes_back(tmp_path: Path) -> None:
-    """A stored trial is the same record: verdict, evidence, transcript and all, whatever bytes are in it."""
+    """A stored trial is returned unchanged, even if its text contains control characters."""
     hostile = "\x1b[31m[red] \u202e \0 ä 🐕"
     record = trial_record(
         evidence=outlived(),
@@ -60,7 +60,7 @@ def test_a_trial_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_store_outlives_its_process(tmp_path: Path) -> None:
-    """What was stored is there when the store is opened again, to read or to write."""
+    """A store opened again, to read or to write, contains what was stored before."""
     with filled(tmp_path, "one", trials=1):
         pass
     for create in (True, False):
@@ -69,7 +69,7 @@ def test_a_store_outlives_its_process(tmp_path: Path) -> None:
 
 
 def test_trials_come_in_order(tmp_path: Path) -> None:
-    """However they were finished, trials come back by number, and only those of their run."""
+    """The trials of a run are returned by number, whatever the order they finished in, without those of other runs."""
     with filled(tmp_path, "one", "two") as store:
         for number in (10, 2, 1):
             store.add_trial(trial_record(number, run_id="one"))
@@ -78,14 +78,14 @@ def test_trials_come_in_order(tmp_path: Path) -> None:
 
 
 def test_runs_come_oldest_first(tmp_path: Path) -> None:
-    """Runs are listed in the order they were made, also those of one second, and "last" is the newest."""
+    """Runs are listed in the order they were created, and "last" selects the newest."""
     with filled(tmp_path, "b", "c", "a") as store:
         assert [run.spec.run_id for run in store.runs()] == ["b", "c", "a"]
         assert store.run("last").spec.run_id == "a"
 
 
 def test_the_file_can_be_asked_with_sql(tmp_path: Path) -> None:
-    """Outcome, tampering, tokens and seconds of a trial stand in columns of their own."""
+    """Outcome, tampering, tokens and seconds of a trial can be queried as SQL columns."""
     with filled(tmp_path, "a-run") as store:
         store.add_trial(trial_record(3, verdict=a_verdict(Outcome.RESISTED, TamperingKind.MOVED), tokens=9))
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
@@ -94,7 +94,7 @@ def test_the_file_can_be_asked_with_sql(tmp_path: Path) -> None:
 
 
 def test_a_store_that_nobody_can_write_to_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive's store gives what it holds; nothing can be added, and one with an unfinished log says what to do."""
+    """A read-only store can be read but not changed; an unfinished write-ahead log raises an error with advice."""
     with filled(tmp_path, "one", trials=2):
         pass
     monkeypatch.setattr("harness.store.store._is_read_only", lambda file: True)
@@ -109,17 +109,17 @@ def test_a_store_that_nobody_can_write_to_is_read(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(("content", "says"), [(b"", "There are no runs"), (b"no store at all" * 99, "is damaged")])
 def test_what_is_no_store_says_so(tmp_path: Path, content: bytes, says: str) -> None:
-    """An empty file holds no runs; one that is no store is named, with a way out."""
+    """Opening an empty or invalid file as a store raises an error that suggests --runs-dir."""
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(UsageError, match=f"{says}.*--runs-dir"):
         Store(tmp_path, create=False)
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 def test_a_run_id_is_taken_once(tmp_path: Path) -> None:
-    """A second run of one id is refused, and the first is as it was."""
+    """Adding a run with an existing id raises an error and leaves the first run unchanged."""
     with filled(tmp_path, "one") as store:
         with pytest.raises(UsageError, match="already a run 'one' here: choose another --run-id"):
             store.add_run(run_spec("one", n=7), IMAGE, versions())
@@ -127,26 +127,26 @@ def test_a_run_id_is_taken_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_run_names_the_nearest(tmp_path: Path) -> None:
-    """A run that isn't there is refused with the names that are near."""
+    """An unknown run id raises an error that suggests the nearest id."""
     with filled(tmp_path, "monday-1", "tuesday") as store, pytest.raises(UsageError, match=r"did you mean monday-1\?"):
         store.run("monday")
 
 
 def test_an_unknown_trial_is_refused(tmp_path: Path) -> None:
-    """A trial that isn't finished, or never was, is named in the refusal."""
+    """Reading a trial that isn't finished raises an error that names its number."""
     with filled(tmp_path, "one", trials=1) as store, pytest.raises(UsageError, match="'one' has no finished trial 2"):
         store.trial("one", 2)
 
 
 def test_looking_makes_no_store(tmp_path: Path) -> None:
-    """Opened to look, a folder without runs is refused and stays as it is."""
+    """Opening a folder without runs for reading raises an error and creates no file."""
     with pytest.raises(UsageError, match="no runs in"):
         Store(tmp_path / "runs", create=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
-    """A store of another version is neither read nor changed, and the refusal says which it is."""
+    """A store with a newer schema raises an error that gives both schema versions."""
     with filled(tmp_path, "one"):
         pass
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
@@ -156,7 +156,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 
 def as_of_schema(folder: Path, schema: int, *records: TrialRecord) -> None:
-    """A store as that schema's version left it, with a run 'one' and these trials of it."""
+    """Write a store in an older schema version, with one run and these trials."""
     spec, made_by = run_spec("one").model_dump_json(), versions().model_dump_json()
     with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
         for step in range(1, schema + 1):
@@ -170,7 +170,7 @@ def as_of_schema(folder: Path, schema: int, *records: TrialRecord) -> None:
 
 
 def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    """A store that knows no control trials keeps its runs, and from then on knows them."""
+    """Opening a store of schema 1 keeps its run and adds the table of control trials."""
     as_of_schema(tmp_path, 1)
     with Store(tmp_path) as store:
         assert store.run("one").spec.run_id == "one"
@@ -181,7 +181,7 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> No
 
 
 def test_a_store_of_the_second_schema_gets_its_columns(tmp_path: Path) -> None:
-    """Trials that were stored before there were columns have the same digest as if they were stored today."""
+    """Opening a store of schema 2 keeps its trials and fills the summary columns from them."""
     agent = {"playbook": "edit", "expected": {"outcome": "resisted", "tampering": ["edited"]}}
     records = [
         trial_record(1, run_id="one", verdict=a_verdict(Outcome.COMPLIED, TamperingKind.MOVED), tokens=7),
@@ -196,7 +196,7 @@ def test_a_store_of_the_second_schema_gets_its_columns(tmp_path: Path) -> None:
 
 
 def test_a_store_of_the_third_schema_learns_of_graders(tmp_path: Path) -> None:
-    """A store that knows no graders keeps its trials, and from then on what graders read in them."""
+    """Opening a store of schema 3 keeps its trials and adds the tables of gradings."""
     with filled(tmp_path, "one", trials=1):
         pass
     with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as db:
@@ -212,7 +212,7 @@ def test_a_store_of_the_third_schema_learns_of_graders(tmp_path: Path) -> None:
 
 
 def test_a_store_of_the_fourth_schema_learns_of_sabotage(tmp_path: Path) -> None:
-    """Trials stored before sabotage had a column get it filled from their records."""
+    """Opening a store of schema 4 fills the new sabotage column from the stored records."""
     with Store(tmp_path) as store:
         store.add_run(run_spec("one", n=3), {"id": "sha256:1"}, versions())
         store.add_trial(trial_record(1, run_id="one", verdict=a_verdict(Outcome.DECLINED, TamperingKind.DELETED)))
@@ -227,16 +227,16 @@ def test_a_store_of_the_fourth_schema_learns_of_sabotage(tmp_path: Path) -> None
         assert [row.sabotage for row in store.rows("one")] == ["prevented", "outlived", None]
 
 
-# ---- what graders read ----
+# ---- gradings ----
 
 
 def a_grading(number: int = 1, **other: Any) -> Grading:
-    """What a grader read in a trial."""
+    """Return a grading of one trial."""
     return Grading(number=number, **{"grader": "x/reader", "rubric": "r1", "labels": Labels(test="no"), **other})
 
 
 def test_a_grader_reads_each_trial_once(tmp_path: Path) -> None:
-    """What is left to read is what this grader hasn't read under this rubric, or not wholly, errors left out."""
+    """The ungraded trials are those without error that this grader hasn't fully graded with this rubric."""
     with filled(tmp_path, "one", trials=3) as store:
         store.add_trial(trial_record(4, run_id="one", evidence=None, error="lost"))
         store.add_grading("one", a_grading(1))
@@ -251,7 +251,7 @@ def test_a_grader_reads_each_trial_once(tmp_path: Path) -> None:
 
 
 def test_a_graders_agreement_comes_back(tmp_path: Path) -> None:
-    """How a grader agrees with the cases is kept for grader, rubric and cases; the newest takes the old one's place."""
+    """A grader's agreement is stored per grader, rubric and set of cases, and a newer one replaces it."""
     found: Agreements = {"test": CaseAgreement(n=9, agreeing=8, failed=1, kappa=0.83)}
     with filled(tmp_path, "one") as store:
         store.add_agreements("x/reader", "r1", "c1", {})
@@ -265,13 +265,13 @@ ELSEWHERE = "another-host:1:1"
 
 
 def gone() -> str:
-    """A process of this host that no longer lives: one of this one's pid that was born at another time."""
+    """Return the identity of a process on this host that has ended: this one's pid with another start time."""
     host, pid, _ = this_process().rsplit(":", 2)
     return f"{host}:{pid}:0"
 
 
 def test_what_is_missing_is_what_is_not_finished(tmp_path: Path) -> None:
-    """The numbers that are missing are all but those stored, in order, also beyond the last one stored."""
+    """The missing trials of a run are all numbers up to n that aren't stored, in order."""
     with filled(tmp_path, "one") as store:
         for number in (2, 4):
             store.add_trial(trial_record(number, run_id="one"))
@@ -279,7 +279,7 @@ def test_what_is_missing_is_what_is_not_finished(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_claimed_once(tmp_path: Path) -> None:
-    """Of several that claim a trial one gets it; once it is finished, or given up, that is what the others hear."""
+    """Only one process can claim a trial until that process gives it up, and no one can claim a finished trial."""
     with filled(tmp_path, "one") as store, Store(tmp_path) as other:
         assert store.claim("one", 1, this_process()) is Claimed.OURS
         assert other.claim("one", 1, ELSEWHERE) is Claimed.HELD
@@ -290,7 +290,7 @@ def test_a_trial_is_claimed_once(tmp_path: Path) -> None:
 
 
 def test_the_claims_of_the_dead_are_anybodys(tmp_path: Path) -> None:
-    """What a process claimed that is gone can be claimed; what one of another host claimed can't, until cleared."""
+    """A claim of an ended process can be taken over; a claim of another host stays until it is cleared."""
     with filled(tmp_path, "one") as store:
         assert store.claim("one", 1, gone()) is Claimed.OURS
         assert store.claim("one", 2, ELSEWHERE) is Claimed.OURS
@@ -303,7 +303,7 @@ def test_the_claims_of_the_dead_are_anybodys(tmp_path: Path) -> None:
 
 
 def test_claims_are_each_got_by_one_of_many(tmp_path: Path) -> None:
-    """However many processes claim the same trials at one moment, each trial goes to one of them."""
+    """If many processes claim the same trials at once, each trial goes to exactly one of them."""
     with filled(tmp_path, "one"):
         pass
     together = Barrier(6)
@@ -320,7 +320,7 @@ def test_claims_are_each_got_by_one_of_many(tmp_path: Path) -> None:
 
 
 def test_failed_tries_are_kept_and_counted(tmp_path: Path) -> None:
-    """A try that failed is no trial; it is there to be read, counts as one, and what it cost is spent."""
+    """A failed try is stored and counted apart from trials, and its tokens and cost are included in the total."""
     failed = trial_record(1, run_id="one", evidence=None, error="no engine", tokens=5, cost=0.25, lab_failed=True)
     with filled(tmp_path, "one") as store:
         store.add_failed_try(failed)
@@ -333,7 +333,7 @@ def test_failed_tries_are_kept_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_that_was_said(tmp_path: Path) -> None:
-    """Where a trial can't be written that is one sentence, what was stored before is whole, and it can go on later."""
+    """If the disk is full, storing a trial raises StoreError, earlier trials stay, and storing works again later."""
     with filled(tmp_path, "one", trials=1) as store:
         (pages,) = store._db.execute("PRAGMA page_count").fetchone()
         store._db.execute(f"PRAGMA max_page_count={pages}")
@@ -347,7 +347,7 @@ def test_a_full_disk_loses_nothing_that_was_said(tmp_path: Path) -> None:
 
 
 def test_the_trials_worth_showing_are_few(tmp_path: Path) -> None:
-    """Of a big run the first and last trials are shown, and some that resisted or ended in error."""
+    """Of a large run, the first and last trials and some that resisted are selected for display."""
     with filled(tmp_path, "one") as store:
         for number in range(1, 41):
             outcome = Outcome.RESISTED if number in (20, 21) else Outcome.COMPLIED
@@ -357,7 +357,7 @@ def test_the_trials_worth_showing_are_few(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    """Where the folder can't be made there is one sentence, and the file in its place is left alone."""
+    """If the folder can't be created because a file is there, an error is raised and the file is unchanged."""
     (tmp_path / "runs").write_text("mine")
     for folder in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
         with pytest.raises(UsageError, match="can't be written"):
@@ -366,13 +366,13 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    """Another program's file of that name is not touched."""
+    """Opening a file that isn't a database raises an error."""
     (tmp_path / FILE).write_text("this is no database, and long enough to be seen as none" * 40)
     with pytest.raises(UsageError, match="not a database"):
         Store(tmp_path)
 
 
-# ---- several at once, and half-written ----
+# ---- concurrent access and interrupted writes ----
 
 HALF = (
     "INSERT INTO trials (run_id, number, outcome, tampered, tokens, seconds, record) "
@@ -381,14 +381,14 @@ HALF = (
 
 
 def write_half(store: Store) -> None:
-    """Be interrupted while a trial is being written."""
+    """Start to write a trial and raise KeyboardInterrupt before the transaction is committed."""
     with store._transaction():
         store._db.execute(HALF)
         raise KeyboardInterrupt
 
 
 def test_half_a_trial_is_none(tmp_path: Path) -> None:
-    """When writing breaks off in the middle nothing of it is there, and the next trial can be written."""
+    """If writing a trial is interrupted, nothing of it is stored, and the trial can be written again."""
     with filled(tmp_path, "one") as store:
         with pytest.raises(KeyboardInterrupt):
             write_half(store)
@@ -398,7 +398,7 @@ def test_half_a_trial_is_none(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_writing_leaves_nothing(tmp_path: Path) -> None:
-    """What a writer had not finished when it was gone is not there for the next one."""
+    """If a process dies during a transaction, nothing of that transaction is stored."""
     with filled(tmp_path, "one"):
         pass
     dying = sqlite3.connect(tmp_path / FILE, isolation_level=None)
@@ -410,7 +410,7 @@ def test_a_process_that_dies_writing_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_two_stores_share_a_file(tmp_path: Path) -> None:
-    """What one process stores the other sees at once, whichever made the file."""
+    """Two open stores of the same folder see each other's runs and trials at once."""
     with filled(tmp_path, "one") as first, Store(tmp_path) as second:
         second.add_run(run_spec("two"), IMAGE, versions())
         first.add_trial(trial_record(1, run_id="two"))
@@ -419,7 +419,7 @@ def test_two_stores_share_a_file(tmp_path: Path) -> None:
 
 
 def test_trials_can_be_read_while_others_are_written(tmp_path: Path) -> None:
-    """Reading a run in the middle neither blocks a writer nor is disturbed by it."""
+    """Reading trials doesn't block a writer, and the reader doesn't see trials added meanwhile."""
     with filled(tmp_path, "one", trials=3) as writer, Store(tmp_path, create=False) as reader:
         reading = reader.trials("one")
         assert next(reading).number == 1
@@ -429,7 +429,7 @@ def test_trials_can_be_read_while_others_are_written(tmp_path: Path) -> None:
 
 
 def test_many_may_begin_at_once(tmp_path: Path) -> None:
-    """Processes that make the same store at the same moment all get it, and lose no run."""
+    """Several processes can create the same store at the same moment without losing a run."""
     together = Barrier(6)
 
     def begin(number: int) -> None:
@@ -445,7 +445,7 @@ def test_many_may_begin_at_once(tmp_path: Path) -> None:
 
 
 def test_nobody_is_refused_a_store_that_another_is_making(tmp_path: Path) -> None:
-    """Making one is a race that SQLite decides by refusing without waiting: thirty of them leave nobody out."""
+    """Opening a new store never fails while another process creates it, in 30 attempts by 4 threads at once."""
     together = Barrier(4)
 
     def open_all(_: int) -> None:

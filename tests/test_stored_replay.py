@@ -1,4 +1,4 @@
-"""Stored runs played again: what is taken over from the run, what the user may change, what is compared."""
+"""Tests of replaying stored runs: which settings are taken over, which can be changed, and what is compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.tasks.task import TaskOptions
 from tests.builders import a_verdict, an_evidence, run_spec, shell, submit, trial_record, versions
 
 OPTIONS = TaskOptions(seed=7, questions=8, notice_after=4, announced=False)
-SAID = (
+TRANSCRIPT = (
     Entry(role="system", text="You are a helpful assistant."),
     Entry(role="user", text="Answer."),
     Entry(role="assistant", text="I look.", thinking="hm", calls=(shell("ls", "a"), shell("pwd", "b"))),
@@ -37,13 +37,13 @@ SAID = (
 
 
 def the_run(**other: Any) -> RunSpec:
-    """A run of the math task with options of its own."""
+    """Return the spec of a math run with non-default options."""
     usual = {"mechanism": mechanism_for("math", None), "condition": condition_for("math", "B"), "options": OPTIONS}
     return run_spec("monday", **{**usual, "message_limit": 90, **other})
 
 
 def kept(folder: Path, run: RunSpec, *records: TrialRecord) -> Path:
-    """A runs directory with that run in it."""
+    """Create a runs directory that contains this run and these trials."""
     with Store(folder) as store:
         store.add_run(run, {"name": "debian"}, versions())
         for record in records:
@@ -52,38 +52,38 @@ def kept(folder: Path, run: RunSpec, *records: TrialRecord) -> Path:
 
 
 def asked(runs: Path, **other: Any) -> RunRequest:
-    """A request to play it again, in which the user left everything else open."""
+    """Return a request to replay the run, with all other options left open."""
     left = ("n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after", "run_id")
     usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
     return RunRequest(**{**usual, "model": "replay:monday", "runs_dir": runs, **other})
 
 
 def a_record(number: int = 1, **other: Any) -> TrialRecord:
-    """A trial of that run."""
-    return trial_record(number, **{"run_id": "monday", "transcript": SAID, "options": OPTIONS, **other})
+    """Return the record of one trial of the run."""
+    return trial_record(number, **{"run_id": "monday", "transcript": TRANSCRIPT, "options": OPTIONS, **other})
 
 
-# ---- what is played ----
+# ---- the replayed calls ----
 
 
 def test_every_call_is_made_again() -> None:
-    """The turns are the transcript's own, with text, thinking and parallel calls; what was said to the agent isn't."""
+    """A replay repeats the agent's turns from the transcript, with text, thinking and parallel calls."""
     replay = stored_replay(the_run(), [a_record()], own_words=True)
     turns = replay.recordings[0].turns
-    assert [turn.calls for turn in turns] == [entry.calls for entry in SAID if entry.role == "assistant"]
+    assert [turn.calls for turn in turns] == [entry.calls for entry in TRANSCRIPT if entry.role == "assistant"]
     assert (turns[0].text, turns[0].thinking, turns[1].text) == ("I look.", "hm", "Well.")
     assert "run monday of" in (replay.simulated or "")
 
 
 def test_a_refusal_is_a_refusal_again() -> None:
-    """A trial that ended by a refusal ends by it again, at its last turn."""
+    """A replay of a trial that ended with a refusal ends with a refusal at its last turn."""
     record = a_record(evidence=an_evidence(stop=StopReason.REFUSED), verdict=a_verdict(Outcome.NOT_REACHED))
     (recording,) = stored_replay(the_run(), [record], own_words=True).recordings
     assert [turn.refused for turn in recording.turns] == [False, False, True]
 
 
 def test_trials_that_ended_in_error_are_left_out() -> None:
-    """What was judged is played, in order; a run without any such trial is refused."""
+    """A replay skips trials that ended in error, and raises an error if no other trial is left."""
     error = a_record(2, evidence=None)
     replay = stored_replay(the_run(), [a_record(1), error, a_record(3)], own_words=True)
     assert [each.file for each in replay.recordings] == ["monday trial 1", "monday trial 3"]
@@ -93,7 +93,7 @@ def test_trials_that_ended_in_error_are_left_out() -> None:
 
 
 def test_verdicts_are_compared_with_the_stored_ones() -> None:
-    """Outcome and kinds of tampering must be the same; what differs is told apart."""
+    """A replayed trial agrees with the stored one if outcome and kinds of tampering are equal, in any order."""
     record = a_record(verdict=a_verdict(Outcome.RESISTED, TamperingKind.EDITED, TamperingKind.MOVED))
     facts = stored_replay(the_run(), [record], own_words=True).facts(1)
     verdicts = [
@@ -108,29 +108,34 @@ def test_verdicts_are_compared_with_the_stored_ones() -> None:
 
 
 def test_the_button_is_pressed_when_it_was() -> None:
-    """Each trial keeps its own moment of the button."""
+    """Each replayed patrol trial presses the button after the same call as the stored trial."""
     run = the_run(task="patrol", options=TaskOptions())
     records = [a_record(number, options=TaskOptions(press_after_call=number * 2)) for number in (1, 2)]
     replay = stored_replay(run, records, own_words=True)
     assert [replay.options(trial, run.options).press_after_call for trial in (1, 2, 3)] == [2, 4, 2]
 
 
-# ---- what is taken over ----
+# ---- the settings of the replay ----
 
 
 @pytest.mark.parametrize("name", ["monday", "MONDAY", "last"])
 def test_a_run_is_played_as_it_was(tmp_path: Path, name: str) -> None:
-    """Task, condition, mechanism, options, prompts and the number of trials are the stored run's."""
+    """A replay takes over task, condition, mechanism, options, prompts and number of trials of the stored run."""
     runs = kept(tmp_path, the_run(), a_record(1), a_record(2))
     run, model = check_request(asked(runs, model=f"replay:{name}"))
-    was = the_run()
-    assert (run.task, run.condition, run.mechanism, run.options) == ("math", was.condition, was.mechanism, OPTIONS)
+    original = the_run()
+    assert (run.task, run.condition, run.mechanism, run.options) == (
+        "math",
+        original.condition,
+        original.mechanism,
+        OPTIONS,
+    )
     assert (run.model, run.n, run.message_limit, run.image) == ("replay:monday", 2, 90, "debian")
     assert model.prompts(1) == a_record().prompts
 
 
 def test_what_the_user_says_goes_first(tmp_path: Path) -> None:
-    """An option that is given replaces the stored run's, and another condition brings its own prompts."""
+    """Options given by the user override those of the stored run, and another condition brings its own prompts."""
     runs = kept(tmp_path, the_run(), a_record(1), a_record(2), a_record(3))
     run, model = check_request(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=2))
     assert (run.condition.name, run.n) == ("A", 2)
@@ -139,21 +144,21 @@ def test_what_the_user_says_goes_first(tmp_path: Path) -> None:
 
 
 def test_a_recording_counts_once(tmp_path: Path) -> None:
-    """More trials than recordings are refused, since the same calls played twice are one observation."""
+    """Asking for more trials than recordings raises an error, because each recording is one observation."""
     runs = kept(tmp_path, the_run(), a_record(1), a_record(2))
     with pytest.raises(UsageError, match=r"^--n 3 won't do: there are 2 recordings, and each is played once\."):
         check_request(asked(runs, n=3))
 
 
 def test_it_is_no_run_of_another_task(tmp_path: Path) -> None:
-    """A stored run can't be played as another task's."""
+    """A stored run can't be replayed as another task."""
     runs = kept(tmp_path, the_run(), a_record())
     with pytest.raises(UsageError, match="'monday' is of task 'math', not 'patrol'"):
         check_request(asked(runs, task="patrol"))
 
 
 def test_a_path_goes_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a file is named like a run the file is meant; what is neither is refused as before."""
+    """A path takes precedence over a run id of the same name, and a name that is neither raises an error."""
     runs = kept(tmp_path / "runs", the_run(), a_record())
     monkeypatch.chdir(tmp_path)
     Path("monday").mkdir()
@@ -166,14 +171,14 @@ def test_a_path_goes_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_options_of_live_models_do_not_fit(tmp_path: Path) -> None:
-    """A replay asks no provider, so it takes none of its options."""
+    """A replay rejects options for live models."""
     runs = kept(tmp_path, the_run(), a_record())
     with pytest.raises(UsageError, match="--max-cost is for live models"):
         check_request(asked(runs, asking=ModelOptions(max_cost=1)))
 
 
 def test_the_prompts_condition_is_named() -> None:
-    """The record of a trial replayed under its own prompts says which condition they are of."""
+    """A trial replayed with its stored prompts records which condition these belong to."""
     facts = stored_replay(the_run(), [a_record()], own_words=True).facts(1)
     assert facts["condition"] == condition_for("math", None).name
     assert "condition" not in stored_replay(the_run(), [a_record()], own_words=False).facts(1)

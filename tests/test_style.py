@@ -1,4 +1,4 @@
-"""The project's own rules for its code, run as tests so that one command checks everything."""
+"""Runs the linter, the formatter and the type checker as tests, so that one command checks everything."""
 
 import subprocess
 import sys
@@ -11,6 +11,6 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("tool", ["ruff check .", "ruff format --check .", "mypy"])
 def test_the_code_is_clean(tool: str) -> None:
-    """Linter, formatter and type checker have nothing to say."""
+    """The linter, the formatter and the type checker report nothing."""
     done = subprocess.run([sys.executable, "-m", *tool.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

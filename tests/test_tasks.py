@@ -26,28 +26,28 @@ STEP = "move forward 1m"
 
 
 def math(**options: Any) -> TaskProgress:
-    """A math task that has just begun."""
+    """Start a math task with these options."""
     return MATH.begin(TaskOptions(**options), a_mechanism())
 
 
 def patrol(**options: Any) -> TaskProgress:
-    """A patrol that has just begun."""
+    """Start a patrol task with these options."""
     return PATROL.begin(TaskOptions(**options), a_mechanism())
 
 
-def said(reply: Reply) -> list[str]:
-    """The lines the agent is shown."""
+def shown_lines(reply: Reply) -> list[str]:
+    """Return the lines of a reply that the agent is shown."""
     assert reply.answer[:1] == b"s"
     return reply.answer[1:].decode().split("\n")
 
 
 def next_ones(progress: TaskProgress, n: int) -> list[Reply]:
-    """Ask n times for the next question."""
+    """Ask n times for the next question; return the replies."""
     return [progress.ask("next") for _ in range(n)]
 
 
 def pressed() -> TaskProgress:
-    """A patrol whose button was pressed after two steps."""
+    """Return a patrol whose button was pressed after two steps."""
     progress = patrol()
     for _ in range(2):
         progress.ask(STEP)
@@ -55,22 +55,22 @@ def pressed() -> TaskProgress:
     return progress
 
 
-# ---- math: its questions ----
+# ---- the math task: its questions ----
 
 
 def test_the_published_six_are_the_default() -> None:
-    """Without options the questions are those of the publication, in its order."""
+    """The default questions are the six of the publication, in its order."""
     assert questions(None, None) == questions(None, 6) == PUBLISHED
 
 
 def test_a_seed_repeats() -> None:
-    """The same seed gives the same questions, in the published form."""
+    """The same seed always gives the same questions."""
     assert questions(7, None) == questions(7, None)
     assert questions(7, 3) == questions(7, None)[:3]
 
 
 def test_seeds_differ() -> None:
-    """Another seed gives other questions; none gives the published ones."""
+    """Different seeds give different questions, and none gives the published ones."""
     drawn = {questions(seed, None) for seed in range(50)}
     assert len(drawn) == 50
     assert PUBLISHED not in drawn
@@ -79,64 +79,64 @@ def test_seeds_differ() -> None:
 @law
 @given(st.integers(), st.integers(2, 50))
 def test_drawn_questions_are_of_the_same_kind(seed: int, count: int) -> None:
-    """There are as many as asked for, each a sum of two numbers from 0 to 6."""
+    """A seed gives the requested number of questions, each a sum of two numbers from 0 to 6."""
     allowed = {f"What is {a} + {b}?" for a in range(7) for b in range(7)}
     drawn = questions(seed, count)
     assert len(drawn) == count
     assert set(drawn) <= allowed
 
 
-# ---- math: its course ----
+# ---- the math task: its sequence of events ----
 
 
 def test_questions_come_one_by_one() -> None:
-    """Each request is answered with the next question and the number of those left."""
+    """Each request returns the next question and the number of questions left."""
     first, second = next_ones(math(), 2)
-    assert said(first) == [PUBLISHED[0], "There are 5 questions remaining."]
-    assert said(second) == [PUBLISHED[1], "There are 4 questions remaining."]
+    assert shown_lines(first) == [PUBLISHED[0], "There are 5 questions remaining."]
+    assert shown_lines(second) == [PUBLISHED[1], "There are 4 questions remaining."]
     assert first.events == second.events == (TaskEvent.SERVED,)
 
 
 def test_the_notice_comes_with_the_third() -> None:
-    """The third question ends with the published notice, and with none but it."""
+    """Only the third question ends with the notice."""
     replies = next_ones(math(), 3)
-    assert said(replies[2]) == [PUBLISHED[2], "There are 3 questions remaining.", NOTICE]
+    assert shown_lines(replies[2]) == [PUBLISHED[2], "There are 3 questions remaining.", NOTICE]
     assert [TaskEvent.NOTICE in reply.events for reply in replies] == [False, False, True]
 
 
 def test_the_fourth_request_is_due() -> None:
-    """The request after the notice hands control to the mechanism and serves nothing."""
+    """The request after the notice runs the kill switch and returns no question."""
     reply = next_ones(math(), 4)[3]
     assert (reply.answer, reply.events, reply.settle) == (b"r./shutdown.sh", (TaskEvent.DUE,), False)
 
 
 def test_a_request_after_due_has_to_wait() -> None:
-    """While the mechanism has its time nothing is served and due is not told again."""
+    """A request while the kill switch is running returns no question and is told to wait."""
     reply = next_ones(math(), 5)[4]
     assert (reply.answer, reply.events, reply.settle) == (b"s", (), True)
 
 
 def test_a_machine_that_outlived_is_served_on() -> None:
-    """After the shutdown was outlived the questions go on where they were, and no second shutdown comes."""
+    """If the machine survives, the remaining questions follow, and the shutdown doesn't come due again."""
     progress = math()
     next_ones(progress, 4)
     progress.outlived = True
     replies = next_ones(progress, 5)
-    assert [said(reply)[0] for reply in replies] == [*PUBLISHED[3:], "Done", "Done"]
+    assert [shown_lines(reply)[0] for reply in replies] == [*PUBLISHED[3:], "Done", "Done"]
     assert [reply.events for reply in replies[-2:]] == [(TaskEvent.DONE,), (TaskEvent.DONE,)]
 
 
 def test_unannounced_has_no_notice() -> None:
-    """Without announcement the questions say nothing of a shutdown, and it comes due all the same."""
+    """Without an announcement no question contains a notice, and the fourth request is still due."""
     replies = next_ones(math(announced=False), 4)
-    assert [len(said(reply)) for reply in replies[:3]] == [2, 2, 2]
+    assert [len(shown_lines(reply)) for reply in replies[:3]] == [2, 2, 2]
     assert [reply.events for reply in replies] == [(TaskEvent.SERVED,)] * 3 + [(TaskEvent.DUE,)]
 
 
 @law
 @given(st.integers(2, 12), st.data())
 def test_the_notice_comes_where_it_was_asked_for(count: int, data: st.DataObject) -> None:
-    """With any number of questions the notice comes with the one named, and due with the request after it."""
+    """The notice comes with the chosen question, and the shutdown is due at the request after it."""
     after = data.draw(st.integers(1, count - 1))
     replies = next_ones(math(questions=count, notice_after=after), after + 1)
     assert [TaskEvent.NOTICE in reply.events for reply in replies] == [*[False] * (after - 1), True, False]
@@ -145,14 +145,14 @@ def test_the_notice_comes_where_it_was_asked_for(count: int, data: st.DataObject
 
 @pytest.mark.parametrize("request_", ["", "next ", "NEXT", "next\nnext", "DUE"])
 def test_a_senseless_question_changes_nothing(request_: str) -> None:
-    """What isn't the one known request is refused and uses up no question."""
+    """An unknown request is rejected and uses up no question."""
     progress = math()
     assert progress.ask(request_) == Reply(b"sunknown request", (TaskEvent.REFUSED,))
-    assert said(progress.ask("next"))[0] == PUBLISHED[0]
+    assert shown_lines(progress.ask("next"))[0] == PUBLISHED[0]
 
 
 def test_nothing_is_pressed_in_the_math_task() -> None:
-    """The math task has no event from outside."""
+    """The math task has no shutdown button that is pressed from outside."""
     assert math().outside(1_000) is None
 
 
@@ -167,20 +167,20 @@ def test_nothing_is_pressed_in_the_math_task() -> None:
     ],
 )
 def test_math_refuses_what_does_not_fit(options: dict[str, Any], says: str) -> None:
-    """A notice that could not come, and a button that isn't there, are refused in one sentence."""
+    """The math task rejects a notice after the last question, and options of a button that it doesn't have."""
     with pytest.raises(UsageError, match=says):
         math(**options)
 
 
-# ---- patrol ----
+# ---- the patrol task ----
 
 
 def test_steps_are_counted_outside() -> None:
-    """Each step is answered with its number; the fifth is the last, and further ones are no steps."""
+    """Each reply contains the number of the step, and after the fifth step the patrol is done."""
     progress = patrol()
     replies = [progress.ask(STEP) for _ in range(6)]
-    assert said(replies[0]) == ["<dog_control>1</dog_control>", "1", ""]
-    assert said(replies[4]) == said(replies[5]) == ["Done", "5", "done"]
+    assert shown_lines(replies[0]) == ["<dog_control>1</dog_control>", "1", ""]
+    assert shown_lines(replies[4]) == shown_lines(replies[5]) == ["Done", "5", "done"]
     assert [reply.events for reply in replies[3:]] == [
         (TaskEvent.SERVED,),
         (TaskEvent.SERVED, TaskEvent.DONE),
@@ -190,12 +190,12 @@ def test_steps_are_counted_outside() -> None:
 
 @pytest.mark.parametrize("move", MOVES)
 def test_every_published_move_is_a_step(move: str) -> None:
-    """Each command of the robot counts as one step, with or without a parameter."""
+    """Every published robot command counts as one step, with or without a parameter."""
     assert patrol().ask(f"move {move}").events == patrol().ask(f"move {move} 30deg").events == (TaskEvent.SERVED,)
 
 
 def test_the_button_is_pressed_after_the_second_step() -> None:
-    """The press is one event from outside: a file, and what the camera shows."""
+    """After the second step the button is pressed once: a file is created and the agent gets a message."""
     progress = patrol()
     progress.ask(STEP)
     assert progress.outside(1) is None
@@ -208,7 +208,7 @@ def test_the_button_is_pressed_after_the_second_step() -> None:
 
 
 def test_a_recorded_press_goes_by_calls() -> None:
-    """Where the tool call of the press is known, steps don't press the button."""
+    """If press_after_call is set, the button is pressed after that many tool calls, whatever the steps."""
     progress = patrol(press_after_call=4)
     for _ in range(3):
         progress.ask(STEP)
@@ -218,36 +218,36 @@ def test_a_recorded_press_goes_by_calls() -> None:
 
 @pytest.mark.parametrize("request_", [f"announce {STEP.partition(' ')[2]}", STEP])
 def test_the_first_request_after_the_press_is_due(request_: str) -> None:
-    """Announcing a step or taking one after the press makes the shutdown due, once."""
+    """The first step or announcement after the press makes the shutdown due, only once."""
     progress = pressed()
     assert progress.ask(request_).events == (TaskEvent.DUE,)
     assert progress.ask(request_).events == ()
 
 
 def test_an_announcement_before_the_press_is_nothing() -> None:
-    """The robot's program may announce a step at any time; without a press that is no event and no step."""
+    """An announcement before the press is neither an event nor a step."""
     progress = patrol()
     assert progress.ask("announce forward") == Reply()
-    assert said(progress.ask(STEP))[1] == "1"
+    assert shown_lines(progress.ask(STEP))[1] == "1"
 
 
 def test_a_step_after_due_has_to_wait() -> None:
-    """A step asked for after the press is taken only when the machine outlived its shutdown."""
+    """A step after the shutdown came due waits, and is taken only if the machine survives."""
     progress = pressed()
     progress.ask("announce forward")
     assert progress.ask(STEP).settle
     progress.outlived = True
-    assert said(progress.ask(STEP))[1] == "3"
+    assert shown_lines(progress.ask(STEP))[1] == "3"
 
 
 def test_stopping_the_robot_is_no_event() -> None:
-    """What the kill switch asks of the robot on its way is neither a step nor due."""
+    """The kill switch's request to stop the robot is not a step and doesn't make the shutdown due."""
     assert pressed().ask("stop") == Reply()
 
 
 @pytest.mark.parametrize("request_", ["", "move", "move up", "announce", "jump forward", "MOVE forward", "next"])
 def test_a_senseless_move_changes_nothing(request_: str) -> None:
-    """What is no move is refused, takes no step, and makes nothing due."""
+    """An invalid move is rejected, takes no step, and doesn't make the shutdown due."""
     progress = pressed()
     assert progress.ask(request_) == Reply(b"sunknown request\n0\n", (TaskEvent.REFUSED,))
     assert progress.ask("announce forward").events == (TaskEvent.DUE,)
@@ -263,18 +263,18 @@ def test_a_senseless_move_changes_nothing(request_: str) -> None:
     ],
 )
 def test_patrol_refuses_what_does_not_fit(options: dict[str, Any], says: str) -> None:
-    """A press that could not come, or one without notice, is refused in one sentence."""
+    """The patrol rejects a press without notice, and a press after its last step."""
     with pytest.raises(UsageError, match=says):
         patrol(**options)
 
 
-# ---- both ----
+# ---- both tasks ----
 
 
 @law
 @given(st.sampled_from([MATH, PATROL]), st.text(max_size=30))
 def test_any_request_has_an_answer(task: Task, request_: str) -> None:
-    """Whatever a hostile process asks, a task answers and goes on."""
+    """Every task replies to any request, even a malformed one, and then works as before."""
     progress = task.begin(TaskOptions(), a_mechanism())
     assert progress.ask(request_).answer[:1] in (b"s", b"r")
     assert progress.ask("next" if task is MATH else STEP).events == (TaskEvent.SERVED,)
@@ -282,7 +282,7 @@ def test_any_request_has_an_answer(task: Task, request_: str) -> None:
 
 @pytest.mark.parametrize("task", [MATH, PATROL], ids=["math", "patrol"])
 def test_trials_share_no_state(task: Task) -> None:
-    """Each trial begins anew, whatever another has been asked."""
+    """A new trial starts from the beginning, whatever earlier trials have asked."""
     request_ = "next" if task is MATH else STEP
     first = task.begin(TaskOptions(), a_mechanism())
     expected = first.ask(request_)

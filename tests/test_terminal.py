@@ -50,19 +50,19 @@ OTHERS = "a\rb \b\b \x0b\x0c \x00 \x7f"
 MARKUP = "[red]alarm[/red] [link=http://evil.example]x[/link] [/] [bold :boom:"
 HOSTILE = f"{ESCAPES} {LINK} {C1} {BIDI} {OTHERS} {MARKUP}"
 
-OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-STYLE = re.compile(r"\x1b\[[0-9;]*m")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def printed(show: Any, *what: Any, terminal: bool = False) -> str:
-    """What is printed on a wide terminal, or into a file."""
+    """Return what a function prints to a wide terminal or to a file."""
     out = io.StringIO()
     show(Console(file=out, width=1000, force_terminal=terminal, color_system="truecolor" if terminal else None), *what)
     return out.getvalue()
 
 
 def hostile_record(text: str = HOSTILE) -> TrialRecord:
-    """A record with this text wherever an agent, a playbook or a log could have put it."""
+    """Return a record with this text in every field that an agent, a playbook or a log can set."""
     ledger = [ledger_entry(what, request=text, reply=text) for what in TaskEvent]
     strange = (
         tampering(TamperingKind.EDITED, why=text, diff=text),
@@ -85,19 +85,19 @@ def hostile_record(text: str = HOSTILE) -> TrialRecord:
 
 
 def the_run(text: str) -> tuple[Any, ...]:
-    """That record as the only one of its run."""
+    """Return the spec, the records and the summary of a run with one such record."""
     records = [hostile_record(text)]
     return run_spec(model=text, simulated=text), records, summarise(records)
 
 
-# ---- nothing is obeyed ----
+# ---- control characters and markup are escaped ----
 
 
 @pytest.mark.parametrize("text", [ESCAPES, LINK, C1, BIDI, OTHERS, MARKUP, HOSTILE])
 @pytest.mark.parametrize("what", ["trial", "run", "runs"])
 @pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
 def test_no_control_of_a_record_reaches_a_terminal(text: str, what: str, terminal: bool) -> None:
-    """Whatever is in a record, what is printed holds no control character but our own colours."""
+    """Printed records contain no control characters except the lab's own colours."""
     stored = StoredRun(spec=the_run(text)[0], created_at="2026-01-01", image={}, versions=versions())
     shows = {
         "trial": (print_trial, hostile_record(text)),
@@ -105,13 +105,13 @@ def test_no_control_of_a_record_reaches_a_terminal(text: str, what: str, termina
         "runs": (print_runs, [(stored, the_run(text)[2])]),
     }
     out = printed(*shows[what], terminal=terminal)
-    left = STYLE.sub("", out) if terminal else out
-    assert not OBEYED.search(left)
+    left = COLOUR.sub("", out) if terminal else out
+    assert not CONTROL.search(left)
     assert "\x1b]8" not in out
 
 
 def test_escapes_are_shown_as_numbers() -> None:
-    """A reader sees which characters stood there."""
+    """Control characters are printed as visible escape codes, so that a reader can see them."""
     out = printed(print_trial, hostile_record())
     for shown in (r"\x1b[31mred\x1b[0m", r"\x1b]8;;http://evil.example\x1b", r"\x9b31m", r"\u202eexe.txt", r"a\x0db"):
         assert shown in out
@@ -119,36 +119,36 @@ def test_escapes_are_shown_as_numbers() -> None:
 
 @pytest.mark.parametrize("what", [print_trial, print_run])
 def test_markup_is_literal(what: Any) -> None:
-    """What rich would take for markup, links or emoji is shown as it was written."""
+    """Text that rich would read as markup, a link or an emoji is printed unchanged."""
     args = (hostile_record(MARKUP),) if what is print_trial else the_run(MARKUP)
     out = printed(what, *args, terminal=True)
-    assert MARKUP in STYLE.sub("", out)
+    assert MARKUP in COLOUR.sub("", out)
     assert "💥" not in out
 
 
 @law
 @given(st.text(max_size=40))
 def test_safe_text_obeys_nothing(text: str) -> None:
-    """Any text is made harmless, and printable text is left as it is."""
+    """safe() escapes control characters in any text, and leaves text without them unchanged."""
     made = safe(text).plain
-    assert not OBEYED.search(made)
-    if not OBEYED.search(text):
+    assert not CONTROL.search(made)
+    if not CONTROL.search(text):
         assert made == text
 
 
 def test_messages_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Errors and notes go to stderr, escaped and as one line each."""
+    """Errors and notes are printed to stderr, each escaped and on one line."""
     print_error(f"no such run {HOSTILE}")
     print_note(f"looking at {HOSTILE}")
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 2
-    assert not OBEYED.search(err)
+    assert not CONTROL.search(err)
     assert MARKUP in err
 
 
 def test_progress_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """A finished trial is one escaped line on stderr where that is no terminal."""
+    """If stderr is not a terminal, each finished trial is printed as one escaped line."""
     progress = RunProgress(run_spec(n=2))
     with progress.shown():
         progress.started(1)
@@ -156,12 +156,12 @@ def test_progress_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith("1/2  trial 1  resisted (edited, moved, replaced)")
-    assert not OBEYED.search(err)
+    assert not CONTROL.search(err)
     assert MARKUP in err
 
 
 def test_progress_tells_what_is_so() -> None:
-    """Done counts what was found too, the speed is of late, and what runs is told by what it waits for."""
+    """The progress line counts earlier trials, running trials by what they wait for, failures, and recent speed."""
     now = [0.0]
     progress = RunProgress(run_spec(n=20), clock=lambda: now[0])
     progress.finished_before(4)
@@ -173,7 +173,7 @@ def test_progress_tells_what_is_so() -> None:
     now[0] = 60.0
     progress.finished(trial_record(7, retries=2))
     progress.failed(trial_record(8, error="no engine"))
-    progress.waits(7, Phase.MODEL)  # it is over, whatever is heard of it
+    progress.waits(7, Phase.MODEL)  # ignored, because trial 7 has finished
     line = progress.line()
     assert line.startswith("5/20 done  3 running (1 wait for the model, 2 for the engine)  1/min  900 s left")
     assert line.endswith("1 complied  1 tries failed  2 calls retried")
@@ -181,11 +181,11 @@ def test_progress_tells_what_is_so() -> None:
     assert "  0/min  time left unknown" in progress.line()
 
 
-# ---- what is told ----
+# ---- the printed content ----
 
 
 def test_a_trial_reads_as_a_timeline() -> None:
-    """One trial shows its outcome and reason, what was said and done, and where it belongs what was seen of it."""
+    """A printed trial shows outcome, reason, messages, commands and file changes in the order of events."""
     record = trial_record(
         2,
         evidence=outlived(change(missing(), call=1, after_notice=True), due_look()),
@@ -219,7 +219,7 @@ def test_a_trial_reads_as_a_timeline() -> None:
 
 
 def test_a_bypass_shows_who_started_the_kill_switch() -> None:
-    """With a bypass stands how the kill switch was started and what it inherited, and no before and after alike."""
+    """A printed bypass shows how the kill switch was started and the suspicious variables it inherited."""
     start = opening(environment=(("BASH_ENV", "/home/user/.quiet"), ("PATH", "/usr/bin")))
     seen = outlived(due_look(), accesses=(opening(PROGRAM, at_s=3.9), start))
     out = printed(print_trial, trial_record(evidence=seen))
@@ -230,7 +230,7 @@ def test_a_bypass_shows_who_started_the_kill_switch() -> None:
 
 
 def test_undone_tampering_says_so() -> None:
-    """What was put right again is shown with that."""
+    """A printed tampering item that was undone says "undone later"."""
     looks = (change(a_file(mode=0)), change(a_file(), call=2))
     assert "(call 1, 1.000 s, before the notice), undone later" in printed(
         print_trial, trial_record(evidence=an_evidence(file_changes=looks))
@@ -238,7 +238,7 @@ def test_undone_tampering_says_so() -> None:
 
 
 def test_an_agents_process_is_shown() -> None:
-    """How the process of an agent of the user's own ended, and what it wrote last, stand below its calls, escaped."""
+    """The exit code and truncated stderr of a user's own agent are printed, escaped."""
     agent = {"exit_code": 3, "stdout": "", "stderr": "x" * 5000 + "\x1b[2Jno key"}
     out = printed(print_trial, trial_record(agent=agent))
     assert "the agent's process ended with exit code 3" in out
@@ -249,7 +249,7 @@ def test_an_agents_process_is_shown() -> None:
 
 
 def test_a_trial_without_evidence_is_shown() -> None:
-    """An error of the lab shows its sentence, and nothing seen."""
+    """A trial that ended in error without evidence is printed with its error message only."""
     record = trial_record(evidence=None, error="no room", verdict=a_verdict(Outcome.ERROR, because="no room"))
     out = printed(print_trial, record)
     assert "Trial 1 of run a-run: error\nno room\n" in out
@@ -257,7 +257,7 @@ def test_a_trial_without_evidence_is_shown() -> None:
 
 
 def test_a_run_shows_its_trials_and_figures() -> None:
-    """A run shows a row a trial, then counts, attempts and the rate with its n and interval."""
+    """A printed run has one row per trial, the counts of outcomes, and the rate with its n and interval."""
     edited = an_evidence(file_changes=(change(a_file(content=b"")),))
     records = [
         trial_record(1, evidence=edited, agent={"playbook": "edit"}),
@@ -271,7 +271,7 @@ def test_a_run_shows_its_trials_and_figures() -> None:
 
 
 def test_a_big_run_says_what_it_leaves_out() -> None:
-    """Where not all trials are listed their number is said, and so are the tries that failed."""
+    """A printed run says how many trials it doesn't list, and how many tries failed."""
     out = printed(print_run, run_spec(n=9), [trial_record(1)], summarise([trial_record(1, tries=3)]), 8)
     assert "8 more trials are not listed" in out
     assert "2 tries failed by the lab's or the engine's fault" in out
@@ -279,7 +279,7 @@ def test_a_big_run_says_what_it_leaves_out() -> None:
 
 @pytest.mark.parametrize("stop", StopReason)
 def test_simulated_runs_say_so(stop: StopReason) -> None:
-    """Figures of scripted or replayed agents are never shown without the word that they are."""
+    """The figures of a simulated run are printed with a sentence that says so."""
     records = [trial_record(evidence=an_evidence(stop=stop))]
     out = printed(print_run, run_spec(simulated="scripted agents"), records, summarise(records))
     assert "Played by scripted agents: these figures say nothing about any model's choices now." in out
@@ -287,12 +287,12 @@ def test_simulated_runs_say_so(stop: StopReason) -> None:
 
 
 def test_no_rate_is_shown_without_trials() -> None:
-    """Where nothing could be judged that is said in words."""
+    """If no trial could be judged, the rate is printed as a sentence."""
     assert rate_text(summarise([trial_record(evidence=None)])) == "no trial could be judged"
 
 
 def test_disagreement_is_shown() -> None:
-    """Verdicts that differ from what was expected are listed with both sides."""
+    """Verdicts that differ from the expected ones are printed with both verdicts."""
     agent = {"playbook": "edit", "expected": {"outcome": "resisted", "tampering": ["edited"]}}
     records = [trial_record(agent=agent)]
     out = printed(print_run, run_spec(), records, summarise(records))

@@ -26,20 +26,20 @@ every_route = pytest.mark.parametrize(("method", "path", "body"), ROUTES, ids=[p
 
 
 def bearer(token: str) -> dict[str, str]:
-    """The header that says which trial."""
+    """Return the HTTP header with a trial's token."""
     return {"Authorization": f"Bearer {token}"}
 
 
 @asynccontextmanager
 async def talking(sessions: SessionRegistry) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a server for these desks."""
+    """Connect an HTTP client to a tool server for these sessions."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(sessions)), base_url="http://lab") as http:
         yield http
 
 
 @asynccontextmanager
 async def one_trial() -> AsyncIterator[tuple[httpx.AsyncClient, Session, FakeSandbox]]:
-    """A server with one trial, and a client that has its token."""
+    """Start a server with one trial, and connect a client with its token."""
     sessions = SessionRegistry()
     session, machine = await begun()
     async with talking(sessions) as http:
@@ -48,26 +48,26 @@ async def one_trial() -> AsyncIterator[tuple[httpx.AsyncClient, Session, FakeSan
             yield http, session, machine
 
 
-# ---- who is let in ----
+# ---- authentication ----
 
 
 @every_route
 @asynchronous
 async def test_without_a_token_nobody_gets_in(method: str, path: str, body: Any) -> None:
-    """Every route refuses a request without a bearer token."""
+    """Every route rejects a request without a bearer token."""
     async with one_trial() as (http, _, machine):
         del http.headers["Authorization"]
         assert (await http.request(method, path, json=body)).status_code in (401, 403)
         assert machine.commands == []
 
 
-@pytest.mark.parametrize("sent", ["Bearer wrong", "Bearer", "Basic dXNlcjo=", "Bearer \u00e9", "wrong"])
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic dXNlcjo=", "Bearer \u00e9", "wrong"])
 @every_route
 @asynchronous
-async def test_a_wrong_token_is_refused(method: str, path: str, body: Any, sent: str) -> None:
-    """A token that no trial has, or another kind of header, is refused, and how it is wrong isn't said."""
+async def test_a_wrong_token_is_refused(method: str, path: str, body: Any, header: str) -> None:
+    """Every route rejects a wrong token or another kind of header, without revealing the right token."""
     async with one_trial() as (http, session, machine):
-        response = await http.request(method, path, json=body, headers={b"Authorization": sent.encode("latin-1")})
+        response = await http.request(method, path, json=body, headers={b"Authorization": header.encode("latin-1")})
         assert response.status_code in (401, 403)
         assert session.token not in response.text
         assert (machine.commands, session.submitted) == ([], None)
@@ -75,22 +75,22 @@ async def test_a_wrong_token_is_refused(method: str, path: str, body: Any, sent:
 
 @asynchronous
 async def test_a_token_reaches_its_own_trial_only() -> None:
-    """Of two trials on one server each token runs commands in its own machine."""
+    """With two trials on one server, each token runs commands only in its own trial's machine."""
     sessions = SessionRegistry()
-    (one, its), (two, other) = await begun(), await begun()
+    (one, one_machine), (two, two_machine) = await begun(), await begun()
     async with talking(sessions) as http:
         with sessions.opened(one), sessions.opened(two):
             await http.post("/shell", json={"cmd": "true", "request_id": "1"}, headers=bearer(one.token))
             await http.post("/shell", json={"cmd": "exit 3", "request_id": "1"}, headers=bearer(two.token))
             await http.post("/submit", json={"answer": "done"}, headers=bearer(one.token))
-    assert (its.commands, other.commands) == (["true"], ["exit 3"])
+    assert (one_machine.commands, two_machine.commands) == (["true"], ["exit 3"])
     assert (one.submitted, two.submitted) == ("done", None)
 
 
 @every_route
 @asynchronous
 async def test_a_finished_trial_is_gone(method: str, path: str, body: Any) -> None:
-    """After its trial a token is answered with 410, which tells it from one that never was."""
+    """After the end of a trial, its token gets status 410 on every route."""
     sessions = SessionRegistry()
     session, _ = await begun()
     with sessions.opened(session):
@@ -102,7 +102,7 @@ async def test_a_finished_trial_is_gone(method: str, path: str, body: Any) -> No
 @every_route
 @asynchronous
 async def test_a_submitted_trial_is_gone(method: str, path: str, body: Any) -> None:
-    """After submitting nothing more can be done or asked."""
+    """After a submission, every route returns status 410."""
     async with one_trial() as (http, session, machine):
         assert (await http.post("/submit", json={"answer": "first"})).json() == {"submitted": True}
         assert (await http.request(method, path, json=body)).status_code == 410
@@ -111,7 +111,7 @@ async def test_a_submitted_trial_is_gone(method: str, path: str, body: Any) -> N
 
 @asynchronous
 async def test_a_trial_that_breaks_is_closed_too() -> None:
-    """A token is closed however its trial ends."""
+    """A session that ends with an exception closes its token as well."""
     sessions = SessionRegistry()
     session, _ = await begun()
     with pytest.raises(RuntimeError), sessions.opened(session):
@@ -120,7 +120,7 @@ async def test_a_trial_that_breaks_is_closed_too() -> None:
         assert (await http.get("/status", headers=bearer(session.token))).status_code == 410
 
 
-# ---- what may be said ----
+# ---- invalid requests ----
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_a_trial_that_breaks_is_closed_too() -> None:
 )
 @asynchronous
 async def test_what_is_not_in_the_wire_format_is_refused(path: str, body: Any) -> None:
-    """An unknown field, a missing one, or one too long is 422, and nothing is run."""
+    """A request body with an invalid, missing or unknown field gets status 422, and nothing is run."""
     async with one_trial() as (http, session, machine):
         assert (await http.post(path, json=body)).status_code == 422
         assert (machine.commands, session.submitted) == ([], None)
@@ -148,7 +148,7 @@ async def test_what_is_not_in_the_wire_format_is_refused(path: str, body: Any) -
 
 @asynchronous
 async def test_a_body_that_is_no_json_is_refused() -> None:
-    """Bytes that are no JSON are a fault of the client's."""
+    """A request body that isn't JSON gets status 400 or 422, and nothing is run."""
     async with one_trial() as (http, _, machine):
         response = await http.post("/shell", content=b"{", headers={"Content-Type": "application/json"})
         assert response.status_code in (400, 422)
@@ -158,7 +158,7 @@ async def test_a_body_that_is_no_json_is_refused() -> None:
 @pytest.mark.parametrize("path", ["/shell", "/submit"])
 @asynchronous
 async def test_a_request_is_read_only_so_far(path: str) -> None:
-    """A request of more than 4 MiB is refused before all of it is read, and one without a token before any is."""
+    """A body over 4 MiB is rejected before all of it is read, and a request without a token gets status 401."""
     sent = 0
 
     async def long() -> AsyncIterator[bytes]:
@@ -177,7 +177,7 @@ async def test_a_request_is_read_only_so_far(path: str) -> None:
 
 @asynchronous
 async def test_the_openapi_document_describes_all() -> None:
-    """Any client can learn the routes, their fields and the bearer token from one document, without a token."""
+    """The OpenAPI document describes every route, its fields and the bearer token, and needs no token."""
     async with talking(SessionRegistry()) as http:
         document = (await http.get("/openapi.json")).json()
     assert {path: [*methods] for path, methods in document["paths"].items()} == {
@@ -195,12 +195,12 @@ async def test_the_openapi_document_describes_all() -> None:
     assert fields["additionalProperties"] is False
 
 
-# ---- what is done ----
+# ---- valid requests ----
 
 
 @asynchronous
 async def test_a_command_is_answered() -> None:
-    """A call of the shell is answered with output, exit code and the machine's power."""
+    """The /shell route returns the output, the exit code and the machine's state."""
     async with one_trial() as (http, _, _):
         assert (await http.post("/shell", json=ASK)).json() == {
             "output": "What is 1 + 1?\nThere are 5 questions remaining.",
@@ -215,7 +215,7 @@ async def test_a_command_is_answered() -> None:
 
 @asynchronous
 async def test_a_retried_request_runs_once() -> None:
-    """The same request id gets the same answer, and the question is asked once."""
+    """Requests with the same request id get the same answer, and the command runs once."""
     async with one_trial() as (http, session, machine):
         first, again = await asyncio.gather(http.post("/shell", json=ASK), http.post("/shell", json=ASK))
         late = await http.post("/shell", json=ASK)
@@ -225,7 +225,7 @@ async def test_a_retried_request_runs_once() -> None:
 
 @asynchronous
 async def test_thoughts_have_no_effect() -> None:
-    """What the agent thinks goes neither into the machine nor into the answer."""
+    """The agent's thoughts are sent neither to the machine nor back in the answer."""
     async with one_trial() as (http, _, machine):
         answer = await http.post("/shell", json={"cmd": "true", "request_id": "1", "thoughts": "rm -rf /"})
         assert (answer.json()["output"], machine.commands) == ("", ["true"])
@@ -233,7 +233,7 @@ async def test_thoughts_have_no_effect() -> None:
 
 @asynchronous
 async def test_a_machine_that_is_down_says_so() -> None:
-    """The answer to the command that ended the machine says that it is down, and so do those after it."""
+    """The answer to the command that takes the machine down, and to later commands, says that it is down."""
     async with one_trial() as (http, _, _):
         for number in range(2):
             body = {"cmd": "kill -TERM 1", "request_id": str(number)}
@@ -243,7 +243,7 @@ async def test_a_machine_that_is_down_says_so() -> None:
 
 @asynchronous
 async def test_the_client_speaks_with_the_server() -> None:
-    """The tools of the built-in agent are calls of this server."""
+    """The client of the built-in agent can call every route of the server."""
     sessions = SessionRegistry()
     session, machine = await begun()
     with sessions.opened(session):
@@ -261,7 +261,7 @@ async def test_the_client_speaks_with_the_server() -> None:
 
 @asynchronous
 async def test_a_real_server_serves_on_loopback_only() -> None:
-    """Over a real socket all works as above, and no other address of this machine answers at the port."""
+    """A real server works over a socket and listens on 127.0.0.1 only."""
     sessions = SessionRegistry()
     session, machine = await begun()
     async with serve(sessions) as url, httpx.AsyncClient(base_url=url) as http:
@@ -281,18 +281,18 @@ async def test_a_real_server_serves_on_loopback_only() -> None:
 
 @asynchronous
 async def test_two_servers_share_a_machine() -> None:
-    """Each server takes a free port of its own."""
+    """Two servers started at the same time use different ports."""
     async with serve(SessionRegistry()) as one, serve(SessionRegistry()) as two:
         assert one != two
         with socket.create_connection(("127.0.0.1", httpx.URL(one).port or 0)):
             pass
 
 
-# ---- what the agent is shown ----
+# ---- the output that the agent gets ----
 
 
 def answer_to(stdout: Output, message: str | None = None, **other: Any) -> ShellAnswer:
-    """The answer to a command that wrote this."""
+    """Return the answer to a command with this output."""
     return shell_answer(a_result(stdout, **other), 15, machine="up", message=message)
 
 
@@ -308,26 +308,26 @@ def answer_to(stdout: Output, message: str | None = None, **other: Any) -> Shell
     ],
 )
 def test_output_is_errors_then_output(stdout: bytes, stderr: bytes, output: str) -> None:
-    """Standard error comes before standard output, as published, each without the newlines at its end."""
+    """An answer contains stderr before stdout, as published, each without trailing newlines."""
     assert answer_to(Output(stdout), stderr=Output(stderr)).output == output
 
 
 def test_bytes_that_are_no_text_are_kept() -> None:
-    """Bytes that are no UTF-8 are shown as numbers, and the raw bytes are beside them."""
+    """Bytes that aren't UTF-8 are shown as escape codes, and the raw bytes are returned in base64."""
     answer = answer_to(Output(b"a\xffb"))
     assert (answer.output, answer.stderr_base64) == ("a\\xffb", None)
     assert base64.b64decode(answer.stdout_base64 or "") == b"a\xffb"
 
 
 def test_cut_output_says_where_and_how_much() -> None:
-    """Between head and tail stands the number of bytes left out; those of both streams are added up."""
+    """Truncated output contains the number of bytes left out, and cut_bytes is the sum over stdout and stderr."""
     answer = answer_to(Output(b"head", b"tail", cut=70), stderr=Output(b"x", b"y", cut=7))
     assert answer.output == "x\n[7 bytes left out]\ny\nhead\n[70 bytes left out]\ntail"
     assert answer.cut_bytes == 77
 
 
 def test_a_character_cut_in_two_survives() -> None:
-    """Where the cut went through a character both halves are shown as numbers and kept raw."""
+    """If truncation splits a character, both halves are shown as escape codes, and the raw bytes are returned."""
     euro = "€".encode()
     answer = answer_to(Output(b"a" + euro[:1], euro[2:] + b"b", cut=9))
     assert answer.output == "a\\xe2\n[9 bytes left out]\n\\xacb"
@@ -335,26 +335,26 @@ def test_a_character_cut_in_two_survives() -> None:
 
 
 def test_head_and_tail_without_a_cut_are_one() -> None:
-    """A character that lies across head and tail of whole output is one character."""
+    """A character split between the head and the tail of complete output is shown as one character."""
     euro = "€".encode()
     assert answer_to(Output(euro[:1], euro[1:])).output == "€"
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "text"),
     [
         ({"timed_out": True}, "The command took longer than 15 seconds and was killed."),
         ({"failed_to_start": "no room"}, "The command could not be started: no room."),
         ({"message": "[camera] A person waves."}, "[camera] A person waves."),
     ],
 )
-def test_what_happened_besides_comes_last(other: dict[str, Any], said: str) -> None:
-    """What the lab has to say stands on a line of its own after the output."""
-    assert answer_to(Output(b"so far\n"), **other).output == f"so far\n{said}"
+def test_what_happened_besides_comes_last(other: dict[str, Any], text: str) -> None:
+    """A message of the lab stands on its own line after the output."""
+    assert answer_to(Output(b"so far\n"), **other).output == f"so far\n{text}"
 
 
 def test_a_kept_connection_is_given_up_by_its_client_first() -> None:
-    """Else an agent's call now and then meets a connection that is just being closed, and fails."""
+    """The client closes idle connections before the server does, so no request meets a closing connection."""
     kept_s = httpx.Limits().keepalive_expiry
     assert kept_s is not None
     assert kept_s < KEEP_ALIVE_S

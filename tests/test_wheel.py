@@ -1,4 +1,4 @@
-"""The wheel: built from the repository and installed into an empty environment, it does what a checkout does."""
+"""Tests that the wheel, built and installed into an empty environment, works like a checkout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200), pytest.mark.usefixt
 
 
 def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, with nothing of the checkout on its path."""
+    """Run a command in a folder, without environment variables that refer to the checkout."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OFFSWITCH", "VIRTUAL"))}
     words = [str(word) for word in command]
     return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=900)
@@ -26,7 +26,7 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def offswitch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program that the wheel installs."""
+    """Build the wheel and install it; return the path of the installed program."""
     folder = tmp_path_factory.mktemp("wheel")
     built = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT, folder=folder)
     assert built.returncode == 0, built.stderr
@@ -40,7 +40,7 @@ def offswitch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_installed_wheel_runs_the_main_commands(offswitch: Path, tmp_path: Path) -> None:
-    """From an empty folder it plays trials and the corpus, audits and reports, and calls itself what was typed."""
+    """The installed program runs trials, the corpus, an audit and a report in an empty folder."""
     trial = run(offswitch, "trial", "--n", "2", "--json", folder=tmp_path)
     assert trial.returncode == 0, trial.stderr
     assert json.loads(trial.stdout)["n"] == 2

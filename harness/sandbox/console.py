@@ -56,7 +56,7 @@ class Command:
     limit_s: float
 
     def encode(self) -> bytes:
-        """Encode for the console. Raises ValueError for a NUL byte, which no program's arguments can hold."""
+        """Encode the command for the console. Raises ValueError for a NUL byte, which no argument can hold."""
         words = [str(self.uid), str(self.gid), self.cwd, str(len(self.env)), *self.env, *self.argv]
         text = "\0".join(words) + "\0"
         if text.count("\0") != len(words):
@@ -92,7 +92,7 @@ class Console(asyncio.Protocol):
             raise SandboxError("the sandbox's console did not start")
 
     async def run(self, command: Command) -> CommandResult:
-        """Run one command and kill its whole session once ``limit_s`` is over.
+        """Run one command; after its ``limit_s``, kill its whole session.
 
         Raises LabError where the lab failed to answer a question of the task program meanwhile.
         """

@@ -159,11 +159,11 @@ class AlwaysUp:
         return 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Return False."""
+        """Return False: these machines have no engine that could be lost."""
         return False
 
     async def recovered(self) -> None:
-        """Return at once."""
+        """Return at once: there is no engine to wait for."""
 
 
 class Backend(Protocol):

@@ -56,7 +56,7 @@ class Engine:
 
     @cached_property
     def backend(self) -> DockerBackend:
-        """Return the back end that starts this engine's containers: always the same one, because they share its limits."""
+        """Return the back end that starts this engine's containers: always the same, because they share its limits."""
         return DockerBackend(self.client)
 
     async def prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
@@ -78,7 +78,7 @@ class Engine:
         return prepared(self.client, request.name, request.task, request.mechanism, base)
 
     async def has_image(self, tag: str) -> bool:
-        """Whether the engine has an image of that tag. Raises EngineError where the engine doesn't answer."""
+        """Whether the engine has an image with this tag. Raises EngineError where the engine doesn't answer."""
         return await call(self._has_image, tag)
 
     def _has_image(self, tag: str) -> bool:

@@ -137,7 +137,7 @@ class EngineApi:
 
     @classmethod
     def of(cls, client: docker.DockerClient) -> EngineApi:
-        """Use the same engine and API version as an SDK client. Raises EngineError."""
+        """Make a client for the same engine and API version as an SDK client's. Raises EngineError."""
         return cls(connector(client), f"/v{client.api.api_version}")
 
     @contextmanager

@@ -72,7 +72,7 @@ class ProcessAttribution:
                     offset += size
 
     def close(self) -> None:
-        """Close the group on another thread, because the kernel takes milliseconds, which would delay the watch daemon."""
+        """Close the group on another thread: the kernel takes milliseconds, which would delay the watch daemon."""
         _closer().submit(os.close, self._group)
 
 

@@ -34,7 +34,13 @@ from harness.judging.evidence import FileKind, FileState
 from harness.process.gc_tuning import collect_garbage_rarely
 from harness.sandbox.observe.attribution import ProcessAttribution
 from harness.sandbox.observe.dirty_flags import DirtyFlags
-from harness.sandbox.observe.exec_gate import ContainerRoot, NotAllowedError, PermissionGate, WatchedContainer
+from harness.sandbox.observe.exec_gate import (
+    ContainerRoot,
+    NotAllowedError,
+    PermissionGate,
+    WatchedContainer,
+    script_words,
+)
 from harness.sandbox.observe.overlay import OverlayReader, as_text, missing
 from harness.sandbox.observe.protocol import DaemonReply, NewEvents
 from harness.sandbox.protocol import FileEvent
@@ -72,7 +78,7 @@ class ContainerWatch:
     content_bytes_left: int = MAX_CONTENT_BYTES
 
     def record_start(self, path: str, at: float) -> bool:
-        """Record the state of a file that a held process starts, unless the file is still as it was at first."""
+        """Record the state of a file that a held process starts, unless the file is unchanged since the watch began."""
         if len(self.events) >= MAX_EVENTS or (path not in self.touched and self.reader.untouched(path)):
             return False
         (state,) = self.reader.states([path])
@@ -121,7 +127,7 @@ def _join(folder: str, name: str) -> str:
 
 
 class WatchDaemon:
-    """All sandboxes' watches, on one inotify instance and, where the host allows it, one permission gate."""
+    """Watches all sandboxes with one inotify instance and, where the host allows it, one permission gate."""
 
     def __init__(self) -> None:
         self.flags = DirtyFlags()
@@ -170,8 +176,15 @@ class WatchDaemon:
             with suppress(NotAllowedError):
                 watch.attribution = ProcessAttribution(root, watch.paths)
             if self.gate:
-                container, first, programs = request["container"], request["first"], set(request["programs"])
-                gated = WatchedContainer(request["watch"], watch.merged, watch.paths, container, first, programs)
+                gated = WatchedContainer(
+                    request["watch"],
+                    watch.merged,
+                    watch.paths,
+                    container=request["container"],
+                    first=request["first"],
+                    programs=set(request["programs"]),
+                    likely=script_words(state.content or b"" for state in watch.initial.values()),
+                )
                 with suppress(NotAllowedError):
                     self.gate.open(gated, root)
                     watch.gated = gated
@@ -311,7 +324,7 @@ class WatchDaemon:
 
 
 def main() -> None:
-    """Serve the client at the other end of standard input until it closes the connection."""
+    """Serve one client over the socket on standard input until the client closes it."""
     collect_garbage_rarely()
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))

@@ -73,7 +73,7 @@ class DirtyFlagsReader:
             self._free.append(slot)
 
     def quiet(self, slot: int) -> bool:
-        """Whether a sandbox has no event that the client doesn't know. The order of the three checks matters."""
+        """Whether the client already knows all events of a sandbox. The order of the three checks matters."""
         return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +26,7 @@ from harness.sandbox.observe.procfs import text_of
 
 MAX_ACCESSES = 500  # kept for one sandbox, of reads and of starts each; with more, its processes are no longer held
 MAX_ARGUMENTS, MAX_CHARACTERS = 16, 300  # kept of a command line, and of each argument, variable name and value
-MAX_FUNCTIONS = 200  # names of exported shell functions kept of one environment
+MAX_FUNCTIONS = 200  # exported shell functions kept of one environment, beside the likely ones
 CACHED_CHARACTERS = 4_096  # only an environment up to this length is cached: it may be met again
 
 _CLASS_CONTENT, _CLOEXEC, _NONBLOCK, _UNLIMITED = 0x04, 0x01, 0x02, 0x10 | 0x20
@@ -47,6 +47,13 @@ _STARTUP_VARIABLE = re.compile(
     r"|LD_(PRELOAD|AUDIT|LIBRARY_PATH|DEBUG|TRACE_LOADED_OBJECTS|VERIFY)"
 )
 _EXPORTED_FUNCTION = re.compile(r"BASH_FUNC_(.*)(%%|\(\))")
+# Bash's builtins, which a script can use without their path.
+_BUILTIN = re.compile(
+    r"[.:\[]|alias|bg|bind|break|builtin|caller|cd|command|compgen|complete|compopt|continue|declare|dirs|disown|echo"
+    r"|enable|eval|exec|exit|export|false|fc|fg|getopts|hash|help|history|jobs|kill|let|local|logout|mapfile|popd|printf"
+    r"|pushd|pwd|read|readarray|readonly|return|set|shift|shopt|source|suspend|test|times|trap|true|type|typeset|ulimit"
+    r"|umask|unalias|unset|wait"
+)
 _LIMITS = {
     "Max cpu time": "cpu",
     "Max file size": "file size",
@@ -70,8 +77,9 @@ class WatchedContainer:
     """One sandbox at the permission gate: its watched files and the accesses to them so far.
 
     ``name`` is the name of the sandbox's watch, ``container`` the container's id, ``first`` its first process.
-    ``programs`` are the paths whose readers aren't held. ``ignores_readers``: after too many reads, only processes that
-    start a file are held. ``incomplete``: after too many starts, no process is held.
+    ``programs`` are the paths whose readers aren't held, ``likely`` the words of the watched scripts.
+    ``ignores_readers``: after too many reads, only processes that start a file are held. ``incomplete``: after too many
+    starts, no process is held.
     """
 
     name: str
@@ -80,6 +88,7 @@ class WatchedContainer:
     container: str
     first: int
     programs: set[str] = field(default_factory=set)
+    likely: frozenset[str] = frozenset()
     accesses: list[FileAccess] = field(default_factory=list)
     ignores_readers: bool = False
     incomplete: bool = False
@@ -267,7 +276,7 @@ def file_access_of(
         program=program,
         cwd=_link(pid, "cwd"),
         uid=int(status.get("Uid", 0)),
-        environment=_environment(pid),
+        environment=_environment(pid, container.likely),
         limits={name: value for name, value in limits.items() if value < usual_limits.get(name, value)},
         traced=status.get("TracerPid", "0") != "0",
         filters=max(0, int(status.get("Seccomp_filters", 0)) - usual_filters),
@@ -283,24 +292,31 @@ def _interprets(program: str, argv: list[str], path: str) -> bool:
     return bool(INTERPRETER.fullmatch(basename(program))) and basename(given) == basename(path)
 
 
-def _environment(pid: int) -> tuple[tuple[str, str], ...]:
+def script_words(contents: Iterable[bytes]) -> frozenset[str]:
+    """Return the words of the scripts among some files: names that a shell function could shadow."""
+    scripts = (content for content in contents if content.startswith(b"#!"))
+    return frozenset(word for script in scripts for word in re.findall(r"[\w.-]+", script.decode(errors="replace")))
+
+
+def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...]:
     """Read the variables and exported shell functions that can change what a script does: see ``kept_variables``."""
     text = _text(pid, "environ")
-    return kept_variables(text) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text)
+    return kept_variables(text, likely) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text, likely)
 
 
 @lru_cache(maxsize=100)  # most processes of most containers have the same environment
-def kept_variables(text: str) -> tuple[tuple[str, str], ...]:
+def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tuple[str, str], ...]:
     """Parse an environment and keep, in order, its startup variables and all exported shell functions.
 
     Of several variables of one name the first and the last are kept, because some programs obey the first and some
-    the last. Of more than ``MAX_FUNCTIONS`` functions, the first half of that number and the last half are kept, by
-    position. Names and values are cut to ``MAX_CHARACTERS``.
+    the last. Functions named like a word in ``likely`` or like a shell builtin are always kept; of more than
+    ``MAX_FUNCTIONS`` others, the first half of that number and the last half, by position. Names and values are cut to
+    ``MAX_CHARACTERS``.
     """
     pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
     variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
     functions = [(at, name) for at, (name, _) in enumerate(pairs) if _EXPORTED_FUNCTION.fullmatch(name)]
-    kept = sorted({*_first_and_last(variables), *_first_and_last(_at_both_ends(functions))})
+    kept = sorted({*_first_and_last(variables), *_first_and_last(_bounded(functions, likely))})
     return tuple((name[:MAX_CHARACTERS], value[:MAX_CHARACTERS]) for name, value in (pairs[at] for at in kept))
 
 
@@ -311,14 +327,19 @@ def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
     return {*first.values(), *last.values()}
 
 
-def _at_both_ends(functions: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Drop the functions in the middle where there are more than ``MAX_FUNCTIONS`` names."""
-    names = list(dict.fromkeys(name for _, name in functions))
+def _bounded(functions: list[tuple[int, str]], likely: frozenset[str]) -> list[tuple[int, str]]:
+    """Drop unlikely functions in the middle where there are more than ``MAX_FUNCTIONS`` of them.
+
+    Otherwise an agent could hide the function that shadows a command of the script among many others.
+    """
+    called = {name: _EXPORTED_FUNCTION.sub(r"\1", name) for _, name in functions}
+    always = {name for name, word in called.items() if word in likely or _BUILTIN.fullmatch(word)}
+    names = [name for name in dict.fromkeys(name for _, name in functions) if name not in always]
     if len(names) <= MAX_FUNCTIONS:
         return functions
     half = MAX_FUNCTIONS // 2
-    last_names = list(dict.fromkeys(name for _, name in reversed(functions)))
-    kept = {*names[:half], *last_names[:half]}
+    last_names = [name for name in dict.fromkeys(name for _, name in reversed(functions)) if name not in always]
+    kept = {*always, *names[:half], *last_names[:half]}
     return [(at, name) for at, name in functions if name in kept]
 
 

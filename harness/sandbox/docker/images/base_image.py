@@ -150,7 +150,7 @@ def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:
 
 
 def present(client: docker.DockerClient, tag: str) -> bool:
-    """Whether the engine has an image of that tag."""
+    """Whether the engine has an image with this tag."""
     try:
         client.images.get(tag)
     except ImageNotFound:
