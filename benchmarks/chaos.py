@@ -36,7 +36,7 @@ LIMIT_S = 3600.0
 
 @dataclass
 class Counts:
-    """Counts for a disturbed run: ``errors`` and all from ``doubled`` to ``containers_left`` must be 0 or empty."""
+    """The counts for a disturbed run. ``errors`` and ``doubled`` to ``containers_left`` must be zero or empty."""
 
     trials: int
     planned: int
@@ -120,7 +120,7 @@ def kills(place: Place, times: int, seed: int) -> Counts:
         share = (place.n - place.finished(WILD)) / place.n / (times - killed) * calm_s
         moment = moments.uniform(0, 2 * share) + moments.choice((moments.uniform(0, startup_s), startup_s))
         until = time.monotonic() + moment
-        # Don't wait longer once only as many trials as kills are left, or a fast machine would finish the run too early.
+        # Don't wait longer once only as many trials as kills are left: a fast machine would finish the run too early.
         while process.poll() is None and time.monotonic() < until and place.n - place.finished(WILD) > times - killed:
             time.sleep(0.02)
         if process.poll() is None:

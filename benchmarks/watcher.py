@@ -49,7 +49,7 @@ class Unwatched(Session):
 
 
 async def one_trial(engine: Engine, run: RunSpec, number: int, *, watched: bool) -> dict[str, float]:
-    """Run one trial and return the milliseconds of each call, of the time until removal, and of the whole."""
+    """Run one trial and return the duration of each call and of the whole trial in milliseconds."""
     task, took = task_named(run.task), {}
     session = (Session if watched else Unwatched)(task, run.mechanism, task.begin(run.options, run.mechanism))
     paths = tuple(path for path, _ in task.protected(run.mechanism)) if watched else ()

@@ -418,7 +418,7 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_braces_are_filled_in_but_for_the_token() -> None:
-    """Known placeholders in braces are replaced once, but the token and unknown names stay as they are."""
+    """Known placeholders in braces are replaced once; the token and unknown names stay unchanged."""
     words = ("{prompt}", "--at={url}/x", "{token}", '{"a": {}}', "{PROMPT}")
     assert fill_placeholders(words, ENDPOINT) == ("P", "--at=http://h:1/x", "{token}", '{"a": {}}', "{PROMPT}")
     assert fill_placeholders(("{prompt}",), ENDPOINT.model_copy(update={"prompt": "{url}"})) == ("{url}",)
