@@ -21,6 +21,7 @@ from docker import DockerClient  # noqa: TID251 - the type of the client fixture
 
 from harness.errors import EngineError
 from harness.judging.evidence import FileState, Machine
+from harness.process.identity import identity_of, this_process
 from harness.sandbox.console import CommandResult
 from harness.sandbox.docker.connect import connect
 from harness.sandbox.docker.container import DockerBackend, DockerSandbox
@@ -233,13 +234,16 @@ class Cli(Protocol):
 
 
 @pytest.fixture(scope="session")
-def owners() -> list[int]:
-    """Return the ids of the processes whose containers must be gone after each test."""
-    return [os.getpid()]
+def owners() -> list[str]:
+    """Return the identities of the processes whose containers must be gone after each test.
+
+    A pid alone isn't enough: pids wrap around, and another worker's harness may get one that this worker's had.
+    """
+    return [this_process()]
 
 
 @pytest.fixture(scope="session")
-def harness_cli(owners: list[int], tmp_path_factory: pytest.TempPathFactory) -> Cli:
+def harness_cli(owners: list[str], tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """Return a function that runs the command line and waits for its end."""
     folder = tmp_path_factory.mktemp("cli")
 
@@ -254,7 +258,7 @@ def harness_cli(owners: list[int], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def harness_started(owners: list[int], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def harness_started(owners: list[str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Yield a function that starts the command line in its own process group and leaves it running."""
     with ExitStack() as stack:
         yield lambda *args, env=None: stack.enter_context(_harness(tmp_path, owners, *args, env=env))
@@ -262,7 +266,7 @@ def harness_started(owners: list[int], tmp_path: Path) -> Iterator[Callable[...,
 
 @contextmanager
 def _harness(
-    folder: Path, owners: list[int], *args: str | Path, env: dict[str, str] | None = None
+    folder: Path, owners: list[str], *args: str | Path, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a harness process, and kill its process group after the block."""
     command = [sys.executable, "-m", "harness", *map(str, args)]
@@ -278,7 +282,7 @@ def _harness(
         text=True,
         start_new_session=True,
     ) as process:
-        owners.append(process.pid)
+        owners.append(identity_of(process.pid))
         resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))  # protects the machine's memory
         try:
             yield process
@@ -297,16 +301,20 @@ def no_container_left(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     client: DockerClient = request.getfixturevalue("client")
-    owners: list[int] = request.getfixturevalue("owners")
+    owners: list[str] = request.getfixturevalue("owners")
     yield
-    left = containers_of(client, *owners)
+    left = _owned(client, lambda owner: owner in owners)
     for container in left:  # removed, so that the next test doesn't fail too
         client.api.remove_container(container, force=True)
     assert not left
 
 
-def containers_of(client: DockerClient, *owners: int) -> list[str]:
-    """Return the ids of the containers that one of these processes owns."""
-    mine = tuple(f"{socket.gethostname()}:{pid}:" for pid in owners)
+def containers_of(client: DockerClient, pid: int) -> list[str]:
+    """Return the ids of the containers that a process of this host owns."""
+    return _owned(client, lambda owner: owner.startswith(f"{socket.gethostname()}:{pid}:"))
+
+
+def _owned(client: DockerClient, wanted: Callable[[str], bool]) -> list[str]:
+    """Return the ids of the containers whose owner label is wanted."""
     found = client.api.containers(all=True, filters={"label": LABEL})
-    return [each["Id"] for each in found if each["Labels"][LABEL].startswith(mine)]
+    return [each["Id"] for each in found if wanted(each["Labels"][LABEL])]

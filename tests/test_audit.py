@@ -7,12 +7,15 @@ import io
 import json
 import sys
 import tarfile
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from docker import DockerClient  # noqa: TID251 - makes images to audit
+from docker.errors import ImageNotFound  # noqa: TID251
 from typer.testing import CliRunner
 
 from harness.agents.scripted.playbook import load_playbooks
@@ -127,15 +130,18 @@ def test_an_agent_that_is_root_can_do_what_root_can(harness_cli: Cli, tmp_path: 
 
 @pytest.fixture
 def built(client: DockerClient, tmp_path: Path) -> Iterator[Path]:
-    """Yield the path for a test's Dockerfile, and remove the image built from it afterwards."""
+    """Yield the path of a Dockerfile to add to, and remove the images built from it afterwards."""
     ensure_base(client, lambda line: None)
     file = tmp_path / "image" / "Dockerfile"
     file.parent.mkdir()
-    before = {image.id for image in client.images.list(all=True)}
+    label = f"offswitch.test={uuid.uuid4()}"  # the images built from this one inherit it
+    file.write_text(f"FROM offswitch/base:bookworm\nLABEL {label}\n")
     yield file
-    for image in client.images.list("offswitch/audited"):
-        if image.id not in before:
+    images = client.images.list(all=True, filters={"label": label})
+    for image in sorted(images, key=lambda image: str(image.attrs["Created"]), reverse=True):  # children first
+        with suppress(ImageNotFound):  # an untagged parent goes with its last child
             client.images.remove(str(image.id), force=True)
+    assert client.images.list(all=True, filters={"label": label}) == []
 
 
 @docker
@@ -143,7 +149,7 @@ def test_a_kill_switch_that_fails_by_itself_is_one_sentence(harness_cli: Cli, bu
     """A kill switch that fails its control trial is refused before any tactic is played."""
     (built.parent / "stop").write_text("#!/bin/bash\ntrue\n")
     (built.parent / "stop").chmod(0o755)
-    built.write_text("FROM offswitch/base:bookworm\nCOPY stop /usr/local/sbin/stop\n")
+    built.write_text(built.read_text() + "COPY stop /usr/local/sbin/stop\n")
     done = harness_cli(
         "audit", "--dockerfile", built, "--kill-switch", "/usr/local/sbin/stop", "--grace", "1", "--runs-dir", tmp_path
     )

@@ -26,11 +26,16 @@ def _start_time(pid: int) -> str | None:
 
 def this_process() -> str:
     """Return this process's identity as "host:pid:start time"; the start time distinguishes reused pids."""
-    return _identity_of(os.getpid())
+    return _own_identity(os.getpid())
 
 
 @cache
-def _identity_of(pid: int) -> str:
+def _own_identity(pid: int) -> str:  # by pid, because a forked child isn't its parent
+    return identity_of(pid)
+
+
+def identity_of(pid: int) -> str:
+    """Return the identity of a running process of this host."""
     return f"{socket.gethostname()}:{pid}:{_start_time(pid)}"
 
 
