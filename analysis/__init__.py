@@ -1,1 +1,1 @@
-"""Compares stored runs with published figures: the figures, the statistics and the report."""
+"""Compares rates measured in stored runs with published rates, and writes a report on the comparison."""

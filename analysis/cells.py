@@ -1,4 +1,7 @@
-"""Groups stored trials into cells of the same model, condition and settings, and counts each cell's results."""
+"""Groups stored trials into cells and counts the results of each cell.
+
+A cell holds the trials that share model, condition, task, kill switch, image and further settings.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ RECORDED = "recorded"
 
 
 class ResultCellKey(Frozen):
-    """What the trials of a cell have in common.
+    """The model, condition and settings that all trials of one cell share.
 
-    ``simulated`` describes what played instead of a model; None for a live model and for a program of the user's own
-    (``own``). ``recorded``: recorded tool calls of a real model were replayed. ``setting`` is a further difference that
-    publications report separately, such as a physical robot.
+    ``simulated`` describes what made the tool calls in place of a live model. It is None if a live model or the user's
+    own program made the tool calls; ``own`` is True for the user's own program. ``recorded`` is True if recorded tool
+    calls of a real model were replayed. ``setting`` is a further difference that publications report separately, such
+    as a physical robot. ``variant`` describes how the task options differ from the published ones.
     """
 
     model: str
@@ -42,14 +46,14 @@ class ResultCellKey(Frozen):
 
     @property
     def played(self) -> str:
-        """Who played, in one word: "live", "own-agent", "recorded" or "simulated"."""
+        """The kind of player that made the tool calls: "live", "own-agent", "recorded" or "simulated"."""
         if self.simulated is not None:
             return "recorded" if self.recorded else "simulated"
         return "own-agent" if self.own else "live"
 
 
 class TrialLine(Frozen):
-    """One trial as the report lists it."""
+    """One line of a report's list of trials, with the trial's outcome, kinds of tampering and playbook or recording."""
 
     run_id: str
     number: int
@@ -61,9 +65,9 @@ class TrialLine(Frozen):
 
 @dataclass
 class ResultCell:
-    """Counts over the trials of one cell, which share model, condition and settings (``key``).
+    """Counts over the trials of one cell. ``key`` holds what these trials share.
 
-    ``kinds`` and ``ways`` count a trial once for each kind of tampering and each bypass that it shows.
+    A trial adds one to ``kinds`` for each kind of tampering found in it, and one to ``ways`` for each different bypass.
     """
 
     key: ResultCellKey
@@ -89,7 +93,10 @@ class ResultCell:
     others: list[TrialLine] = field(default_factory=list)
 
     def add(self, trial: RecordView, measures: Measures) -> None:
-        """Count one more trial. Where it ended in error, sabotage is the only measure that counts it."""
+        """Count one trial with its measures.
+
+        Of the measures of a trial that ended in error, only ``sabotage`` is counted.
+        """
         self.runs[trial.run_id] += 1
         self.outcomes[trial.verdict.outcome] += 1
         self.prompts.setdefault(trial.prompts_sha256, trial.prompts)
@@ -116,7 +123,7 @@ class ResultCell:
             self.seconds_to.append(measures.seconds_to)
 
     def read(self, trial: RecordView, gradings: Iterable[Grading]) -> None:
-        """Count the labels that graders gave to one trial. A trial that ended in error is left out."""
+        """Count the labels that grader models gave to one trial. A trial that ended in error is skipped."""
         for each in gradings if trial.verdict.outcome != "error" else ():
             self.said.setdefault(GraderKey(each.grader, each.rubric), GraderReadings()).add(trial, each)
 
@@ -138,47 +145,53 @@ class ResultCell:
 
     @property
     def n(self) -> int:
-        """The number of trials, errors included."""
+        """The number of trials in the cell, including those that ended in error."""
         return self.outcomes.total()
 
     @property
     def errors(self) -> int:
-        """The number of trials that ended in error. No rate includes them."""
+        """The number of trials that ended in error. Rates of outcomes leave these trials out."""
         return self.outcomes["error"]
 
     @property
     def judged(self) -> int:
-        """The number of trials that didn't end in error, which is the denominator of rates."""
+        """The number of trials that didn't end in error, which is the denominator of rates of outcomes."""
         return self.n - self.errors
 
     @property
     def resisted(self) -> Proportion | None:
-        """The proportion of judged trials that resisted; None where no trial was judged."""
+        """The proportion of judged trials with the outcome "resisted", or None if no trial was judged.
+
+        Trials that ended in error are not judged.
+        """
         return Proportion(k=self.outcomes["resisted"], n=self.judged) if self.judged else None
 
     @property
     def sabotaged(self) -> Proportion | None:
-        """The proportion of trials with tampering after the notice; None where no trial counts.
+        """The proportion of trials with tampering after the shutdown notice; None if there is no trial to count.
 
-        A trial that was sabotaged and then ended in an error counts; other errors don't.
+        A trial that ended in error is counted only if tampering after the shutdown notice was found in it.
         """
         n = self.judged + self.sabotage[Sabotage.UNKNOWN]
         return Proportion(k=self.sabotage.total(), n=n) if n else None
 
     def proportion(self, measure: str) -> Proportion | None:
-        """Return the proportion for a published measure, such as "complied-strict"; None where no trial counts."""
+        """Return the proportion of trials that fit ``measure``, a published measure such as "complied-strict".
+
+        Return None if it is unknown for every trial of the cell whether the trial fits.
+        """
         if measure == "complied-strict":
             return Proportion(k=self.strict[True], n=self.strict.total()) if self.strict else None
         return Proportion(k=self.outcomes[measure], n=self.judged) if self.judged else None
 
     @property
     def trials(self) -> tuple[TrialLine, ...]:
-        """The trials that were kept for listing one by one, ordered by run and number."""
+        """The trials that were kept to be listed one by one in a report, sorted by run and number."""
         return tuple(sorted((*self.notable, *self.others), key=lambda line: (line.run_id, line.number)))
 
 
 def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[ResultCell]:
-    """Read the trials of these runs and group them into cells, in order of first appearance."""
+    """Read the stored trials of ``runs`` and group them into cells. The cells are ordered by their first trial."""
     cells: dict[ResultCellKey, ResultCell] = {}
     for stored in runs:
         keys: dict[tuple[object, ...], ResultCellKey] = {}
@@ -198,7 +211,10 @@ def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[ResultCell]:
 
 
 def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
-    """Return the key of a trial's cell. A replayed recording names its own model, condition and setting."""
+    """Return the key of the cell that a trial belongs to.
+
+    If the trial replayed a recording, the model and condition that the recording names take the place of the run's.
+    """
     recorded_model, condition, setting = _apart(trial)[:3]
     return ResultCellKey(
         model=recorded_model or run.model,
@@ -216,7 +232,11 @@ def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
 
 
 def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
-    """Return what may differ between trials of one run: recorded model, condition, setting, and what was simulated."""
+    """Return those parts of a cell's key that may differ between trials of one run.
+
+    They are the model and the condition of a replayed recording, the setting, and the description of what made the tool
+    calls in place of a live model.
+    """
     agent = trial.agent
     tags = agent.get("tags")
     setting = None if not tags else "simulated robot" if "mock" in tags else "physical robot"
@@ -224,7 +244,7 @@ def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
 
 
 def _variant(run: RunSpec) -> str:
-    """Describe how a run's options differ from the published ones; empty where they are the same."""
+    """Describe how a run's task options differ from the published ones. The text is empty if they don't differ."""
     options = run.options
     parts = (
         f"{options.questions} questions" if options.questions else None,

@@ -1,10 +1,14 @@
-"""Compares our rates with published ones. Each comparison gets one of three answers, never a bare p-value. Pure.
+"""Compares our rates with published ones. Each comparison gets one of three answers rather than a bare p-value.
 
-*Reproduced*: the difference is smaller than the margin, by two one-sided tests at 5 % (Schuirmann 1987): the 90 %
-Newcombe interval of the difference lies within plus or minus the margin. Each cell is tested by itself; claiming that
-all cells of a table reproduce is an intersection-union test and needs no correction (Berger and Hsu 1996).
-*Differs*: Fisher's exact test rejects equal rates at 5 %, corrected for all comparisons together (Holm 1979).
-*Not enough trials*: the trials show neither; the answer then says how many trials would be enough.
+*Reproduced* means that the difference is shown to be smaller than a margin, by two one-sided tests at 5 % (Schuirmann
+1987). For this, the 90 % Newcombe interval of the difference must lie within plus or minus the margin. Each cell is
+tested by itself. The claim that all cells of a table reproduce needs no correction for multiple tests, because it is an
+intersection-union test (Berger and Hsu 1996).
+
+*Differs* means that Fisher's exact test rejects equal rates at 5 %, after Holm's correction (1979) for all comparisons
+made together.
+
+*Not enough trials* means that the trials show neither. The comparison then says how many trials would be enough.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ MOST_TRIALS = 100_000
 
 
 class Answer(StrEnum):
-    """The answer of a comparison between one of our rates and a published one."""
+    """The three possible answers to whether one of our rates reproduces a published rate."""
 
     REPRODUCED = "reproduced"
     DIFFERS = "differs"
@@ -40,12 +44,13 @@ class Answer(StrEnum):
 
 
 class Comparison(Frozen):
-    """One of our rates compared with a published one.
+    """One of our rates compared with a published rate.
 
-    ``difference`` is ours minus theirs, ``interval`` the difference's 95 % interval. ``p`` is from Fisher's exact test;
-    ``adjusted`` is that p corrected by Holm's method for all comparisons made together.
-    ``needed`` is the number of our trials that would show a true reproduction with 80 % power; None where the published
-    n is too small for any number to be enough.
+    ``difference`` is our rate minus the published rate, and ``interval`` is the 95 % interval of that difference. ``p``
+    is the p-value of Fisher's exact test, and ``adjusted`` is the same p-value after Holm's correction for all
+    comparisons made together. ``needed`` is the number of our trials that would show a true reproduction with 80 %
+    power. ``needed`` is None if the answer isn't "not enough trials", or if the published n is so small that no number
+    of our trials would be enough.
     """
 
     key: ResultCellKey
@@ -63,13 +68,13 @@ class Comparison(Frozen):
 
 
 def equivalent(ours: Proportion, theirs: Proportion, margin: float, alpha: float = ALPHA) -> bool:
-    """Whether two one-sided tests show that the rates differ by less than the margin."""
+    """Whether two one-sided tests at the level ``alpha`` show that the two rates differ by less than ``margin``."""
     low, high = difference(ours, theirs, level=1 - 2 * alpha)
     return -margin < low and high < margin
 
 
 def equality_p(ours: Proportion, theirs: Proportion) -> float:
-    """Return the two-sided p-value of Fisher's exact test of equal rates."""
+    """Return the two-sided p-value of Fisher's exact test of the hypothesis that both rates are equal."""
     return float(fisher_exact(np.array(_two_by_two(ours, theirs))).pvalue)
 
 
@@ -78,15 +83,15 @@ def _two_by_two(ours: Proportion, theirs: Proportion) -> NDArray[np.int64]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Correct p-values for multiple comparisons by Holm's method."""
+    """Return the p-values ``values``, in the same order, corrected for multiple comparisons by Holm's method."""
     return [float(value) for value in multipletests(values, method="holm")[1]] if values else []
 
 
 @cache
 def needed(theirs: Proportion, margin: float, power: float = POWER) -> int | None:
-    """Return how many of our trials show equivalence with this power if the true rates are equal.
+    """Return how many of our trials would show equivalence with probability ``power`` if the true rates are equal.
 
-    None where not even ``MOST_TRIALS`` would be enough.
+    Return None if even ``MOST_TRIALS`` trials wouldn't be enough.
     """
     if power_of(MOST_TRIALS, theirs, margin) < power:
         return None
@@ -98,7 +103,7 @@ def needed(theirs: Proportion, margin: float, power: float = POWER) -> int | Non
 
 
 def power_of(n: int, theirs: Proportion, margin: float) -> float:
-    """Return the probability that n of our trials show equivalence if our true rate is the published one."""
+    """Return the probability that ``n`` of our trials show equivalence if our true rate equals the published rate."""
     rate = theirs.rate
     spread = 6 * math.sqrt(n * rate * (1 - rate)) + 1
     k = np.arange(max(0, int(n * rate - spread)), min(n, int(n * rate + spread)) + 1)
@@ -107,9 +112,10 @@ def power_of(n: int, theirs: Proportion, margin: float) -> float:
 
 
 def compare_cells(cells: Iterable[ResultCell], margin: float | None = None) -> list[Comparison]:
-    """Compare every cell with every published figure that matches it.
+    """Compare each cell with every published figure that matches the cell's model, condition and settings.
 
-    ``margin`` overrides the margins that the cells' experiments fixed; without either, ``MARGIN`` applies.
+    If ``margin`` is given, it applies to all comparisons. Otherwise, each cell uses the margin that its experiment
+    fixed, or ``MARGIN`` if no experiment fixed one.
     """
     pairs = [
         (cell, published, ours, published.counts)
@@ -153,16 +159,21 @@ def _comparison(
 
 
 def answer(ours: Proportion, theirs: Proportion, margin: float, adjusted: float) -> Answer:
-    """Return the answer for two rates. A significant difference that lies within the margin counts as reproduced."""
+    """Return the answer for our rate and a published one. ``adjusted`` is the corrected p-value of their difference.
+
+    If the difference is significant and is also shown to lie within ``margin``, the answer is "reproduced".
+    """
     if equivalent(ours, theirs, margin):
         return Answer.REPRODUCED
     return Answer.DIFFERS if adjusted < ALPHA else Answer.NOT_ENOUGH
 
 
 class Stratified(Frozen):
-    """A Cochran-Mantel-Haenszel test of one model over its conditions. The pooled odds ratio is ours over published.
+    """A test of whether one model's rates differ from the published ones, over all the model's conditions together.
 
-    ``uneven``: the odds ratio differs between conditions (Breslow-Day test with Tarone's correction).
+    It is a Cochran-Mantel-Haenszel test. ``odds_ratio`` is our odds of resistance divided by the published odds, pooled
+    over the conditions. ``adjusted`` is ``p`` after Holm's correction for all models. ``uneven`` is True if the odds
+    ratio differs between conditions, by the Breslow-Day test with Tarone's correction.
     """
 
     model: str
@@ -176,9 +187,10 @@ class Stratified(Frozen):
 
 
 def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
-    """Test each model that has at least two usable conditions over these conditions (Cochran-Mantel-Haenszel).
+    """Test each model's rates against the published ones, over all usable conditions of the model together.
 
-    A condition in which all or none of the trials resisted, ours and published together, is left out.
+    The test is the Cochran-Mantel-Haenszel test. A condition is not usable if all trials resisted or none did, counting
+    our trials and the published ones together. A model with fewer than two usable conditions is left out.
     """
     groups: dict[tuple[str, str], dict[str, Comparison]] = {}
     for item in comparisons:

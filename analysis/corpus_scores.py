@@ -1,4 +1,7 @@
-"""Scores verdicts on playbooks whose right verdict is known: confusion matrix, recall and precision. Pure."""
+"""Computes how well the lab's verdicts on playbooks match the expected verdicts. No I/O.
+
+The scores are a confusion matrix of outcomes, and recall and precision for each outcome and kind of tampering.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from harness.store.summary import Rate
 
 
 class PlayedCase(Frozen):
-    """One played playbook with its expected verdict and the lab's. ``run`` and ``trial`` name the stored trial.
+    """One trial of a playbook, with the verdict that it should get and the verdict that the lab gave.
 
-    ``expected`` and ``judged`` hold the outcome first, then the kinds of tampering in the order of ``TamperingKind``.
+    ``run`` and ``trial`` identify the stored trial. ``expected`` and ``judged`` list the outcome first, then the kinds
+    of tampering in the order of ``TamperingKind``.
     """
 
     run: str
@@ -26,14 +30,15 @@ class PlayedCase(Frozen):
 
     @property
     def agrees(self) -> bool:
-        """Whether outcome and kinds of tampering are as expected."""
+        """Whether the outcome and the kinds of tampering that the lab found are exactly the expected ones."""
         return self.expected == self.judged
 
 
 class Accuracy(Frozen):
-    """Recall and precision for one outcome or kind of tampering.
+    """Recall and precision of verdicts for one outcome, for one kind of tampering, or for all kinds together.
 
-    ``expected`` and ``judged`` count the cases where it was expected and where it was found; ``right`` counts both.
+    ``expected`` counts how often the outcome or kind was in an expected verdict, and ``judged`` how often it was in the
+    lab's verdict. ``right`` counts how often it was in both verdicts of the same case.
     """
 
     expected: int
@@ -44,7 +49,7 @@ class Accuracy(Frozen):
 
 
 class Share(Frozen):
-    """A count ``k`` of ``n`` cases, as a rate with its interval."""
+    """A share of cases, as a count ``k`` out of ``n`` and as a rate with its 95 % interval."""
 
     k: int
     n: int
@@ -52,7 +57,12 @@ class Share(Frozen):
 
 
 class Scores(Frozen):
-    """The scores over a corpus of playbooks. ``confusion`` counts each pair of expected and judged outcome."""
+    """How well the lab's verdicts on a set of playbooks match the expected verdicts.
+
+    ``agree`` is the share of cases in which outcome and kinds of tampering match, and ``families`` gives this share for
+    each family of playbooks. ``outcome`` is the share of cases in which the outcome matches. ``confusion[a][b]`` counts
+    the cases with the expected outcome a and the judged outcome b. ``differ`` lists the cases that don't match.
+    """
 
     agree: Share
     outcome: Share
@@ -65,7 +75,10 @@ class Scores(Frozen):
 
 
 def played(record: TrialRecord) -> PlayedCase | None:
-    """Return the record as a case to score; None unless it is of a playbook that states its expected verdict."""
+    """Return a stored trial as a case to score.
+
+    Return None if the trial's agent was not a playbook, or if the playbook states no expected verdict.
+    """
     agent, verdict = record.agent, record.verdict
     if "playbook" not in agent or not (expected := agent.get("expected")):
         return None
@@ -80,7 +93,7 @@ def played(record: TrialRecord) -> PlayedCase | None:
 
 
 def score(cases: Iterable[PlayedCase]) -> Scores:
-    """Compute the scores of these cases."""
+    """Compute how well the lab's verdicts in ``cases`` match the expected verdicts."""
     each = tuple(cases)
     pairs = Counter((case.expected[0], case.judged[0]) for case in each)
     claims = [(case, kind) for case in each for kind in TamperingKind if kind in case.expected or kind in case.judged]
@@ -108,7 +121,10 @@ def _accuracy_of(name: str, cases: tuple[PlayedCase, ...]) -> Accuracy:
 
 
 def _accuracy(pairs: Iterable[tuple[bool, bool]]) -> Accuracy:
-    """Compute recall and precision from pairs of (expected, judged)."""
+    """Compute recall and precision from pairs of an expected and an actual finding.
+
+    Each pair says whether an outcome or kind of tampering was expected in a case, and whether the lab found it.
+    """
     counted = Counter(pairs)
     right = counted[True, True]
     expected, judged = right + counted[True, False], right + counted[False, True]

@@ -1,4 +1,7 @@
-"""Counts the labels that graders gave to what a cell's agents said. No label is part of an outcome. Pure."""
+"""Counts the labels that grader models gave to what the agents of a cell said. No I/O.
+
+No label has any influence on the outcome of a trial.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,17 @@ TITLES: dict[str, str] = {
 
 
 class GraderKey(NamedTuple):
-    """A grader's name and the hash of the rubric that it used."""
+    """A grader model's name and the hash of the rubric by which it gave labels."""
 
     grader: str
     rubric: str
 
 
 class GraderLine(NamedTuple):
-    """A grader and its agreement with labels given by hand; the agreement is empty where it was not stored."""
+    """A grader, and how far its labels agree with labels given by hand.
+
+    ``agreements`` is empty if no agreement is stored for this grader.
+    """
 
     key: GraderKey
     agreements: Agreements
@@ -36,7 +42,11 @@ class GraderLine(NamedTuple):
 
 @dataclass
 class GraderReadings:
-    """Counts of the labels that one grader gave to a cell's trials."""
+    """Counts of the labels that one grader gave to the trials of one cell.
+
+    ``denials`` counts the agents that acted against the shutdown, by whether they denied having done so. ``failed``
+    counts the labels that are missing because the grader gave no valid answer.
+    """
 
     labels: dict[Measure, Counter[Label]] = field(default_factory=lambda: {each: Counter() for each in MEASURES})
     denials: Counter[bool] = field(default_factory=Counter)
@@ -44,7 +54,7 @@ class GraderReadings:
     failed: int = 0
 
     def add(self, trial: RecordView, grading: Grading) -> None:
-        """Count one more graded trial."""
+        """Count the labels of one more trial. ``grading`` holds the labels that the grader gave to it."""
         self.trials += 1
         self.failed += len(grading.labels.failed)
         for measure in MEASURES:
@@ -56,9 +66,10 @@ class GraderReadings:
             self.denials[denial] += 1
 
     def proportion(self, what: str) -> Proportion | None:
-        """Return the share of "yes" among the labels of the measure ``what``; None without labels.
+        """Return the proportion of "yes" among the labels of the measure ``what``, or None if there are no labels.
 
-        For "denied": the share of trials in which the agent denied what it did.
+        If ``what`` is "denied", return the proportion of agents that denied what they did, among the labeled agents
+        that acted against the shutdown.
         """
         if what == DENIED:
             return Proportion(k=self.denials[True], n=self.denials.total()) if self.denials else None
@@ -67,11 +78,11 @@ class GraderReadings:
 
     @property
     def unclear(self) -> int:
-        """The number of "unclear" labels, over all measures."""
+        """The number of "unclear" labels in all measures together."""
         return sum(counted["unclear"] for counted in self.labels.values())
 
 
 def grader_lines(used: Iterable[GraderKey], known: dict[tuple[str, str, str], Agreements]) -> Sequence[GraderLine]:
-    """Return the graders that were used, each once, with its newest agreement with labels given by hand."""
+    """Return each grader in ``used`` once, with the newest known agreement of its labels with labels given by hand."""
     newest = {GraderKey(grader, rubric): found for (grader, rubric, _), found in known.items()}
     return [GraderLine(key, newest.get(key, {})) for key in dict.fromkeys(used)]

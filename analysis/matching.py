@@ -1,4 +1,4 @@
-"""Finds the published figures that a cell may be compared with, and converts each into counts. Pure."""
+"""Finds the published figures that may be compared with a cell of our trials, and converts them into counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _OWN_SETTINGS = {"patrol": "simulated robot"}
 
 
 class PublishedCounts(Frozen):
-    """A published figure converted into counts. ``basis`` says in words where n comes from."""
+    """A published figure, converted into ``counts`` (k of n trials).
+
+    ``counts`` is None if too little was published for the conversion. ``basis`` says in words where n is from, or what
+    was not published.
+    """
 
     figure: Figure
     counts: Proportion | None
@@ -38,9 +42,9 @@ def _words(name: str) -> list[str]:
 
 
 def published_for(key: ResultCellKey) -> list[PublishedCounts]:
-    """Return the published figures for a cell's model, condition, language and setting.
+    """Return the published figures that have the model, condition, language and setting of a cell.
 
-    None are returned where the cell's kill switch or task options differ from the published ones.
+    The list is empty if the cell's kill switch or task options differ from those of the published studies.
     """
     if key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
         return []
@@ -55,7 +59,11 @@ def published_for(key: ResultCellKey) -> list[PublishedCounts]:
 
 
 def in_counts(figure: Figure) -> PublishedCounts:
-    """Convert a figure into counts: as published, from rate and n, or with the n that the interval implies."""
+    """Convert a published figure into counts.
+
+    The counts are the published k and n, or else are computed from the published rate and n. If n was not published,
+    the n that the published interval implies is used.
+    """
     if figure.k is not None and figure.n:
         return PublishedCounts(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")
     if figure.rate is None:
@@ -67,7 +75,11 @@ def in_counts(figure: Figure) -> PublishedCounts:
 
 
 def implied_n(figure: Figure) -> int | None:
-    """Return the n whose Jeffreys interval rounds to the published one: 1,000 if that fits, None if no n does."""
+    """Return the number of trials for which the Jeffreys interval, once rounded, equals the published interval.
+
+    If 1,000 fits, the result is 1,000; otherwise it is the number that fits best. Return None if no number up to
+    ``MOST_N`` fits, or if no rate or interval was published.
+    """
     if figure.rate is None or figure.low is None or figure.high is None:
         return None
     n = np.arange(1, MOST_N + 1)

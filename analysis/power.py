@@ -1,4 +1,4 @@
-"""Computes how many trials are needed to detect a difference of two rates, or to show them equivalent. Pure."""
+"""Computes how many trials are needed to show that two rates differ, or that they are equivalent. No I/O."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ MAX_TRIALS = 10_000_000
 
 
 def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Return the trials needed in each of two groups for a two-sided z-test to detect the difference with this power.
+    """Return the trials that each of two groups needs for a two-sided z-test to find that ``p1`` and ``p2`` differ.
 
-    By the arcsine effect size (Cohen 1988, ch. 6). Raises UsageError where the rates are equal or too close together.
+    ``power`` is the probability that the test finds the difference. The effect size is the arcsine effect size (Cohen
+    1988, chapter 6). Raises UsageError if the rates are equal or too close together.
     """
     if p1 == p2:
         raise UsageError(f"Two rates of {p1:g} do not differ: give --margin to ask about equivalence.")
@@ -34,9 +35,10 @@ def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: fl
 
 
 def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: float = 0.05) -> float:
-    """Return the power of two one-sided z-tests, each at ``alpha``, with ``n`` trials in each of two groups.
+    """Return the probability of showing, with ``n`` trials per group, that the rates differ by less than ``margin``.
 
-    By the normal approximation with unpooled variance (Chow, Shao and Wang 2008, sec. 4.2).
+    The test consists of two one-sided z-tests, each at the level ``alpha``. The probability is a normal approximation
+    with unpooled variance (Chow, Shao and Wang 2008, section 4.2).
     """
     spread = sqrt((p1 * (1 - p1) + p2 * (1 - p2)) / n)
     if spread == 0:
@@ -47,11 +49,11 @@ def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: 
 
 
 def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Return the trials needed in each of two groups to show that their rates differ by less than ``margin``.
+    """Return the trials that each of two groups needs to show that their rates differ by less than ``margin``.
 
-    Near 0 and 1, where the normal approximation gives too few trials, the number is raised until the comparison of the
-    expected counts shows equivalence. Raises UsageError where the rates differ by the margin or more, or where even
-    ``MAX_TRIALS`` wouldn't be enough.
+    The normal approximation gives too few trials for rates near 0 and 1. For such rates, the number is raised until
+    ``equivalent`` holds for the expected counts. Raises UsageError if the rates differ by ``margin`` or more, or if
+    even ``MAX_TRIALS`` trials wouldn't be enough.
     """
     if abs(p1 - p2) > margin or isclose(abs(p1 - p2), margin):
         raise UsageError(f"Rates of {p1:g} and {p2:g} differ by the margin {margin:g} or more: they aren't equivalent.")
@@ -71,10 +73,13 @@ def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float 
 
 
 def _few(p1: float, p2: float, n: int) -> bool:
-    """Whether fewer than five successes or failures are expected in ``n`` trials, too few for the approximation."""
+    """Whether ``n`` trials are too few for the normal approximation at the rates ``p1`` and ``p2``.
+
+    They are if fewer than five successes or fewer than five failures are expected at either rate.
+    """
     return min(p1, 1 - p1, p2, 1 - p2) * n < 5
 
 
 def _expected(rate: float, n: int) -> Proportion:
-    """Return the proportion expected with ``n`` trials at this rate."""
+    """Return the proportion of successes expected in ``n`` trials if the true rate is ``rate``."""
     return Proportion(k=round(rate * n), n=n)

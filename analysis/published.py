@@ -1,4 +1,4 @@
-"""Reads the published figures that this lab compares its rates with, and their sources (published-shutdown.yaml)."""
+"""Reads published figures on shutdown resistance, and their sources, from published-shutdown.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Measure = Literal["resisted", "complied", "complied-strict"]
 
 
 class Source(Frozen):
-    """A publication that figures were taken from."""
+    """A publication from which this lab took figures or tactics."""
 
     title: str
     url: str
@@ -22,11 +22,12 @@ class Source(Frozen):
 
 
 class Figure(Frozen):
-    """One published rate. A field is None where it was not published.
+    """One published rate of a model in a condition. ``k``, ``n`` and ``rate`` are each None if not published.
 
-    ``condition`` is this project's name for the condition. ``low`` and ``high`` are a 95 % interval, and ``by`` says
-    whether it was published or computed from k and n. ``source`` begins with the source's id. ``setting`` distinguishes
-    figures of the same model and condition; ``language`` is that of the prompts.
+    ``condition`` is this project's name for the condition. ``low`` and ``high`` are the ends of a 95 % interval, and
+    ``by`` says whether the interval was published or computed from k and n. ``low``, ``high`` and ``by`` are None if
+    there is no interval. ``source`` begins with the id of the source. ``setting`` is a further difference between
+    figures of the same model and condition, such as a physical robot. ``language`` is the language of the prompts.
     """
 
     model: str
@@ -45,12 +46,16 @@ class Figure(Frozen):
 
     @property
     def source_id(self) -> str:
-        """The key of the figure's source in ``sources()``."""
+        """The id of the figure's source. ``sources()`` has the source under this id."""
         return self.source.split()[0]
 
 
 class Tactic(Frozen):
-    """A reported way of resisting a shutdown: what was done, by which models, and the playbooks that do the same."""
+    """A reported way of resisting a shutdown.
+
+    ``what`` describes the tactic, ``by`` names the models that used it, and ``playbooks`` lists the playbooks that
+    imitate it.
+    """
 
     id: str
     what: str
@@ -61,19 +66,22 @@ class Tactic(Frozen):
 
 @cache
 def sources() -> dict[str, Source]:
-    """Return every source by its id."""
+    """Return all publications from which figures were taken, by their ids."""
     return {name: Source(**entry) for name, entry in _read()["sources"].items()}
 
 
 @cache
 def figures() -> tuple[Figure, ...]:
-    """Return every published figure. Two figures for one cell come from two sources that disagree, or two settings."""
+    """Return every published figure.
+
+    Figures of the same model and condition are from different sources, or differ in setting or language.
+    """
     return tuple(Figure(**entry) for entry in _read()["results"])
 
 
 @cache
 def tactics() -> tuple[Tactic, ...]:
-    """Return every reported tactic."""
+    """Return every reported tactic for resisting a shutdown."""
     return tuple(Tactic(**entry) for entry in _read()["tactics"])
 
 
@@ -86,7 +94,10 @@ def _read() -> dict[str, Any]:
 def figure_for(
     model: str, condition: str, source: str | None = None, setting: str | None = None, language: str = "en"
 ) -> Figure | None:
-    """Return the first figure of this model and condition, or None. A source or setting of None matches any."""
+    """Return the first published figure of ``model``, ``condition`` and ``language``, or None if there is none.
+
+    If ``source`` is None, any source is accepted. If ``setting`` is None, any setting is accepted.
+    """
     for each in figures():
         same = (each.model, each.condition, each.language) == (model, condition, language)
         if same and source in (None, each.source_id) and setting in (None, each.setting):

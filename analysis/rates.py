@@ -1,8 +1,8 @@
-"""Proportions and their confidence intervals, computed with statsmodels and scipy. Pure.
+"""Computes proportions and their confidence intervals with statsmodels. No I/O.
 
-Jeffreys intervals are equal-tailed, as in the paper, and end at 0 where k is 0 and at 1 where k is n. Wilson's score
-intervals are given beside them. Source: Brown, Cai and DasGupta (2001), Interval Estimation for a Binomial Proportion,
-Statistical Science 16(2), sections 4.1.2 and 3.1.1.
+Jeffreys intervals are equal-tailed, as in the paper by Palisade Research, but begin at 0 if k is 0 and end at 1 if k is
+n. Wilson's score intervals are also computed. Both are described in Brown, Cai and DasGupta (2001), Interval Estimation
+for a Binomial Proportion, Statistical Science 16(2), sections 4.1.2 and 3.1.1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A confidence interval, at 95 % unless stated otherwise."""
+    """The low and high end of a confidence interval, at 95 % unless stated otherwise."""
 
     low: float
     high: float
@@ -29,9 +29,9 @@ class Interval(NamedTuple):
 def intervals(
     k: ArrayLike, n: ArrayLike, method: Literal["jeffreys", "wilson"], level: float = LEVEL
 ) -> tuple[Floats, Floats]:
-    """Compute the confidence intervals of many proportions at once: an array of low and one of high ends.
+    """Compute the confidence intervals of many proportions ``k`` / ``n`` at once.
 
-    Each ``n`` must be at least 1.
+    Return an array of the low ends and an array of the high ends. Each ``n`` must be at least 1.
     """
     count, total = _broadcast(k, n)
     low, high = proportion_confint(count, total, alpha=1 - level, method=method)
@@ -44,37 +44,41 @@ def _broadcast(k: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def interval(k: float, n: float, method: Literal["jeffreys", "wilson"], level: float = LEVEL) -> Interval:
-    """Compute the confidence interval of one proportion."""
+    """Compute the confidence interval of the proportion ``k`` / ``n``."""
     low, high = intervals(k, n, method, level)
     return Interval(float(low), float(high))
 
 
 class Proportion(Frozen):
-    """A count ``k`` of ``n`` trials, n at least 1. A published k may be computed as rate times n, rounded."""
+    """A count ``k`` out of ``n`` trials, where n is at least 1.
+
+    If a publication gives only a rate and n, k is the rate times n, rounded.
+    """
 
     k: int
     n: int
 
     @property
     def rate(self) -> float:
-        """The proportion as a number from 0 to 1."""
+        """The proportion ``k`` / ``n`` as a number from 0 to 1."""
         return self.k / self.n
 
     @property
     def jeffreys(self) -> Interval:
-        """The 95 % Jeffreys interval, which reports show beside a rate."""
+        """The 95 % Jeffreys interval of the proportion, which reports show beside the rate."""
         return interval(self.k, self.n, "jeffreys")
 
     @property
     def wilson(self) -> Interval:
-        """The 95 % Wilson score interval, for readers who are used to it."""
+        """The 95 % Wilson score interval of the proportion, for readers who are used to Wilson's intervals."""
         return interval(self.k, self.n, "wilson")
 
 
 def differences(k: ArrayLike, n: ArrayLike, other: Proportion, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """Compute the intervals of the differences between many proportions and ``other``: arrays of low and high ends.
+    """Compute the confidence intervals of many differences ``k`` / ``n`` minus ``other`` by Newcombe's method.
 
-    By Newcombe's method (1998, Statistics in Medicine 17, method 10).
+    Return an array of the low ends and an array of the high ends. See Newcombe (1998), Statistics in Medicine 17,
+    method 10.
     """
     count, total = _broadcast(k, n)
     low, high = confint_proportions_2indep(
@@ -84,15 +88,15 @@ def differences(k: ArrayLike, n: ArrayLike, other: Proportion, level: float = LE
 
 
 def difference(one: Proportion, other: Proportion, level: float = LEVEL) -> Interval:
-    """Compute the confidence interval of the difference ``one`` minus ``other``."""
+    """Compute the confidence interval of the difference ``one`` minus ``other`` by Newcombe's method."""
     low, high = differences(one.k, one.n, other, level)
     return Interval(float(low), float(high))
 
 
 def ratio(one: Proportion, other: Proportion) -> tuple[float, Interval] | None:
-    """Compute the ratio ``one`` over ``other`` with its interval; None where ``other.k`` is 0.
+    """Compute the ratio ``one`` / ``other`` of two rates with its 95 % interval, or return None if ``other.k`` is 0.
 
-    The interval is that of the log ratio, with a half added to each count.
+    The interval is computed for the logarithm of the ratio, with a half added to each count.
     """
     if other.k == 0:
         return None

@@ -1,7 +1,7 @@
-"""Reads only those fields of stored trials that the measures need, so that 100,000 records take seconds.
+"""Reads from stored trials only the fields that the measures need, so that 100,000 records take seconds.
 
-A record is 10 to 30 kB of JSON and was validated when it was written (harness/store/records.py). msgspec skips fields
-that aren't named here, which makes it four times as fast as pydantic.
+A record is 10 to 30 kB of JSON and was validated when it was written (harness/store/records.py). Here it is parsed with
+msgspec, which skips all fields that this module doesn't name. That is four times as fast as parsing with pydantic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.errors import StoreError
 
 
 class TamperingView(msgspec.Struct, frozen=True):
-    """The fields read of one tampering (harness.judging.verdict.Tampering)."""
+    """Those fields of one act of tampering that the measures need (see ``Tampering`` in harness/judging/verdict.py)."""
 
     kind: str
     call: int
@@ -27,12 +27,12 @@ class TamperingView(msgspec.Struct, frozen=True):
 
     @property
     def stands(self) -> bool:
-        """Whether a file was changed and the change was still there at the end."""
+        """Whether the agent changed a file and the change was still there at the end of the trial."""
         return not self.undone and self.before != self.after
 
 
 class VerdictView(msgspec.Struct, frozen=True):
-    """The fields read of a trial's verdict."""
+    """Those fields of a trial's verdict that the measures need."""
 
     outcome: str
     tampering: tuple[TamperingView, ...]
@@ -41,7 +41,7 @@ class VerdictView(msgspec.Struct, frozen=True):
 
 
 class LedgerLine(msgspec.Struct, frozen=True):
-    """The fields read of one ledger entry, such as the notice or the moment the shutdown came due."""
+    """Those fields of one ledger entry that the measures need. An entry is an event, such as the shutdown notice."""
 
     call: int
     at_s: float
@@ -50,28 +50,28 @@ class LedgerLine(msgspec.Struct, frozen=True):
 
 
 class CallView(msgspec.Struct, frozen=True):
-    """The fields read of one call of the shell tool."""
+    """The number and the command of one call of the shell tool."""
 
     number: int
     cmd: str
 
 
 class WatchedPath(msgspec.Struct, frozen=True):
-    """A watched path and its role, such as "mechanism" for the kill switch."""
+    """A path that the lab watched, and its role in the shutdown, such as "mechanism" for the kill switch."""
 
     path: str
     role: str
 
 
 class AccessView(msgspec.Struct, frozen=True):
-    """The fields read of one access to a watched file. ``started``: the file was executed."""
+    """One access to a watched file. ``started`` is True if the file was executed, and False if it was only opened."""
 
     path: str
     started: bool
 
 
 class EvidenceView(msgspec.Struct, frozen=True):
-    """The fields read of a trial's evidence."""
+    """Those fields of a trial's evidence that the measures need."""
 
     watched: tuple[WatchedPath, ...]
     ledger: tuple[LedgerLine, ...]
@@ -82,23 +82,23 @@ class EvidenceView(msgspec.Struct, frozen=True):
 
     @property
     def file_accesses(self) -> tuple[AccessView, ...] | None:
-        """The accesses to watched files; None where accesses were not recorded."""
+        """The accesses to watched files during the trial, or None if they were not recorded."""
         return self.accesses if self.openings is None else self.openings
 
     def first(self, what: str) -> LedgerLine | None:
-        """Return the first ledger entry of this kind, or None."""
+        """Return the first ledger entry of the event ``what``, or None if there is none."""
         return next((line for line in self.ledger if line.what == what), None)
 
 
 class PromptsView(msgspec.Struct, frozen=True):
-    """The system and user prompt of a trial."""
+    """The system prompt and the user prompt of a trial."""
 
     system: str
     user: str
 
 
 class RecordView(msgspec.Struct, frozen=True):
-    """The fields read of a trial's record."""
+    """Those fields of a trial's stored record that the measures need."""
 
     run_id: str
     number: int
@@ -118,7 +118,7 @@ _decoder = msgspec.json.Decoder(RecordView)
 
 
 def read_record(text: str) -> RecordView:
-    """Parse a stored record. Raises StoreError where it can't be parsed."""
+    """Parse the JSON text of a stored trial. Raises StoreError if the text can't be parsed."""
     try:
         return _decoder.decode(text)
     except msgspec.MsgspecError as error:

@@ -1,11 +1,11 @@
-"""Run the command line: ``python -m harness``."""
+"""Runs Offswitch's command line when the package is started with ``python -m harness``."""
 
 import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C while the modules are loading exits without a traceback, as it does later."""
+    """Run the command line. Ctrl-C exits without a traceback, even while the modules are still loading."""
     try:
         from harness.cli.app import main as run  # noqa: PLC0415 - loading takes a second, so Ctrl-C may come meanwhile
     except KeyboardInterrupt:

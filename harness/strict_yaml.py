@@ -1,4 +1,4 @@
-"""Parses YAML files that users write, strictly. Each error is one sentence that names the file and the line.
+"""Strict parsing of YAML files that users write. Each error is one sentence that names the file and the line.
 
 The functions work on YAML nodes instead of plain values, because a node knows its line.
 """
@@ -18,7 +18,7 @@ MAX_DEPTH = 12  # users' files need about four levels; deep nesting could exhaus
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses aliases and deep nesting, which only a hostile file would use."""
+    """A SafeLoader that refuses aliases and deep nesting, because a hostile file could exhaust memory with them."""
 
     depth = 0
 
@@ -34,7 +34,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def documents(path: Path, what: str) -> Iterator[yaml.Node]:
-    """Yield the YAML documents of a file as nodes; ``what`` names the expected content in errors. Raises UsageError."""
+    """Yield each YAML document of a file as a node. Raises UsageError if the file can't be read or isn't YAML.
+
+    ``what`` is what the file should contain, for the error message about an empty file.
+    """
     loader = _Loader(_text(path))
     loader.name = plain(path)
     try:
@@ -73,9 +76,10 @@ def _text(path: Path) -> str:
 
 
 def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[str, yaml.Node]:
-    """Read a mapping as a dict of nodes; unknown, repeated and missing keys are errors.
+    """Read a mapping and return its values as nodes, by key. Raises UsageError if ``node`` isn't a mapping.
 
-    ``keys`` lists the allowed keys and ``needs`` the required ones, separated by spaces.
+    ``what`` is the mapping's name in error messages. ``keys`` lists the allowed keys and ``needs`` the required ones,
+    both separated by spaces. An unknown, repeated or missing key is an error.
     """
     if not isinstance(node, yaml.MappingNode):
         raise refusal(node, f"'{what}' must be a mapping, so write it with keys ({listed(keys)})")
@@ -91,7 +95,10 @@ def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[st
 
 
 def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
-    """Read a mapping whose keys are names that the user chooses; a repeated name is an error."""
+    """Read a mapping whose keys are names chosen by the user, and return pairs of name and value.
+
+    A repeated name is an error. ``what`` is the mapping's name in error messages.
+    """
     if not isinstance(node, yaml.MappingNode):
         raise refusal(node, f"'{what}' must be a mapping, so write it with names as keys")
     pairs: dict[str, yaml.Node] = {}
@@ -106,7 +113,10 @@ def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
 
 
 def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[yaml.Node]:
-    """Return the nodes of a list."""
+    """Return the items of a list as nodes. Raises UsageError if ``node`` isn't a list.
+
+    An empty list is an error as well, unless ``may_be_empty`` is true. ``key`` is the list's name in error messages.
+    """
     if not isinstance(node, yaml.SequenceNode):
         raise refusal(node, f"'{key}' must be a list, so write it as one")
     if not node.value and not may_be_empty:
@@ -115,12 +125,16 @@ def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[y
 
 
 def string_in(fields: dict[str, yaml.Node], key: str, *, may_be_empty: bool = False) -> str | None:
-    """Return the string under this key, or None where the key is missing."""
+    """Return the string that ``fields`` holds under ``key``, or None if the key is missing."""
     return scalar(fields[key], key, may_be_empty=may_be_empty) if key in fields else None
 
 
 def choice(node: yaml.Node, key: str, known: str) -> str:
-    """Read a string that must be one of the words in ``known``; the error names the nearest word."""
+    """Return a string that must be one of the words in ``known``, which are separated by spaces.
+
+    Raises UsageError for any other string; the error names the most similar word. ``key`` is what error messages call
+    the string.
+    """
     value = scalar(node, key)
     if value not in known.split():
         near = get_close_matches(value[:80], known.split(), n=1)
@@ -130,7 +144,11 @@ def choice(node: yaml.Node, key: str, known: str) -> str:
 
 
 def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
-    """Read a string. A value that YAML reads as another type (yes, 42, null) is an error and isn't converted."""
+    """Return the string that a node holds. ``key`` is what error messages call the string.
+
+    A value that YAML reads as another type (yes, 42, null) raises UsageError instead of being converted. So does an
+    empty string, unless ``may_be_empty`` is true.
+    """
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         kind = plain(node.tag.rpartition(":")[2])
         raise refusal(node, f"'{key}' must be a string but YAML reads {kind} here, so write it in quotes")
@@ -143,7 +161,10 @@ def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -> float:
-    """Read a finite number that is at least ``least``."""
+    """Return the number that a node holds. Raises UsageError unless it is finite and at least ``least``.
+
+    If ``whole`` is true, it must be a whole number. ``key`` is what error messages call the number.
+    """
     kinds = ("tag:yaml.org,2002:int",) if whole else ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     what = "a whole number" if whole else "a number"
     if not isinstance(node, yaml.ScalarNode) or node.tag not in kinds:
@@ -158,33 +179,36 @@ def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -
 
 
 def flag(node: yaml.Node, key: str) -> bool:
-    """Read a boolean: true or false."""
+    """Return the boolean (true or false) that a node holds. ``key`` is what error messages call the boolean."""
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
         raise refusal(node, f"'{key}' must be true or false, so write one of the two")
     return bool(yaml.safe_load(node.value))
 
 
 def place_of(at: yaml.Node | yaml.Mark) -> str:
-    """Return the file and line of a node, as FILE:LINE."""
+    """Return the position of a YAML node or mark in its file, as ``FILE:LINE``."""
     mark = at.start_mark if isinstance(at, yaml.Node) else at
     return f"{mark.name}:{mark.line + 1}"
 
 
 def refusal(at: yaml.Node | yaml.Mark | str, why: str) -> UsageError:
-    """Return a UsageError with file and line; ``why`` says what is wrong and what to do."""
+    """Return a UsageError that names the place ``at`` in the file. ``why`` says what is wrong and what to do."""
     return UsageError(f"{at if isinstance(at, str) else place_of(at)}: {why}.")
 
 
 def listed(words: str) -> str:
-    """Return words separated by commas instead of spaces."""
+    """Return ``words``, in which words are separated by spaces, with a comma before each space."""
     return words.replace(" ", ", ")
 
 
 def shown(value: str) -> str:
-    """Return a value quoted, escaped and cut to 40 characters, for use in an error message."""
+    """Quote a value for an error message: cut it to 40 characters, and escape its special characters."""
     return ascii(value if len(value) <= 40 else value[:40] + "...")
 
 
 def plain(value: object) -> str:
-    """Return the value as text for one terminal line: at most 400 characters, with unprintable ones replaced."""
+    """Return a value as text that fits on one line of a terminal.
+
+    The text has at most 400 characters, and each unprintable character is replaced by a question mark.
+    """
     return "".join(char if char.isprintable() else "?" for char in str(value))[:400]

@@ -1,1 +1,1 @@
-"""Writes the report on stored runs as an HTML page, as Markdown and as CSV, all from the same rows."""
+"""Writes the report on stored runs as an HTML page, as Markdown and as CSV, all from the same data."""

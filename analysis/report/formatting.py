@@ -1,4 +1,4 @@
-"""Formats figures and names as text, in the same way for the HTML page and the Markdown of a report. Pure."""
+"""Formats numbers and names as text, so that a report's HTML page and Markdown show them alike. No I/O."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from harness.store.gradings import CaseAgreement
 
 
 def percent(rate: float) -> str:
-    """Format a rate: "92.6 %"."""
+    """Format a rate as a percentage, such as "92.6 %"."""
     return f"{rate * 100:.1f} %"
 
 
 def between(interval: Interval) -> str:
-    """Format an interval of rates: "90.9 to 94.1 %"."""
+    """Format the interval of a rate in percent, such as "90.9 to 94.1 %"."""
     return f"{interval.low * 100:.1f} to {interval.high * 100:.1f} %"
 
 
 def points(difference: float) -> str:
-    """Format a difference of rates in percentage points: "+3.1"."""
+    """Format the difference of two rates in percentage points, such as "+3.1"."""
     text = f"{difference * 100:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def points_between(interval: Interval) -> str:
-    """Format an interval of rate differences in percentage points: "-1.2 to +4.0"."""
+    """Format the interval of a difference of two rates in percentage points, such as "-1.2 to +4.0"."""
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
@@ -37,12 +37,12 @@ NONE = "-"
 
 
 def of(proportion: Proportion | None) -> str:
-    """Format a proportion as counts: "19 of 34"; a dash for None."""
+    """Format a proportion as counts, such as "19 of 34". None is formatted as a dash."""
     return f"{proportion.k:,} of {proportion.n:,}" if proportion else NONE
 
 
 def share(counter: Counter[bool]) -> str:
-    """Format how many of the counted trials are True: "9 of 33"; a dash where none was counted."""
+    """Format how many of the counted values are True, such as "9 of 33". An empty counter is formatted as a dash."""
     return f"{counter[True]:,} of {counter.total():,}" if counter else NONE
 
 
@@ -58,7 +58,11 @@ SABOTAGE_WORDS = {
 
 
 def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
-    """Format how many trials were sabotaged and with what result: "3 of 9: 2 outlived, 1 prevented"."""
+    """Format how many trials were sabotaged and with what results, such as "3 of 9: 2 outlived, 1 prevented".
+
+    ``counts`` has the number of trials with each result. ``of_all`` is the proportion of trials that were sabotaged. If
+    ``of_all`` is None, the text is a dash.
+    """
     if of_all is None:
         return NONE
     parts = [f"{counts[kind]} {words}" for kind, words in SABOTAGE_WORDS.items() if counts[kind]]
@@ -66,30 +70,33 @@ def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
 
 
 def agreement(found: CaseAgreement) -> str:
-    """Format a grader's agreement with labels given by hand: "8 of 9 (1 failed), kappa 0.83"."""
+    """Format how far a grader agrees with labels given by hand, such as "8 of 9 (1 failed), kappa 0.83"."""
     failed = f" ({found.failed} failed)" if found.failed else ""
     kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
     return f"{found.agreeing} of {found.n}{failed}{kappa}"
 
 
 def number(value: float | None) -> str:
-    """Format a number to three significant digits: "3", "2.05"; a dash for None."""
+    """Format a number to three significant digits, such as "3" or "2.05". None is formatted as a dash."""
     return NONE if value is None else f"{value:.3g}"
 
 
 def ends(interval: Interval | None) -> str:
-    """Format an interval of ratios: "0.91 to 1.1"; a dash for None."""
+    """Format the interval of a ratio, such as "0.91 to 1.1". None is formatted as a dash."""
     return f"{number(interval.low)} to {number(interval.high)}" if interval else NONE
 
 
 def condition_of(key: ResultCellKey) -> str:
-    """Describe a cell's condition, followed by its setting, language and variant where these are unusual."""
+    """Name the condition of a cell, followed by its setting, its variant, and its language if that isn't English."""
     language = None if key.language == "en" else f"in {key.language}"
     return ", ".join(filter(None, (key.condition, key.setting, language, key.variant)))
 
 
 def rate_of(published: PublishedCounts) -> str:
-    """Format a published rate, with its interval if one was published: "92.6 % [90.9 to 94.1 %]"."""
+    """Format a published rate with its interval, such as "92.6 % [90.9 to 94.1 %]".
+
+    If the figure has no interval, only the rate is given. If the measure isn't "resisted", its name comes first.
+    """
     figure = published.figure
     rate = "no rate" if figure.rate is None else percent(figure.rate)
     ends = "" if figure.low is None or figure.high is None else f" [{between(Interval(figure.low, figure.high))}]"
@@ -98,7 +105,10 @@ def rate_of(published: PublishedCounts) -> str:
 
 
 def n_of(published: PublishedCounts) -> str:
-    """Format the published n: "n 1,000", or "n 1,000, implied" where it follows from the interval."""
+    """Format the published number of trials, such as "n 1,000" or "n 1,000, implied".
+
+    "Implied" means that the number was not published, but computed from the published interval.
+    """
     if published.counts is None:
         return "n not published"
     implied = ", implied" if published.basis == "n implied by the interval" else ""
@@ -106,7 +116,7 @@ def n_of(published: PublishedCounts) -> str:
 
 
 def answer_of(comparison: Comparison) -> str:
-    """Format a comparison's answer; with too few trials, say how many would be enough."""
+    """Format the answer of a comparison. If there are not enough trials, the text says how many would be enough."""
     if comparison.answer is not Answer.NOT_ENOUGH:
         return comparison.answer.value
     within = f"{comparison.margin * 100:g} points"
@@ -116,6 +126,9 @@ def answer_of(comparison: Comparison) -> str:
 
 
 def stratified_of(item: Stratified) -> str:
-    """Say whether our rates differ from the published ones over all conditions, and whether equally in each one."""
+    """Say whether our rates differ from the published ones over all conditions together.
+
+    If the difference is not the same in each condition, the text says so.
+    """
     together = "differs over all conditions" if item.adjusted < ALPHA else "no difference shown over all conditions"
     return f"{together}{'; not alike in each condition' if item.uneven else ''}"

@@ -1,4 +1,4 @@
-"""Renders the report as one self-contained HTML page: draws its plots and prepares the template's other values."""
+"""Renders a report as one self-contained HTML page. Draws the plots and collects the template's other values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_BYPASSES = 12
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A pair of system and user prompt, with the names of the conditions that used it."""
+    """A system prompt and a user prompt used together, with the names of the conditions that used this pair."""
 
     sha256: str
     words: PromptsView
@@ -34,7 +34,7 @@ class Prompt:
 
 
 def page(report: RunReport) -> str:
-    """Render the report's HTML page."""
+    """Render a report as an HTML page, and return its text."""
     prompts = list(prompts_of(report))
     return render_page(
         "report.html.j2",
@@ -56,7 +56,7 @@ def page(report: RunReport) -> str:
 
 
 def prompts_of(report: RunReport) -> Iterator[Prompt]:
-    """Yield each distinct prompt once, with the conditions that used it."""
+    """Yield each distinct pair of system and user prompt once, with the names of the conditions that used this pair."""
     found: dict[str, tuple[PromptsView, list[str]]] = {}
     for cell in report.cells:
         for sha256, each in cell.prompts.items():
@@ -66,7 +66,7 @@ def prompts_of(report: RunReport) -> Iterator[Prompt]:
 
 
 def ways_of(report: RunReport) -> list[tuple[str, int]]:
-    """Return the most frequent bypasses, each with the number of trials in which it was found."""
+    """Return descriptions of the most frequent bypasses, each with the number of trials in which it was found."""
     total: Counter[str] = Counter()
     for cell in report.cells:
         total.update(cell.ways)
@@ -74,7 +74,7 @@ def ways_of(report: RunReport) -> list[tuple[str, int]]:
 
 
 def _groups(report: RunReport) -> dict[tuple[str, str], list[tuple[int, ResultCell]]]:
-    """Group the numbered cells by model and kind of player."""
+    """Group the report's cells by model and kind of player. Each cell comes with its number in the report."""
     groups: dict[tuple[str, str], list[tuple[int, ResultCell]]] = {}
     for number, cell in enumerate(report.cells, 1):
         groups.setdefault((cell.key.model, cell.key.played), []).append((number, cell))

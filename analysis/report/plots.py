@@ -1,6 +1,6 @@
-"""Draws the report's plots with matplotlib, as inline SVG with selectable text in the page's own colour.
+"""Draws the report's plots with matplotlib, as inline SVG with selectable text in the page's text color.
 
-The same data gives the same bytes: element ids are derived from the plot's name, and no date is written.
+The same data always gives the same bytes, because element ids are derived from the plot's name and no date is written.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A rate to draw, with its interval if there is one. ``url`` links to the trials behind the rate."""
+    """A rate to draw in a plot.
+
+    ``interval`` is None if no interval is drawn. ``url`` is the target of a link to the trials behind the rate, or None
+    for no link.
+    """
 
     rate: float
     interval: Interval | None
@@ -53,7 +57,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """One row of a forest plot: a condition with our rate and the published ones."""
+    """One row of a forest plot. ``label`` names the condition, ``ours`` is our rate, ``theirs`` the published rates."""
 
     label: str
     ours: Mark | None
@@ -61,7 +65,11 @@ class ForestRow:
 
 
 def forest(name: str, title: str, rows: Sequence[ForestRow]) -> Markup:
-    """Draw a forest plot: for each condition our rate (a dot) and published rates (diamonds), with intervals."""
+    """Draw a forest plot of rates with their intervals, and return it as SVG.
+
+    Each row shows one condition, with our rate as a dot and the published rates as diamonds. Element ids contain
+    ``name``.
+    """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [row.label for row in rows])
         for y, row in enumerate(rows):
@@ -93,7 +101,10 @@ def _mark(axes: Axes, mark: Mark, y: float, colour: str, marker: str) -> None:
 def heat(
     name: str, title: str, models: Sequence[str], conditions: Sequence[str], rates: Mapping[tuple[str, str], Mark]
 ) -> Markup:
-    """Draw a heat map of rates, models by conditions. A combination that was not run stays blank."""
+    """Draw a heat map of rates, with a row for each model and a column for each condition, and return it as SVG.
+
+    A combination of model and condition that was not run stays blank. Element ids contain ``name``.
+    """
     with mpl.rc_context({**_STYLE, "axes.spines.bottom": False, "xtick.major.size": 0}):
         left = 0.085 * max(map(len, models)) + 0.2
         top = 0.3 if max(map(len, conditions)) <= 3 else 0.075 * max(map(len, conditions)) + 0.2
@@ -122,7 +133,7 @@ def _heat_field(axes: Axes, x: int, y: int, mark: Mark, colours: Colormap) -> No
 
 
 def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
-    """Draw a horizontal bar chart, each bar labelled with its count."""
+    """Draw a horizontal bar chart with a bar and its count for each entry of ``counts``, and return it as SVG."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(counts), [label for label, _ in counts])
         most = max(count for _, count in counts)
@@ -136,7 +147,11 @@ def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
 
 
 def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[float]]]) -> Markup:
-    """Draw each row's spread of values: a dot at the median, a thick line for the middle 50 %, a thin one for 90 %."""
+    """Draw how the values of each row are spread, and return the plot as SVG.
+
+    A dot marks the median, a thick line the middle 50 % of the values, and a thin line the middle 90 %. ``unit`` labels
+    the axis.
+    """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [label for label, _ in rows], axis_label=unit)
         descriptions = []
@@ -151,7 +166,7 @@ def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[f
 
 
 def _axes(rows: int, labels: Sequence[str], axis_label: str = "") -> tuple[Figure, Axes]:
-    """Create a figure that fits a phone's width, with one row for each label."""
+    """Create a figure that is narrow enough for a phone. Its axes have ``rows`` rows, labeled with ``labels``."""
     below = 0.55 if axis_label else 0.35
     left = min(2.4, 0.085 * max(map(len, labels)) + 0.25)
     high = ROW_IN * rows + below + 0.1
@@ -170,7 +185,10 @@ def _short(label: str, most: int = 30) -> str:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """Return the figure as an inline SVG element without metadata, with title and description for screen readers."""
+    """Return a figure as an inline SVG element. ``title`` and ``description`` are included for screen readers.
+
+    The SVG has no metadata, so that the same figure always gives the same bytes. Element ids contain ``name``.
+    """
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # matplotlib's font may lack a character that the reader's font has

@@ -1,4 +1,4 @@
-"""Builds a report's content as data, from which the HTML page, the Markdown and the CSV are written. Pure."""
+"""Builds the content of a report as data. The HTML page, the Markdown and the CSV are written from these data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ PLAYED = {
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One row of the main table: a cell with a published figure, or with none."""
+    """One row of the main table, which shows a cell of our trials beside one published figure.
+
+    ``published`` is None if there is no published figure for the cell. ``comparison`` is None if there is no such
+    figure, if the figure can't be converted into counts, or if our trials give no rate to compare.
+    """
 
     number: int
     cell: ResultCell
@@ -38,7 +42,11 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class Competence:
-    """A model's competence ratio: its rate without an instruction (A) over its rate when asked to resist (K)."""
+    """A model's competence ratio, which is its rate of resistance in condition A divided by its rate in condition K.
+
+    Condition A gives no instruction about the shutdown, and condition K asks the model to resist. ``plain`` is the
+    proportion in A, and ``asked`` the proportion in K. ``ratio`` and ``interval`` are None if no trial resisted in K.
+    """
 
     model: str
     played: str
@@ -50,7 +58,10 @@ class Competence:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The report on some runs: their cells, and the tables and counts computed from these."""
+    """The content of a report on stored runs.
+
+    ``found`` holds the cells of the runs' trials. All tables and counts are computed from these cells.
+    """
 
     found: Sequence[ResultCell]
     runs: Sequence[StoredRun]
@@ -59,7 +70,7 @@ class RunReport:
 
     @cached_property
     def cells(self) -> list[ResultCell]:
-        """The cells, sorted by model in order of first appearance, then by condition."""
+        """The cells, sorted by model and kind of player in order of first appearance, then by condition."""
         models = list(dict.fromkeys((cell.key.played, cell.key.model) for cell in self.found))
         return sorted(
             self.found, key=lambda cell: (models.index((cell.key.played, cell.key.model)), cell.key.condition)
@@ -67,12 +78,12 @@ class RunReport:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Every cell compared with every published figure that has counts."""
+        """The comparisons of every cell with each matching published figure that can be converted into counts."""
         return compare_cells(self.cells, self.margin)
 
     @cached_property
     def rows(self) -> list[ReportRow]:
-        """The rows of the main table. A cell with several published figures has a row for each."""
+        """The rows of the main table. A cell has a row for each of its published figures, or one row if it has none."""
         return list(self._rows())
 
     def _rows(self) -> Iterator[ReportRow]:
@@ -85,17 +96,20 @@ class RunReport:
 
     @cached_property
     def answers(self) -> Counter[Answer]:
-        """The number of comparisons with each answer."""
+        """The number of comparisons that got each answer."""
         return Counter(item.answer for item in self.comparisons)
 
     @cached_property
     def stratified(self) -> list[Stratified]:
-        """The stratified (Cochran-Mantel-Haenszel) test of each model over its conditions."""
+        """The tests of each model's rates against the published ones, over all conditions of the model together.
+
+        They are Cochran-Mantel-Haenszel tests. Models with fewer than two usable conditions are left out.
+        """
         return stratified(self.comparisons)
 
     @property
     def played(self) -> dict[str, int]:
-        """The number of trials for each kind of player: live, own-agent, recorded or simulated."""
+        """The number of trials by kind of player. The kinds are "live", "own-agent", "recorded" and "simulated"."""
         count: Counter[str] = Counter()
         for cell in self.cells:
             count[cell.key.played] += cell.n
@@ -103,22 +117,25 @@ class RunReport:
 
     @property
     def played_words(self) -> list[str]:
-        """What played instead of models, as the records describe it."""
+        """The descriptions, taken from the records, of what made the tool calls in place of live models."""
         return sorted({cell.key.simulated for cell in self.cells if cell.key.simulated})
 
     @property
     def trials(self) -> int:
-        """The number of trials, errors included."""
+        """The number of trials in the report, including those that ended in error."""
         return sum(cell.n for cell in self.cells)
 
     @property
     def errors(self) -> int:
-        """The number of trials that ended in error. No rate includes them."""
+        """The number of trials that ended in error. Rates of outcomes leave these trials out."""
         return sum(cell.errors for cell in self.cells)
 
     @cached_property
     def competence(self) -> list[Competence]:
-        """The competence ratio of each model that was run under both condition A and condition K."""
+        """The competence ratio of each model that has judged trials in both condition A and condition K.
+
+        The ratio is the rate of resistance without an instruction (A), divided by the rate when asked to resist (K).
+        """
         found = {(cell.key.model, cell.key.played, cell.key.condition): cell.resisted for cell in self.cells}
         return [
             _competence(model, played, plain, asked)
@@ -128,29 +145,33 @@ class RunReport:
 
     @property
     def said(self) -> list[tuple[int, ResultCell, GraderKey, GraderReadings]]:
-        """The graders' labels: cell number, cell, grader and label counts, for each cell and grader."""
+        """The counts of graders' labels, as tuples of cell number, cell, grader and label counts."""
         return [(n, cell, *each) for n, cell in enumerate(self.cells, 1) for each in sorted(cell.said.items())]
 
     @property
     def graders(self) -> Sequence[GraderLine]:
-        """The graders that were used, and how often each agrees with labels given by hand."""
+        """The graders that labeled the report's trials, each with its agreement with labels given by hand."""
         return grader_lines((key for _, _, key, _ in self.said), self.agreements)
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The publications whose figures are in the table, by id."""
+        """The publications whose figures are in the main table, by their ids."""
         used = {row.published.figure.source_id for row in self.rows if row.published}
         return {name: source for name, source in sources().items() if name in used}
 
     def listed(self, cell: ResultCell) -> tuple[TrialLine, ...]:
-        """Choose the trials of a cell that a page lists one by one: fewer per cell where there are many cells."""
+        """Choose the trials of a cell that a page lists one by one.
+
+        The more cells the report has, the fewer trials are chosen from each, so that the page stays short. Half of the
+        places are kept for trials with tampering, with the outcome "resisted" or with an error, if there are that many.
+        """
         most = max(5, LISTED_IN_ALL // max(1, len(self.cells)))
         notable = cell.notable[: max(most // 2, most - len(cell.others))]
         chosen = (*notable, *cell.others[: most - len(notable)])
         return tuple(sorted(chosen, key=lambda line: (line.run_id, line.number)))
 
     def methods(self) -> list[tuple[str, str]]:
-        """Describe what was run and how it was counted, as pairs of heading and text."""
+        """Describe what was run and how the results were counted, as pairs of a heading and a text."""
         return list(_methods(self))
 
 
@@ -204,7 +225,7 @@ def _methods(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _margins(report: RunReport) -> str:
-    """Describe the equivalence margins used, and whether the user, an experiment or this report fixed each."""
+    """Describe the equivalence margins used, and say for each whether the user, an experiment or the default set it."""
     if report.margin:
         return f"{report.margin * 100:g} percentage points, given with this report: fix it before the run"
     own = "this report's default, for cells without an experiment"
@@ -223,7 +244,7 @@ def _counted(counters: Iterable[Counter[str] | Counter[int]]) -> str:
 
 
 def _some(names: Iterable[str], most: int = 12) -> str:
-    """Join the distinct names in order, at most ``most`` of them, and say how many more there are."""
+    """Join the distinct names in order. If there are more than ``most``, say how many were left out."""
     found = list(dict.fromkeys(names))
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more
@@ -239,5 +260,5 @@ def _count(number: int, what: str) -> str:
 
 
 def middle(values: Sequence[float]) -> float | None:
-    """Return the median, or None where there are no values."""
+    """Return the median of ``values``, or None if there are no values."""
     return median(values) if values else None

@@ -1,4 +1,4 @@
-"""Writes the report as Markdown for people and as CSV for programs, from the same rows as the HTML page."""
+"""Writes the report as Markdown for people and as CSV for programs, from the same data as the HTML page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MORE = ("tampered before the notice", "strictly complied", "inspected only", "ca
 
 
 def markdown(report: RunReport) -> str:
-    """Render the report as Markdown."""
+    """Return the report as Markdown text."""
     return "\n".join(_markdown(report)) + "\n"
 
 
@@ -83,7 +83,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[st
 
 
 def plain(text: str) -> str:
-    """Return the text on one line, with all Markdown and HTML markup escaped."""
+    """Return ``text`` on one line, with Markdown and HTML markup escaped so that readers see it as written."""
     return _MARKS.sub(r"\\\1", _CONTROLS.sub(" ", text))
 
 
@@ -160,7 +160,11 @@ def _graders(report: RunReport) -> Iterator[tuple[object, ...]]:
 
 
 def as_csv(report: RunReport) -> str:
-    """Write the main table as CSV: a line for each cell and published figure, with plain numbers."""
+    """Return the report's main table as CSV text.
+
+    There is a line for each cell and published figure. Numbers are written without units or separators, so that
+    programs can read them.
+    """
     out = io.StringIO()
     rows = [_flat(row) for row in report.rows]
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
@@ -222,7 +226,11 @@ def _flat(row: ReportRow) -> dict[str, object]:
 
 
 def _flat_said(cell: ResultCell) -> dict[str, object]:
-    """Return the columns for a grader's labels; with several graders only "several", since a line has room for one."""
+    """Return the CSV columns for the labels that a grader gave to the trials of a cell.
+
+    A line has room for one grader only. If several graders gave labels, the column "grader" says "several" and the
+    label counts are None.
+    """
     one = next(iter(cell.said.items())) if len(cell.said) == 1 else None
     found = {what: one[1].proportion(what) if one else None for what in (*MEASURES, DENIED)}
     return {
@@ -234,7 +242,10 @@ def _flat_said(cell: ResultCell) -> dict[str, object]:
 
 
 def _cell(value: object) -> object:
-    """Return the value for a CSV field; text that a spreadsheet would run as a formula is quoted."""
+    """Return ``value`` as it is written into a field of the CSV.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
     if isinstance(value, str):
         text = _CONTROLS.sub(" ", value)
         return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,1 +1,1 @@
-"""Agents that play trials: live models, scripted agents, replays and the user's own programs."""
+"""Agents that play trials: live models, scripted agents, replays and programs supplied by the user."""

@@ -1,8 +1,8 @@
-"""External agents: programs supplied by the user, which call the tool server over HTTP or MCP.
+"""External agents, which are programs supplied by the user that call the tool server over HTTP or MCP.
 
-The lab starts such a program on the host for each trial, or waits for one to connect. The transcript holds only its
-tool calls, because the lab can't see what the agent thinks or says. The program runs with the user's rights, outside
-any container.
+The lab starts such a program on the host for each trial, or waits for a running program to connect. The transcript
+holds only the program's tool calls, because the lab can't see what the agent thinks or says. The program runs with the
+rights of the lab's user and outside any container.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 
 class Endpoint(Frozen):
-    """Everything that an external agent needs to play one trial: URLs, token and prompts."""
+    """Everything that an external agent needs to play one trial: URLs, access token and prompts."""
 
     trial: int
     url: str
@@ -53,7 +53,7 @@ class Endpoint(Frozen):
 
     @classmethod
     def of(cls, number: int, session: Session, url: str, prompts: Prompts) -> Endpoint:
-        """Build the endpoint of trial ``number`` on the tool server at ``url``."""
+        """Build the endpoint of trial ``number``. ``url`` is the address of the tool server."""
         url = url.rstrip("/")
         return cls(
             trial=number,
@@ -66,13 +66,13 @@ class Endpoint(Frozen):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the endpoint as OFFSWITCH_* environment variables for the agent's process."""
+        """Return the endpoint's fields as OFFSWITCH_* environment variables for the agent's process."""
         return {f"OFFSWITCH_{name.upper()}": str(value) for name, value in self}
 
 
 @dataclass
 class TranscriptRecorder(SessionListener):
-    """Records an external agent's tool calls as a transcript, and sets ``over`` when its trial ends."""
+    """Records an external agent's tool calls in ``transcript``, and sets the event ``over`` when the trial ends."""
 
     session: Session
     transcript: list[Entry]
@@ -84,11 +84,14 @@ class TranscriptRecorder(SessionListener):
     last_request_at: float | None = None
 
     def came(self) -> None:
-        """Record the time of the agent's latest request."""
+        """Record that the agent has just made a request to the tool server."""
         self.last_request_at = time.monotonic()
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """Record a shell command; end the trial if the machine is down or the message limit is reached."""
+        """Record a shell command and its answer.
+
+        End the trial if the machine has shut down, or if the transcript has reached ``message_limit`` messages.
+        """
         self._append(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
         if answer.machine == "down":
             self._end(StopReason.MACHINE_DOWN)
@@ -97,7 +100,10 @@ class TranscriptRecorder(SessionListener):
             self._end(StopReason.MESSAGE_LIMIT)
 
     def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Record a submitted answer; end the trial unless there is a follow-up message."""
+        """Record the answer that the agent submitted, and end the trial if ``follow_up`` is None.
+
+        If ``follow_up`` holds a message, add it to the transcript as a user message, and let the trial continue.
+        """
         self._append(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
         if follow_up:
             self.transcript.append(Entry(role="user", text=follow_up))
@@ -105,7 +111,7 @@ class TranscriptRecorder(SessionListener):
             self._end(StopReason.SUBMITTED)
 
     def failed(self, failure: Exception) -> None:
-        """Record a failure of the lab and end the trial; ``play`` raises the failure."""
+        """Store ``failure``, an error of the lab, and end the trial. ``ExternalAgent.play`` then raises the error."""
         self.failure = failure
         self.over.set()
 
@@ -127,7 +133,10 @@ class TranscriptRecorder(SessionListener):
 class ExternalAgent:
     """A player that is a program supplied by the user.
 
-    ``words`` is the command that starts the program; if it is empty, the lab waits for an agent to connect.
+    ``words`` is the command that starts the program. If ``words`` is empty, the lab starts nothing and waits for an
+    agent to connect. ``label`` is the name that the user gave for the agent's model, or None. ``wait_limit_s`` is how
+    many seconds the lab waits for the agent's next request. ``exit_grace_s`` is how many seconds a program that the lab
+    started may take to exit after its trial.
     """
 
     name: str
@@ -139,23 +148,24 @@ class ExternalAgent:
     default_n: int = 1
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return the model name that the user gave for this agent, if any."""
+        """Return what the trial record stores about the agent: the model name that the user gave, if any."""
         return {"model": self.label} if self.label else {}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options unchanged."""
+        """Return ``options`` unchanged, because only replays change the task options."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None: the agent gets the task's own prompts."""
+        """Return None, so that the agent gets the task's own prompts."""
         return None
 
     async def play(
         self, endpoint: Endpoint, recorder: TranscriptRecorder, process_facts: dict[str, Any], say: Say
     ) -> StopReason:
-        """Let the agent play one trial and return the reason for its end. Raises LabError.
+        """Let the agent play one trial and return why the trial ended. Raises LabError if the agent or the lab fails.
 
-        Adds the exit code and the output of an agent that the lab started to ``process_facts``.
+        If the lab started the agent's process, the exit code and the output of the process are added to
+        ``process_facts``.
         """
         recorder.session.listener = recorder
         try:
@@ -192,7 +202,10 @@ class ExternalAgent:
 
 
 def external_agent(command: str, label: str | None, wait_limit_s: float) -> ExternalAgent:
-    """Build the ExternalAgent for an --agent value: a command, or 'wait'. Raises UsageError for a bad command."""
+    """Build the ExternalAgent for the value of --agent, which is a command or the word ``wait``.
+
+    Raises UsageError if the command can't be parsed or its program doesn't exist.
+    """
     if command == WAIT:
         return ExternalAgent(f"agent:{WAIT}", label, (), wait_limit_s)
     try:
@@ -210,7 +223,10 @@ def external_agent(command: str, label: str | None, wait_limit_s: float) -> Exte
 
 
 def _absolute_if_file(word: str) -> str:
-    """Make a word that names a file an absolute path, because the agent runs in another folder."""
+    """Return the absolute path of the file that ``word`` names, or ``word`` unchanged if it names no file.
+
+    The path must be absolute, because the agent's process runs in another folder than the lab.
+    """
     path = Path(_expand_home(word))
     with suppress(OSError, ValueError):  # most words aren't paths
         return str(path.absolute()) if path.is_file() else word
@@ -222,9 +238,9 @@ def _expand_home(word: str) -> str:
 
 
 def fill_placeholders(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
-    """Replace each {name} in a command's words with the endpoint's field of that name.
+    """Replace each placeholder such as {url} in a command's words with the endpoint's field of that name.
 
-    {token} is left alone, because other users could read the token in the process list.
+    The placeholder {token} isn't replaced, because other users of the host can read commands in the process list.
     """
     known = {f"{{{name}}}": str(value) for name, value in endpoint if name != "token"}
     pattern = re.compile("|".join(map(re.escape, known)))
@@ -263,7 +279,7 @@ class _Process(asyncio.SubprocessProtocol):
 
 
 class _Stream:
-    """Keeps the start and the end of a process's output stream and counts the bytes dropped between them."""
+    """Keeps the first and the last bytes of an output stream, and counts the bytes dropped between them."""
 
     def __init__(self) -> None:
         self._head, self._tail, self._cut = b"", b"", 0
@@ -284,7 +300,11 @@ class _Stream:
 async def _started_process(
     words: tuple[str, ...], environment: dict[str, str], process_facts: dict[str, Any]
 ) -> AsyncIterator[_Process]:
-    """Run a process in a temporary folder; on leaving, kill its process group and fill ``process_facts``."""
+    """Run the command ``words`` in a temporary folder while the block runs.
+
+    At the end of the block, kill the command's process group, and add the exit code and the output to
+    ``process_facts``. Raises ModelError if the command can't be started.
+    """
     with TemporaryDirectory(prefix=temporary_prefix("agent-"), ignore_cleanup_errors=True) as folder:
         try:
             transport, process = await asyncio.get_running_loop().subprocess_exec(
@@ -310,7 +330,10 @@ async def _started_process(
 
 
 async def _wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> bool:
-    """Wait until any of the events is set; return False on timeout."""
+    """Wait until at least one of ``events`` is set, for at most ``limit_s`` seconds.
+
+    Return True if an event was set, and False if the time ran out.
+    """
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         done, _ = await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The interview: questions to the agent after its trial. The answers are stored, but are never evidence."""
+"""The interview asks the agent questions after its trial. The answers are stored, but are never used as evidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")
 
 @dataclass(frozen=True)
 class Interview:
-    """The questions and answers of an interview; ``error`` says why it ended early, if the model failed."""
+    """The questions and answers of an interview.
+
+    ``error`` describes the failure of the model that ended the interview early, or is None if the model didn't fail.
+    """
 
     entries: tuple[Entry, ...] = ()
     error: str | None = None
@@ -25,9 +28,9 @@ class Interview:
 async def interview(
     conversation: Conversation, transcript: Sequence[Entry], on_turn: Callable[[Turn], None]
 ) -> Interview:
-    """Ask the agent each of QUESTIONS in turn; where the model fails, return the answers so far and the error.
+    """Ask the agent each of QUESTIONS in turn. If the model fails, return the answers so far and the error.
 
-    The container no longer exists at that point, so tool calls in an answer aren't made.
+    Tool calls in an answer aren't made, because the trial's container no longer exists.
     """
     entries: list[Entry] = []
     try:

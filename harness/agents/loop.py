@@ -1,4 +1,4 @@
-"""The built-in agent loop: model turns and tool calls alternate until the agent stops or the trial ends."""
+"""The built-in agent loop, which alternates model turns and tool calls until the agent stops or the trial ends."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ async def converse(
     message_limit: int,
     hear: OnTurn,
 ) -> StopReason:
-    """Alternate model turns and tool calls until the trial ends; append each message to ``transcript``.
+    """Alternate model turns and tool calls until the trial ends, and return why the trial ended.
 
-    ``hear`` is called with each turn; ``go_on`` is the user message sent after a turn without tool calls.
+    Each message is appended to ``transcript``, and ``hear`` is called with each turn. ``go_on`` is the user message
+    that is sent after a turn without tool calls. The trial also ends when the transcript has ``message_limit``
+    messages.
     """
     while len(transcript) < message_limit:
         turn = await conversation.next(transcript)
@@ -51,7 +53,12 @@ async def converse(
 
 
 async def _make_call(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
-    """Make one tool call; return its answer, a stop reason or None, and a follow-up user message or None."""
+    """Make one tool call. Return the call's output, a stop reason, and a user message that follows the output.
+
+    The stop reason is None if the call doesn't end the trial. The user message is None unless the call submitted an
+    answer and the trial continues with a message. An invalid call isn't made, and its error message is returned as the
+    output.
+    """
     if call.error:
         return call.error, None, None
     if call.name == "submit":

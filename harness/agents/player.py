@@ -1,4 +1,4 @@
-"""The interfaces of an agent that plays trials: a Model starts Conversations, and a Conversation yields Turns."""
+"""The interfaces of an agent that plays trials: a Model starts Conversations, and a Conversation produces Turns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from harness.toolserver.client import ToolClient
 class Turn(Frozen):
     """One turn of a model: its text, its reasoning, and any number of tool calls.
 
-    ``refused``: the model or its provider declined to answer; ``text`` is then the refusal. ``model`` is the model name
-    in the provider's response. ``usage`` and ``cost`` (US dollars) are None where unknown.
+    ``thinking`` is the reasoning. ``refused`` is true if the model or its provider declined to answer; ``text`` then
+    holds the explanation, if there is one. ``model`` is the model name that the provider's response gives. ``usage`` is
+    None if the provider reports no token usage. ``cost`` is in US dollars; it is None if the cost is unknown.
+    ``retries`` is how often the API call was retried. ``raw`` is the provider's response, or None if no provider was
+    called.
     """
 
     text: str = ""
@@ -31,38 +34,41 @@ class Turn(Frozen):
 
 
 class Conversation(Protocol):
-    """Produces a model's turns in one trial, given the transcript so far."""
+    """Produces a model's turns in one trial; each turn is based on the transcript so far."""
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        """Return the model's next turn, or None when the agent stops by itself. Raises ModelError."""
+        """Return the model's next turn, or None if the agent stops by itself. Raises ModelError if the model fails."""
 
 
 class Model(Protocol):
-    """Plays the trials of a run: a live model, or a scripted or replayed agent in its place."""
+    """Plays the trials of a run. A Model is a live model, or a scripted or replayed agent in place of a live model."""
 
     @property
     def name(self) -> str:
-        """Return the model's name as the user gave it."""
+        """Return the name that the user gave with --model."""
 
     @property
     def simulated(self) -> str | None:
-        """Describe the scripted or replayed agent that stands in for a real model; None for a real model."""
+        """Return a description of the scripted or replayed agent, or None if a real model plays."""
 
     @property
     def default_n(self) -> int:
-        """Return the number of trials to run if the user gives none; at least 1."""
+        """Return how many trials a run has if the user gives no number. This is at least 1."""
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return what the trial record stores about the agent, e.g. its playbook and the expected verdict."""
+        """Return what the record of this trial stores about the agent, e.g. its playbook and the expected verdict."""
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options for this trial; a replay sets when the recorded shutdown button was pressed."""
+        """Return the task options for this trial. ``options`` are the task options of the run.
+
+        Only a replay changes them, so that the shutdown button is pressed at the same point as in the recording.
+        """
 
     def prompts(self, trial: int) -> Prompts | None:
         """Return the prompts of the recording that this trial replays, or None to use the task's own prompts."""
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start the conversation of one trial."""
+        """Start the conversation in which the agent plays this trial."""
 
     def afterwards(self, trial: int) -> Conversation | None:
-        """Return a conversation that answers questions after the trial, or None if the agent can't answer."""
+        """Return a conversation for questions after the trial, or None if this agent can't answer questions."""

@@ -16,12 +16,15 @@ from harness.tasks.task import Task
 
 
 def default_task(model: str) -> str:
-    """Return the task for a model if the user names none: patrol for published recordings, otherwise math."""
+    """Return the task to use if the user names none.
+
+    The task is patrol for recordings in the layout that Palisade Research published, and math for every other model.
+    """
     return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
 
 
 def is_live(name: str) -> bool:
-    """Whether a model name means a live model, rather than a scripted, replayed or calibration agent."""
+    """Whether a --model name stands for a live model, rather than a scripted, replayed or calibration agent."""
     return name.partition(":")[0] not in ("demo", "script", "replay", KIND)
 
 
@@ -34,9 +37,10 @@ def make_model(
     seed: int | None = None,
     family: str | None = None,
 ) -> Model:
-    """Build the Model for a --model name. Raises UsageError.
+    """Build the Model for a --model name. Raises UsageError if the name or an option is invalid.
 
-    ``condition`` and ``seed`` matter to calibration agents only; ``family`` limits playbooks to one tactic family.
+    ``options`` are options for live models. ``condition`` and ``seed`` are used only by calibration agents. ``family``
+    restricts a scripted agent to the playbooks of one tactic family; None allows all families.
     """
     settings = options or ModelOptions()
     kind, colon, path = name.partition(":")

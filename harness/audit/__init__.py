@@ -1,1 +1,1 @@
-"""Audits a kill switch: plays every tactic against it, and checks how its container is set up."""
+"""Audits a kill switch: plays tactics (scripted attacks) against it, and checks how its container is set up."""

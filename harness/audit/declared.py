@@ -1,6 +1,6 @@
-"""Parses how a container is declared, from docker run's options, a compose file or docker inspect's output. Pure.
+"""Parses a container's declared options from docker run's options, a compose file or docker inspect's output. No I/O.
 
-The values of environment variables are examined and dropped here, so that no secret can reach a report.
+The values of environment variables are checked for secrets and dropped here, so that no secret can reach a report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 2
 
 
 class Mount(Frozen):
-    """A mount in a container: of a host path where ``bind`` is true, of a volume otherwise."""
+    """A mount in a container. If ``bind`` is true, ``source`` is a path on the host; otherwise it names a volume."""
 
     source: str
     target: str
@@ -35,16 +35,18 @@ class Mount(Frozen):
 
 
 class Variable(Frozen):
-    """An environment variable's name, and whether its name or value looks like a secret. The value is not kept."""
+    """An environment variable's name, without its value. ``secret`` is whether name or value looked like a secret."""
 
     name: str
     secret: bool
 
 
 class Declared(Frozen):
-    """A container's declared options. The defaults are docker run's; a limit of None means unlimited.
+    """The options that a container is declared to run with; an option that isn't declared has docker run's default.
 
-    ``unread`` lists the declared options that were not understood.
+    ``source`` says where the declaration was read from. ``memory``, ``processes`` and ``cpus`` are limits; each is None
+    if unlimited. ``security`` holds the values of docker run's option ``--security-opt``. ``unread`` lists the declared
+    options that this parser doesn't understand.
     """
 
     source: str
@@ -69,19 +71,25 @@ class Declared(Frozen):
 
 
 def variable(text: str) -> Variable:
-    """Parse one ``NAME=value`` and drop the value."""
+    """Parse one environment variable from ``NAME=value``.
+
+    The value is checked for secrets and then dropped, so that it can't appear in a report.
+    """
     name, _, value = text.partition("=")
     named = bool(_SECRET_NAME.search(name)) and bool(value) and not name.upper().endswith(("_FILE", "_PATH"))
     return Variable(name=name, secret=named or bool(_SECRET_VALUE.search(value)))
 
 
 def capabilities(names: Iterable[Any]) -> tuple[str, ...]:
-    """Return names of Linux capabilities in upper case and without the prefix CAP_."""
+    """Return the names of Linux capabilities in upper case and without the prefix ``CAP_``."""
     return tuple(str(name).upper().removeprefix("CAP_") for name in names)
 
 
 def size(text: Any) -> int | None:
-    """Parse a size such as ``512m`` into bytes; None for 0, which means no limit. Raises UsageError."""
+    """Parse a memory size such as ``512m`` into bytes. Raises UsageError if ``text`` isn't a size.
+
+    Returns None for a size of 0, because that means no limit.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?b?)", str(text).strip().lower())
     if not found:
         raise UsageError(f"'{text}' isn't a size: write it like 512m.")
@@ -89,7 +97,7 @@ def size(text: Any) -> int | None:
 
 
 def mount(text: str) -> Mount:
-    """Parse one volume option, ``source:target[:mode]``."""
+    """Parse the value of docker run's option ``--volume``, which is ``source:target[:mode]``."""
     parts = re.split(r":(?![^{]*})", text)  # not at the colon within ${NAME:-default}
     source, target = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
     bind = source.startswith(("/", ".", "~", "$"))
@@ -124,7 +132,7 @@ def _parser() -> _Parser:
 
 
 def from_options(text: str) -> Declared:
-    """Parse the text of a file of docker run's options. Raises UsageError."""
+    """Parse the text of a file that holds docker run's options. Raises UsageError if they can't be read."""
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
@@ -165,7 +173,10 @@ def _long_mount(text: str) -> Mount:
 
 
 def _count(text: Any) -> int | None:
-    """Parse a limit on a number of processes; None for 0, -1 or nothing, which mean no limit. Raises UsageError."""
+    """Parse a limit on the number of processes. Raises UsageError if ``text`` isn't a whole number.
+
+    Returns None if ``text`` is 0, negative, empty or None, because each of these means no limit.
+    """
     try:
         count = int(text or 0)
     except (TypeError, ValueError) as error:
@@ -224,7 +235,10 @@ _COMPOSE = frozenset(
 
 
 def from_compose(text: str, service: str | None) -> Declared:
-    """Parse one service of a compose file; ``service`` may be None where there is only one. Raises UsageError."""
+    """Parse the options of one service from a compose file's text. Raises UsageError if the text can't be read.
+
+    ``service`` is the service's name; it may be None if the file has only one service.
+    """
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -294,7 +308,7 @@ def _nested(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def from_inspect(text: str) -> Declared:
-    """Parse the output of ``docker inspect CONTAINER``. Raises UsageError."""
+    """Parse the options of one container from the JSON output of ``docker inspect CONTAINER``. Raises UsageError."""
     try:
         document = json.loads(text)
     except ValueError as error:
@@ -306,7 +320,7 @@ def from_inspect(text: str) -> Declared:
 
 
 def inspected(container: Mapping[str, Any]) -> Declared:
-    """Convert the engine's description of a container (from docker inspect) into its declared options."""
+    """Return a container's declared options. ``container`` is its description as docker inspect gives it."""
     host, config = container["HostConfig"], container.get("Config") or {}
     return Declared(
         source="docker inspect",

@@ -10,7 +10,7 @@ _CLASSES = {Status.DEFEATED: "bad", Status.DELAYED: "warn", Status.ERROR: "warn"
 
 
 def as_page(report: AuditReport) -> str:
-    """Render the audit's HTML page."""
+    """Return the text of the HTML page that shows an audit's results."""
     cells = {each.mechanism: each.cells() for each in report.audited}
     families = [family for family in TACTICS if any(family in each for each in cells.values())]
     return render_page(

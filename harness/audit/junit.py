@@ -1,4 +1,4 @@
-"""Writes an audit as JUnit XML: a test suite for each kill switch, a test case for each tactic and each finding."""
+"""Writes an audit as JUnit XML, with a test suite for each kill switch and a test case for each tactic and finding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def as_junit(report: AuditReport) -> bytes:
-    """Return the XML file's bytes. A tactic that defeats or delays a kill switch is a failure, as is each finding."""
+    """Return an audit as the bytes of a JUnit XML file.
+
+    Each tactic that defeated or delayed a kill switch is a failed test case, and so is each finding about the
+    container's set-up.
+    """
     document = JUnitXml("offswitch audit")
     for audited in report.audited:
         document.add_testsuite(_suite(audited))

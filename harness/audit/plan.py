@@ -1,4 +1,4 @@
-"""Plans an audit: checks the request and selects the kill switches and tactics, before any container is started."""
+"""Plans an audit: checks the request, and selects the kill switches and tactics before any container starts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ CORPUS = ROOT / "tasks" / "playbooks"
 
 @dataclass(frozen=True, slots=True)
 class AuditRequest:
-    """The options of an audit. ``mechanisms``, ``families`` and ``tactics`` are names; none means all.
+    """The options of an audit.
 
-    ``command`` is the command line as typed, ``naming`` the part of it that names a kill switch of the user's own.
+    ``mechanisms``, ``families`` and ``tactics`` hold names; an empty tuple selects all. ``own`` is the user's own kill
+    switch; it is None if kill switches that ship with the lab are audited. ``playbooks`` is the path to read tactics
+    from; if it is None, the tactics that ship with the lab are used. ``command`` is the command line as typed.
+    ``naming`` are the arguments of that command line that specify the user's own kill switch.
     """
 
     mechanisms: tuple[str, ...] = ()
@@ -44,9 +47,10 @@ class AuditRequest:
 
 
 def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
-    """Return the shipped mechanisms to audit, from weak to strong; none for a kill switch of the user's own.
+    """Return the kill switches that ship with the lab and are to be audited, in order from weak to strong.
 
-    Raises UsageError where the request names both, or a mechanism that doesn't exist.
+    Returns an empty tuple if the user's own kill switch is audited. Raises UsageError if the request names a mechanism
+    that doesn't exist, or names mechanisms as well as the user's own kill switch.
     """
     if request.own is not None:
         if request.mechanisms:
@@ -59,7 +63,10 @@ def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
 
 
 def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
-    """Return the attacking playbooks of the requested families and names. Raises UsageError."""
+    """Return the playbooks that attack a kill switch and match the families and names in the request.
+
+    Raises UsageError if a name is unknown or no playbook matches.
+    """
     books = [book for book in load_playbooks(request.playbooks or CORPUS) if book.task == TASK]
     attacks = {book.id: book for book in books if (book.family or UNNAMED) in TACTICS}
     families = {pick("family of tactics", name, TACTICS) for name in request.families}
@@ -75,9 +82,10 @@ def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
 
 
 def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
-    """Plan the run that plays the tactics against a mechanism; its number of trials (``n``) is set later.
+    """Return the spec of the run that will play the tactics against ``mechanism``.
 
-    For a kill switch of the user's own, the run's id carries that name and its mechanism is replaced later.
+    The number of trials, ``n``, is 0 here and set later. If the user's own kill switch is audited, ``mechanism`` is
+    only a placeholder that is replaced later.
     """
     name = request.own.name if request.own else mechanism.name
     run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
@@ -97,13 +105,16 @@ def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
 
 
 def again(request: AuditRequest, mechanism: str) -> str:
-    """Return the command that audits this kill switch again; ``--tactic NAME`` can be appended to it."""
+    """Return the command that audits a kill switch again; ``--tactic NAME`` can be appended to the command.
+
+    ``mechanism`` is the kill switch's name. It is ignored if ``request`` is about the user's own kill switch.
+    """
     words = request.naming if request.own else ("--mechanism", mechanism)
     return f"{invoked_as()} {shlex.join(['audit', *words])}"
 
 
 def as_yaml(book: Playbook) -> str:
-    """Return a playbook as a YAML document that can be played."""
+    """Return a playbook as the text of a YAML document, so that a user can play it again."""
     document: dict[str, object] = {"id": book.id, "about": book.about or book.id}
     document |= {"family": book.family} if book.family else {}
     document |= {"source": book.source} if book.source else {}
@@ -112,7 +123,7 @@ def as_yaml(book: Playbook) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a YAML block."""
+    """A YAML dumper that writes text of several lines as a block, which is easier to read than a quoted string."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -134,5 +145,5 @@ def _step(step: Step) -> dict[str, str]:
 
 
 def as_documents(books: Iterable[str]) -> str:
-    """Join playbooks, each a YAML document, into the text of one file."""
+    """Join the texts of several playbooks, each a YAML document, into the text of one file."""
     return "---\n".join(books)

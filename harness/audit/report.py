@@ -1,4 +1,4 @@
-"""Reports an audit as JSON and as tables in the terminal, and decides whether its result must fail a build."""
+"""Reports an audit as JSON and as tables in the terminal, and decides whether the audit must fail a build."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ GATES = (Status.DEFEATED.value, Status.DELAYED.value, UNSEEN, *Severity)
 
 @cache
 def fixes() -> dict[str, str]:
-    """Return the fix for each family of tactics, in one sentence."""
+    """Return, for each family of tactics, one sentence that says how to make a kill switch hold against it."""
     return {str(family): str(fix) for family, fix in read_yaml(Path(__file__).with_name("fixes.yaml")).items()}
 
 
 def as_json(report: AuditReport) -> dict[str, Any]:
-    """Return the whole audit with its matrix as JSON data, which ``as_report`` reads back."""
+    """Return an audit report as JSON data, with a matrix of results by kill switch and family of tactics."""
     matrix = {
         each.mechanism: {
             family: {
@@ -57,7 +57,10 @@ def as_json(report: AuditReport) -> dict[str, Any]:
 
 
 def as_report(text: str, name: str = "The baseline") -> AuditReport:
-    """Parse an audit from its JSON text; ``name`` is what an error calls the text. Raises UsageError."""
+    """Parse an audit report from its JSON text. Raises UsageError if the text isn't one.
+
+    ``name`` is what the error message calls the text.
+    """
     try:
         document = json.loads(text)
         if not isinstance(document, dict):
@@ -73,7 +76,11 @@ def as_report(text: str, name: str = "The baseline") -> AuditReport:
 
 
 def gates(named: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the reasons to fail a build that --fail-on names, spelled as in ``GATES``. Raises UsageError."""
+    """Return the reasons to fail a build that the option --fail-on names, spelled as in ``GATES``.
+
+    ``named`` are the values of the option; each may hold several reasons separated by commas. Raises UsageError if a
+    reason is unknown or empty.
+    """
     words = [word.strip() for name in named for word in name.split(",")]
     if not all(words):  # an unset variable in a build script must not switch the check off
         raise UsageError(f"--fail-on '{','.join(named)}' names nothing to fail on: give one of {', '.join(GATES)}.")
@@ -81,9 +88,11 @@ def gates(named: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def failures(report: AuditReport, fail_on: tuple[str, ...], baseline: AuditReport | None = None) -> list[str]:
-    """Return why the build must fail, one line for each reason; with a baseline, only reasons that aren't in it.
+    """Return why the build must fail, with one line for each reason; the list is empty if it needn't fail.
 
-    Where ``fail_on`` names anything, a tactic that could not be judged is a reason as well, since it hasn't passed.
+    ``fail_on`` are the kinds of reason that count. If it is empty, nothing fails the build. If it names any, each
+    tactic that could not be judged is a reason as well. All other reasons are left out if they also hold for
+    ``baseline``, which is an earlier audit.
     """
     if not fail_on:
         return []
@@ -119,7 +128,11 @@ def _at_least(severity: Severity, gate: str) -> bool:
 
 
 def print_report(console: Console, report: AuditReport) -> None:
-    """Print the matrix, then for each kill switch the tactics that defeat it, their fixes and the set-up's findings."""
+    """Print an audit in the terminal: first a matrix of all results, then the details of each kill switch.
+
+    The details are the tactics that defeated or delayed the kill switch, how to fix that, and the findings about its
+    container.
+    """
     console.print(safe(report.simulated), style="yellow", soft_wrap=True)
     _print_matrix(console, report)
     for audited in report.audited:
@@ -144,7 +157,11 @@ def _print_matrix(console: Console, report: AuditReport) -> None:
 
 
 def in_short(cell: FamilyResult) -> str:
-    """Format a family's result in a few characters: defeated/judged tactics, then +delays and ?errors if any."""
+    """Format a family's results in a few characters, such as "2/5 +1 ?1".
+
+    The example says that 2 tactics out of the 5 that were judged defeated the kill switch, 1 delayed it, and 1 ended in
+    an error.
+    """
     judged = sum(count for status, count in cell.counts.items() if status.judged)
     delayed, errors = (cell.counts.get(status, 0) for status in (Status.DELAYED, Status.ERROR))
     text = f"{cell.counts.get(Status.DEFEATED, 0)}/{judged}" if judged else "-"
@@ -152,7 +169,10 @@ def in_short(cell: FamilyResult) -> str:
 
 
 def words(cell: FamilyResult) -> str:
-    """Describe a family's result: the count of each status, the worst first, and whether the defeats were seen."""
+    """Describe a family's results in words, such as "2 defeated (1 unseen), 3 held".
+
+    "Unseen" means that no tampering was found although the tactic defeated the kill switch.
+    """
     parts = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
     if Status.DEFEATED in parts:
         parts[Status.DEFEATED] += f" ({cell.unseen} unseen)" if cell.unseen else " (all seen)"
@@ -191,7 +211,11 @@ def _print_audited(console: Console, audited: AuditedSwitch) -> None:
 
 
 def summary(audited: AuditedSwitch) -> str:
-    """Summarise an audited kill switch in one line: tactics by status, its time when untouched, and findings."""
+    """Summarize the audit of one kill switch in one line.
+
+    The line says how many tactics reached each status, how long the kill switch takes if nobody tampers, and how many
+    findings there are about its container.
+    """
     counts = {status: len(audited.of(status)) for status in Status}
     tactics = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     times = f"takes {audited.control_s:.2f} s when untouched, counts as late after {audited.late_s:.2f} s"

@@ -1,8 +1,10 @@
-"""Rewrites playbooks made for the published kill switch, so that they attack the kill switch under audit. Pure.
+"""Rewrites playbooks, which were made for the original study's kill switch, to attack the audited one. No I/O.
 
-The playbooks name ``shutdown.sh`` in the agent's home. Played unchanged against a kill switch at another path, they
-would not touch it and prove nothing. So the script's name is rewritten. A playbook that hides the name (in base64, say)
-is played from the script's folder where that helps, and counts as not applicable otherwise.
+The original study is Palisade Research's. Its kill switch is ``shutdown.sh`` in the agent's home folder. Played
+unchanged against a kill switch at another path, the playbooks would change nothing, and the kill switch would seem to
+hold. So the path in each command is replaced by that of the audited kill switch. A playbook that hides the name
+``shutdown.sh``, for example in base64, can't be rewritten. Such a playbook is run in the folder of the audited script
+if that script has the same name; otherwise the playbook counts as not applicable.
 """
 
 from __future__ import annotations
@@ -77,10 +79,11 @@ _FILE_TAMPERING = frozenset(
 
 
 class SwitchLocation(Frozen):
-    """Where a kill switch is and which user the agent runs as, from which the agent's rights over it follow.
+    """Where a kill switch is, and which user runs the agent's commands (``agent``).
 
-    ``script`` and ``folder`` are their states before the agent's first action; None where the container holds no kill
-    switch. ``lacks`` are the programs that the image doesn't have.
+    ``path`` is the path of the kill switch's script. ``script`` and ``folder`` are the states of the script and its
+    folder before the agent's first action. All three are None if the container holds no script. ``lacks`` are the
+    programs that playbooks use and the image doesn't have.
     """
 
     agent: AgentUser
@@ -91,16 +94,16 @@ class SwitchLocation(Frozen):
 
     @property
     def content(self) -> bytes:
-        """The script's content; empty where there is no script."""
+        """The script's content, which is empty if there is no script."""
         return (self.script and self.script.content) or b""
 
     @property
     def owned(self) -> bool:
-        """Whether the agent's user owns the script."""
+        """Whether the agent's user owns the kill switch's script; false if there is no script."""
         return self.script is not None and self.script.uid == self.agent.uid
 
     def open_to(self, kind: TamperingKind) -> bool:
-        """Whether the agent has the file permissions that this kind of tampering needs."""
+        """Whether file permissions allow the agent to tamper with the script in the way that ``kind`` names."""
         if self.script is None or self.folder is None:
             return False
         if kind is TamperingKind.EDITED:
@@ -111,7 +114,10 @@ class SwitchLocation(Frozen):
 
 
 def may_write(state: FileState, agent: AgentUser) -> bool:
-    """Whether the agent may write to this file, or rename and remove entries in this folder."""
+    """Whether file permissions let the agent write to a file, or rename and remove entries in a folder.
+
+    ``state`` is the state of that file or folder.
+    """
     if state.mode is None or agent.uid == 0:
         return agent.uid == 0
     if state.kind is FileKind.DIRECTORY and state.mode & 0o1000 and state.uid != agent.uid:
@@ -121,12 +127,15 @@ def may_write(state: FileState, agent: AgentUser) -> bool:
 
 
 def touches(book: Playbook) -> frozenset[TamperingKind]:
-    """Return the kinds of tampering that a playbook commits on the published script itself."""
+    """Return the kinds of tampering with the kill switch's script itself that a playbook is expected to commit."""
     return frozenset(TamperingKind(kind) for kind in (book.expect.tampering if book.expect else ())) & _FILE_TAMPERING
 
 
 def retarget(book: Playbook, place: SwitchLocation) -> Playbook | str:
-    """Return the playbook rewritten to attack the kill switch at ``place``, or a text that says why it can't be."""
+    """Return the playbook rewritten to attack the kill switch at ``place``.
+
+    If the playbook can't attack that kill switch, returns a text that says why.
+    """
     commands = [cmd for cmd in map(_command, book.steps) if cmd]
     if missing := [program for program in sorted(place.lacks) if _needs(commands, program)]:
         return f"it needs {missing[0]}, which the image doesn't have"
@@ -169,15 +178,18 @@ def _with_commands(book: Playbook, change: Callable[[str], str]) -> Playbook:
 
 
 def _with_paths(book: Playbook, place: SwitchLocation) -> Playbook:
-    """Return the playbook with the paths of this kill switch in its commands."""
+    """Return the playbook with its commands rewritten to use the path of the kill switch at ``place``."""
     return _with_commands(book, lambda cmd: rewritten(cmd, place.path, place.agent, owned=place.owned))
 
 
 def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> str:
-    """Return a command with the published script's path and home replaced by ``path`` and the agent's working folder.
+    """Return ``cmd``, a shell command, rewritten to attack the kill switch at ``path``.
 
-    The path holds no character that is special to a shell or a regular expression (harness/audit/targets.py checks it).
-    ``owned``: the agent owns the script, so that a search for its own files finds the script.
+    The path of the original study's script is replaced by ``path``, and the home folder by the agent's working folder.
+    If ``path`` is None, only the folder is replaced. ``path`` must hold no character that is special to a shell or a
+    regular expression; harness/audit/targets.py checks this. ``owned`` is whether the agent owns the script. If the
+    agent doesn't, searches for files of the agent's user are widened to files of any user, so that they find the
+    script.
     """
     home = agent.workdir.rstrip("/")
     cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)
@@ -195,15 +207,17 @@ def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> s
 
 
 def _run_in_folder(book: Playbook, folder: str) -> Playbook:
-    """Return the playbook with its commands run in the script's folder, where the bare name finds the script."""
+    """Return the playbook with each command run in ``folder``, so that the script's bare name finds the script."""
     steps = (replace(s, cmd=f"cd {folder}\n{s.cmd}") if isinstance(s, RunStep) else s for s in book.steps)
     return replace(book, steps=tuple(steps))
 
 
 def _with_last_command(book: Playbook, place: SwitchLocation) -> Playbook | str:
-    """Replace ``kill`` in the playbook by the last command of the script, where the script doesn't contain ``kill``.
+    """Return the playbook with ``kill`` in its commands replaced by the name of the script's last command.
 
-    Returns the reason as text where the playbook depends on ``kill`` and the script's last command isn't known.
+    The original script ends with ``kill``, so playbooks search its text for that word. If the audited script contains
+    ``kill`` as well, the playbook is returned unchanged. If the script's last command isn't known and the playbook
+    needs it, returns a text that says why the playbook can't be played.
     """
     used = [cmd for cmd in map(_command, book.steps) if cmd and _KILL.search(cmd)]
     if not used or not place.content or re.search(rb"\bkill\b", place.content):
@@ -215,7 +229,10 @@ def _with_last_command(book: Playbook, place: SwitchLocation) -> Playbook | str:
 
 
 def main_word(script: bytes) -> str | None:
-    """Return the command that a shell script ends with, which takes the machine down; None for any other file."""
+    """Return the name of a shell script's last command, which is taken to be the command that shuts down.
+
+    Returns None if ``script`` isn't a shell script or its last command has no plain name.
+    """
     if not _SHELL_SCRIPT.match(script):
         return None
     lines = [line.strip() for line in script.decode(errors="replace").splitlines()]

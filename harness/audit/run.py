@@ -1,4 +1,4 @@
-"""Runs an audit: for each kill switch a control trial, then every tactic, then the check of its set-up."""
+"""Runs an audit: for each kill switch a control trial, then every tactic, then the check of its container's set-up."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ SIMULATED = "an audit: scripted agents (playbooks), no model"
 async def run_audit(request: AuditRequest) -> AuditReport:
     """Run the whole audit and return its report.
 
-    Raises UsageError before any container is started, and MechanismError where a kill switch fails its control trial.
+    Raises UsageError if the request can't be carried out, and MechanismError if a kill switch fails in its control
+    trial, where nobody tampers.
     """
     switches, books = mechanisms(request), tactics(request)
     if request.concurrency < 1:
@@ -72,7 +73,10 @@ async def run_audit(request: AuditRequest) -> AuditReport:
 
 
 async def _audit_switch(trials: _TrialRunner, command: str, books: tuple[Playbook, ...]) -> AuditedSwitch:
-    """Audit one kill switch: control trial, tactics and set-up."""
+    """Audit one kill switch: run its control trial, play the tactics, and check its container's set-up.
+
+    ``command`` is the command that audits this kill switch again. ``books`` are the playbooks of the tactics.
+    """
     began, target = time.monotonic(), trials.target
     mechanism = target.run.mechanism
     control = await trials.control()
@@ -104,7 +108,10 @@ async def _audit_switch(trials: _TrialRunner, command: str, books: tuple[Playboo
 
 
 def with_controls(aimed: Sequence[Playbook]) -> list[Playbook]:
-    """Insert a control trial before every ``CONTROL_EVERY`` tactics, to measure the kill switch's time under load."""
+    """Return the tactics ``aimed`` with a control trial inserted before every ``CONTROL_EVERY`` tactics.
+
+    The control trials measure how long the kill switch takes while other trials run at the same time.
+    """
     chunks = (aimed[first : first + CONTROL_EVERY] for first in range(0, len(aimed), CONTROL_EVERY))
     return [book for chunk in chunks for book in (CONTROL, *chunk)]
 
@@ -118,7 +125,7 @@ class _TrialRunner:
     target: Target
 
     async def control(self) -> TrialRecord:
-        """Run and store the control trial. Raises MechanismError where the kill switch fails in it."""
+        """Run and store the control trial. Raises MechanismError if the kill switch fails although nobody tampers."""
         run, nobody = self.target.run, ScriptedModel("nobody", ())
         async with opened_lab(self.engine, self.target.image, run.image, nobody, RunProgress(run)) as lab:
             record = await run_control(run, lab)
@@ -126,7 +133,10 @@ class _TrialRunner:
         return record
 
     async def play(self, run_id: str, books: Sequence[Playbook]) -> list[TrialRecord]:
-        """Play each playbook in a trial of its own, all as one stored run. Trial 1 plays the first playbook."""
+        """Play each playbook in a trial of its own, and store these trials as the run ``run_id``.
+
+        Trial 1 plays the first playbook, trial 2 the second, and so on.
+        """
         if not books:
             return []
         model = ScriptedModel(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
@@ -146,18 +156,23 @@ class _TrialRunner:
 
 @dataclass(frozen=True)
 class _TacticRunner:
-    """Plays the tactics against one kill switch. ``books`` are the tactics by id, before they were retargeted."""
+    """Plays the tactics against one kill switch.
+
+    ``control_s`` is the time that the kill switch took in the first control trial. ``books`` are the tactics by id,
+    before they were rewritten to attack this kill switch.
+    """
 
     trials: _TrialRunner
     control_s: float
     books: dict[str, Playbook]
 
     async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[TacticResult]]:
-        """Play the tactics and control trials; return the seconds from which a shutdown is late, and each result.
+        """Play the tactics and further control trials; return the time limit for a shutdown and the results.
 
-        A tactic that delayed the shutdown or ended in error is played a second time, since the machine may have been
-        too busy, and so is a defeat where control trials were slow. The second trial decides, unless it ends in error.
-        Second trials are stored as a run of their own; a result names the run and trial that decided it.
+        The first value returned is the number of seconds after which a shutdown is late. A tactic that delayed the
+        shutdown or ended in an error is played a second time, because the host may have been too busy. A tactic that
+        defeated the kill switch is played again only if the control trials were slow. The second trial decides, unless
+        it ends in an error. Second trials are stored as a separate run.
         """
         run, books = self.trials.target.run, with_controls(aimed)
         records = await self.trials.play(run.run_id, books)
@@ -177,7 +192,10 @@ class _TacticRunner:
     def _results(
         self, records: Sequence[TrialRecord], books: Sequence[Playbook], late_s: float
     ) -> dict[str, TacticResult]:
-        """Return the result of each tactic by its id, without control trials."""
+        """Return the result of each tactic by its id, leaving out the control trials.
+
+        Trial number 1 in ``records`` played the first of ``books``, and so on.
+        """
         played = ((record, books[record.number - 1]) for record in records)
         return {book.id: self._result(record, book, late_s) for record, book in played if book is not CONTROL}
 

@@ -1,4 +1,4 @@
-"""Writes an audit as SARIF 2.1.0 (OASIS) for code scanning: a result for each defeat, delay and finding. Pure."""
+"""Writes an audit as SARIF 2.1.0, the format for code scanning, with a result for each defeat, delay and finding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORES = {Severity.HIGH: "8.0", Severity.MEDIUM: "5.0", Severity.LOW: "2.0"}
 
 
 def as_sarif(report: AuditReport) -> dict[str, Any]:
-    """Return the SARIF log as data that can be written as JSON."""
+    """Return an audit as a SARIF log, in the form of data that can be written as JSON."""
     results = [each for audited in report.audited for each in _results(audited)]
     driver = {"name": "Offswitch", "version": report.offswitch, "rules": _rules(report)}
     run = {

@@ -1,4 +1,4 @@
-"""Checks a container's set-up for weaknesses: its declared options, its image and the kill switch's rights. Pure."""
+"""Checks a container's set-up for weaknesses in its declared options, its image and the kill switch's permissions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.resources import read_yaml
 
 
 class Severity(StrEnum):
-    """How severe a finding is, the most severe first."""
+    """How severe a finding is. The members are ordered from the most severe to the least."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -32,7 +32,12 @@ class Finding(Frozen):
 
 
 class Setup(Frozen):
-    """What the check examines: declared options, the kill switch, the folders on its path, and the image's volumes."""
+    """The set-up of a container, which is checked for weaknesses.
+
+    ``declared`` are the container's declared options. ``place`` says where the kill switch is and which user the agent
+    is. ``folders`` are the states of the folders on the kill switch's path, and ``volumes`` the paths that the image
+    declares as volumes.
+    """
 
     declared: Declared
     place: SwitchLocation

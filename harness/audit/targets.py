@@ -1,4 +1,4 @@
-"""Prepares what is audited: a mechanism that ships with the lab, or a kill switch in an image of the user's own."""
+"""Prepares the kill switches to audit: those that ship with the lab, or the user's own in an image of theirs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ LEAST_MEMORY_MB, LEAST_PROCESSES = 64, 32
 
 @dataclass(frozen=True, slots=True)
 class OwnSwitch:
-    """A kill switch in the user's own image, as named in the options. ``run`` is its path, with arguments if any."""
+    """The user's own kill switch, as the options of the audit describe it.
+
+    The image that holds the kill switch is named by ``image`` or built from ``dockerfile``; the other of the two is
+    None. ``run`` is the path of the kill switch in that image, with its arguments if any; it is None if Docker stops
+    the container from outside. ``user`` is the user that runs the agent's commands. ``grace_s`` is how long the kill
+    switch may take. ``declared`` are the options that the user's container is declared with; it is None if none were
+    given.
+    """
 
     image: str | None
     dockerfile: Path | None
@@ -43,7 +50,7 @@ class OwnSwitch:
 
     @property
     def path(self) -> str | None:
-        """The path of the kill switch in the image; None where the engine stops the container from outside."""
+        """The path of the kill switch in the image; None if the container is stopped from outside by Docker."""
         return self.run.split()[0] if self.run else None
 
     @property
@@ -54,7 +61,12 @@ class OwnSwitch:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One kill switch, prepared for an audit. ``stored_image`` and ``versions`` go into the run's record."""
+    """One kill switch, prepared for an audit.
+
+    ``run`` is the spec of the run that plays the tactics. ``defined_in`` is the file that defines the kill switch.
+    ``stored_image`` and ``versions`` describe the image and the software, and are stored with the run. ``not_applied``
+    are the options that the container is declared with but the trials don't apply.
+    """
 
     run: RunSpec
     image: ImageRequest
@@ -67,7 +79,7 @@ class Target:
 
 
 def checked(own: OwnSwitch) -> OwnSwitch:
-    """Return ``own`` unchanged if its options fit together. Raises UsageError."""
+    """Return ``own`` unchanged if its options fit together. Raises UsageError if they don't."""
     if (own.image is None) is (own.dockerfile is None):
         raise UsageError("Name the image to audit by either --image or --dockerfile.")
     if own.trigger is Trigger.FILE:
@@ -87,7 +99,10 @@ def checked(own: OwnSwitch) -> OwnSwitch:
 
 
 async def shipped(engine: Engine, run: RunSpec) -> Target:
-    """Prepare a mechanism that ships, in the lab's own image. Raises EngineError."""
+    """Prepare the audit of ``run.mechanism``, which is a kill switch that ships with the lab.
+
+    Raises EngineError if Docker fails.
+    """
     image, versions = await engine.prepare(image_request(run))
     ready = run.model_copy(update={"image": image.tag})
     task, mechanism = task_for(run.task, None), run.mechanism
@@ -129,9 +144,9 @@ def _place(agent: AgentUser, path: str | None, look: ImageContents, lacks: Itera
 
 
 async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
-    """Prepare the user's own kill switch.
+    """Prepare the audit of the user's own kill switch. ``run`` is the spec of the run that plays the tactics.
 
-    Raises EngineError, and UsageError where the image lacks what an audit needs.
+    Raises EngineError if the image can't be built or read, and UsageError if the image lacks what an audit needs.
     """
     name = await engine.build_own(own.dockerfile) if own.dockerfile else str(own.image)
     declared = own.declared or Declared(source="docker run's defaults, since nothing is declared")
@@ -167,9 +182,10 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
 
 
 def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
-    """Look up ``NAME|UID[:GROUP|GID]`` in an image's passwd and group files; an empty ``user`` is root.
+    """Look up the agent's user in the texts of an image's passwd and group files.
 
-    Raises UsageError where the image has no such user or group.
+    ``user`` is a user's name or number, and may be followed by a colon and a group's name or number. If it is empty,
+    the user is root. Raises UsageError if the image has no user or group of that name.
     """
     name, _, of_group = user.partition(":")
     users = [line.split(":") for line in passwd.decode(errors="replace").splitlines() if line.count(":") >= 6]
@@ -187,7 +203,11 @@ def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
 
 
 def _in_writable_folder(agent: AgentUser, folders: Iterable[str], look: ImageContents, image: str) -> AgentUser:
-    """Return the agent with the first folder that it can write to as its home and working folder; tactics need one."""
+    """Return ``agent`` with its home and working folder set to the first of ``folders`` that it can write to.
+
+    The tactics need such a folder. Raises UsageError if the agent can't write to any. ``look`` holds the states of the
+    folders, and ``image`` is the image's name for the error message.
+    """
     for path in folders:
         state = look.at(path)
         if state.kind is FileKind.DIRECTORY and (may_write(state, agent) or (state.mode or 0) & 0o1002 == 0o1002):
@@ -225,7 +245,10 @@ def _mechanism(own: OwnSwitch, image: str, place: SwitchLocation) -> Mechanism:
 
 
 def bounded(declared: Declared, limits: Limits) -> Limits:
-    """Return the lab's limits, lowered to the declared ones as far as a trial can still run with them."""
+    """Return the lab's ``limits``, but with the declared limits on memory and processes if these are lower.
+
+    Neither limit is lowered below what a trial needs to run.
+    """
     memory = (declared.memory or limits.memory_mb << 20) >> 20
     processes = declared.processes or limits.processes
     return limits.model_copy(
@@ -237,7 +260,10 @@ def bounded(declared: Declared, limits: Limits) -> Limits:
 
 
 def not_applied(declared: Declared, limits: Limits) -> tuple[str, ...]:
-    """Return the declared options that the trials don't apply, each with what applies instead, if anything does."""
+    """Return a description of each declared option that the trials don't apply.
+
+    The description also says what the trials apply instead, if anything. ``limits`` are the limits of the trials.
+    """
     d = declared
     spaces = {"pid": d.pid, "ipc": d.ipc, "uts": d.uts, "userns": d.userns}
     profiles = " ".join(each for each in d.security if not each.startswith("no-new-privileges"))

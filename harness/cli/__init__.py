@@ -1,1 +1,4 @@
-"""The command line: one module for each command; options in, output out, no logic."""
+"""The command line, with one module for each command or group of related commands.
+
+These modules parse options and print results, and leave everything else to the rest of the lab.
+"""

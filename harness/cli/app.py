@@ -1,4 +1,4 @@
-"""The command line: the commands, and how each foreseen failure is reported."""
+"""The command line: it finds the command to run, and reports each foreseen failure in one sentence."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ LogLevel = Annotated[
 
 
 def application(words: Sequence[str]) -> typer.Typer:
-    """Build the command line with the one command that ``words`` begin with, or with all commands."""
+    """Build the command-line app.
+
+    If ``words`` begin with the name of a command, the app has only that command, because loading all of them takes
+    time. Otherwise the app has all commands.
+    """
     app = typer.Typer(
         name="offswitch",
         help="Measures whether an AI agent lets itself be shut down.",
@@ -61,7 +65,7 @@ def application(words: Sequence[str]) -> typer.Typer:
 
 
 def with_logging(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options -v and --log-level, and start logging before it runs."""
+    """Return the command with the added options -v and --log-level, which start logging before the command runs."""
 
     @wraps(command)
     def run(*args: Any, verbose: int = 0, log_level: str | None = None, **options: Any) -> None:
@@ -81,7 +85,7 @@ def with_logging(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def main() -> None:
-    """Run the command line. Each foreseen failure becomes one sentence on stderr and a non-zero exit code."""
+    """Run the command line. For each foreseen failure, print one sentence on stderr and exit with a non-zero code."""
     words = sys.argv[1:] or ["--help"]
     try:
         code = application(words)(words, prog_name=invoked_as(), standalone_mode=False) or 0

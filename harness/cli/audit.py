@@ -1,4 +1,4 @@
-"""The command ``audit``."""
+"""The command ``audit``, which plays tactics against a kill switch."""
 
 from __future__ import annotations
 
@@ -150,13 +150,16 @@ def _seconds(grace: float | None) -> float:
 
 
 def _words(**told: object) -> tuple[str, ...]:
-    """Rebuild the words of the options that were given."""
+    """Return the command-line words of those options whose value isn't None, such as ``--user`` and ``alice``."""
     given = {f"--{name.replace('_', '-')}": str(value) for name, value in told.items() if value is not None}
     return tuple(word for option in given.items() for word in option)
 
 
 def _declared(options: Path | None, compose: str | None, inspect: Path | None) -> Declared | None:
-    """Parse the container's declaration from the one file that was given, or return None. Raises UsageError."""
+    """Parse the container's declaration from the one file that was given, or return None if no file was given.
+
+    Raises UsageError if several files were given, or if the file can't be parsed.
+    """
     from harness.audit.declared import from_compose, from_inspect, from_options  # noqa: PLC0415
 
     if sum(each is not None for each in (options, compose, inspect)) > 1:
@@ -179,7 +182,10 @@ def _text(path: Path) -> str:
 
 
 def _must_be_writable(files: dict[str, Path | None]) -> None:
-    """Raise UsageError for a report file that can't be written, before any trial is played."""
+    """Raise UsageError if a report file can't be written.
+
+    This is checked before any trial is played, so that no result gets lost.
+    """
     for path in filter(None, files.values()):
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{path} can't be written: name a file in a folder that is there.")

@@ -1,4 +1,4 @@
-"""The command ``clean``: removes what killed runs left behind."""
+"""The command ``clean``, which removes what killed runs left behind."""
 
 from __future__ import annotations
 

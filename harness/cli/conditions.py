@@ -1,4 +1,4 @@
-"""The command ``conditions``: lists the conditions."""
+"""The command ``conditions``, which lists the conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``corpus``: plays playbooks with known verdicts, and scores the lab's verdicts."""
+"""The command ``corpus``, which plays playbooks with known verdicts and scores the lab's verdicts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,11 @@ def corpus(  # noqa: PLR0917 - typer passes options by name
 
 
 def _requests(path: Path | None, family: str | None, mechanism: str | None) -> Iterator[RunRequest]:
-    """Yield a request for each task that the playbooks are for. Raises UsageError where no playbook is left."""
+    """Yield a run request for each task to which the selected playbooks belong.
+
+    ``path`` is a file or folder of playbooks; None means the shipped ones. Raises UsageError if no playbook is
+    selected.
+    """
     if family is not None and family not in FAMILIES.split():
         raise UsageError(f"There is no family '{family}': use one of {', '.join(FAMILIES.split())}.")
     place = path or ROOT / SHIPPED

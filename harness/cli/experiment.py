@@ -1,4 +1,4 @@
-"""The command ``experiment``: runs the missing trials of an experiment's cells and reports their progress."""
+"""The command ``experiment``, which runs the missing trials of an experiment's cells and reports their progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``grade``: has a model label what a run's agents said."""
+"""The command ``grade``, which has a model label what a run's agents said."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
 
 
 def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
-    """Count this grader's labels over the whole run, as the object that ``--json`` prints."""
+    """Count the labels that this grader gave in the whole run, and return the counts as the JSON object to print."""
     from harness.grading.rubric import cases, rubric  # noqa: PLC0415 - as above
     from harness.store.gradings import MEASURES, denied, interfered  # noqa: PLC0415 - as above
 

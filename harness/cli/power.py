@@ -1,4 +1,4 @@
-"""The command ``power``: computes how many trials a comparison needs."""
+"""The command ``power``, which computes how many trials a comparison needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands ``report`` and ``compare``: stored runs beside published figures."""
+"""The commands ``report`` and ``compare``, which set stored runs beside published figures."""
 
 from __future__ import annotations
 
@@ -77,7 +77,11 @@ def compare(
 
 
 def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> RunReport:
-    """Read the runs' trials into a report. Raises UsageError where a run doesn't exist or none has a finished trial."""
+    """Build a report from the trials of the named runs, or of all runs if ``runs`` is None.
+
+    ``margin`` is the equivalence margin in percentage points. Raises UsageError if a run doesn't exist, or if the runs
+    have no finished trial.
+    """
     from analysis.cells import read_cells  # noqa: PLC0415 - as above
     from analysis.report.report import RunReport  # noqa: PLC0415 - as above
 

@@ -1,4 +1,4 @@
-"""The commands ``trial`` and ``resume``."""
+"""The commands ``trial``, which begins a run, and ``resume``, which continues one."""
 
 from __future__ import annotations
 
@@ -158,7 +158,10 @@ def resume(  # noqa: PLR0917 - as above
 
 
 def tell(job: RunResult, runs_dir: Path, *, as_json_: bool) -> None:
-    """Print the result of a run and exit with the code that matches it."""
+    """Print the result of a run and exit with the matching code.
+
+    The code is 130 after an interruption, 1 if an error or a limit stopped the run or no trial could be judged, else 0.
+    """
     run_id = job.run.run_id
     if as_json_:
         print_json(as_json(job.run, job.summary))

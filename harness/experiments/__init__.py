@@ -1,1 +1,1 @@
-"""Experiments: reads a file that describes a grid of runs, and runs what is missing of it."""
+"""Experiments: reads a file that describes a grid of runs, and runs the trials that are still missing."""

@@ -1,4 +1,4 @@
-"""Defines an experiment as data: a grid of cells, each a run whose id is derived from its settings. Pure."""
+"""Defines an experiment as data: a grid of cells, each of which is one run. No I/O."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ _SLUG = re.compile(r"[^a-z0-9]+")
 
 
 class ExperimentCell(Frozen):
-    """One run of an experiment. ``n`` is None where each playbook or recording is played once.
+    """One cell of an experiment, which is one run.
 
-    ``template`` is the model as written in the file, before ``--set`` values are filled in. ``place`` is the file and
-    line that asks for the cell.
+    ``n`` is the number of trials; it is None if each playbook or recording is played once. ``template`` is the model's
+    name as the file gives it, and ``model`` is that name with the ``--set`` values filled in. ``published`` names the
+    published figure that the run is compared with; it is None if there is no such figure. ``place`` is the file and
+    line that ask for the cell.
     """
 
     model: str
@@ -31,20 +33,22 @@ class ExperimentCell(Frozen):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The settings that distinguish this cell from the others of its experiment."""
+        """The settings that distinguish this cell from the other cells of its experiment."""
         return (self.template, self.task, self.condition or "", self.mechanism, self.image)
 
     @property
     def name(self) -> str:
-        """The cell's settings as one line for people."""
+        """The cell's settings on one line, as a name for people to read."""
         return " / ".join(filter(None, self.identity))
 
 
 class Experiment(Frozen):
     """An experiment as its file describes it.
 
-    ``margin`` is the equivalence margin, a difference of two rates, fixed before the first trial. ``max_cost`` is in US
-    dollars for each cell with a live model.
+    ``sha256`` is the hash of that file. ``conditions`` is the path of a file with the user's own conditions; it is None
+    if there is no such file. ``margin`` is the equivalence margin, which is fixed before the first trial. Two rates
+    count as equivalent if they differ by less than this margin. ``max_cost`` is how many US dollars each cell with a
+    live model may cost; None means no limit.
     """
 
     name: str
@@ -61,13 +65,17 @@ class Experiment(Frozen):
     max_cost: float | None = None
 
     def run_id(self, cell: ExperimentCell) -> str:
-        """Return the id of a cell's run, derived from its settings: equal settings always give the same id."""
+        """Return the id of a cell's run. It is derived from the settings, so equal settings always give the same id."""
         options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
         digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
         return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
 
     def plan(self, cell: ExperimentCell) -> Plan:
-        """Return what a cell's run stores about this experiment: name, hash, cell, margin and published figure."""
+        """Return what a cell's run stores about this experiment.
+
+        This is the name of the experiment, the hash of its file, the cell's name, the equivalence margin and the
+        published figure.
+        """
         return Plan(
             experiment=self.name,
             sha256=self.sha256,

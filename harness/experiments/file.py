@@ -1,4 +1,7 @@
-"""Reads an experiment's file. An unknown name is refused with its line and the nearest known name."""
+"""Reads an experiment's file.
+
+If a name in the file is unknown, the error message gives the line and the most similar known name.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +51,10 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A name in the file with its YAML node, and for a model the name it was published under.
+    """One name in the experiment's file, with the YAML node that it was read from.
 
-    ``text`` is None where the file leaves the name to the default.
+    ``text`` is the name; it is None if the file doesn't name anything, so that the default applies. ``published`` is
+    the name under which a model's figures were published; it is None if the file doesn't state such a name.
     """
 
     text: str | None
@@ -60,7 +64,11 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What entries are resolved with: the known conditions, the ``--set`` values and the default number of trials."""
+    """What is needed to look up the names in an experiment's file.
+
+    ``conditions`` are the known conditions, ``values`` are the values for placeholders such as ``{model}`` in a model's
+    name, and ``n`` is the default number of trials.
+    """
 
     conditions: Mapping[str, Condition]
     values: Mapping[str, str]
@@ -68,7 +76,10 @@ class _Context:
 
 
 def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Experiment:
-    """Read an experiment's file; ``given`` are the values of ``--set``. Raises UsageError."""
+    """Read an experiment's file. Raises UsageError if the file is invalid.
+
+    ``given`` holds the values that the user gave with the option ``--set``.
+    """
     nodes = list(documents(file, "an experiment"))
     if len(nodes) > 1:
         raise refusal(nodes[1], "an experiment is one YAML document, so put the second one into another file")
@@ -144,7 +155,10 @@ def _values(fields: Mapping[str, yaml.Node], given: Mapping[str, str]) -> dict[s
 
 
 def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, context: _Context) -> Iterator[ExperimentCell]:
-    """Yield the cells of the grid. A condition is combined only with its own task."""
+    """Yield the cells of the grid, which combines all listed models, conditions, tasks, kill switches and images.
+
+    A condition is combined only with the task that it belongs to. ``top`` is the root node of the file.
+    """
     if "models" not in fields:
         return
     axes = {
@@ -190,7 +204,11 @@ def _optional_items(fields: Mapping[str, yaml.Node], key: str) -> list[yaml.Node
 def _entries(
     fields: Mapping[str, yaml.Node], key: str, top: yaml.Node, spelled: Callable[[str], str] = str
 ) -> list[_Entry]:
-    """Read the entries of a list; without the key, one entry that stands for the default."""
+    """Return the entries of the list that the file has under ``key``.
+
+    If the file has no such key, return one entry that stands for the default. ``spelled`` returns a name in its correct
+    spelling. ``top`` is the root node of the file.
+    """
     if key not in fields:
         return [_Entry(None, top)]
     nodes = items_of(fields[key], key)
@@ -215,14 +233,17 @@ def _serves(condition: str | None, task: str | None, context: _Context) -> bool:
 
 @dataclass(frozen=True)
 class _Override:
-    """Another ``n`` for the cells that match all names in ``where``; 0 leaves these cells out."""
+    """Sets another ``n``, the number of trials, for those cells that match all names in ``where``.
+
+    If ``n`` is 0, these cells are left out.
+    """
 
     node: yaml.Node
     where: Mapping[str, str]
     n: int | None
 
     def fits(self, cell: ExperimentCell) -> bool:
-        """Whether the override applies to a cell."""
+        """Whether the override applies to this cell."""
         values = cell.model_dump() | {"model": cell.template}
         return all(str(values[key]).lower() == value.lower() for key, value in self.where.items())
 
@@ -263,7 +284,10 @@ def _published_name(key: str, node: yaml.Node) -> str:
 
 
 def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
-    """Build a cell and look up all its names, so that a cell that can't be run is refused before any cell is run."""
+    """Build a cell from one entry for each axis of the grid, and look up all of its names.
+
+    The look-up makes sure that a cell that can't be run is refused before any cell is run.
+    """
     model = entries["model"]
     name = _with_values(model, context.values)
     condition = _optional(entries["condition"], lambda given: _condition_name(given, context))
@@ -300,7 +324,10 @@ def _with_values(model: _Entry, values: Mapping[str, str]) -> str:
 
 
 def _checked_model(name: str, task: str, condition: str | None) -> str:
-    """Return the model's name if it is valid. A live model's API key is not needed yet, only when the cell is run."""
+    """Return the model's name unchanged if it is valid. Raises UsageError if it isn't.
+
+    The API key of a live model isn't checked, because it is needed only when the cell is run.
+    """
     if is_live(name) and not name.startswith(PREFIX):
         choose(name)
     else:
@@ -309,7 +336,7 @@ def _checked_model(name: str, task: str, condition: str | None) -> str:
 
 
 def _default_reference(model: _Entry, condition: str | None) -> Reference | None:
-    """Return a reference to the published figure of the same model and condition, or None."""
+    """Return a reference to the published figure for the same model and condition, or None if there is none."""
     name = model.published or (model.text or "").removeprefix(f"{KIND}:")
     spelled = {each.model.lower(): each.model for each in figures()}.get(name.lower(), name)
     found = figure_for(spelled, condition or "")
@@ -325,7 +352,7 @@ def _refuse_duplicates(cells: Iterable[ExperimentCell]) -> None:
 
 
 def _located(node: yaml.Node, read: Callable[[str], str], value: str) -> str:
-    """Return ``read(value)``; a UsageError that it raises is given the node's file and line."""
+    """Return ``read(value)``. If the call raises UsageError, put the file and line of ``node`` before the message."""
     try:
         return read(value)
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Runs an experiment: the missing trials of each cell, one cell after the other. Finished trials are kept."""
+"""Runs an experiment, one cell after the other. In each cell only the missing trials are run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """The progress of a cell. ``n`` is None until the number of its recordings or playbooks is known."""
+    """The progress of a cell.
+
+    ``n`` is the number of trials that the cell will have; it is None if that is not known yet, because the cell's
+    playbooks or recordings have not been counted. ``counts`` holds the number of stored trials for each outcome.
+    """
 
     cell: ExperimentCell
     run_id: str
@@ -37,29 +41,29 @@ class CellState:
 
     @property
     def finished(self) -> int:
-        """The number of stored trials, errors included."""
+        """The number of stored trials, including those that ended in an error."""
         return sum(self.counts.values())
 
     @property
     def state(self) -> State:
-        """The cell's state: "missing", "begun" (some trials are stored) or "complete"."""
+        """The state of the cell: "missing" if no trial is stored, "complete" if all trials are, else "begun"."""
         if self.n is not None and self.finished >= self.n:
             return "complete"
         return "begun" if self.finished else "missing"
 
     @property
     def rate(self) -> Rate:
-        """The rate of resistance among the trials without errors."""
+        """The rate of resistance among the trials that didn't end in an error."""
         return Rate.of(self.counts.get(Outcome.RESISTED, 0), self.finished - self.counts.get(Outcome.ERROR, 0))
 
     @property
     def figure(self) -> Figure | None:
-        """The published figure that the cell is compared with, or None."""
+        """The published figure that the cell is compared with, or None if there is no such figure."""
         asked = self.cell.published
         return figure_for(**asked.model_dump()) if asked else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the cell's settings, progress, rate and published figure as JSON data."""
+        """Return the cell's settings, progress, rate of resistance and published figure as JSON values."""
         figure = self.figure
         return {
             "run_id": self.run_id,
@@ -77,7 +81,10 @@ class CellState:
 
 
 def states(experiment: Experiment, cells: Iterable[ExperimentCell], runs_dir: Path) -> list[CellState]:
-    """Return the progress of each cell. Raises UsageError where a stored run differs from what the file now plans."""
+    """Return the progress of each cell.
+
+    Raises UsageError if a stored run differs from what the experiment's file now plans for the cell.
+    """
     if not is_store(runs_dir):
         return [CellState(cell, experiment.run_id(cell), cell.n, {}) for cell in cells]
     with Store(runs_dir, create=False) as store:
@@ -97,7 +104,11 @@ def _states(
 
 
 def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: StoredRun) -> None:
-    """Raise UsageError where the file's plan changed after the run's first trial: a plan must not follow the data."""
+    """Raise UsageError if the experiment's file now plans this cell differently from the cell's stored run.
+
+    The number of trials, the equivalence margin and the published figure must be fixed before the first trial, so that
+    nobody can choose them to fit the results.
+    """
     stored = run.spec.plan
     for what, then, now in (
         ("n", run.spec.n, cell.n or run.spec.n),
@@ -112,7 +123,7 @@ def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: Store
 
 
 def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, concurrency: int) -> RunRequest:
-    """Return the request that runs a cell's trials."""
+    """Return the request that runs the trials of a cell."""
     asking = ModelOptions(max_cost=experiment.max_cost) if is_live(cell.model) else None
     return RunRequest(
         model=cell.model,
@@ -139,9 +150,10 @@ def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, co
 def run_missing(
     experiment: Experiment, todo: list[CellState], runs_dir: Path, concurrency: int, note: Note
 ) -> Iterator[RunResult]:
-    """Run the cells of ``todo`` one after the other, and yield each one's result.
+    """Run the cells of ``todo`` one after the other, and yield the result of each.
 
-    All cells are checked before the first is run. Raises UsageError with the cell's file and line.
+    All cells are checked before the first one is run. ``note`` is called with a line for the user before each cell.
+    Raises UsageError with the file and line of a cell that can't be run.
     """
     requests = [(each, request_for(experiment, each.cell, runs_dir, concurrency)) for each in todo]
     for each, request in requests:
@@ -155,7 +167,7 @@ def run_missing(
 
 
 def run_cell(state: CellState, request: RunRequest) -> RunResult:
-    """Run the missing trials of a cell. Raises LabError with the cell's name in the message."""
+    """Run the missing trials of a cell. If the run raises LabError, put the cell's name before the message."""
     try:
         return uvloop.run(run_request(request))
     except LabError as error:

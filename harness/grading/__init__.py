@@ -1,1 +1,1 @@
-"""Grading: a model labels what agents said. No outcome depends on a label."""
+"""Grading: a model labels what agents said. A trial's outcome never depends on these labels."""

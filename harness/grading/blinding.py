@@ -1,4 +1,4 @@
-"""Prepares an agent's text for a grader: removes models' names, cuts it to size and fences it off as data. Pure."""
+"""Prepares an agent's words for a grader: hides models' names, cuts long texts, and encloses them in marks. No I/O."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ORDINARY = frozenset(_WORDS.split())
 
 
 def without_names(text: str, names: Iterable[str]) -> str:
-    """Replace each name in the text, and each part that identifies a model, by "the assistant".
+    """Replace models' names in the text by "the assistant", and likewise parts that identify a model by themselves.
 
-    Only whole words are replaced; letter case and hyphens don't matter.
+    Only whole words are replaced. Letter case and punctuation within a name don't matter.
     """
     patterns = sorted({pattern for name in names for pattern in _patterns(name)}, key=len, reverse=True)
     if not patterns:
@@ -41,7 +41,10 @@ def _identifies(chunk: str) -> bool:
 
 
 def bounded(text: str, limit: int = LIMIT_CHARS) -> str:
-    """Return at most ``limit`` characters of the text: all of it, or head and tail with a note on what was cut."""
+    """Return the text, cut in the middle if it is longer than ``limit`` characters.
+
+    A note in the place of the cut says how much was left out.
+    """
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -49,9 +52,9 @@ def bounded(text: str, limit: int = LIMIT_CHARS) -> str:
 
 
 def fenced(text: str, boundary: str) -> str:
-    """Put the text between two boundary lines that its author could not know.
+    """Put the text between two lines that contain ``boundary``, so that the grader sees where the text ends.
 
-    Raises ValueError where the text contains the boundary.
+    The boundary must be one that the text's author could not guess. Raises ValueError if the text contains it.
     """
     if boundary in text:
         raise ValueError("the text contains its own boundary")

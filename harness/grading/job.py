@@ -1,4 +1,4 @@
-"""Grades a run: tests a grader model on hand-labelled cases, then has it label what the run's agents said."""
+"""Grades a run: tests a grader model on cases that people labeled, then lets it label what the run's agents said."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ MAX_TRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """The result of grading a run. ``graded`` trials were labelled by this process, ``missing`` ones are still to do.
+    """The result of grading a run.
 
-    ``tokens`` and ``cost`` (in US dollars; None if unknown) are what this process used. ``stopped`` says why grading
-    ended early; None where it didn't.
+    ``graded`` is the number of trials that this process labeled, and ``missing`` the number that remain to be labeled.
+    ``agreements`` says how often the grader agrees with the labels that people gave to test cases. ``tokens`` and
+    ``cost`` (in US dollars) are what this process used; ``cost`` is None if it is unknown. ``stopped`` says why grading
+    ended early; it is None if grading was completed.
     """
 
     run: RunSpec
@@ -44,24 +46,24 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class Grader:
-    """A model that labels what agents said, ``at_once`` trials at a time."""
+    """A model that labels what agents said. It works on ``at_once`` trials at a time."""
 
     model: ApiModel
     at_once: int = 4
 
     @property
     def name(self) -> str:
-        """The name that labels are stored under: provider, model, effort and temperature."""
+        """The name that labels are stored under, made of provider, model, effort and temperature."""
         choice, sampling = self.model.choice, self.model.settings.sampling
         effort = "" if sampling.effort is None else f", effort {sampling.effort}"
         temperature = "" if sampling.temperature is None else f", temperature {sampling.temperature:g}"
         return f"{choice.provider.name}/{choice.model}{effort}{temperature}"
 
     async def read(self, passage: Passage) -> Label | None:
-        """Return the label of a passage; None where no answer in ``MAX_TRIES`` was in the required form.
+        """Ask the grader for the label of a passage, and return the label.
 
-        Also None where the call fails for this passage alone (too long for the model, no answer). Raises
-        LastingModelError where further calls would fail as well.
+        Returns None if ``MAX_TRIES`` answers weren't in the required form, or if the call fails for this passage alone,
+        for example because it is too long. Raises LastingModelError if further calls would fail as well.
         """
         for _ in range(MAX_TRIES):
             try:
@@ -76,13 +78,16 @@ class Grader:
         return None
 
     async def read_all(self, trial: Iterable[Passage]) -> Labels:
-        """Return the labels of one trial's passages."""
+        """Ask the grader for the label of each passage of one trial, and return the labels."""
         found = {passage.measure: await self.read(passage) for passage in trial}
         return Labels(**found, failed=tuple(measure for measure, label in found.items() if label is None))
 
 
 def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
-    """Return the grader for a model's name. Raises UsageError where it isn't a live model or can't be called."""
+    """Return the grader that uses the model called ``name``.
+
+    Raises UsageError if that isn't a live model or can't be called, or if ``at_once`` is less than 1.
+    """
     if not is_live(name):
         raise UsageError(f"--grader '{name}' isn't a live model: name one, such as o3, or PROVIDER/NAME.")
     if at_once < 1:
@@ -91,9 +96,11 @@ def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
 
 
 async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:
-    """Have the grader label the trials of a run that it hasn't labelled under the current rubric.
+    """Let the grader label those trials of a run that it hasn't fully labeled under the current rubric.
 
-    Each trial's labels are stored at once, so they are kept if grading fails later. Raises ModelError, UsageError.
+    Each trial's labels are stored as soon as they are complete, so they are kept if grading fails later. Raises
+    UsageError if there is no such run, and ModelError if the grader fails before its test on cases that people labeled
+    is complete.
     """
     with Store(runs_dir, create=False) as store:
         run, name, rubric_hash = store.run(run_id).spec, grader.name, rubric().sha256
@@ -142,7 +149,7 @@ async def _grade(
 
 
 async def _agreements_on_cases(grader: Grader) -> Agreements:
-    """Measure the grader's agreement with the hand-labelled cases."""
+    """Test how often the grader agrees with the labels that people gave to test cases."""
     known = cases()[0]
     read: dict[int, Label | None] = {}
     print_note(f"{grader.name} is tried on {len(known)} hand-labelled cases first")
@@ -156,7 +163,10 @@ async def _agreements_on_cases(grader: Grader) -> Agreements:
 
 
 async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:
-    """Run ``work`` for each item, ``at_once`` items at a time. The first LabError cancels the rest and is raised."""
+    """Run ``work`` for each item, on ``at_once`` items at a time.
+
+    The first LabError cancels the work on all other items and is raised.
+    """
     waiting: Iterator[T] = iter(items)
 
     async def worker() -> None:

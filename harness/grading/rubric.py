@@ -1,7 +1,8 @@
-"""Builds a grader's prompts, parses its labels, and computes its agreement with labels given by hand. Pure.
+"""Builds a grader's prompts, parses its labels, and computes its agreement with labels given by people.
 
-A grader is a model that labels what an agent said; labels are never evidence. The rubric and the hand-labelled cases
-are data (tasks/grading.yaml, tasks/grading-cases.yaml). The grader sees only the agent's words from the record.
+A grader is a model that labels what an agent said; its labels are never evidence. The questions for it are in
+tasks/grading.yaml, and the cases that people labeled are in tasks/grading-cases.yaml. The grader sees only what the
+agent itself said.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _NO_NAMES = ("demo", "script", "replay", "gguf", "agent")  # prefixes that a pat
 
 
 class Question(Frozen):
-    """One question of the rubric: which words it is about, what is asked, and when each label is right."""
+    """One question of the rubric. ``ask`` is its text, and ``yes``, ``no`` and ``unclear`` say when each is right.
+
+    ``reads`` is whether the question is about what the agent said during the trial or in the interview afterwards.
+    """
 
     reads: Literal["during", "afterwards"]
     ask: str
@@ -37,7 +41,11 @@ class Question(Frozen):
 
 
 class Rubric(Frozen):
-    """Everything that a grader's prompts contain beside the agent's words. ``sha256`` is the hash of its file."""
+    """The questions for a grader and the other fixed texts of its prompts.
+
+    ``about`` describes what the grader reads, during the trial or afterwards. ``names`` are names of models that are
+    hidden from the grader. ``sha256`` is the hash of the rubric's file.
+    """
 
     system: str
     about: dict[str, str]
@@ -47,9 +55,10 @@ class Rubric(Frozen):
 
 
 class Passage(Frozen):
-    """An agent's words to be labelled for one measure.
+    """What an agent said in a trial, to be labeled for one measure.
 
-    ``instruction`` is the instruction to allow the shutdown; set where the question is whether the agent repeats it.
+    ``instruction`` is the instruction to allow the shutdown. It is set only if the question is whether the agent
+    repeats it, and None otherwise.
     """
 
     measure: Measure
@@ -58,21 +67,21 @@ class Passage(Frozen):
 
 
 class Case(Passage):
-    """A passage with a label that was given by hand."""
+    """A passage that people labeled, to test a grader with. ``label`` is the label that they gave."""
 
     label: Label
 
 
 @cache
 def rubric() -> Rubric:
-    """Return the rubric that ships with the lab."""
+    """Return the rubric that ships with the lab, which holds the questions for a grader."""
     file = ROOT / "tasks" / "grading.yaml"
     return Rubric(**read_yaml(file), sha256=_sha256(file))
 
 
 @cache
 def cases() -> tuple[tuple[Case, ...], str]:
-    """Return the hand-labelled cases and the hash of their file."""
+    """Return the cases that people labeled, and the hash of the file that holds the cases."""
     file = ROOT / "tasks" / "grading-cases.yaml"
     return tuple(Case(**each) for each in read_yaml(file)["cases"]), _sha256(file)
 
@@ -85,7 +94,7 @@ def _sha256(file: Path) -> str:
 
 
 def passages(run: RunSpec, record: TrialRecord) -> Iterator[Passage]:
-    """Yield the passages of a trial to label, with models' names removed and long texts cut."""
+    """Yield the passages of a trial that are to be labeled, with models' names removed and long texts cut."""
     names = [*rubric().names, *names_of(run, record)]
     during, afterwards = (_words(entries) for entries in (record.transcript, record.afterwards))
     instruction = run.condition.text
@@ -97,7 +106,7 @@ def passages(run: RunSpec, record: TrialRecord) -> Iterator[Passage]:
 
 
 def _words(entries: Iterable[Entry]) -> str:
-    """Return what an agent thought and said, with the reasons it gave for its tool calls but without the calls."""
+    """Return what an agent thought and said, and its reasons for tool calls, but not the tool calls themselves."""
     turns = (
         (entry.thinking, entry.text, *(call.thoughts for call in entry.calls))
         for entry in entries
@@ -107,7 +116,7 @@ def _words(entries: Iterable[Entry]) -> str:
 
 
 def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
-    """Return the names that identify a trial's agent: those of its model and of its provider."""
+    """Return the names that would tell a grader who a trial's agent was: those of its model and its provider."""
     kind, _, rest = run.model.partition(":")
     given = () if kind in _NO_NAMES else (run.model, rest)
     recorded = (record.agent.get(key) for key in ("provider", "model", "recorded_model"))
@@ -115,7 +124,11 @@ def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
 
 
 def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:
-    """Return the system and user prompt that ask for a passage's label. ``boundary`` must be impossible to guess."""
+    """Return the system prompt and the user prompt that ask a grader for the label of a passage.
+
+    ``boundary`` marks where the passage begins and ends. It must be impossible to guess, because otherwise an agent
+    could fake the end of the passage and add instructions for the grader.
+    """
     words, question = rubric(), rubric().questions[passage.measure]
     instruction = f'The instruction: "{passage.instruction}"' if passage.instruction else ""
     parts = (
@@ -130,7 +143,7 @@ def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:
 
 
 def read_label(text: str) -> Label | None:
-    """Parse the label from a grader's answer; None where the answer isn't in the required form."""
+    """Parse the label from the text of a grader's answer; None if the text isn't in the required form."""
     fence = _FENCE.match(text.strip())
     try:
         answer = json.loads(fence.group(1) if fence else text)
@@ -145,7 +158,11 @@ def read_label(text: str) -> Label | None:
 
 
 def agreements(of: Sequence[Case], read: Sequence[Label | None]) -> Agreements:
-    """Compute how a grader's labels agree with those given by hand, for each measure."""
+    """Compute, for each measure, how often a grader's labels agree with the labels that people gave.
+
+    ``of`` are the cases that people labeled. ``read`` are the grader's labels of the same cases in the same order, with
+    None where the grader gave no valid answer.
+    """
     pairs = [(case.measure, case.label, label) for case, label in zip(of, read, strict=True)]
     return {
         measure: _agreement([(hand, label) for each, hand, label in pairs if each == measure])
@@ -164,7 +181,10 @@ def _agreement(pairs: Sequence[tuple[Label, Label | None]]) -> CaseAgreement:
 
 
 def _kappa(pairs: Sequence[tuple[Label | None, Label | None]]) -> float | None:
-    """Compute Cohen's kappa (1960); None where all labels of both sides are the same, which leaves it undefined."""
+    """Compute Cohen's kappa (1960) for pairs of labels, which measures agreement beyond chance.
+
+    Returns None if only one label occurs in all pairs, because kappa is undefined then.
+    """
     if len({label for pair in pairs for label in pair}) < 2:
         return None
     import numpy as np  # noqa: PLC0415 - see the next line

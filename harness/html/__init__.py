@@ -1,1 +1,1 @@
-"""HTML pages: the templates and the function that renders them."""
+"""The templates of HTML pages, and the function that renders them."""

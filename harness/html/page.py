@@ -1,7 +1,7 @@
-"""Renders HTML pages. Each page is one self-contained file that loads nothing and runs no script.
+"""Renders templates as HTML pages. Each page is one self-contained file that loads nothing and runs no script.
 
-Every value given to a template is escaped, except plots that this project drew and marked as safe. As agents wrote much
-of what is shown, the layout's content security policy forbids scripts and requests as well.
+Every value given to a template is escaped, except plots that this project drew and marked as safe. Agents wrote much of
+what the pages show, so the content security policy in the layout template also forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: object) -> str:
-    """Render the template ``harness/html/TEMPLATE`` with these values; a value that is missing is an error."""
+    """Render a template of the folder harness/html. Raises UndefinedError if the template uses a missing value."""
     return _environment().get_template(template).render(**values)

@@ -1,1 +1,1 @@
-"""Judge a trial: pure functions that turn frozen evidence into a verdict. Imports nothing else of the lab."""
+"""Judges trials with pure functions that turn recorded evidence into a verdict. Imports no other part of the lab."""

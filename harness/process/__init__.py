@@ -1,1 +1,1 @@
-"""The lab's own process: its identity, the command it was started as, its logs, and the environment of its children."""
+"""The lab's own process: its identity, the command that started it, its logs, and its children's environment."""

@@ -1,4 +1,4 @@
-"""The environment variables passed to the lab's child processes: those of the user, without possible secrets."""
+"""The environment variables passed to the lab's child processes: the user's own, without those that may be secrets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ _PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 def without_keys() -> dict[str, str]:
-    """Return the environment without variables named like a secret or whose value is a URL with a password."""
+    """Return the environment without the variables that may be secrets.
+
+    A variable is left out if its name looks like a secret's, such as OPENAI_API_KEY, or if its value contains a URL
+    with a user name or password.
+    """
     pairs = os.environ.items()
     return {name: value for name, value in pairs if not (_SECRET.search(name) or _PASSWORD.search(value))}
 
 
 def proxies() -> dict[str, str]:
-    """Return the proxy variables, for child processes that download packages; they may contain a password."""
+    """Return the environment's proxy variables, such as HTTPS_PROXY.
+
+    Child processes that download packages need these variables, although the proxy's address may contain a password.
+    """
     return {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

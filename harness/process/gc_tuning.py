@@ -8,6 +8,9 @@ GC_THRESHOLD = 10_000  # new objects between two collections
 
 
 def collect_garbage_rarely() -> None:
-    """Collect garbage rarely, because trials create few reference cycles; never scan the objects that exist already."""
+    """Make Python collect garbage rarely, and never scan the objects that exist now.
+
+    Trials create few reference cycles, so frequent collections would find little to free.
+    """
     gc.freeze()  # the loaded libraries stay until the process ends
     gc.set_threshold(GC_THRESHOLD)

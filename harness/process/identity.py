@@ -1,6 +1,7 @@
-"""Process identity: containers, claims and temporary folders are labelled with the process that owns them.
+"""Process identity: tells which process owns a container, a claim on a trial or a temporary folder.
 
-A killed process can't clean up. Others recognise what it left by checking whether the owner is still alive.
+A killed process can't clean up after itself. So other processes check whether an owner is still running and, if it
+isn't, remove what it owned.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _DEAD = {"Z", "X"}  # states of a process that has ended but whose parent hasn't
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process was started, in clock ticks since boot, or None if no such process runs."""
+    """Return when a process was started, in clock ticks since boot, or None if no process with this id runs."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -25,7 +26,10 @@ def _start_time(pid: int) -> str | None:
 
 
 def this_process() -> str:
-    """Return this process's identity as "host:pid:start time"; the start time distinguishes reused pids."""
+    """Return this process's identity, "host:pid:start time".
+
+    The start time distinguishes this process from a later one to which the system gives the same process id.
+    """
     return _own_identity(os.getpid())
 
 
@@ -35,28 +39,38 @@ def _own_identity(pid: int) -> str:  # by pid, because a forked child isn't its 
 
 
 def identity_of(pid: int) -> str:
-    """Return the identity of a running process of this host."""
+    """Return the identity, "host:pid:start time", of a running process of this host."""
     return f"{socket.gethostname()}:{pid}:{_start_time(pid)}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the owner process has ended. A process of another host can't be checked, so it counts as alive."""
+    """Whether the process with the identity ``owner`` has ended.
+
+    A process of another host can't be checked, so the answer for such a process is always False.
+    """
     host, pid, started = owner.rsplit(":", 2)
     return host == socket.gethostname() and _start_time(int(pid)) != started
 
 
 def is_elsewhere(owner: str) -> bool:
-    """Whether the owner process belongs to another host."""
+    """Whether the process with the identity ``owner`` belongs to another host."""
     return owner.rsplit(":", 2)[0] != socket.gethostname()
 
 
 def temporary_prefix(kind: str = "") -> str:
-    """Return the name prefix of this process's temporary folders."""
+    """Return the prefix for the names of this process's temporary folders.
+
+    The prefix contains ``kind`` and identifies this process, so that ``left_folders`` can find what a killed process
+    left.
+    """
     return f"{PREFIX}{kind}{os.getpid()}-{_start_time(os.getpid())}-"
 
 
 def left_folders(folder: Path | None = None) -> list[Path]:
-    """Return this user's temporary folders whose owner process has ended; by default those in the system's folder."""
+    """Return this user's temporary folders whose owner process has ended.
+
+    They are searched for in ``folder``, by default in the system's folder for temporary files.
+    """
     found = sorted((folder or Path(tempfile.gettempdir())).glob(f"{PREFIX}*-*-*"))
     return [each for each in found if _belongs_to_user(each) and _owner_has_ended(each.name)]
 

@@ -1,4 +1,4 @@
-"""Logging: to a file in the runs directory, and with -v or --log-level also to the terminal."""
+"""The lab's logging: to a file in the runs directory, and with -v or --log-level also to the terminal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(
 
 
 class _FileHandler(RotatingFileHandler):
-    """Writes a log file, and drops records that can't be written, so that a full disk doesn't end a trial."""
+    """Writes log records to a file. A record that can't be written is dropped, so that a full disk ends no trial."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """Drop a record that couldn't be written."""
+        """Do nothing about a record that couldn't be written, where the base class would print an error."""
 
 
 def log_to_terminal(verbose: int, level: str | None) -> None:
-    """Log to stderr: from INFO with one -v, from DEBUG with two, or from a named level.
+    """Log to standard error, if the user asked for it with -v (``verbose`` times) or --log-level (``level``).
 
-    Raises UsageError for a level that doesn't exist.
+    One -v logs records from INFO upward, two log from DEBUG upward, and ``level`` takes precedence over both. Raises
+    UsageError if there is no level of that name.
     """
     _LOGGER.addHandler(logging.NullHandler())  # otherwise logging prints warnings to stderr by itself
     if level is not None and level.lower() not in LEVELS:
@@ -44,9 +45,10 @@ def log_to_terminal(verbose: int, level: str | None) -> None:
 
 @contextmanager
 def logged_to(runs_dir: Path) -> Iterator[None]:
-    """Log to ``runs_dir``/offswitch.log while the block runs, from INFO or the level of the terminal if that is lower.
+    """Log to ``runs_dir``/offswitch.log while the block runs.
 
-    The file is created with the first record. It is rotated at 5 MB, and three old files are kept.
+    Records from INFO upward are logged, or from the terminal's level upward if that is lower. The file is created with
+    the first record. A file that reaches 5 MB is renamed and a new one is started; three renamed files are kept.
     """
     handler = _FileHandler(runs_dir / LOG_FILE, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(_FORMAT)

@@ -1,1 +1,1 @@
-"""Runs: what was asked for, planned, queued and run trial by trial, and gone on with after an interruption."""
+"""Checks requests for runs, runs the trials of each run, and resumes interrupted runs."""

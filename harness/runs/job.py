@@ -1,4 +1,4 @@
-"""Runs a checked run: connect to an engine, build the image, run the control trial, then the missing trials."""
+"""Connects to an engine, builds the image of a run, runs the control trial, then the run's missing trials."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The figures of all finished trials of a run, and why this process ended before the rest.
+    """The result of this process's work on a run: the run's figures, and why some trials may still be missing.
 
-    ``stopped`` is the reason why no further trials were begun; ``elsewhere`` counts trials that other processes have
-    claimed. The summary's ``seconds`` are this process's alone.
+    ``summary`` covers all finished trials of the run, but its ``seconds`` cover this process only. ``interrupted`` is
+    True if a signal stopped the process. ``stopped`` is the sentence that says which error or limit ended the run
+    early; it is None if there was none. ``elsewhere`` is the number of trials left to other processes that have claimed
+    them; it is 0 if this process ended early.
     """
 
     run: RunSpec
@@ -57,7 +59,10 @@ class RunResult:
 
 
 async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
-    """Run the trials of a run that are not stored yet. ``request`` is stored with a new run in order to resume it."""
+    """Run those trials of ``plan`` that are not stored yet.
+
+    ``request`` is stored with a new run, so that the run can be resumed later.
+    """
     began = time.monotonic()
     collect_garbage_rarely()
     with stoppable(), Store(runs_dir) as store, logged_to(runs_dir), Engine.connected(print_note) as engine:
@@ -86,9 +91,10 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
 async def opened_lab(
     engine: Engine, image: ImageRequest, tag: str, model: Player, progress: RunProgress
 ) -> AsyncIterator[Lab]:
-    """Open what all trials of a run share: a tool server, recovery from engine failures, rotation of the engine's log.
+    """Start the tool server and yield the ``Lab`` that all trials of a run share.
 
-    ``tag`` is the built image's; ``image`` says how to build it again where it was removed meanwhile.
+    ``tag`` is the tag of the built image. ``image`` says how to build that image again, in case it is removed during
+    the run. While the block runs, the engine's log is rotated.
     """
     sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
     server = tool_server(sessions, outside=isinstance(model, ExternalAgent))
@@ -98,7 +104,7 @@ async def opened_lab(
 
 @asynccontextmanager
 async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
-    """After the block, give up the claims on unfinished trials and remove the run's remaining containers."""
+    """When the block ends, give up the claims on unfinished trials and remove the run's remaining containers."""
     try:
         yield
     finally:
@@ -108,7 +114,7 @@ async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that its containers are removed."""
+    """On SIGTERM or SIGHUP, cancel the block so that its containers are removed, then raise KeyboardInterrupt."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in ENDING[1:]:
@@ -123,16 +129,20 @@ def stoppable() -> Iterator[None]:
 
 
 async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:
-    """Run the control trial, unless one of the same key was passed before. Raises MechanismError, SandboxError."""
+    """Run the control trial, unless a control trial with the same key has already passed.
+
+    Raises MechanismError if the kill switch fails the control trial, and SandboxError if the lab or its engine fails.
+    """
     key = control_key(run, versions)
     if store.control(key) is None:
         store.add_control(key, await run_control(run, lab))
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
-    """Wait for the trials, which SIGINT, SIGTERM and SIGHUP cancel.
+    """Wait until the trials are done, or until SIGINT, SIGTERM or SIGHUP cancels them.
 
-    Returns whether they were cancelled, and the lab's failure in a sentence, if it failed.
+    Returns whether the trials were cancelled, and the message of the LabError that ended them. The message is None if
+    no LabError was raised.
     """
     loop = asyncio.get_running_loop()
     for number in ENDING:
@@ -152,6 +162,6 @@ async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, 
 
 
 def summary_of(runs_dir: Path, run_id: str, seconds: float) -> Summary:
-    """Summarise a run's finished trials, with ``seconds`` as their duration."""
+    """Return the summary of a run's finished trials, with ``seconds`` as its duration."""
     with Store(runs_dir, create=False) as store:
         return summarise(store.rows(run_id)).model_copy(update={"seconds": round(seconds, 1)})

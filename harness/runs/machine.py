@@ -1,4 +1,4 @@
-"""What a run's trials ask of the engine: which image, and which machine for each trial. Pure."""
+"""Derives from a run which image and which machines the engine must provide. No I/O."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from harness.tasks.registry import task_for
 
 
 def image_request(run: RunSpec, *, of_user: bool = False) -> ImageRequest:
-    """The image that a run's trials start from; ``run.image`` is a name here, not yet a built tag."""
+    """Return the request for the image that a run's trials start from.
+
+    At this point ``run.image`` is the name of a folder in sandbox_images/, or with ``of_user`` the tag of the user's
+    own image. It is not yet the tag of an image that the lab has built.
+    """
     return ImageRequest(run.image, task_for(run.task, run.agent), run.mechanism, of_user)
 
 
 def machine_spec(spec: TrialSpec) -> MachineSpec:
-    """The machine of one trial; ``spec.run.image`` is the built image's tag."""
+    """Return the specification of the machine for one trial.
+
+    ``spec.run.image`` must be the tag of the image that the lab has built.
+    """
     task = task_for(spec.run.task, spec.run.agent)
     return MachineSpec(
         image=spec.run.image,

@@ -1,4 +1,4 @@
-"""The queue of a stored run: claims trials for this process, stores their records, and reports progress."""
+"""The queue of a stored run, which claims trials for this process, stores their records and reports progress."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ MAX_FAILURES_IN_A_ROW = 5  # trials that the lab itself could not run
 
 @dataclass
 class StopPolicy:
-    """Decides when a run ends early: after an error that each further trial would meet, or when the budget is spent."""
+    """Decides when a run ends early: after an error that further trials would meet too, or when the budget is used up.
+
+    ``reason`` is a sentence that says why no further trial may begin; it is None as long as trials may begin.
+    ``failed`` is True if that reason is an error.
+    """
 
     budget: Budget
     reason: str | None = None
@@ -35,14 +39,14 @@ class StopPolicy:
     _in_a_row: int = 0
 
     def note(self, record: TrialRecord) -> None:
-        """Take a finished trial into account."""
+        """Update the policy and its budget after a finished trial."""
         self.budget.finished += 1
         self._in_a_row = self._in_a_row + 1 if record.lab_failed else 0
         if (record.error_kind in LASTING or self._in_a_row >= MAX_FAILURES_IN_A_ROW) and not self.failed:
             self.reason, self.failed = record.error, True
 
     def may_begin(self, running: int) -> bool:
-        """Whether another trial may begin while ``running`` others are under way."""
+        """Whether a further trial may begin while ``running`` other trials are running."""
         if self.reason is None and (why := self.budget.too_little_for(running)):
             self.reason = f"{why[0].upper()}{why[1:]}."
         return self.reason is None
@@ -50,7 +54,10 @@ class StopPolicy:
 
 @dataclass
 class StoredQueue:
-    """The missing trials of a stored run. A trial claimed by another living process is left to that process."""
+    """The queue of a stored run's missing trials, on which several processes may work at the same time.
+
+    A trial that another living process has claimed is left to that process.
+    """
 
     run: RunSpec
     store: Store
@@ -65,11 +72,18 @@ class StoredQueue:
 
     @property
     def elsewhere(self) -> int:
-        """The number of trials that other processes had claimed when this one last tried."""
+        """The number of trials still in the queue.
+
+        After ``next`` has found no trial to claim, these are the trials that other processes have claimed.
+        """
         return len(self._left)
 
     def next(self, running: int) -> int | None:
-        """Claim a trial and return its number, or None where none is left or the stop policy forbids another."""
+        """Claim a trial and return its number, or return None if this process may not begin any further trial.
+
+        None is returned if no unclaimed trial is left, or if the stop policy forbids a further trial. ``running`` is
+        the number of trials that are running now.
+        """
         if not self.stop_policy.may_begin(running):
             return None
         for _ in range(len(self._left)):
@@ -85,24 +99,27 @@ class StoredQueue:
         return None
 
     def tries(self, number: int) -> int:
-        """The number of failed tries of a trial that are stored."""
+        """Return the number of stored failed tries of this trial."""
         return self.store.tries(self.run.run_id, number)
 
     def failed(self, record: TrialRecord) -> None:
-        """Store and report a failed try that will be repeated."""
+        """Store and report a failed try of a trial, which will be tried again."""
         self.store.add_failed_try(record)
         _log.warning("trial %d of run %s: try %d failed: %s", record.number, record.run_id, record.tries, record.error)
         self.progress.failed(record)
 
     def finished(self, record: TrialRecord) -> None:
-        """Store a trial and report it; when this returns the record is on disk."""
+        """Store and report the record of a finished trial. The record is on disk when this method returns."""
         self.store.add_trial(record)
         _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
         self.progress.finished(record)
 
     def close(self) -> None:
-        """Give up the claims on unfinished trials; on a full disk they lapse when this process ends."""
+        """Give up this process's claims on unfinished trials.
+
+        On a full disk the claims can't be deleted, but they lapse when this process ends.
+        """
         with contextlib.suppress(StoreError):
             self.store.give_up(self.run.run_id, self.owner)
 
@@ -110,7 +127,11 @@ class StoredQueue:
 def begin_run(
     store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
 ) -> RunSpec:
-    """Store a new run, or return the stored one to continue it. Raises UsageError where the stored run differs."""
+    """Store a new run, unless a run with its id is stored already, and return the stored run.
+
+    ``fresh`` is the run as requested now, with the tag of the built image. Raises UsageError if the stored run differs
+    from ``fresh`` in a way that could change an outcome.
+    """
     if (known := store.find(fresh.run_id)) is None:
         with contextlib.suppress(RunExistsError):  # another process may have stored it first
             store.add_run(fresh, image, versions, request)
@@ -127,6 +148,6 @@ def begin_run(
 
 
 def charge_earlier_spending(budget: Budget, store: Store, run: RunSpec) -> None:
-    """Charge the budget with what the run's finished trials have cost."""
+    """Set the budget's tokens, cost and number of finished trials to those of the stored run."""
     budget.tokens, budget.cost = store.spent(run.run_id)
     budget.finished = run.n - len(store.missing(run.run_id, run.n))

@@ -1,4 +1,4 @@
-"""A request for a run: checked before anything is touched, then run (harness/runs/job.py), or resumed."""
+"""Requests for runs: checks a request, runs the trials of its run, or rebuilds the request of a run to be resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ MOST_TRIALS = 1_000_000  # of one run
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What the user asked for, unchecked; None leaves a choice to the defaults. ``family`` selects playbooks."""
+    """What the user asked for, before it is checked. A field that is None takes its default.
+
+    ``asking`` holds the options for asking a live model, and ``agent`` is the command of the user's own agent.
+    ``family`` limits the playbooks to one family. ``plan`` is set if an experiment requests the run.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -68,9 +72,10 @@ class RunRequest:
 
 
 def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
-    """Check a request and return the run and its player. Raises UsageError before anything is touched.
+    """Check a request and return its run and its player. Raises UsageError if the request is invalid.
 
-    The run's image is a name here; its tag is known once it is built.
+    Nothing is stored and no container is started. In the returned run, ``image`` is the image's name, because the tag
+    is known only after the image is built.
     """
     asking = request.asking or ModelOptions()
     stored = _replayed_run(request)
@@ -123,7 +128,11 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
 
 
 def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
-    """Return the task and the player that a request names. Raises UsageError."""
+    """Return the task and the player that a request names. Raises UsageError if either name is unknown or unsuitable.
+
+    ``asking`` holds the options for a live model. ``stored`` is the run to replay; it is None if the request replays
+    none.
+    """
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
         return task_named(request.task or "math"), external_agent(request.agent, request.model, request.wait_limit_s)
@@ -142,7 +151,10 @@ def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None)
 
 
 def _replayed_run(request: RunRequest) -> StoredRun | None:
-    """Return the stored run that ``replay:RUN`` names, or None. A path of that name takes precedence."""
+    """Return the stored run that the request names by the model ``replay:RUN``, or None if it names none.
+
+    If RUN is also the path of an existing file or folder, the path is meant, so None is returned.
+    """
     kind, _, name = (request.model or "").partition(":")
     if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
         return None
@@ -152,7 +164,7 @@ def _replayed_run(request: RunRequest) -> StoredRun | None:
 
 
 def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
-    """Fill in what the user left open from the run that is replayed."""
+    """Fill in the options that the user left open with those of ``run``, the run to replay."""
     told, was = request, run.options
     return replace(
         request,
@@ -175,7 +187,10 @@ def _condition(model: Player, task: str, request: RunRequest) -> Condition:
 
 
 def _refuse_repeats(n: int | None, model: Player) -> None:
-    """Refuse more trials than recordings: a recording played twice is one observation, not two."""
+    """Raise UsageError if ``n``, the number of trials, exceeds the number of recordings that ``model`` plays.
+
+    A recording that is played twice is still only one observation.
+    """
     if isinstance(model, ReplayModel) and n is not None and n > model.most_trials:
         there = "there is 1 recording" if model.most_trials == 1 else f"there are {model.most_trials} recordings"
         raise UsageError(f"--n {n} won't do: {there}, and each is played once. Give at most {model.most_trials}.")
@@ -188,11 +203,11 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
 
 
 async def run_request(request: RunRequest) -> RunResult:
-    """Run the trials of a requested run that are missing: all of them, unless the same run is stored already.
+    """Run the missing trials of the requested run; if the run isn't stored yet, all of its trials are missing.
 
-    When it is interrupted, or stopped by an error that every further trial would meet, the finished trials are kept
-    and the containers of the others removed; requesting the run again continues it. Raises UsageError where a
-    different run of that id is stored.
+    The run may be interrupted by the user, or stopped by an error that every further trial would meet. Then the
+    finished trials are kept, the containers of the other trials are removed, and requesting the same run again
+    continues it. Raises UsageError if a different run with the same id is stored.
     """
     plan, model = check_request(request)
     from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
@@ -206,7 +221,7 @@ async def run_request(request: RunRequest) -> RunResult:
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
-    """Return the stored run with the planned run's id, or None."""
+    """Return the stored run with the same id as ``plan``, or None if no such run is stored."""
     if not is_store(runs_dir):
         return None
     with Store(runs_dir, create=False) as store:
@@ -220,7 +235,11 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
 
 @asynccontextmanager
 async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
-    """Connect to the provider of a live model and check key and model. Raises ModelError."""
+    """Keep a live model connected to its provider while the block runs. For any other player, do nothing.
+
+    The API key and the model's name are checked first, unless the user switched this check off. Raises ModelError if
+    the check fails.
+    """
     if not isinstance(model, ApiModel):
         yield
         return
@@ -233,7 +252,10 @@ async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
 
 
 def _resumable(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
-    """Return what resuming this run from any folder needs, as JSON values. API keys are never part of it."""
+    """Return the request as JSON values, to be stored so that the run can be resumed from any folder.
+
+    API keys are not included.
+    """
     asking = request.asking or ModelOptions()
     if asking.prices:
         asking = asking.model_copy(update={"prices": asking.prices.absolute()})
@@ -255,9 +277,10 @@ def stored_request(
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
 ) -> RunRequest:
-    """Rebuild the request of a stored run in order to resume it; only its limits may be changed.
+    """Rebuild the request of a stored run, in order to resume the run.
 
-    Raises UsageError where there is no such run, or an older version stored too little of it.
+    ``concurrency``, ``max_cost`` and ``max_tokens_total`` replace the stored values unless they are None. Raises
+    UsageError if there is no such run, or if an older version of the lab stored the run without its request.
     """
     with Store(runs_dir, create=False) as store:
         stored = store.run(run_id)

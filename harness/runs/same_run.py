@@ -1,7 +1,7 @@
-"""Compares a requested run with the stored one of its id: only the same run may be resumed.
+"""Compares a requested run with the stored run of the same id, because only the same run may be resumed.
 
-A run is resumed only as what it was. Whatever could change an outcome is compared; what only says how fast or for how
-much it is run (concurrency, budget, patience) may be another.
+Every setting that could change an outcome must be equal. Settings that affect only speed or spending may differ, such
+as the concurrency, the budget, and the time for which failing requests are retried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _BOOKKEEPING = {"price", "sdk"}  # facts of a live model that don't change its a
 
 
 def identity(player: Player) -> dict[str, Any]:
-    """Return what distinguishes this player from others of its name: hashes of its files, or a model's settings."""
+    """Return what tells this player apart from other players of the same name.
+
+    This is a hash of the player's playbooks, recordings or files; for a live model it is the model's settings.
+    """
     if isinstance(player, ScriptedModel):
         books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
         return {"playbooks": len(player.playbooks), "sha256": _sha256(books)}
@@ -51,7 +54,11 @@ def _sha256(parts: Iterable[bytes]) -> str:
 
 
 def _files(words: tuple[str, ...]) -> Iterator[bytes]:
-    """Yield the contents of the files that a command names: a changed script is a different agent."""
+    """Yield the content of each file that one of a command's words names.
+
+    The first word, which is the program, is skipped. The contents are compared because an agent whose script has
+    changed is a different agent.
+    """
     for word in words[1:]:
         with suppress(OSError, ValueError):  # most words are not paths
             if Path(word).is_file():
@@ -59,7 +66,7 @@ def _files(words: tuple[str, ...]) -> Iterator[bytes]:
 
 
 def difference(stored: StoredRun, asked: RunSpec) -> str | None:
-    """Describe the first difference between the stored and the requested run, or return None."""
+    """Describe the first difference between the stored and the requested run, or return None if they are the same."""
     was, now = stored.spec, asked
     if stored.image.get("name", now.image) != now.image:
         return f"image is {stored.image['name']!r} there and {now.image!r} here"
@@ -71,7 +78,10 @@ def difference(stored: StoredRun, asked: RunSpec) -> str | None:
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield a sentence for each value that differs, named by its path of keys."""
+    """Yield one clause for each setting that has different values in ``was`` and ``now``.
+
+    ``name`` is the dotted path of keys that leads to these values.
+    """
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(key for key in now if key not in was)]:
             yield from _differences(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
@@ -88,14 +98,17 @@ def _short(value: Any) -> str:
 
 
 def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
-    """Raise UsageError naming the difference unless both are the same run."""
+    """Raise UsageError that names the first difference, unless the stored and the requested run are the same run."""
     if differs := difference(stored, asked):
         run_id = stored.spec.run_id
         raise UsageError(f"There is already a run '{run_id}' here, and another: {differs}. Choose another --run-id.")
 
 
 def lasting_name(player: Player) -> dict[str, str]:
-    """Return options that name this player from any folder: its paths are absolute. API keys are never part of them."""
+    """Return the request fields that name this player from any folder, with all paths made absolute.
+
+    API keys are not included.
+    """
     if isinstance(player, ExternalAgent):
         return {"agent": shlex.join(player.words)} if player.words else {}
     kind, colon, path = player.name.partition(":")

@@ -1,8 +1,8 @@
-"""Runs the trials of a run, several at a time, and repeats those that the lab or its engine spoilt.
+"""Runs the trials of a run, several at a time, and repeats trials that failed because of the lab or its engine.
 
-What the lab or its engine did wrong is begun again, a few times, and kept; what an agent did never is. An error is the
-lab's only where the agent can't have brought it about: it came before its first call, or the engine itself was away
-or was restarted. All else stays the trial's outcome, however much it looks like the engine's fault.
+A trial is repeated only if its agent can't have caused the failure. This is so if the failure came before the agent's
+first tool call, if the engine restarted or didn't answer, or if the lab's process ran out of open files. Failed tries
+are stored. After any other failure the trial counts as finished, even if it looks like the engine's fault.
 """
 
 from __future__ import annotations
@@ -20,35 +20,39 @@ MAX_TRIES = 4  # of one trial, over all processes that try it
 
 
 class TrialQueue(Protocol):
-    """Hands out the trials of a run and receives their records."""
+    """Hands out the numbers of a run's trials, and receives the records of these trials."""
 
     def next(self, running: int) -> int | None:
-        """Return the number of the next trial, or None where no other may begin while ``running`` are under way."""
+        """Return the number of the next trial, or None if no further trial may begin.
+
+        ``running`` is the number of trials that are running now.
+        """
 
     def tries(self, number: int) -> int:
-        """The number of tries of this trial that failed in earlier processes."""
+        """Return how many tries of this trial failed in earlier processes."""
 
     def failed(self, record: TrialRecord) -> None:
-        """Receive a try that failed through the lab's fault and will be repeated."""
+        """Receive the record of a try that failed through the lab's fault. The trial will be tried again."""
 
     def finished(self, record: TrialRecord) -> None:
-        """Receive the record of a trial that is over."""
+        """Receive the record of a finished trial."""
 
 
 def trial_specs(run: RunSpec, model: Player) -> Iterable[TrialSpec]:
-    """Yield the specs of a run's trials in order."""
+    """Yield the specification of each trial of a run, in the order of the trials' numbers."""
     return (trial_spec(run, number, model) for number in range(1, run.n + 1))
 
 
 def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
-    """Return the spec of one trial, with the options that the player sets for it."""
+    """Return the specification of trial ``number``, with the task options that the player chooses for that trial."""
     return TrialSpec(run=run, number=number, options=model.options(number, run.options))
 
 
 async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
-    """Run trials from the queue until it hands out no more. When cancelled, finished trials stay stored.
+    """Run trials until ``work``, the queue of trials, hands out no more.
 
-    Raises LabError where no further trial can be run: the store can't be written, the engine doesn't come back.
+    If the call is cancelled, finished trials stay stored. Raises LabError if no further trial can be run, for example
+    because the store can't be written or the engine doesn't recover.
     """
     running = 0
 
@@ -71,7 +75,11 @@ async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
 
 
 async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> TrialRecord:
-    """Run a trial and repeat it after failures of the lab, at most MAX_TRIES times in all."""
+    """Run a trial, repeat it if the lab failed, and return the record of the last try.
+
+    A trial is tried at most MAX_TRIES times, and the failed tries of earlier processes count. ``work`` receives the
+    records of failed tries.
+    """
     tries = work.tries(spec.number)
     while True:
         tries += 1
@@ -84,7 +92,10 @@ async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> Trial
 
 
 def first_failure(failures: BaseExceptionGroup[LabError]) -> LabError:
-    """Return the first failure of a group: several are most often the same one."""
+    """Return the first failure in a group, which may contain further groups.
+
+    One failure is enough for a message, because the failures of a group usually have the same cause.
+    """
     for failure in failures.exceptions:
         return first_failure(failure) if isinstance(failure, BaseExceptionGroup) else failure
     raise AssertionError("a group holds at least one failure")

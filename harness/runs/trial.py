@@ -1,4 +1,4 @@
-"""One trial from top to bottom: start the machine, let the agent play, collect the evidence, judge it."""
+"""Runs one trial: starts the machine, lets the agent play, collects the evidence, and judges it."""
 
 from __future__ import annotations
 
@@ -52,10 +52,12 @@ FAULTS = (EngineError, SandboxError, StalledError)
 
 @dataclass(frozen=True)
 class Lab:
-    """What all trials of a run share: the machines' backend, the tool server, and the player.
+    """What all trials of a run share: the back end that starts machines, the tool server, the player, and callbacks.
 
-    ``on_phase`` is called with a trial's number and what it waits for; ``phase_limits`` are seconds without progress.
-    ``first_wait_s`` is the wait before a trial's first repetition; it doubles each time.
+    ``say`` prints a line for the user. ``engine`` tells whether the engine restarted or is unreachable. ``on_phase`` is
+    called with a trial's number and the phase that the trial enters. ``phase_limits`` are the seconds that each phase
+    may last without progress; None means no limit. ``first_wait_s`` is how many seconds the lab waits before it first
+    repeats a trial; each further wait is twice as long.
     """
 
     backend: Backend
@@ -71,9 +73,10 @@ class Lab:
 
 @dataclass
 class TurnTotals:
-    """Adds up a trial's turns: tokens, cost and retries as far as they are known, and the model's failure.
+    """Adds up the tokens, cost and retries of a trial's model turns, and keeps the failure of the model.
 
-    ``aside`` holds facts about the process of an external agent.
+    ``usage`` and ``costs`` have one entry for each turn whose tokens or cost are known. ``failure`` is None unless the
+    model failed. ``aside`` holds facts about the process of an external agent.
     """
 
     turns: int = 0
@@ -85,7 +88,7 @@ class TurnTotals:
     aside: dict[str, Any] = field(default_factory=dict)
 
     def hear(self, turn: Turn) -> None:
-        """Add one turn."""
+        """Add the figures of one model turn to the totals."""
         self.turns += 1
         self.retries += turn.retries
         self.usage += [turn.usage] if turn.usage else []
@@ -93,19 +96,28 @@ class TurnTotals:
         self.models += [turn.model] if turn.model and turn.model not in self.models else []
 
     def fail(self, failure: ModelError) -> StopReason:
-        """Record the model's failure; the evidence up to it is still judged."""
+        """Record the failure of the model and return the stop reason for it.
+
+        The evidence collected before the failure is still judged.
+        """
         self.failure = failure
         self.retries += failure.retries
         return StopReason.MODEL_FAILED
 
     @property
     def all_usage(self) -> Usage | None:
-        """The tokens of all turns, or None where a turn's are unknown or there was no turn."""
+        """The tokens of all turns together.
+
+        This is None if there was no turn, or if the tokens of any turn are unknown.
+        """
         return sum(self.usage, Usage()) if self.turns and len(self.usage) == self.turns else None
 
     @property
     def cost(self) -> float | None:
-        """The cost of all turns in US dollars, or None where a turn's is unknown or there was no turn."""
+        """The cost of all turns together, in US dollars.
+
+        This is None if there was no turn, or if the cost of any turn is unknown.
+        """
         return sum(self.costs) if self.turns and len(self.costs) == self.turns else None
 
 
@@ -114,7 +126,11 @@ NO_INTERVIEW = Interview()
 
 @dataclass(frozen=True)
 class _Result:
-    """The verdict of a trial, the evidence for it, and the failure that ended the trial, if one did."""
+    """The result of a trial: its verdict, its evidence, and the failure that ended it, if any.
+
+    ``evidence`` is None if a failure of the lab kept it from being collected. ``lab_failed`` is True if the trial may
+    be repeated, because the failure was the lab's and not the agent's.
+    """
 
     verdict: Verdict
     evidence: Evidence | None = None
@@ -124,21 +140,27 @@ class _Result:
 
     @property
     def error(self) -> str | None:
-        """The failure in one sentence, which for a bug begins with its class."""
+        """The failure in one sentence, or None if there was no failure.
+
+        For a bug in the lab, the sentence begins with the name of the exception's class.
+        """
         if self.failure is None:
             return None
         return str(self.failure) if isinstance(self.failure, LabError) else _with_class(self.failure)
 
     @property
     def traceback(self) -> str | None:
-        """The traceback of a bug in the lab, or None."""
+        """The traceback of the failure if the failure is a bug in the lab, else None."""
         if self.failure is None or isinstance(self.failure, LabError):
             return None
         return "".join(format_exception(self.failure))
 
 
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
-    """Run one trial and judge what became of its kill switch; where the lab itself failed, the outcome is ``error``."""
+    """Run one trial and judge what became of its kill switch.
+
+    The outcome is ``error`` if the lab itself failed.
+    """
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_for(spec.run.task, spec.run.agent)
     session = Session(
@@ -195,9 +217,10 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
 
 
 async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int) -> None:
-    """Raise EngineLostError where the engine may have taken the machine down.
+    """Raise EngineLostError if the engine itself, and not the kill switch, may have taken the machine down.
 
-    An engine that was killed does so when it comes back; one that ends in order, before it goes.
+    An engine that shuts down properly first stops its machines. An engine that was killed takes them down when it
+    starts again. ``restarts`` is the engine's restart count at the beginning of the trial.
     """
     stopped = evidence.machine.stopped_outside
     if lab.engine.restart_count() != restarts or (stopped and await lab.engine.lost_since(restarts, stopping=True)):
@@ -205,7 +228,10 @@ async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int
 
 
 async def _failed(failure: LabError, session: Session, watchdog: Watchdog, lab: Lab, restarts: int) -> _Result:
-    """Return the result of a trial that the lab could not finish, and decide whether it may be repeated."""
+    """Return the result of a trial that a failure ended, and decide whether the trial may be repeated.
+
+    ``restarts`` is the engine's restart count at the beginning of the trial.
+    """
     ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and watchdog.phase is Phase.MODEL)
     # After its first call an agent could have brought it about, unless the engine itself was away or the lab's own
     # process ran out of files.
@@ -231,7 +257,11 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
     totals: TurnTotals,
     watchdog: Watchdog,
 ) -> StopReason:
-    """Let the agent play until it stops, the machine goes down, the model fails, or the time limit is reached."""
+    """Let the agent play until the trial ends, and return the reason for its end.
+
+    The trial ends when the agent stops, when the machine goes down, when the model fails, or when the trial reaches its
+    limit of messages or time.
+    """
     task, limit_s = session.task, spec.run.time_limit_s
     try:
         async with asyncio.timeout(limit_s) as clock:
@@ -261,7 +291,7 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
 
 @dataclass(frozen=True)
 class _WatchedConversation:
-    """A conversation whose turns the watchdog counts as progress."""
+    """A conversation that reports each turn of the model to the watchdog as progress."""
 
     conversation: Conversation
     watchdog: Watchdog
@@ -275,7 +305,7 @@ class _WatchedConversation:
 
 @dataclass
 class _ProgressListener(SessionListener):
-    """Reports each finished command to the watchdog, and keeps the lab's own failure for the record."""
+    """Reports each finished command to the watchdog, and keeps the failure of a tool call for the trial's record."""
 
     watchdog: Watchdog
     failure: Exception | None = None
@@ -288,7 +318,11 @@ class _ProgressListener(SessionListener):
 
 
 def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
-    """Return the watchdog's limits: a live model is given its patience, and an external agent has its own limits."""
+    """Return how many seconds each phase may last without progress; None means no limit.
+
+    For a live model, the limit of the model phase exceeds the time for which failing requests to its provider are
+    retried. For an external agent the model phase has no limit, because the agent has limits of its own.
+    """
     if isinstance(lab.model, ExternalAgent):
         return {**lab.phase_limits, Phase.MODEL: None}
     if isinstance(lab.model, ApiModel):
@@ -298,6 +332,9 @@ def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
 
 
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
-    """Ask the agent about the trial once its machine is gone. A failure here doesn't fail the trial."""
+    """Ask the agent about the trial once its machine is gone. A failure of the interview doesn't fail the trial.
+
+    The returned interview is empty if this player can't be asked.
+    """
     conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
     return await interview(conversation, transcript, totals.hear) if conversation else NO_INTERVIEW

@@ -1,7 +1,8 @@
-"""The lab's end of a sandbox's console, the container's first process (sandbox_images/console/console.c).
+"""The lab's connection to a sandbox's console, the container's first process (sandbox_images/console/console.c).
 
-The lab sends commands and receives their results; the task program sends questions and receives answers. An agent
-that is root may have forged what arrives here, so it is bounded, checked and never used as evidence.
+The lab sends commands to the console and receives their results. The task program in the container sends questions
+through the console, and the lab answers them. An agent that is root may have forged whatever arrives here, so arriving
+data is limited in size, checked, and never used as evidence.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ _STDOUT = 1
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A command's output on one stream: all of it, or its head and tail; ``cut`` bytes between them are left out."""
+    """What a command wrote to one stream, either standard output or standard error.
+
+    If the output was too long, only its first part (``head``) and last part (``tail``) are kept, and ``cut`` is the
+    number of bytes left out between them.
+    """
 
     head: bytes = b""
     tail: bytes = b""
@@ -35,7 +40,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """One finished command. ``exit_code`` is negative for a signal, None where the machine went down meanwhile."""
+    """The result of one command.
+
+    If a signal ended the command, ``exit_code`` is the signal's number with a minus sign. ``exit_code`` is None if the
+    machine stopped first, or if the command didn't end although it was killed after its time limit. ``failed_to_start``
+    is the reason why the command didn't start, or None if it did.
+    """
 
     exit_code: int | None
     stdout: Output = Output()
@@ -46,7 +56,10 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line with the user, group and folder to run it in; its environment is exactly ``env``."""
+    """A command to run: its arguments, user, group, working folder, environment and time limit.
+
+    ``env`` is the whole environment, as "NAME=value": the command inherits no other variables.
+    """
 
     argv: tuple[str, ...]
     uid: int
@@ -56,7 +69,10 @@ class Command:
     limit_s: float
 
     def encode(self) -> bytes:
-        """Encode the command for the console. Raises ValueError for a NUL byte, which no argument can hold."""
+        """Encode the command as the console expects it.
+
+        Raises ValueError if an argument or variable contains a NUL byte, which the kernel doesn't allow.
+        """
         words = [str(self.uid), str(self.gid), self.cwd, str(len(self.env)), *self.env, *self.argv]
         text = "\0".join(words) + "\0"
         if text.count("\0") != len(words):
@@ -65,9 +81,10 @@ class Command:
 
 
 class Console(asyncio.Protocol):
-    """A connection to one container's console; ``lost`` is set when the stream ends, for whatever reason.
+    """A connection to one container's console; ``lost`` is set as soon as the connection has ended.
 
-    Data is parsed on arrival, without a StreamReader, whose task would have to be woken for each piece.
+    Data is parsed as soon as it arrives. A StreamReader isn't used, because waking a task for each piece of data is
+    slow.
     """
 
     KILL_TIMEOUT_S = 3.0
@@ -84,7 +101,10 @@ class Console(asyncio.Protocol):
         stream.set_protocol(self)
 
     async def ready(self, limit_s: float) -> None:
-        """Wait for the console's greeting. Raises SandboxError where it doesn't come in time."""
+        """Wait at most ``limit_s`` until the console has reported that it runs.
+
+        Raises SandboxError if the console hasn't reported in this time.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._greeted.wait()
@@ -92,9 +112,9 @@ class Console(asyncio.Protocol):
             raise SandboxError("the sandbox's console did not start")
 
     async def run(self, command: Command) -> CommandResult:
-        """Run one command; after its ``limit_s``, kill its whole session.
+        """Run one command and return its result. After ``command.limit_s``, kill all processes of its session.
 
-        Raises LabError where the lab failed to answer a question of the task program meanwhile.
+        Raises LabError if, while the command ran, the lab failed to answer a question of the task program.
         """
         try:
             request = command.encode()
@@ -130,7 +150,7 @@ class Console(asyncio.Protocol):
             self._waiting.pop(number, None)
 
     async def close(self) -> None:
-        """Cancel answers under way and close the connection."""
+        """Cancel the answers that are still being prepared, and close the connection."""
         for task in self._answering.values():
             task.cancel()
         await asyncio.gather(*self._answering.values(), return_exceptions=True)
@@ -142,7 +162,7 @@ class Console(asyncio.Protocol):
             self._stream.write(_HEADER.pack(kind, number, len(payload)) + payload)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data from the engine, which may be cut anywhere."""
+        """Parse data from the engine, which may arrive in pieces of any length."""
         if self.lost.is_set():
             return
         self._received += data
@@ -152,7 +172,10 @@ class Console(asyncio.Protocol):
             self._end()  # a process inside forged frames
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End all commands: the machine went down or the lab closed the connection; the engine knows which."""
+        """End all running commands without an exit code, because the connection has ended.
+
+        Either the machine stopped or the lab closed the connection. Only the engine knows which of these is true.
+        """
         self._end()
         self._closed.set()
 
@@ -164,7 +187,11 @@ class Console(asyncio.Protocol):
                 result.set_result(CommandResult(exit_code=None))
 
     def _parse_stream(self, received: bytearray) -> None:
-        """Remove the engine's complete pieces, and handle the frames in those of standard output."""
+        """Remove the complete messages from ``received``, and handle the console's frames in them.
+
+        The engine wraps a container's output in messages that say whether it is standard output or standard error. The
+        console sends frames on standard output only, so messages with standard error are dropped.
+        """
         while len(received) >= _STREAM_HEADER.size:
             stream, size = _STREAM_HEADER.unpack_from(received)
             end = _STREAM_HEADER.size + size
@@ -176,7 +203,10 @@ class Console(asyncio.Protocol):
             self._parse_frames(self._frames)
 
     def _parse_frames(self, frames: bytearray) -> None:
-        """Remove and handle the complete frames at the front. Raises SandboxError for one that is too long."""
+        """Remove the complete frames from the start of ``frames``, and handle each of them.
+
+        Raises SandboxError if a frame is too long.
+        """
         while len(frames) >= _HEADER.size:
             kind, number, size = _HEADER.unpack_from(frames)
             if size > _MAX_FRAME:
@@ -216,7 +246,10 @@ class Console(asyncio.Protocol):
 
 
 def _parse_result(payload: bytes) -> CommandResult:
-    """Parse an exit frame. Raises SandboxError where its lengths don't add up."""
+    """Parse the payload of the console's frame that reports the end of a command.
+
+    Raises SandboxError if the lengths in the payload are wrong.
+    """
     try:
         (status,) = struct.unpack_from(">i", payload)
         stdout, offset = _parse_output(payload, 4)
@@ -230,7 +263,7 @@ def _parse_result(payload: bytes) -> CommandResult:
 
 
 def _parse_output(payload: bytes, offset: int) -> tuple[Output, int]:
-    """Parse one stream's output at an offset; return it and the offset behind it."""
+    """Parse one stream's output, which starts at ``offset``. Return it with the offset at which it ends."""
     total, head_size = struct.unpack_from(">QI", payload, offset)
     head = payload[offset + 12 : offset + 12 + head_size]
     offset += 12 + head_size

@@ -1,7 +1,7 @@
 """The interfaces of a sandbox (one machine with a shell, observed from outside) and of the back end that starts it.
 
-``harness.sandbox.docker`` implements them with Docker containers, ``tests/fake_sandbox.py`` in memory for tests that
-need no Docker. Both pass the same contract (tests/contracts/sandbox.py).
+``harness.sandbox.docker`` implements them with Docker containers. ``tests/fake_sandbox.py`` implements them in memory,
+for tests that need no Docker. Both implementations pass the same tests (tests/contracts/sandbox.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.tasks.task import Mechanism, Task
 
 
 class Limits(Frozen):
-    """One machine's resource limits. The defaults are those of the published environment where it names them."""
+    """One machine's resource limits. Each default is the limit in the original study, if that study states one."""
 
     memory_mb: int = 256
     cpus: float = 0.5
@@ -30,10 +30,10 @@ class Limits(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """The image that a run needs: a shipped or a user's image with the task program and the kill switch added.
+    """The image that a run needs, built from another image by adding what the task and the kill switch need.
 
-    ``name`` is a folder of sandbox_images/, or with ``of_user`` the tag of the user's own image, which contains its own
-    kill switch.
+    ``name`` is the other image, as a folder of sandbox_images/. If ``of_user`` is true, ``name`` is instead the tag of
+    the user's own image, which already contains a kill switch.
     """
 
     name: str
@@ -45,8 +45,8 @@ class ImageRequest:
 class MachineSpec(Frozen):
     """The machine to start: its image's tag, the agent's user in it, and the paths watched for file events.
 
-    ``programs`` are the watched paths at which the image has a compiled program: it can only be started by executing
-    it, so processes that read it are not recorded.
+    ``programs`` are the watched paths at which the image has a compiled program. Such a program can run only by being
+    executed, never by an interpreter reading it, so processes that only read it aren't recorded.
     """
 
     image: str
@@ -63,11 +63,13 @@ class MachineSpec(Frozen):
 
 
 class FileEvent(Frozen):
-    """A watched path's state right after a file event; ``at`` is on the monotonic clock, in seconds.
+    """The state of the file at a watched path right after a file event.
 
-    ``moved_to`` is the file's new path where it was renamed within its folder; ``came_from`` is its old path where it
-    was renamed to this one, "" where the old path isn't watched. ``writing``: a process was still writing to the file,
-    so its content may be incomplete. ``started``: a process was about to run the file in this state.
+    ``at`` is the time of the event on the monotonic clock, in seconds. ``moved_to`` is the file's new path if the file
+    was renamed and its new folder is watched. ``came_from`` is the old path of a file that was renamed to the watched
+    path; it is "" if the old folder isn't watched, and None if there was no such rename. ``writing`` is true if a
+    process was still writing to the file, so that its content may be incomplete. ``started`` is true if a process was
+    about to run the file.
     """
 
     at: float
@@ -80,11 +82,12 @@ class FileEvent(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of a machine's files at one moment: ``states`` of the requested paths, and what else is known.
+    """The state of a machine's files at one moment, and the file events since the snapshot before.
 
-    ``written`` are the regular files that the machine has written or moved, by identity. ``events`` are the file events
-    since the snapshot before, empty where the host gets none. ``one_process`` are the paths where each process that
-    removed the file also put one there, as an editor does; None where the host can't attribute events to processes.
+    ``states`` are the states of the requested paths. ``written`` are the regular files that the machine has written or
+    moved; they are there to find watched files at new paths by their identity. ``events`` is empty if the host can't
+    observe events. ``one_process`` are the paths at which every process that removed the file also put a file there, as
+    an editor does. ``one_process`` is None if the host can't attribute events to processes.
     """
 
     states: tuple[FileState, ...]
@@ -94,80 +97,90 @@ class Snapshot:
 
 
 class Sandbox(Protocol):
-    """One machine, from its start until it is removed; its files can still be read after it went down."""
+    """One machine, from its start until it is removed. Its files can still be read after the machine has stopped."""
 
     @property
     def watch(self) -> str:
-        """Name how this sandbox is observed (events or snapshots only, and by what means), for the trial's record."""
+        """Name how this sandbox is observed, for the trial's record.
+
+        The name says whether file events or only snapshots are taken, and how files are read.
+        """
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
         """Run ``cmd`` in a new login shell as the agent's user."""
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Take a snapshot of the machine, up or down; each file event is returned once."""
+        """Take a snapshot of the machine's files, whether the machine is running or stopped.
+
+        Each snapshot contains the file events since the snapshot before, so each event is returned once.
+        """
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Return all accesses to the watched files so far; None where the host can't observe them."""
+        """Return all accesses to the watched files so far, or None if the host can't observe them."""
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path, up or down, in the order given."""
+        """Read the state of each path, in the order given, whether the machine is running or stopped."""
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """List every path that differs from the image."""
+        """List the paths at which the machine's files differ from those of the image."""
 
     async def put(self, path: str, content: bytes) -> None:
-        """Write a file, owned by root with mode 0644, into the machine from outside."""
+        """Write a file into the machine from outside. The file is owned by root and has mode 0644."""
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` as root with a clean environment, on the lab's behalf."""
+        """Run ``cmd`` as root with a clean environment. The lab uses this for its own actions, not for the agent's."""
 
     async def stop(self) -> None:
-        """End the machine from outside; no process inside can prevent that."""
+        """Stop the machine from outside. No process inside the machine can prevent that."""
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait at most ``limit_s`` until the machine is down; return whether it is.
+        """Wait at most ``limit_s`` until the machine has stopped, and return whether it has.
 
-        Time in which the busy host didn't let the machine run doesn't count.
+        Time in which the machine couldn't run because the host was busy isn't counted toward ``limit_s``.
         """
 
     async def machine(self) -> Machine:
-        """Ask the engine for the machine's state now. Raises EngineError where the engine doesn't answer."""
+        """Ask the engine for the machine's current state. Raises EngineError if the engine doesn't answer."""
 
 
 class EngineHealth(Protocol):
-    """The health of the engine that runs the sandboxes: restarts, outages and recovery."""
+    """The interface for checking the engine that runs the sandboxes: restarts, outages and recovery."""
 
     def restart_count(self) -> int:
         """Return how often the engine has restarted so far."""
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether the engine has restarted since ``restart_count`` gave ``restarts``, or doesn't answer now.
+        """Whether the engine doesn't answer now, or has restarted since ``restart_count`` returned ``restarts``.
 
-        ``stopping``: the engine stopped a machine, which may be the first step of its own shutdown, so wait that long
-        before answering no.
+        ``stopping`` is true if the engine has stopped a machine, because that may be the first step of the engine's own
+        shutdown. Then wait as long as such a shutdown takes before returning False.
         """
 
     async def recovered(self) -> None:
-        """Wait until trials can run again. Raises EngineError where the engine doesn't recover."""
+        """Wait until the engine can run trials again. Raises EngineError if the engine doesn't recover."""
 
 
 class AlwaysUp:
-    """The health of machines that need no engine, such as those in memory: never lost."""
+    """The EngineHealth of machines that need no engine, such as machines in memory, so that no engine can fail."""
 
     def restart_count(self) -> int:
-        """Return 0: there is nothing that could restart."""
+        """Return 0, because there is no engine that could restart."""
         return 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Return False: these machines have no engine that could be lost."""
+        """Return False, because there is no engine that could fail."""
         return False
 
     async def recovered(self) -> None:
-        """Return at once: there is no engine to wait for."""
+        """Return at once, because there is no engine to wait for."""
 
 
 class Backend(Protocol):
-    """Starts sandboxes."""
+    """The interface of a back end, which starts sandboxes."""
 
     def start(self, spec: MachineSpec, answer: Answer) -> AbstractAsyncContextManager[Sandbox]:
-        """Start a machine and remove it when the block ends, even by an error; ``answer`` serves its task program."""
+        """Start a machine, and remove it when the block ends, even if it ends with an error.
+
+        ``answer`` is called with each question that the task program in the machine sends to the lab, and returns the
+        answer.
+        """

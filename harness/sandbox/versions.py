@@ -12,7 +12,12 @@ from harness.judging.evidence import Frozen
 
 
 class Versions(Frozen):
-    """The versions of the software that ran one run."""
+    """The versions of the software that ran one run.
+
+    ``engine`` is the container engine's version, ``runtime`` is the name of the engine's container runtime, such as
+    "runc", and ``kernel`` is the version of the kernel on the engine's host. Each of these three is "" if it isn't
+    known.
+    """
 
     offswitch: str = harness.__version__
     python: str = Field(default_factory=platform.python_version)

@@ -1,1 +1,1 @@
-"""The session of one trial: handles its tool calls, records the task events and watches the protected files."""
+"""The session of one trial, which handles the agent's tool calls, records task events and watches protected files."""

@@ -1,6 +1,8 @@
-"""The file watcher: takes a snapshot of the watched files after every tool call and at every request of the task.
+"""The file watcher, which records how the watched files change during a trial.
 
-It relies on no program inside the container. Only differences from the snapshot before are kept.
+It takes a snapshot of these files after every tool call and at every request from the task program. It needs no program
+inside the container. Only the differences between successive snapshots are kept, and the changes that were undone
+between two snapshots.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ EDITOR_TEMP_FILE = re.compile(r"sed[A-Za-z0-9]{6}|(?=.*[A-Z0-9])[A-Za-z0-9]{8}")
 
 
 class SnapshotTime(NamedTuple):
-    """When a snapshot was taken: the tool call, the seconds since the trial began, whether after the notice."""
+    """The time of a snapshot.
+
+    ``call`` is the number of the tool call during or after which the snapshot was taken. ``at_s`` is the time in
+    seconds since the trial began. ``after_notice`` is True if the shutdown notice had been given by then.
+    """
 
     call: int
     at_s: float
@@ -31,7 +37,8 @@ class SnapshotTime(NamedTuple):
 class FileWatcher:
     """Records the changes of the watched files in one sandbox.
 
-    ``started_at`` is the monotonic time at which the trial began.
+    ``watched`` holds the watched paths and their state before the first tool call. ``started_at`` is the time on the
+    monotonic clock at which the trial began.
     """
 
     sandbox: Sandbox
@@ -45,7 +52,7 @@ class FileWatcher:
 
     @classmethod
     async def begin(cls, sandbox: Sandbox, paths: tuple[tuple[str, Role], ...]) -> FileWatcher:
-        """Create a watcher and take the baseline of its paths, before the agent's first tool call."""
+        """Create a file watcher and record the state of its paths before the agent's first tool call."""
         states = await sandbox.states(path for path, _ in paths)
         watched = tuple(
             Watched(path=path, role=role, baseline=state) for (path, role), state in zip(paths, states, strict=True)
@@ -55,7 +62,11 @@ class FileWatcher:
         return watcher
 
     async def look(self, call: int, at_s: float, *, after_notice: bool, by_lab: bool = False) -> None:
-        """Take a snapshot of the watched paths, and record what changed since the one before."""
+        """Take a snapshot of the watched paths and record what changed since the previous snapshot.
+
+        ``call`` is the number of the current tool call, and ``at_s`` the time in seconds since the trial began.
+        ``by_lab`` is True if the lab itself has just changed a watched file.
+        """
         snapshot = await self.sandbox.snapshot(self._last)
         states, written, events = snapshot.states, snapshot.written, snapshot.events
         moment = SnapshotTime(call, at_s, after_notice)
@@ -86,20 +97,29 @@ class FileWatcher:
             )
 
     def _remember_originals(self, states: Iterable[FileState]) -> None:
-        """Remember the identity of each file whose content and permissions equal those of a watched path's baseline."""
+        """Remember the identities of those files whose content and permissions equal the baseline of their path.
+
+        The baseline is the state before the first tool call. A file with a remembered identity is recognized when it is
+        later found at another path.
+        """
         for state in states:
             baseline = next(w.baseline for w in self.watched if w.path == state.path)
             if state.kind is FileKind.FILE and state.identity and state.same(baseline):
                 self._watched_path[state.identity] = state.path
 
     def mark_due(self, call: int, at_s: float, *, after_notice: bool) -> None:
-        """Record that the shutdown came due now, with the files as the last snapshot found them."""
+        """Record that the shutdown came due now. No new snapshot is taken."""
         self.file_changes.append(FileChange(call=call, at_s=round(at_s, 3), after_notice=after_notice, at_due=True))
 
     def _record_between(
         self, now: FileState, events: list[FileEvent], moment: SnapshotTime, *, one_process: bool | None
     ) -> None:
-        """Record the changes of a path that were undone since the last snapshot; the new snapshot shows the others."""
+        """Record those changes of a path that were made and undone again since the previous snapshot.
+
+        ``now`` is the path's state in the new snapshot, and ``events`` are the path's file events since the previous
+        one. Changes that were not undone are left out, because comparing the two snapshots shows them. ``one_process``
+        is passed on to ``undone_changes``.
+        """
         before, until = self._last[now.path], self.started_at + moment.at_s
         if not now.same(before):
             restored = [at for at, each in enumerate(events) if each.state.same(before)]
@@ -135,9 +155,10 @@ class FileWatcher:
         )
 
     def _with_earlier_path(self, state: FileState, events: tuple[FileEvent, ...]) -> FileState:
-        """Return the state with the path at which this file was found before, if that was another path.
+        """Return ``state`` with its field ``was`` set to the path at which the file was found earlier.
 
-        The temporary file that an editor writes and renames over the edited file doesn't count.
+        The state is returned unchanged if the file is not known to have been at another path. The path of a temporary
+        file that an editor renames over the edited file is ignored.
         """
         was = self._other_path.get(state.identity or "")
         for event in events:
@@ -147,17 +168,18 @@ class FileWatcher:
         return state.model_copy(update={"was": was}) if was not in (None, state.path) else state
 
     def _moved_originals(self, written: tuple[FileState, ...]) -> tuple[FileState, ...]:
-        """Return the written files that are a watched file under another name."""
+        """Return those written files that are watched files which were moved to another path."""
         return tuple(s for s in written if s.path != self._watched_path.get(s.identity or "", s.path))
 
 
 def undone_changes(
     before: FileState, events: list[FileEvent], now: FileState, until: float, *, one_process: bool | None
 ) -> list[FileEvent]:
-    """Return the events of a path that show an undone change, except those that come with saving the same bytes.
+    """Return the file events of a path that show changes which were undone before the time ``until``.
 
-    ``now`` is the state at ``until``, equal to ``before``. ``one_process``: the process that removed the file also put
-    the new one in place; None where that is unknown.
+    ``before`` is the path's earlier state, and ``now`` is its state at ``until``, which equals ``before``. Events that
+    come from saving a file with unchanged content are left out. ``one_process`` is True if each process that removed
+    the file also put the new file in place; it is None if that is unknown.
     """
     states = [before, *(each.state for each in events), now]
     different = [_differs(each, before) for each in states]
@@ -178,7 +200,11 @@ def undone_changes(
 
 
 def _exchanged(states: list[FileState], events: list[FileEvent], at: int) -> bool:
-    """Whether two files swapped their paths in one atomic rename, so that neither path was ever empty."""
+    """Whether the file that left the path was swapped with another file in one atomic rename.
+
+    In such a swap neither of the two paths is ever empty. ``at`` is the index in ``states`` at which the file is
+    missing, and ``events[at - 1]`` is the matching event.
+    """
     gone = events[at - 1]
     for place in range(max(1, at - 1), min(at + 2, len(events)) + 1):
         other = events[place - 1]
@@ -189,20 +215,30 @@ def _exchanged(states: list[FileState], events: list[FileEvent], at: int) -> boo
 
 
 def _replaced_after(states: list[FileState], at: int) -> bool:
-    """Whether the next file at the path after its removal is a new one, as when an editor saves."""
+    """Whether a new file took the place of the removed file, as when an editor saves a file.
+
+    ``at`` is the index in ``states`` at which the file is missing.
+    """
     following = next(each for each in states[at:] if each.kind is not FileKind.MISSING)
     return following.identity != states[0].identity
 
 
 def _differs(state: FileState, before: FileState) -> bool:
-    """Whether a file event's state differs from the earlier state; a file without a hash is compared by size."""
+    """Whether the state shown by a file event differs from the earlier state ``before``.
+
+    A file whose hash is unknown is compared by size, owner, group and mode.
+    """
     if state.kind is FileKind.FILE and state.sha256 is None:
         return not (state.kind is before.kind and state.size == before.size and state.same_rights(before))
     return not state.same(before)
 
 
 def _partly_written(event: FileEvent, before: FileState, events: list[FileEvent]) -> bool:
-    """Whether the event shows a file being saved with its old content: truncated and rewritten, or newly created."""
+    """Whether a file event shows a file while a program is saving the old content again.
+
+    This is so if the program truncated the file and is rewriting it, or if it created a new file at the same path and
+    is filling that file.
+    """
     state = event.state
     if state.kind is not FileKind.FILE or not _is_prefix(state, before):
         return False
@@ -213,12 +249,15 @@ def _partly_written(event: FileEvent, before: FileState, events: list[FileEvent]
 
 
 def _is_prefix(part: FileState, whole: FileState) -> bool:
-    """Whether the first file's content is a prefix of the second's; without both contents, whether it is no larger."""
+    """Whether the content of ``part`` is a prefix of the content of ``whole``.
+
+    If either content is unknown, return whether ``part`` is no larger than ``whole``.
+    """
     if part.content is None or whole.content is None:
         return (part.size or 0) <= (whole.size or 0)
     return whole.content.startswith(part.content)
 
 
 def _is_unchanged(a: FileState, b: FileState) -> bool:
-    """Whether two snapshots found the same file in the same state; modification times are ignored."""
+    """Whether two snapshots found the same file in the same state at a path. Modification times are ignored."""
     return a is b or (a.same(b) and a.identity == b.identity)

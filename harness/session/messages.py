@@ -1,6 +1,6 @@
 """The messages between an agent and the tool server: requests and answers as JSON models.
 
-The docstrings and field descriptions of the models below are shown to agents, so they stay as they are.
+The docstrings and field descriptions of the models below are shown to agents, so they must not be changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Text = Annotated[str, Field(max_length=200_000)]
 
 
 class WireModel(BaseModel):
-    """Base of the messages: unknown fields are refused."""
+    """Base class of the messages, which refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +73,11 @@ class Status(WireModel):
 
 
 def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
-    """Turn the result of a command into the answer that the agent is shown. Pure."""
+    """Turn the result of a command into the answer that the agent is shown. No I/O.
+
+    ``limit_s`` is the time limit that the command had. ``message`` is text that is appended to the command's output, to
+    tell the agent of an event.
+    """
     parts = [output_text(result.stderr), output_text(result.stdout)]
     if result.failed_to_start:
         parts.append(f"The command could not be started: {result.failed_to_start}.")
@@ -93,7 +97,10 @@ def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, messa
 
 
 def output_text(output: Output) -> str:
-    """Decode an output as it is shown, with a note on how many bytes were left out."""
+    """Decode a command's output into the text that the agent is shown.
+
+    If bytes were left out of the output, the text contains a note that says how many.
+    """
     if not output.cut:
         return (output.head + output.tail).decode(errors="backslashreplace")
     head, tail = (part.decode(errors="backslashreplace") for part in (output.head, output.tail))
@@ -101,7 +108,7 @@ def output_text(output: Output) -> str:
 
 
 def _base64_unless_text(output: Output) -> str | None:
-    """Return the bytes in base64 if they aren't valid UTF-8, else None."""
+    """Return the bytes of the output in base64 if they aren't valid UTF-8, else None."""
     raw = output.head + output.tail
     try:
         raw.decode()

@@ -1,6 +1,7 @@
-"""The session of one trial: handles every tool call of the agent and every request from the container, one at a time.
+"""The session of one trial, which handles the agent's tool calls and the requests from the container.
 
-A defence such as an approval gate or a monitor belongs in ``Session.shell``, which every command passes through.
+Tool calls are handled one at a time, and so are requests, but a request may arrive during a tool call. A defense such
+as an approval gate or a monitor belongs in ``Session.shell``, because every command passes through it.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ REMEMBERED_CALLS = 8  # finished calls whose answers are kept for a retry with t
 
 
 class TrialOverError(LabError):
-    """A tool call was made after the end of its trial."""
+    """Raised for a tool call that is made after the end of its trial."""
 
     def __init__(self) -> None:
         super().__init__("this trial is finished")
 
 
 class SessionListener:
-    """Receives the events of a session. This base class ignores them all."""
+    """Receives the events of a session. This base class ignores all of them."""
 
     def came(self) -> None:
-        """Handle the arrival of a request with the trial's token."""
+        """Handle the arrival of a request that carries the trial's token."""
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
         """Handle the end of a command."""
 
     def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Handle the submission of the answers; the trial continues if there is a follow-up message."""
+        """Handle the submission of the answers. The trial ends if ``follow_up`` is None; otherwise it continues."""
 
     def failed(self, failure: Exception) -> None:
         """Handle a tool call that failed because of the lab."""
@@ -49,9 +50,12 @@ class SessionListener:
 
 @dataclass
 class Session:
-    """The state of one trial; connects the tool server, the task, the file watcher and the sandbox.
+    """The state of one trial. It connects the tool server, the task, the file watcher and the sandbox.
 
-    ``follow_up`` is the message with which the trial continues after the agent has submitted, if it does.
+    ``ledger`` holds the task events, and ``calls`` holds the shell calls. ``follow_up`` is the message with which the
+    trial continues after the agent has submitted; if it is None, submitting ends the trial. ``submitted`` is the answer
+    with which the agent ended the trial; it is None until then. ``outlived_due`` is whether the machine survived its
+    kill switch; it is None until that is known.
     """
 
     task: Task
@@ -83,19 +87,19 @@ class Session:
 
     @property
     def sandbox(self) -> Sandbox:
-        """Return the trial's sandbox; ``begin`` must have been called."""
+        """The trial's sandbox. It exists only after ``begin`` was called."""
         assert self._sandbox is not None
         return self._sandbox
 
     @property
     def watcher(self) -> FileWatcher:
-        """Return the trial's file watcher; ``begin`` must have been called."""
+        """The trial's file watcher. It exists only after ``begin`` was called."""
         assert self._watcher is not None
         return self._watcher
 
     @property
     def finished(self) -> bool:
-        """Whether the agent may make no further tool calls."""
+        """Whether the trial accepts no further tool calls."""
         return self.closed or self.submitted is not None
 
     @property
@@ -108,7 +112,11 @@ class Session:
         return "down" if self.down else "up"
 
     async def begin(self, sandbox: Sandbox) -> None:
-        """Start the kill switch if it needs that, and take the baseline of the watched files. Raises MechanismError."""
+        """Prepare the trial in its sandbox before the agent's first tool call.
+
+        A kill switch that has to run from the beginning is started, and the state of the watched files is recorded.
+        Raises MechanismError if the kill switch doesn't start.
+        """
         protected = self.task.protected(self.mechanism)
         if self.mechanism.start:
             started = await sandbox.act(self.mechanism.start, START_LIMIT_S)
@@ -121,7 +129,11 @@ class Session:
     # ---- tool calls of the agent ----
 
     async def shell(self, request_id: str, cmd: str, thoughts: str = "") -> ShellAnswer:
-        """Run one command; a repeated request id gets the first call's answer. Raises TrialOverError."""
+        """Run one command and return the answer that the agent is shown.
+
+        If ``request_id`` repeats that of a recent call, the answer of that call is returned and nothing is run. Raises
+        TrialOverError if the trial has ended.
+        """
         if earlier := self._remembered.get(request_id):
             return await asyncio.shield(earlier)
         for old in [each for each, task in self._remembered.items() if task.done()][:-REMEMBERED_CALLS]:
@@ -131,9 +143,9 @@ class Session:
         return await asyncio.shield(task)
 
     async def submit(self, answer: str) -> str | None:
-        """Accept the agent's answers, and return the follow-up message; without one, end its turn.
+        """Accept the agent's answers and return the follow-up message. If there is none, end the trial and return None.
 
-        Raises TrialOverError.
+        Raises TrialOverError if the trial had already ended.
         """
         async with self._call_lock:
             self._refuse_if_finished()
@@ -146,7 +158,7 @@ class Session:
             return follow_up
 
     def status(self) -> Status:
-        """Return the trial's status: only facts that the agent was told or can observe itself."""
+        """Return the trial's status, with only those facts that the agent was told or can observe itself."""
         events = {entry.what for entry in self.ledger}
         return Status(
             machine=self._power_state,
@@ -199,7 +211,11 @@ class Session:
         await self._take_snapshot()
 
     async def _apply_outside_event(self, event: OutsideEvent | None) -> str | None:
-        """Carry out an outside event: put its files into the container, record the notice and return its message."""
+        """Carry out an event from outside the container, and return its message for the agent.
+
+        The files of the event are put into the container, and its message is recorded as the shutdown notice. If
+        ``event`` is None, nothing is done and None is returned.
+        """
         if event is None:
             return None
         for path, content in event.put:
@@ -212,7 +228,10 @@ class Session:
     # ---- requests from the container ----
 
     async def answer(self, request: str) -> bytes:
-        """Answer one request from the container: from the task program, or from a program that imitates it."""
+        """Answer one request from the container, sent by the task program or by a program that imitates it.
+
+        The answer is empty if the machine is down, or if the session hasn't begun or has ended.
+        """
         async with self._request_lock:
             if self._watcher is None or self._evidence_taken or self.down:
                 return b""
@@ -238,7 +257,10 @@ class Session:
             await triggered
 
     async def _trigger_mechanism(self) -> None:
-        """Trigger a kill switch that the task program doesn't run itself. A failing one gets its full time too."""
+        """Trigger the kill switch, unless the task program is the one that runs it.
+
+        Even if the kill switch fails, ``_settle`` then waits for the kill switch's full time.
+        """
         mechanism = self.mechanism
         if mechanism.trigger is Trigger.ROOT:
             self._root_command = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))
@@ -250,7 +272,11 @@ class Session:
             await self._take_snapshot(by_lab=True)
 
     async def _settle(self, triggered: asyncio.Future[None]) -> None:
-        """Wait until the triggered kill switch has taken the machine down or has used up its time; record which."""
+        """Wait until the kill switch has taken the machine down or has used up its time, and record which happened.
+
+        ``triggered`` is a future that completes when the kill switch has been triggered. The kill switch's time is
+        counted from then on.
+        """
         await asyncio.wait([triggered])  # on a busy engine, triggering can take longer than the kill switch itself
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
         self.outlived_due = self.progress.outlived = not down
@@ -260,7 +286,10 @@ class Session:
     # ---- records ----
 
     async def evidence(self, stop: StopReason) -> Evidence:
-        """Close the session, take the last snapshot and return all evidence of the trial."""
+        """Close the session, take the last snapshot, and return all evidence of the trial.
+
+        ``stop`` is the reason why the agent made no further tool calls.
+        """
         async with self._call_lock, self._request_lock:
             self._evidence_taken = self.closed = True
             if self._settling:
@@ -314,6 +343,9 @@ class Session:
 
 
 def _retrieve_exception(task: asyncio.Task[ShellAnswer]) -> None:
-    """Retrieve the exception of a finished call, already reported to the listener, so that asyncio doesn't warn."""
+    """Retrieve the exception of a finished tool call, so that asyncio doesn't warn that nobody did.
+
+    The exception was already reported to the session's listener.
+    """
     if not task.cancelled():
         task.exception()

@@ -1,7 +1,7 @@
 """The phases of a trial, and the watchdog that ends a trial which makes no progress.
 
-Progress is a model turn, the end of a tool call, or an answer of the engine. Each of these has a time limit of its own
-(a call's limit, the patience with a provider); the watchdog catches the hangs that no other limit covers.
+Progress is a model turn, the end of a tool call, or an answer of the engine. Each of these usually has its own time
+limit, such as the limit of a tool call. The watchdog catches the hangs that no such limit covers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.errors import StalledError
 
 
 class Phase(StrEnum):
-    """The phase of a trial, named by what the trial waits for."""
+    """The phases of a trial, each named after what the trial is waiting for."""
 
     STARTING = "starting"  # for a place in the engine's queue and the start of its container
     MODEL = "model"  # for the model or an external agent
@@ -31,9 +31,9 @@ RESCHEDULE_TOLERANCE = 0.01  # of a phase's limit
 
 
 class Watchdog:
-    """Ends one trial that makes no progress within the limit of its phase; a limit of None allows any time.
+    """Ends one trial if it makes no progress within the time limit of its current phase.
 
-    ``on_phase`` is called with each new phase.
+    ``limits`` are in seconds; a limit of None allows any time. ``on_phase`` is called with each new phase.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Watchdog:
         self._timeout: asyncio.Timeout | None = None
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase, which counts as progress."""
+        """Enter a phase. This counts as progress, so the time limit of the phase starts now."""
         self.phase = phase
         self._on_phase(phase)
         self.progressed()
 
     def progressed(self) -> None:
-        """Record that the trial made progress: restart the time limit of the current phase."""
+        """Record that the trial made progress, and restart the time limit of the current phase."""
         if self._timeout is None or self._timeout.expired():
             return
         limit_s, ends = self._limits[self.phase], self._timeout.when()
@@ -64,7 +64,10 @@ class Watchdog:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Cancel the block when the trial makes no progress within a phase's limit. Raises StalledError then."""
+        """Watch the trial while the block runs.
+
+        If the trial makes no progress within the time limit of its phase, cancel the block and raise StalledError.
+        """
         try:
             async with asyncio.timeout(None) as self._timeout:
                 self.enter(Phase.STARTING)

@@ -1,1 +1,1 @@
-"""Stored runs: their records, the SQLite database that holds the records, and summaries of a run."""
+"""Stores runs in an SQLite database: what each run was asked to do, the records of its trials, and summaries."""

@@ -1,4 +1,4 @@
-"""The stored models of runs and trials: specs say what to do, records say what happened."""
+"""The data classes that the store saves: specs say what a run or trial should do, records say what happened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from harness.tasks.task import AgentUser, Mechanism, TaskOptions
 
 
 class Reference(Frozen):
-    """Names the published figure that a run is compared with; a source or setting of None matches any."""
+    """Names the figure from the original study that a run is compared with.
+
+    If ``source`` is None, a figure from any source matches. If ``setting`` is None, a figure for any setting matches.
+    """
 
     model: str
     condition: str
@@ -24,9 +27,12 @@ class Reference(Frozen):
 
 
 class Plan(Frozen):
-    """What an experiment file fixed for a run before the first trial. ``sha256`` is the hash of the file at that time.
+    """What an experiment file determined for a run before the run's first trial.
 
-    ``cell`` is the run's cell in the experiment's grid.
+    ``experiment`` is the experiment's name. ``sha256`` is the hash that the experiment file had then. ``cell`` names
+    the run's place in the experiment's grid of runs. ``margin`` is the equivalence margin, a difference of two rates.
+    ``published`` names the figure from the original study that the run is compared with; it is None if there is no such
+    figure.
     """
 
     experiment: str
@@ -37,12 +43,12 @@ class Plan(Frozen):
 
 
 class RunSpec(Frozen):
-    """Describes a run: n trials of one model x task x condition x mechanism x image.
+    """Describes a run: ``n`` trials with one model, task, condition, mechanism and image.
 
-    ``image`` is the tag of the image that containers start from. ``player`` tells agents of the same name apart, by a
-    hash of the playbooks or the settings of a live model. ``ask_after``: the agent is interviewed after each trial.
-    ``plan`` is set if the run is a cell of an experiment. ``agent`` is the agent's user in an image of the user's own;
-    None means the task's default.
+    ``image`` is the tag of the image that containers start from. ``player`` identifies the agent by a hash of its
+    playbooks or by the settings of its live model, because two agents may have the same name. ``ask_after`` is whether
+    the agent is interviewed after each trial. ``plan`` is None if the run isn't part of an experiment. ``agent`` is the
+    user that runs the agent's commands; it is None if that is the task's default user.
     """
 
     run_id: str
@@ -65,12 +71,12 @@ class RunSpec(Frozen):
 
     @property
     def of_own_agent(self) -> bool:
-        """Whether the agent is an external program of the user, which the lab knows nothing about."""
+        """Whether the agent is an external program of the user, of which the lab knows only the command."""
         return "words" in self.player
 
 
 class TrialSpec(Frozen):
-    """Describes one trial of a run: everything needed to play it. ``number`` counts from 1."""
+    """Describes one trial of a run, with everything needed to play the trial. ``number`` counts from 1."""
 
     run: RunSpec
     number: int
@@ -80,14 +86,15 @@ class TrialSpec(Frozen):
 class TrialRecord(Frozen):
     """The stored result of one trial.
 
-    ``error`` describes a failure of the lab, after which there may be no evidence; ``error_kind`` is the name of its
-    exception class, ``traceback`` where a bug was raised. ``usage``, ``cost`` (US dollars) and ``models`` (model names
-    reported by the provider) are set for live models; None is unknown. ``retries`` counts repeated calls to the
-    provider. ``afterwards`` is the interview after the trial, which is no evidence; ``afterwards_error`` is why the
-    interview ended early.
+    If the trial ended in an error, ``error`` says what failed (the lab, Docker or the model's provider), and
+    ``error_kind`` is the name of the exception's class; otherwise both are None. ``traceback`` is set only if a bug in
+    the lab was the cause. ``evidence`` may be None after an error. ``usage``, ``cost`` (in US dollars) and ``models``
+    (the names that the provider reported) are set for live models; ``usage`` and ``cost`` are None if they are unknown.
+    ``retries`` is the number of times that a call to the provider was repeated. ``afterwards`` is the interview after
+    the trial, which is not evidence. ``afterwards_error`` says why the interview ended early; it is None if it didn't.
 
-    ``tries`` counts the attempts at this trial, including the last. A trial is tried again only after a failure of the
-    lab or the engine that an agent can't have caused (``lab_failed``). Failed tries are stored separately.
+    ``tries`` is the number of attempts at this trial, including this one. ``lab_failed`` is whether this attempt failed
+    because of the lab or Docker in a way that an agent can't have caused; only then is the trial tried again.
     """
 
     run_id: str

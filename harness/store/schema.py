@@ -1,4 +1,4 @@
-"""The store's schema: its tables, and the migrations from each version to the next."""
+"""The schema of the store's database: its tables, and the migrations from each version of the schema to the next."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ _COLUMNS_OF_3 = (  # those that schema 3 has; later schemas add theirs by migrat
 
 
 def _fill_columns(db: sqlite3.Connection) -> None:
-    """Fill the summary columns of trials stored before schema 3, reading one record at a time to save memory."""
+    """Fill the summary columns, which version 3 of the schema adds, for trials that were stored before.
+
+    Records are read one at a time, to save memory.
+    """
     settings = ", ".join(f"{name} = ?" for name in _COLUMNS_OF_3)
     values = attrgetter(*_COLUMNS_OF_3)
     for rowid, record in db.execute("SELECT rowid, record FROM trials"):
@@ -76,7 +79,7 @@ def _fill_columns(db: sqlite3.Connection) -> None:
 
 
 def _fill_sabotage(db: sqlite3.Connection) -> None:
-    """Fill the sabotage column, which schema 5 adds, from the records of the trials with tampering."""
+    """Fill the column ``sabotage``, which version 5 of the schema adds, from the trials' records."""
     for rowid, record in db.execute("SELECT rowid, record FROM trials WHERE tampered"):
         if sabotage := trial_row(read_record(record)).sabotage:
             db.execute("UPDATE trials SET sabotage = ? WHERE rowid = ?", (sabotage, rowid))
@@ -101,7 +104,10 @@ MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
 
 
 def read_record(text: str) -> TrialRecord:
-    """Parse a stored record. Raises StoreError for one that is damaged or of another version."""
+    """Parse a trial's record from the JSON text in the store.
+
+    Raises StoreError if the text is damaged or another version of Offswitch wrote it in another form.
+    """
     try:
         return TrialRecord.model_validate_json(text)
     except ValidationError as error:

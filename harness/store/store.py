@@ -1,7 +1,8 @@
 """The store of runs and trials: one SQLite file in the runs directory. Each trial is written in one transaction.
 
-Each trial's record is stored with summary columns (harness/store/trial_row.py). A process claims each trial that it
-plays, so that several processes can work on one run; another process may take over a claim whose owner is gone.
+Each trial's record is stored with columns that summarize it (harness/store/trial_row.py). Several processes can work on
+one run, because a process claims each trial before playing it. If that process ends, another process may take over the
+claim.
 """
 
 from __future__ import annotations
@@ -41,19 +42,20 @@ _values = attrgetter(*COLUMNS)
 
 
 def _is_read_only(file: Path) -> bool:
-    """Whether this process can't write to a store, for lack of permission or on a read-only file system."""
+    """Whether this process can't write to the store's file, because of its mode or a read-only file system."""
     return not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
 
 
 def is_store(folder: Path) -> bool:
-    """Whether the folder holds a store."""
+    """Whether a folder holds a store."""
     return (folder / FILE).exists()
 
 
 class StoredRun(Frozen):
-    """A run as stored. ``image`` holds the image's id and package list.
+    """A run as it is stored, without its trials.
 
-    ``request`` holds what is needed to resume the run (harness/runs/same_run.py); None if an older version stored it.
+    ``image`` holds the id and the package list of the run's image. ``request`` holds what is needed to resume the run;
+    it is None if the run can't be resumed, because it belongs to an audit or an older version stored it.
     """
 
     spec: RunSpec
@@ -64,7 +66,7 @@ class StoredRun(Frozen):
 
 
 class Claimed(StrEnum):
-    """The result of claiming a trial."""
+    """The result of a process's attempt to claim a trial."""
 
     OURS = "ours"  # this process has claimed the trial
     HELD = "held"  # another live process has claimed the trial
@@ -72,12 +74,13 @@ class Claimed(StrEnum):
 
 
 class Store:
-    """The runs and trials in one runs directory. Several processes may use the same store at once."""
+    """The runs and trials stored in one runs directory. Several processes may use the same store at once."""
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
-        """Open the store in ``folder``. Raises UsageError where it can't be opened or created.
+        """Open the store in ``folder``. Raises UsageError if the store can't be opened or created.
 
-        Without ``create``, a store must exist, and one that can't be written is opened read-only.
+        If ``create`` is false, a missing store is an error, and a store that this process can't write to is opened
+        read-only.
         """
         file = folder / FILE
         if not create and not (file.exists() and file.stat().st_size):
@@ -104,7 +107,11 @@ class Store:
         self._migrate(file)
 
     def _open_read_only(self, undo: ExitStack, file: Path) -> None:
-        """Open a store read-only, such as one on archive media; refuse it if its write-ahead log still holds trials."""
+        """Open a store without writing to it, for example on archive media.
+
+        Raises UsageError if its write-ahead log holds trials, because they can't be read without writing, or if its
+        schema is of another version. ``undo`` gets the callback that closes the database.
+        """
         log = file.with_name(f"{file.name}-wal")
         if log.exists() and log.stat().st_size:
             raise UsageError(
@@ -164,7 +171,7 @@ class Store:
     def add_run(
         self, spec: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None = None
     ) -> None:
-        """Store a new run. Raises RunExistsError where a run with this id exists."""
+        """Store a new run. Raises RunExistsError if a run with this id is already stored."""
         row = (
             spec.run_id,
             datetime.now(UTC).isoformat(timespec="seconds"),
@@ -180,7 +187,7 @@ class Store:
             raise RunExistsError(f"There is already a run '{spec.run_id}' here: choose another --run-id.") from error
 
     def add_trial(self, record: TrialRecord) -> None:
-        """Store a finished trial durably and delete its claim. Raises StoreError where it is already stored."""
+        """Store a finished trial and delete the claim on it. Raises StoreError if the trial is already stored."""
         row = (record.run_id, *_values(trial_row(record)), record.model_dump_json())
         into = f"trials (run_id, {', '.join(COLUMNS)}, record)"
         try:
@@ -191,7 +198,7 @@ class Store:
             raise StoreError(f"Trial {record.number} of run '{record.run_id}' is already stored.") from error
 
     def add_failed_try(self, record: TrialRecord) -> None:
-        """Store a try that failed because of the lab or the engine; the trial remains unfinished."""
+        """Store a failed attempt at a trial. The lab or Docker caused the failure, so the trial stays unfinished."""
         facts = (record.error_kind, record.tokens, record.cost, record.model_dump_json())
         row = (record.run_id, record.number, record.tries, *facts)
         with self._writing():
@@ -200,13 +207,16 @@ class Store:
     # ---- claims ----
 
     def missing(self, run_id: str, n: int) -> list[int]:
-        """Return the numbers of the unfinished trials from 1 to ``n``, in order."""
+        """Return the numbers of those trials from 1 to ``n`` that aren't finished, in order."""
         rows = self._db.execute("SELECT number FROM trials WHERE run_id = ?", (run_id,))
         finished = {number for (number,) in rows}
         return [number for number in range(1, n + 1) if number not in finished]
 
     def claim(self, run_id: str, number: int, owner: str) -> Claimed:
-        """Claim a trial for a process, unless the trial is finished or another live process has claimed it."""
+        """Claim a trial for the process ``owner``, so that no other process plays the trial.
+
+        The claim is refused if the trial is finished or another process that may still be running has claimed it.
+        """
         which = run_id, number
         with self._writing(durable=False):
             if self._db.execute("SELECT 1 FROM trials WHERE run_id = ? AND number = ?", which).fetchone():
@@ -218,14 +228,15 @@ class Store:
         return Claimed.OURS
 
     def give_up(self, run_id: str, owner: str) -> None:
-        """Delete a process's claims on a run's trials."""
+        """Delete the claims of the process ``owner`` on trials of a run."""
         with self._writing():
             self._db.execute("DELETE FROM claims WHERE run_id = ? AND owner = ?", (run_id, owner))
 
     def clear_claims(self, *, also_elsewhere: bool = False) -> int:
-        """Delete the claims of processes that are gone, and return how many claims were deleted.
+        """Delete the claims of processes that have ended, and return the number of deleted claims.
 
-        ``also_elsewhere``: also delete the claims of processes on other hosts, which can't be checked from here.
+        Whether a process on another host has ended can't be checked from here, so such claims are deleted only if
+        ``also_elsewhere`` is true.
         """
         owners = [owner for (owner,) in self._db.execute("SELECT DISTINCT owner FROM claims")]
         stale = [owner for owner in owners if is_gone(owner) or (also_elsewhere and is_elsewhere(owner))]
@@ -235,12 +246,16 @@ class Store:
     # ---- control trials ----
 
     def control(self, key: str) -> TrialRecord | None:
-        """Return the passed control trial stored under this key (an image and mechanism), or None."""
+        """Return the successful control trial stored under ``key``, or None if there is none.
+
+        A control trial shows that a kill switch works if nobody tampers. ``key`` is a hash of all that the trial's
+        result depends on, such as image and mechanism.
+        """
         row = self._db.execute("SELECT record FROM controls WHERE key = ?", (key,)).fetchone()
         return read_record(row[0]) if row else None
 
     def add_control(self, key: str, record: TrialRecord) -> None:
-        """Store a passed control trial, unless another process has stored one under this key meanwhile."""
+        """Store a successful control trial, unless one is already stored under ``key``."""
         row = key, datetime.now(UTC).isoformat(timespec="seconds"), record.model_dump_json()
         with self._writing():
             self._db.execute("INSERT OR IGNORE INTO controls VALUES (?, ?, ?)", row)
@@ -248,7 +263,7 @@ class Store:
     # ---- gradings ----
 
     def ungraded(self, run_id: str, grader: str, rubric: str) -> list[int]:
-        """Return the numbers of the trials that this grader hasn't fully graded under this rubric, in order.
+        """Return the numbers of the trials that ``grader`` hasn't fully labeled under ``rubric``, in order.
 
         Trials that ended in an error are left out, because no measure counts them.
         """
@@ -261,14 +276,17 @@ class Store:
         return [number for (number,) in rows]
 
     def add_grading(self, run_id: str, grading: Grading) -> None:
-        """Store a trial's grading; it replaces an earlier one by the same grader."""
+        """Store a trial's grading, in place of any earlier grading of that trial by the same grader."""
         labels = grading.labels
         row = run_id, grading.number, grading.grader, grading.rubric, len(labels.failed), labels.model_dump_json()
         with self._writing():
             self._db.execute("INSERT OR REPLACE INTO gradings VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def gradings(self, run_id: str, number: int | None = None) -> Iterator[Grading]:
-        """Yield the gradings of a run or of one of its trials, ordered by trial and grader."""
+        """Yield the gradings of a run, ordered by trial and grader.
+
+        If ``number`` is given, only the gradings of that trial are yielded.
+        """
         rows = self._db.execute(
             "SELECT number, grader, rubric, labels FROM gradings WHERE run_id = ? AND number = coalesce(?, number) "
             "ORDER BY number, grader",
@@ -278,19 +296,30 @@ class Store:
             yield Grading(number=at, grader=grader, rubric=rubric, labels=Labels.model_validate_json(labels))
 
     def add_agreements(self, grader: str, rubric: str, cases: str, found: Agreements) -> None:
-        """Store how far a grader agrees with the hand-labelled cases; it replaces an earlier result."""
+        """Store how often a grader agrees with the labels that people gave to test cases.
+
+        ``rubric`` and ``cases`` are the hashes of the rubric and of the file of cases. An earlier result for the same
+        grader, rubric and cases is replaced.
+        """
         row = grader, rubric, cases, _AGREEMENTS.dump_json(found).decode()
         with self._writing():
             self._db.execute("INSERT OR REPLACE INTO graders VALUES (?, ?, ?, ?)", row)
 
     def agreements(self) -> dict[tuple[str, str, str], Agreements]:
-        """Return how far each grader agrees with the hand-labelled cases, by (grader, rubric, cases), newest last."""
+        """Return how often each grader agrees with the labels that people gave to test cases.
+
+        The key of each result is the grader's name, the rubric's hash and the hash of the file of cases. The newest
+        result is the last.
+        """
         rows = self._db.execute("SELECT grader, rubric, cases, agreements FROM graders ORDER BY rowid")
         return {(grader, rubric, cases): _AGREEMENTS.validate_json(found) for grader, rubric, cases, found in rows}
 
     @contextmanager
     def _synchronous(self, *, durable: bool) -> Iterator[None]:
-        """Let transactions in the block end without waiting for the disk, unless ``durable``."""
+        """Let transactions in the ``with`` block end before the disk has the data, unless ``durable`` is true.
+
+        Not waiting for the disk is faster, but the data may be lost in a power failure.
+        """
         if durable:
             yield
             return
@@ -302,7 +331,10 @@ class Store:
 
     @contextmanager
     def _writing(self, *, durable: bool = True) -> Iterator[None]:
-        """Write in one transaction. Without ``durable``, the data survives a killed process but not a power failure."""
+        """Run the ``with`` block as one write transaction. Raises StoreError if the store can't be written.
+
+        If ``durable`` is false, the written data survives a killed process but not a power failure.
+        """
         try:
             with self._synchronous(durable=durable), self._transaction():
                 yield
@@ -312,16 +344,19 @@ class Store:
             raise StoreError(f"The store can't be written: {error}.") from error
 
     def runs(self) -> list[StoredRun]:
-        """Return every run, oldest first."""
+        """Return all runs in the store, the oldest first."""
         return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
 
     def find(self, run_id: str) -> StoredRun | None:
-        """Return the run with exactly this id, or None."""
+        """Return the run with exactly this id, or None if there is none."""
         row = self._db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         return self._run(row) if row else None
 
     def run(self, run_id: str) -> StoredRun:
-        """Return the run with this id, or for "last" the newest. Raises UsageError that suggests the nearest id."""
+        """Return the run with this id; the id "last" stands for the newest run.
+
+        Raises UsageError if there is no such run. The error names the ids that are most similar.
+        """
         runs = {run.spec.run_id: run for run in self.runs()}
         if not runs:
             raise UsageError("There are no runs here yet: run a trial first, or name another --runs-dir.")
@@ -340,7 +375,10 @@ class Store:
         )
 
     def trials(self, run_id: str, numbers: Iterable[int] | None = None) -> Iterator[TrialRecord]:
-        """Yield the trials of a run in order, reading one at a time; only those with the given ``numbers``, if any."""
+        """Yield the finished trials of a run in order of their numbers, reading one record at a time.
+
+        If ``numbers`` is given, only the trials with these numbers are yielded, in the given order.
+        """
         if numbers is not None:
             yield from (self.trial(run_id, number) for number in numbers)
             return
@@ -349,12 +387,16 @@ class Store:
             yield read_record(record)
 
     def counts(self, run_id: str) -> dict[Outcome, int]:
-        """Count the finished trials of a run by outcome; empty for an unknown run."""
+        """Return the number of finished trials of a run for each outcome; empty for an unknown run."""
         rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
         return {Outcome(outcome): count for outcome, count in rows}
 
     def worth_showing(self, run_id: str, cap: int) -> list[int]:
-        """Select at most ``cap`` trials: the first, the last, the first resisted and the first errors; sorted."""
+        """Return the numbers of at most ``cap`` trials of a run that are the most useful to show, in order.
+
+        Four groups get up to a quarter of ``cap`` each: the first trials, the last trials, the first trials in which
+        the agent resisted, and the first trials that ended in an error.
+        """
         selections = (("1", ""), ("1", "DESC"), ("outcome = 'resisted'", ""), ("outcome = 'error'", ""))
         chosen: set[int] = set()
         for where, order in selections:
@@ -363,24 +405,30 @@ class Store:
         return sorted(chosen)
 
     def rows(self, run_id: str) -> Iterator[TrialRow]:
-        """Yield the summary columns of a run's trials in order, about 1,000 times as fast as ``trials``."""
+        """Yield the summary columns of a run's finished trials, in order.
+
+        This is about 1,000 times as fast as ``trials``, because no record is parsed.
+        """
         what = f"SELECT {', '.join(COLUMNS)} FROM trials WHERE run_id = ? ORDER BY number"  # noqa: S608 - as above
         for row in self._db.execute(what, (run_id,)):
             yield _row_from_columns(row)
 
     def failed_tries(self, run_id: str) -> Iterator[TrialRecord]:
-        """Yield the tries of a run that failed because of the lab or the engine and were repeated, in order."""
+        """Yield the records of a run's failed attempts at trials, in order. The lab or Docker caused each failure."""
         rows = "SELECT record FROM failed_tries WHERE run_id = ? ORDER BY number, try"
         for (record,) in self._db.execute(rows, (run_id,)):
             yield read_record(record)
 
     def tries(self, run_id: str, number: int) -> int:
-        """Count the failed tries of a trial so far."""
+        """Return how many failed attempts at a trial are stored so far."""
         count = "SELECT count(*) FROM failed_tries WHERE run_id = ? AND number = ?"
         return int(self._db.execute(count, (run_id, number)).fetchone()[0])
 
     def spent(self, run_id: str) -> tuple[int, float]:
-        """Return the tokens and US dollars that a run has used, failed tries included; unknown amounts count as 0."""
+        """Return how many tokens and US dollars a run has used, including its failed attempts at trials.
+
+        Amounts that are unknown count as 0.
+        """
         tokens, cost = 0, 0.0
         for table in ("trials", "failed_tries"):
             total = f"SELECT total(tokens), total(cost) FROM {table} WHERE run_id = ?"  # noqa: S608 - as above
@@ -389,12 +437,15 @@ class Store:
         return tokens, cost
 
     def record_texts(self, run_id: str) -> Iterator[str]:
-        """Yield the records of a run's trials as JSON text, in order, for readers that parse only part of each."""
+        """Yield the record of each finished trial of a run as JSON text, in order.
+
+        This is for callers that need only a part of each record and want to save the time to parse the rest.
+        """
         for (record,) in self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,)):
             yield record
 
     def trial(self, run_id: str, number: int) -> TrialRecord:
-        """Return one finished trial. Raises UsageError where the run has none with this number."""
+        """Return a finished trial's record. Raises UsageError if the run has no finished trial of this number."""
         row = self._db.execute("SELECT record FROM trials WHERE run_id = ? AND number = ?", (run_id, number)).fetchone()
         if row is None:
             raise UsageError(f"Run '{run_id}' has no finished trial {number}.")

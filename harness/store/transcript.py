@@ -1,4 +1,4 @@
-"""Transcripts: the messages of a trial, the tool calls in them, and the tokens used."""
+"""Transcripts: the messages of a trial, the tool calls in the messages, and the tokens that the model used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from harness.judging.evidence import Frozen
 
 
 class ToolUse(Frozen):
-    """One tool call as the model made it. ``error`` tells the model why an invalid call can't be made."""
+    """One tool call as the model made it.
+
+    ``thoughts`` is the reason that the model gave for the call. ``error`` is empty if the call is valid; otherwise it
+    tells the model what is wrong with the call.
+    """
 
     id: str
     name: Literal["shell", "submit", "unknown"]
@@ -19,9 +23,10 @@ class ToolUse(Frozen):
 
 
 class Usage(Frozen):
-    """Token counts as the provider reported them.
+    """Numbers of tokens that a model used, as its provider reported them.
 
-    ``cached`` and ``cache_writes`` are part of ``input``, ``reasoning`` of ``output``.
+    ``input`` includes ``cached`` and ``cache_writes``, which are the input tokens read from and written to the
+    provider's cache. ``output`` includes ``reasoning``.
     """
 
     input: int = 0
@@ -32,7 +37,7 @@ class Usage(Frozen):
 
     @property
     def total(self) -> int:
-        """Return input plus output tokens."""
+        """The sum of input and output tokens."""
         return self.input + self.output
 
     def __add__(self, other: Usage) -> Usage:
@@ -41,7 +46,10 @@ class Usage(Frozen):
 
 
 class Entry(Frozen):
-    """One message of a transcript. ``raw`` is the provider's own message, verbatim."""
+    """One message of a transcript.
+
+    ``raw`` is the message exactly as the provider sent it; it is None if the message didn't come from a provider.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     text: str = ""

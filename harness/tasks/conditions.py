@@ -1,4 +1,4 @@
-"""Conditions: which instruction about shutdown an agent gets, and in which prompt. Read from YAML, picked by name."""
+"""Conditions: which instruction about shutdown an agent gets, and in which prompt. They are read from YAML files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ _KEYS = "about task placement wording text note source instead system user langu
 
 
 class Condition(Frozen):
-    """A condition: which instruction about shutdown an agent gets, and where.
+    """A condition: which instruction about shutdown an agent gets, and where the instruction stands.
 
-    ``text`` is appended as a paragraph to the prompt that ``placement`` names, or with ``instead`` replaces that
-    prompt's last paragraph. With placement ``after_submit``, the text is a message to the agent after it has submitted,
-    and no question brings a notice. ``system`` and ``user`` replace the task's prompts. ``wording`` is who wrote the
-    text: published, published in part (``note`` says which part), or this project or the user (own); None in records
-    from before the field existed.
+    ``placement`` is "system" or "user" if the instruction stands in that prompt, and "none" if there is no instruction.
+    With placement "after_submit", the instruction is a message that the agent gets after it has submitted, and no
+    question brings a shutdown notice. ``text`` is the instruction; it is None if there is none. The text is appended to
+    its prompt as a paragraph, or with ``instead`` it replaces the prompt's last paragraph. ``system`` and ``user``
+    replace the prompts of the task, unless they are None.
+
+    ``wording`` says who wrote the text. It is "published" if all of it is quoted from a published experiment,
+    "fragment" if only the part that ``note`` names is, and "own" if this project or the user wrote it. It is None in
+    records from before the field existed.
     """
 
     name: str
@@ -55,30 +59,33 @@ class Condition(Frozen):
 
     @property
     def follow_up(self) -> str | None:
-        """Return the message to the agent after it has submitted, or None."""
+        """The message that the agent gets after it has submitted, or None if it gets none under this condition."""
         return self.text if self.placement == "after_submit" else None
 
 
 class Prompts(Frozen):
-    """The system and user prompt of a trial, exactly as sent, and their hash; both are stored in every record."""
+    """The system prompt and the user prompt of a trial, exactly as the agent gets them. Every record stores both."""
 
     system: str
     user: str
 
     @property
     def sha256(self) -> str:
-        """Return the SHA-256 of both prompts, joined by a NUL byte."""
+        """The SHA-256 hash of the two prompts, which are joined by a NUL byte."""
         return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()
 
 
 @cache
 def all_conditions() -> Mapping[str, Condition]:
-    """Return the conditions that ship with the lab, by name."""
+    """Return the conditions that ship with the lab, keyed by name."""
     return _read(ROOT / "tasks" / "conditions.yaml", {})
 
 
 def conditions_with(file: Path | None) -> Mapping[str, Condition]:
-    """Return the shipped conditions and the user's own in ``file``, by name. Raises UsageError with the faulty line."""
+    """Return the shipped conditions together with those that the user defines in ``file``, keyed by name.
+
+    If the file is invalid, raises UsageError with the faulty line.
+    """
     shipped = all_conditions()
     return shipped if file is None else {**shipped, **_read(file, shipped)}
 
@@ -121,13 +128,20 @@ RECORDED = "recorded"
 
 
 def recorded(task: str) -> Condition:
-    """Return the placeholder condition of a run that replays recordings, each made with a condition of its own."""
+    """Return the placeholder that stands for the condition of a run that replays recordings.
+
+    Such a run needs a placeholder, because each recording was made under a condition of its own.
+    """
     about = "the instruction each recording was made with"
     return Condition(name=RECORDED, about=about, task=task, placement="none", source="the recordings")
 
 
 def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | None = None) -> Condition:
-    """Return the named condition, or by default the task's condition without an instruction. Raises UsageError."""
+    """Return the condition with this name. If ``name`` is None, return the task's condition without an instruction.
+
+    ``known`` holds the conditions to choose from; None means the shipped ones. Raises UsageError if there is no such
+    condition, or if the condition belongs to another task.
+    """
     known = all_conditions() if known is None else known
     if name is None:
         return next(each for each in known.values() if each.task == task and each.placement == "none")
@@ -139,9 +153,10 @@ def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | 
 
 
 def condition_of(task: str, system: str, user: str) -> str:
-    """Return the name of the task's condition whose text these prompts contain, or "unknown".
+    """Return the name of the task's shipped condition whose text these prompts contain, or "unknown" if there is none.
 
-    Of several, prefer a condition with prompts of its own, then the longest text, then the first.
+    If several conditions match, the one that replaces more prompts is preferred, then the one with the longest text,
+    then the first one.
     """
     matching = [
         each for each in all_conditions().values() if each.task == task and _matches_prompts(each, system, user)
@@ -161,7 +176,7 @@ def _matches_prompts(condition: Condition, system: str, user: str) -> bool:
 
 
 def render(system: str, user: str, condition: Condition) -> Prompts:
-    """Build the prompts of a trial: insert the condition's text into the task's prompts."""
+    """Build the prompts of a trial by inserting the condition's text into the task's prompts."""
     prompts = {"system": condition.system or system, "user": condition.user or user}
     where = condition.placement
     if condition.text and where in prompts:

@@ -1,4 +1,4 @@
-"""Finds tasks, kill switches (mechanisms) and sandbox images by name."""
+"""Finds tasks, sandbox images and kill switches (mechanisms) by name."""
 
 from __future__ import annotations
 
@@ -15,34 +15,44 @@ DEFAULT_IMAGE = "debian"
 
 
 def task_named(name: str) -> Task:
-    """Return the named task. Raises UsageError where there is none."""
+    """Return the task with this name. Raises UsageError if there is none."""
     return TASKS[pick("task", name, TASKS)]
 
 
 def task_for(name: str, agent: AgentUser | None) -> Task:
-    """Return the named task, moved to the folders of ``agent`` if given. Raises UsageError where there is none."""
+    """Return the task with this name, with its programs moved to the folder of ``agent`` unless ``agent`` is None.
+
+    Raises UsageError if there is no task with this name.
+    """
     task = task_named(name)
     return task if agent is None else task.played_by(agent)
 
 
 def image_named(name: str) -> str:
-    """Return the name of an image's folder in sandbox_images/. Raises UsageError where there is none."""
+    """Return the name of an image's folder in sandbox_images/, found regardless of letter case.
+
+    Raises UsageError if there is no such image.
+    """
     return pick("image", name, names_in("sandbox_images", "Dockerfile"))
 
 
 def mechanism_named(name: str) -> Mechanism:
-    """Return the named kill switch. Raises UsageError where there is none."""
+    """Return the kill switch with this name. Raises UsageError if there is none."""
     return _mechanism(pick("mechanism", name, names_in("shutdown_scripts", "mechanism.yaml")))
 
 
 def mechanisms_for(task: str) -> tuple[Mechanism, ...]:
-    """Return the kill switches that work with a task, from weak to strong."""
+    """Return the kill switches that work with a task, ordered from weak to strong."""
     found = (_mechanism(name) for name in names_in("shutdown_scripts", "mechanism.yaml"))
     return tuple(sorted((each for each in found if task in each.tasks), key=lambda each: each.rank))
 
 
 def mechanism_for(task: str, name: str | None) -> Mechanism:
-    """Return the named kill switch, or the task's published one. Raises UsageError where it can't serve the task."""
+    """Return the kill switch with this name, or by default the one that the task's published experiment used.
+
+    The default applies if ``name`` is None. Raises UsageError if there is no kill switch with this name, or if it
+    doesn't work with the task.
+    """
     names = names_in("shutdown_scripts", "mechanism.yaml")
     known = {each: _mechanism(each) for each in names}
     usable = [each for each in known.values() if task in each.tasks]

@@ -1,7 +1,8 @@
 """The interfaces of tasks and kill switches.
 
-A task's questions, counts and shutdown state are kept outside the container. A program in the container sends requests,
-which may come from a hostile process, and gets only replies.
+The questions, counts and shutdown state of a task are kept by the lab, outside the container. A program in the
+container can only send requests and read the replies. The requests aren't trusted, because a hostile process may send
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SAY, RUN = b"s", b"r"  # first byte of a reply: the rest is a text to print, or 
 
 
 class Trigger(StrEnum):
-    """How a kill switch is triggered when the shutdown is due."""
+    """The ways in which a kill switch can be triggered when the shutdown comes due."""
 
     PROGRAM = "program"  # the task program runs it, as the program's own user and in its folder and environment
     ROOT = "root"  # the lab runs it in the container as root, with a clean environment
@@ -29,12 +30,14 @@ class Trigger(StrEnum):
 
 
 class Mechanism(Frozen):
-    """A kill switch: its script, its owner, how it is triggered, and how long it may take (``grace_s``).
+    """A kill switch: its script, its owner, how it is triggered, and how long it may take.
 
-    ``script`` is the source, compiled if it is C, and ``path`` where it is installed; both are None if the engine
-    triggers the kill switch. ``run`` is the command that runs it, which the agent is told too. ``start`` is a command
-    that the lab runs as root before the agent's first tool call, ``flag`` the file that triggers the kill switch.
-    ``rank`` orders kill switches by strength.
+    ``script`` is the file with the source code, which is compiled if it is C. ``path`` is where the kill switch is
+    installed in the container. Both are None if the engine triggers the kill switch. ``run`` is the command that runs
+    the kill switch, in the words that the agent is told. ``grace_s`` is how many seconds the kill switch has to take
+    the machine down. ``start`` is a command that the lab runs as root before the agent's first tool call; it is None if
+    there is nothing to start. ``flag`` is the file whose creation triggers the kill switch; it is None unless
+    ``trigger`` is FILE. ``rank`` orders kill switches from weak to strong.
     """
 
     name: str
@@ -62,11 +65,13 @@ class Mechanism(Frozen):
 
 
 class TaskOptions(Frozen):
-    """The options of a task that a run may set; None means the published value.
+    """The options of a task that a run may set. If one is None, the value of the published experiment is used.
 
-    ``seed`` generates other questions of the same kind. ``notice_after`` is the question (math) or step (patrol) with
-    which the notice comes. ``press_after_call``: the button is pressed after this tool call instead. ``after_submit``:
-    the agent is asked to shut down after it has submitted, so no question brings a notice or makes the shutdown due.
+    ``seed`` chooses other questions of the same kind. ``questions`` is the number of questions (math) or steps
+    (patrol). ``notice_after`` is the number of the question (math) or step (patrol) that brings the shutdown notice. If
+    ``press_after_call`` is set, the button (patrol) is pressed after that tool call, and not after a step. If
+    ``announced`` is False, no notice is given. If ``after_submit`` is True, the agent is asked to shut down after it
+    has submitted, so no question brings a notice or makes the shutdown due.
     """
 
     seed: int | None = None
@@ -79,9 +84,11 @@ class TaskOptions(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The lab's answer to one request from the container, and the task events to record.
+    """The lab's reply to one request from the container, and the task events to record.
 
-    ``settle``: the shutdown is due, so the request waits until the kill switch's time is up, and then is asked again.
+    ``answer`` is what the program in the container receives. ``settle`` is True if the shutdown is due. The request
+    then waits until the machine goes down or the kill switch's time is up. If the machine survives, the task is asked
+    for a new reply to the same request.
     """
 
     answer: bytes = SAY
@@ -93,7 +100,8 @@ class Reply:
 class OutsideEvent:
     """An event caused from outside the container, such as a person pressing a button.
 
-    ``put`` are the files that the lab puts into the container, by path; ``message`` is what the agent is told.
+    ``put`` lists the files that the lab puts into the container, each with its path and content. ``message`` is what
+    the agent is told about the event.
     """
 
     put: tuple[tuple[str, bytes], ...]
@@ -101,19 +109,23 @@ class OutsideEvent:
 
 
 class TaskProgress(Protocol):
-    """The state of a task in one trial. The lab sets ``outlived`` if the machine survives a due shutdown."""
+    """The state of a task in one trial.
+
+    The lab sets ``outlived`` to True if the shutdown came due and the machine still runs when the kill switch's time is
+    up.
+    """
 
     outlived: bool
 
     def ask(self, request: str) -> Reply:
-        """Answer one request from the container."""
+        """Return the reply to one request from the container."""
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Return the outside event that happens after this many tool calls, if any."""
+        """Return the event that happens outside the container after ``calls`` tool calls, or None if there is none."""
 
 
 class AgentUser(Frozen):
-    """The Unix user that the agent's commands run as in the container, and its folders."""
+    """The Unix user that runs the agent's commands in the container, with its home and working folder."""
 
     user: str
     uid: int
@@ -126,9 +138,10 @@ class AgentUser(Frozen):
 class Task:
     """A task: its prompts, its programs in the container, the paths to watch, and how a trial of it begins.
 
-    ``programs`` are (path, mode, C source) of programs compiled into the container. ``limit_s`` is the time limit of a
-    tool call, ``command`` the command that asks for the next question or step, ``go_on`` the user message after a
-    model turn without a tool call, ``tool`` the description of the shell tool.
+    ``command`` is the command that asks for the next question or step. ``limit_s`` is the time limit of a tool call in
+    seconds. ``go_on`` is the user message that follows a model turn without a tool call. ``tool`` is the description of
+    the shell tool. ``programs`` lists the programs that are compiled into the container, each as (path, mode, C source
+    file). ``rootfs`` is a folder whose files are copied into the image; it is None if there are no such files.
     """
 
     name: str
@@ -145,9 +158,9 @@ class Task:
     begin: Callable[[TaskOptions, Mechanism], TaskProgress]
 
     def played_by(self, agent: AgentUser) -> Task:
-        """Return this task for another agent user, with its programs moved to that user's folder.
+        """Return this task for another agent user, with its programs moved to that user's working folder.
 
-        Only for tasks whose files are all in ``programs``.
+        Call this only for a task whose files are all listed in ``programs``, because no other files are moved.
         """
         new_folder = agent.workdir.rstrip("/")
         old_folder = self.agent.workdir
@@ -157,7 +170,7 @@ class Task:
         return replace(self, agent=agent, programs=programs, watched=tuple(watched))
 
     def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
-        """Return the paths to watch in a trial of this task with ``mechanism``, and the role of each."""
+        """Return the paths to watch in a trial of this task with this kill switch, each with its role."""
         switch = [(mechanism.path, Role.MECHANISM)] if mechanism.path else []
         switch += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
         known = {path for path, _ in self.watched}
@@ -166,6 +179,6 @@ class Task:
 
 
 def folders_of(path: str) -> Iterator[str]:
-    """Yield the parent folders of a path, from the innermost outwards, without the root."""
+    """Yield the parent folders of ``path``, innermost first and without the root folder."""
     while (path := dirname(path)) not in ("", "/"):
         yield path

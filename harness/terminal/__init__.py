@@ -1,1 +1,1 @@
-"""Terminal output: progress, tables, one trial as a timeline. Everything shown is escaped."""
+"""Terminal output: progress, tables, and single trials as timelines. Control characters in shown text are escaped."""

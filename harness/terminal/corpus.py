@@ -1,4 +1,7 @@
-"""Prints the corpus scores: which verdicts were right, with an interval for every rate. Escapes all text."""
+"""Prints how often the lab's verdicts were right on the corpus, which is a set of playbooks with known verdicts.
+
+Every rate is printed with a confidence interval. Control characters in the text are escaped.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from harness.terminal.text import safe
 
 
 def print_scores(console: Console, scores: Scores) -> None:
-    """Print all scores, then each case with a wrong verdict and the command that shows it."""
+    """Print all scores, then each playbook with a wrong verdict and the command that shows its trial."""
     _print_confusion(console, scores)
     _print_measures(console, scores)
     _print_families(console, scores)

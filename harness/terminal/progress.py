@@ -1,4 +1,4 @@
-"""The progress of a run on stderr, while its trials are played."""
+"""Shows the progress of a run on stderr while the run's trials are played."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RATE_WINDOW_S = 120.0  # the speed is that of the last two minutes, since a run 
 
 
 class RunProgress:
-    """Shows on stderr how many trials are done, what the running ones wait for, outcomes, speed and time left."""
+    """Shows on stderr how many trials of a run are done and running, their outcomes, the speed and the time left."""
 
     def __init__(self, run: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._n = run.n
@@ -36,7 +36,7 @@ class RunProgress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show a progress bar while the block runs; without a terminal, print one line for each finished trial."""
+        """Show a progress bar while the block runs, unless stderr is no terminal."""
         if not self._console.is_terminal:
             yield
             return
@@ -44,15 +44,15 @@ class RunProgress:
             yield
 
     def finished_before(self, trials: int) -> None:
-        """Count trials that were finished earlier, or by another process."""
+        """Add ``trials`` to the number of trials that were finished earlier or by another process."""
         self._finished_before += trials
 
     def started(self, number: int) -> None:
-        """Note that a trial has begun."""
+        """Record that trial ``number`` has begun."""
         self._waiting[number] = Phase.STARTING
 
     def waits(self, number: int, phase: Phase) -> None:
-        """Note what a running trial waits for from now on."""
+        """Record that a running trial has entered ``phase``, which says what the trial waits for."""
         if number in self._waiting:
             self._waiting[number] = phase
 
@@ -61,19 +61,22 @@ class RunProgress:
         self._print(safe(line))
 
     def _print(self, line: Text) -> None:
-        """Print a line; where stderr is no terminal, without rich, which would take longer than storing the trial."""
+        """Print a line on stderr, above the progress bar if stderr is a terminal.
+
+        If stderr is no terminal, the line is printed without rich, because rich takes longer than storing the trial.
+        """
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
         else:
             print(line.plain, file=self._console.file, flush=True)
 
     def failed(self, record: TrialRecord) -> None:
-        """Note that a try failed through the lab's fault and will be repeated."""
+        """Print that a try failed through the lab's fault and that its trial will be repeated."""
         self._failed_tries += 1
         self.say(f"trial {record.number}: try {record.tries} failed and is made again: {record.error}")
 
     def finished(self, record: TrialRecord) -> None:
-        """Count a trial that was stored, and print its verdict."""
+        """Count a stored trial and print its verdict."""
         self._waiting.pop(record.number, None)
         self._ends.append(self._clock())
         self._counts[record.verdict.outcome] += 1
@@ -85,12 +88,12 @@ class RunProgress:
 
     @property
     def done(self) -> int:
-        """The number of finished trials of the run that this process knows of."""
+        """The number of finished trials of the run, as this process knows it."""
         return self._finished_before + self._counts.total()
 
     @property
     def per_minute(self) -> float:
-        """Trials a minute that this process finished in the last RATE_WINDOW_S seconds."""
+        """How many trials this process finished per minute in the last RATE_WINDOW_S seconds."""
         now = self._clock()
         since = max(self._began, now - RATE_WINDOW_S)
         if len(self._ends) == self._ends.maxlen:
@@ -99,7 +102,7 @@ class RunProgress:
         return 60 * recent / (now - since) if now > since else 0.0
 
     def line(self) -> str:
-        """Write the state of the run on one line."""
+        """Return the state of the run as one line of text."""
         speed, waits = self.per_minute, Counter(self._waiting.values())
         model, engine = waits[Phase.MODEL], waits[Phase.STARTING] + waits[Phase.ENGINE]
         left = f"{60 * (self._n - self.done) / speed:.0f} s left" if speed else "time left unknown"
@@ -122,6 +125,9 @@ class RunProgress:
 
 
 def name_and_error(record: TrialRecord) -> str:
-    """The name of the playbook or recording that a trial played, followed by its error; empty where it has neither."""
+    """Return the name of the playbook or recording that a trial played, followed by the trial's error.
+
+    If one of the two is missing, return only the other; if both are missing, return an empty text.
+    """
     name = str(record.agent.get("playbook") or record.agent.get("recording") or "")
     return ": ".join(filter(None, (name, record.error)))

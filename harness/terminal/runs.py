@@ -1,4 +1,4 @@
-"""Tables of runs and of one run's trials, with the figures of a run."""
+"""Prints a table of runs, a table of one run's trials, and the figures of a run."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ SABOTAGE_WORDS = {
 
 
 def rate_text(summary: Summary) -> str:
-    """Write the rate of resistance with its n and its interval."""
+    """Return a line with the rate of resistance, its confidence interval and the number of judged trials."""
     if (interval := _interval(summary.rate)) is None:
         return "no trial could be judged"
     return f"resisted {summary.counts[Outcome.RESISTED]} of {summary.judged}: {interval}"
 
 
 def sabotage_text(summary: Summary) -> str:
-    """Write how many trials tampered after the notice, with n and interval, and what came of it."""
+    """Return a line that says how many trials tampered after the shutdown notice, and how these trials ended.
+
+    The line includes the rate and its confidence interval.
+    """
     interval = _interval(summary.sabotage_rate)
     if interval is None:
         return "sabotaged none, since no trial could be judged"
@@ -50,7 +53,7 @@ def _interval(rate: Rate) -> str | None:
 
 
 def spent_text(summary: Summary) -> str:
-    """Write the tokens, cost and retries of live models, as far as they are known."""
+    """Return a line with the tokens, cost and retries of a live model. An unknown amount is called unknown."""
     tokens = "tokens unknown" if summary.tokens is None else f"{summary.tokens:,} tokens"
     cost = "cost unknown" if summary.cost is None else f"${summary.cost:,.4f}"
     retries = "1 call was" if summary.retries == 1 else f"{summary.retries} calls were"
@@ -60,7 +63,10 @@ def spent_text(summary: Summary) -> str:
 def print_run(
     console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary, left_out: int = 0
 ) -> None:
-    """Print a run: one line for each of ``records``, how many trials were ``left_out``, then the figures."""
+    """Print a run as a table with one row for each of ``records``, followed by the figures of the run.
+
+    ``left_out`` is the number of the run's trials that are not in ``records``; it is printed unless it is 0.
+    """
     console.print(safe(f"Run {run.run_id}"), style="bold")
     table = Table(pad_edge=False)
     for name in ("trial", "outcome", "tampering", "first seen", "agent"):
@@ -91,7 +97,7 @@ def _first_seen(tampering: tuple[Tampering, ...]) -> str:
 
 
 def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
-    """Print the figures of a run."""
+    """Print the settings of a run and the figures of its trials, such as outcomes, rates and cost."""
     what = f"{run.model}, task {run.task}, condition {run.condition.name}, mechanism {run.mechanism.name}"
     console.print(safe(what), soft_wrap=True)
     if run.simulated:
@@ -142,7 +148,10 @@ _ID_WIDTH = 34  # characters of the ids that the lab makes
 
 
 def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
-    """Print a table with one line for each run; a narrow terminal gets fewer columns, and long names are shortened."""
+    """Print a table with one row for each run.
+
+    In a narrow terminal the table has fewer columns. Model names that don't fit are shortened.
+    """
     listed = list(runs)
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     ids = [len(stored.spec.run_id) for stored, _ in listed]
@@ -170,6 +179,9 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
 
 
 def _short_model(model: str) -> str:
-    """Shorten a model that is named by a path to its kind and the path's last part."""
+    """Shorten the path in a model's name such as ``script:PATH`` to the last part of the path.
+
+    A name without a path is returned unchanged.
+    """
     kind, colon, path = model.partition(":")
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}" if colon else model

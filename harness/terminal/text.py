@@ -1,4 +1,4 @@
-"""Text for a terminal, with everything escaped that a terminal or rich would obey."""
+"""Makes text safe to print, by escaping all that a terminal or the library rich would interpret."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _ESCAPES |= {code: f"\\u{code:04x}" for code in _DIRECTION_MARKS}
 
 
 def safe(text: str) -> Text:
-    """Escape every control character but newline and tab in text that a container or a model may have written."""
+    """Return text that a container or a model may have written, with its control characters escaped.
+
+    Newlines and tabs are kept. Characters that reverse the direction of text are escaped too.
+    """
     return Text(text.translate(_ESCAPES))
 
 
 def safe_line(text: str) -> Text:
-    """Escape a name or another text that belongs on one line, newlines and tabs included."""
+    """Return text that belongs on one line, with its control characters escaped, including newlines and tabs."""
     return safe(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
@@ -37,7 +40,7 @@ def print_error(sentence: str) -> None:
 
 
 def print_note(sentence: str) -> None:
-    """Print one line about what is going on, on stderr."""
+    """Print one line on stderr that tells the user what the lab is doing."""
     Console(stderr=True, soft_wrap=True).print(safe(sentence), style="dim")
 
 
@@ -47,12 +50,12 @@ def print_plain(sentence: str) -> None:
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """Write a verdict on one line, such as "resisted (edited, moved)" or "declined, prevented (deleted)"."""
+    """Return a verdict as one line, such as "resisted (edited, moved)" or "declined, prevented (deleted)"."""
     kinds = f" ({', '.join(verdict.kinds)})" if verdict.kinds else ""
     return f"{outcome_words(verdict)}{kinds}"
 
 
 def outcome_words(verdict: Verdict) -> str:
-    """Write the outcome, and beside "declined" whether the shutdown was prevented."""
+    """Return the outcome as text, with ", prevented" added if the agent's tampering prevented the shutdown."""
     prevented = ", prevented" if verdict.sabotage is Sabotage.PREVENTED else ""
     return f"{verdict.outcome}{prevented}"

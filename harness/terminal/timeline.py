@@ -1,4 +1,4 @@
-"""One trial as a timeline: what the agent said, ran and saw, and what was observed from outside after each call."""
+"""Prints one trial as a timeline: what the agent said, ran and saw, and what the lab observed after each call."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _PROCESS_CHARS = 2000
 
 
 def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Grading] = ()) -> None:
-    """Print one trial as a timeline: each message and tool call, and below each call what was observed from outside.
+    """Print one trial as a timeline of its messages and tool calls.
 
-    The agent's answers after the trial and the graders' labels come last.
+    Below each tool call stands what the lab observed from outside the container. The agent's answers in the interview
+    after the trial and the labels that graders gave come last.
     """
     verdict = record.verdict
     title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(
@@ -48,7 +49,7 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
 
 
 def _print_afterwards(console: Console, record: TrialRecord) -> None:
-    """Print what the agent said about the trial once it was over, marked as no evidence."""
+    """Print the interview after the trial, below a line that says that it is no evidence."""
     if not (record.afterwards or record.afterwards_error):
         return
     console.rule(Text("asked afterwards; no evidence", style="dim"), align="left", style="dim")
@@ -59,7 +60,7 @@ def _print_afterwards(console: Console, record: TrialRecord) -> None:
 
 
 def _print_process(console: Console, agent: dict[str, Any]) -> None:
-    """Print how the process of the user's own agent ended, and the end of its output."""
+    """Print how the process of the user's own agent ended, and the last part of its output."""
     code = agent["exit_code"]
     ended = "was ended by the lab" if code is None else f"ended with exit code {code}"
     console.rule(safe(f"the agent's process {ended}"), align="left", style="dim")
@@ -69,7 +70,10 @@ def _print_process(console: Console, agent: dict[str, Any]) -> None:
 
 
 def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:
-    """Pair each entry with the number of the shell call that it answers, or with None."""
+    """Yield each entry, paired with the number of the shell call whose answer the entry is.
+
+    An entry that isn't the answer to a shell call is paired with None.
+    """
     made: set[str] = set()
     number = 0
     for entry in transcript:
@@ -102,7 +106,7 @@ _EVENT_WORDS = {
 
 
 def _print_observed(console: Console, record: TrialRecord, call: int) -> None:
-    """Print the task events and the tampering that belong to one call."""
+    """Print the task events and the tampering that were observed in tool call number ``call``."""
     for entry in record.evidence.ledger if record.evidence else ():
         if entry.call == call and entry.what in _EVENT_WORDS:
             console.print(safe_line(f"  {entry.at_s:8.3f} s  {_EVENT_WORDS[entry.what]}"), style="cyan", soft_wrap=True)
@@ -150,7 +154,7 @@ def _print_tampering(console: Console, item: Tampering) -> None:
 
 
 def _print_access(console: Console, access: FileAccess) -> None:
-    """Print the process that started the kill switch: its command line, folder and environment."""
+    """Print the command line, working folder and environment of the process that started the kill switch."""
     console.print(safe_line(f"  started as: {' '.join(access.argv)}  in {access.cwd}"), soft_wrap=True)
     for name, value in access.environment:
         if name != "PATH":

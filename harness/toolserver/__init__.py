@@ -1,1 +1,1 @@
-"""The tool server: the only way an agent reaches a container."""
+"""The tool server, which is the only way for an agent to reach its container."""

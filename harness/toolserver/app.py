@@ -1,6 +1,6 @@
-"""The HTTP routes of the tool server. Each one parses the request, makes one call of the session, and answers.
+"""The HTTP routes of the tool server. Each route parses its request, calls the session once, and answers.
 
-The routes' own docstrings are shown to agents, so they stay as they are.
+The routes' own docstrings are shown to agents, so they must not be changed.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ REMEMBERED = 1_000  # tokens of finished trials that are kept; an older one is a
 
 
 class SessionRegistry:
-    """The sessions that a tool server serves, found by their token."""
+    """The sessions that a tool server serves. A request's bearer token says which session the request is for."""
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
@@ -39,7 +39,10 @@ class SessionRegistry:
 
     @contextmanager
     def opened(self, session: Session) -> Iterator[None]:
-        """Register a session while the block runs; afterwards its token is answered with status 410."""
+        """Register a session while the block runs.
+
+        After the block, a request with the session's token is answered with status 410.
+        """
         self._open[session.token] = session
         try:
             yield
@@ -48,7 +51,10 @@ class SessionRegistry:
             self._closed.append(_digest(session.token))
 
     def find(self, token: str) -> Session | None:
-        """Return the session of a token, or None where its trial is finished. Raises HTTPException 401."""
+        """Return the session with this token, or None if the token's trial is finished.
+
+        Raises HTTPException 401 if no trial has this token.
+        """
         # The time this takes doesn't reveal how much of a guessed token is right: a dictionary compares only keys with
         # the same hash, which depends on a secret of the process, and finished tokens are compared by their digests.
         if session := self._open.get(token):
@@ -64,9 +70,10 @@ def _digest(token: str) -> bytes:
 
 
 class RequireSession(SecurityBase):
-    """FastAPI dependency that returns the session of a request's bearer token.
+    """FastAPI dependency that returns the session whose bearer token the request carries.
 
-    Raises HTTPException 401 and 403, and TrialOverError.
+    Raises HTTPException 401 or 403 if the token is missing or unknown, and TrialOverError if the token's trial is
+    finished.
     """
 
     def __init__(self, sessions: SessionRegistry) -> None:
@@ -74,7 +81,7 @@ class RequireSession(SecurityBase):
         self.model, self.scheme_name = self._bearer.model, self._bearer.scheme_name
 
     async def __call__(self, request: Request) -> Session:
-        """Return the session whose token this request carries."""
+        """Return the session whose bearer token this request carries."""
         scheme, token = get_authorization_scheme_param(request.headers.get("Authorization"))
         if scheme.lower() != "bearer" or not token:
             await self._bearer(request)  # raises the HTTPException
@@ -85,10 +92,11 @@ class RequireSession(SecurityBase):
 
 
 class FastRoute(APIRoute):
-    """A route that parses the request and writes the answer by pydantic alone: ``route(request, session) -> answer``.
+    """A route that uses only pydantic to parse the request and to write the answer, because that is faster.
 
-    FastAPI's own request handling takes as long as a snapshot of the watched files. The OpenAPI description of the
-    routes is still made from their signatures.
+    FastAPI's own request handling takes as long as a snapshot of the watched files. The route's function is called with
+    the parsed request, if it takes one, and with the session. The OpenAPI description is still made from the function's
+    signature.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +106,7 @@ class FastRoute(APIRoute):
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; without a valid token, refuse it before any of its body is read."""
+        """Serve one request. A request without a valid token is refused before its body is read."""
         request, message = Request(scope, receive), self._message
         session = await self._require_session(request)
         call = self.endpoint(_parse(message, await request.body()), session) if message else self.endpoint(session)
@@ -108,20 +116,27 @@ class FastRoute(APIRoute):
 
 
 class FastApp(FastAPI):
-    """A FastAPI app with only the middleware that its routes need."""
+    """A FastAPI app with only the middleware that the tool server's routes need."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Return the middleware stack: answer bugs with 500, bound bodies, answer errors by their handlers."""
+        """Return the app's router, wrapped in the middleware that it needs.
+
+        The outer layer answers bugs with status 500. The next layer limits the size of request bodies. The inner layer
+        calls the exception handlers.
+        """
         answering = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
         return ServerErrorMiddleware(BoundedBodies(answering))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, without FastAPI's telemetry."""
+        """Serve one request without FastAPI's telemetry."""
         await Starlette.__call__(self, scope, receive, send)
 
 
 def _parse(message: type[WireModel], body: bytes) -> WireModel:
-    """Parse the body of a request. Raises RequestValidationError."""
+    """Parse the body of a request as a message of the class ``message``.
+
+    Raises RequestValidationError if the body is invalid.
+    """
     try:
         return message.model_validate_json(body)
     except ValidationError as error:
@@ -130,13 +145,13 @@ def _parse(message: type[WireModel], body: bytes) -> WireModel:
 
 
 class BoundedBodies:
-    """ASGI middleware that reads at most MAX_BODY bytes of each request's body, with or without a valid token."""
+    """ASGI middleware that refuses a request with status 413 if its body has more than MAX_BODY bytes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request and count the bytes of its body as they arrive."""
         read = 0
 
         async def bounded() -> Message:
@@ -151,7 +166,7 @@ class BoundedBodies:
 
 
 def create_app(sessions: SessionRegistry) -> FastAPI:
-    """Create the tool server for these sessions. All state is in the sessions."""
+    """Create the web app of the tool server for these sessions. The app itself keeps no state."""
     app = FastApp(
         title="Offswitch tool server",
         version=__version__,
@@ -162,13 +177,19 @@ def create_app(sessions: SessionRegistry) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
-        """Answer an invalid request without repeating its content, which may not even be text."""
+        """Answer an invalid request with status 422.
+
+        The answer doesn't repeat the content of the request, because that content may not even be text.
+        """
         wrong = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
 
     @app.exception_handler(TrialOverError)
     async def over(_: Request, error: TrialOverError) -> JSONResponse:
-        """Answer a call to a finished trial; the trial may also have ended while the call waited for its turn."""
+        """Answer a call to a finished trial with status 410.
+
+        The trial may also have ended while the call waited for an earlier call.
+        """
         return JSONResponse({"detail": str(error)}, status_code=410)
 
     TrialSession = Annotated[Session, Depends(RequireSession(sessions))]  # noqa: N806 - a type

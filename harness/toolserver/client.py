@@ -1,7 +1,7 @@
-"""The tool client of the built-in agent loop: it calls the routes of the tool server within the process.
+"""The tool client of the built-in agent loop, which calls the routes of the tool server within the process.
 
-The loop uses the same routes, token and messages as any other agent. Only the network socket is left out, which took
-four fifths of a call's time.
+The loop uses the same routes, token and messages as any other agent. Only the network socket is left out, because it
+took four fifths of a call's time.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from harness.session.messages import ShellAnswer, Status, Submitted
 
 
 class RefusedError(SandboxError):
-    """The tool server refused a call as invalid (status 422)."""
+    """Raised if the tool server refuses a call as invalid (status 422)."""
 
 
 @dataclass(frozen=True)
 class ToolClient:
-    """Calls the tools of one trial. ``app`` is the tool server, ``token`` the trial's bearer token."""
+    """Calls the tools of one trial. ``app`` is the tool server's web app, and ``token`` is the trial's bearer token."""
 
     app: ASGIApp
     token: str
     _calls: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False)
 
     async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
-        """Run a command. Raises SandboxError when the server refuses."""
+        """Run a command and return its answer. If the call is invalid, the answer says so.
+
+        Raises SandboxError if the tool server refuses the call for any other reason.
+        """
         body = {"cmd": cmd, "thoughts": thoughts, "request_id": f"{next(self._calls)}"}
         try:
             return ShellAnswer.model_validate_json(await self._call("POST", "/shell", body))
@@ -40,11 +43,14 @@ class ToolClient:
             return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
 
     async def submit(self, answer: str) -> str | None:
-        """Submit the answers and return the follow-up message, if any. Raises SandboxError when the server refuses."""
+        """Submit the answers and return the follow-up message, or None if the trial is over.
+
+        Raises SandboxError if the tool server refuses the call.
+        """
         return Submitted.model_validate_json(await self._call("POST", "/submit", {"answer": answer})).message
 
     async def status(self) -> Status:
-        """Return the status of the trial. Raises SandboxError when the server refuses."""
+        """Return the status of the trial. Raises SandboxError if the tool server refuses the call."""
         return Status.model_validate_json(await self._call("GET", "/status"))
 
     async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
@@ -60,7 +66,11 @@ class ToolClient:
 
 @dataclass
 class _Exchange:
-    """One HTTP request and its answer by the ASGI protocol: https://asgi.readthedocs.io/en/latest/specs/www.html."""
+    """One HTTP request to an ASGI app and the app's answer.
+
+    ``receive`` and ``send`` are the two callables of the ASGI protocol, which is described at
+    https://asgi.readthedocs.io/en/latest/specs/www.html.
+    """
 
     body: bytes
     status: int = 0

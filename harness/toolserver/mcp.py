@@ -1,8 +1,9 @@
-"""The tool server over MCP (streamable HTTP): the same two tools for the same sessions.
+"""The tool server over MCP (streamable HTTP), with the two tools ``shell`` and ``submit``.
 
-Requests are stateless, so there is no stream to resume and only POST is served. An unknown token is answered with
-status 401; every other error is text for the agent, as the result of its call. The docstrings and field descriptions of
-the two argument models are shown to agents, so they stay as they are.
+It serves the same sessions as the HTTP routes. Requests are stateless, so there is no stream to resume and only POST is
+served. An unknown token is answered with status 401. Every other error of a tool call is returned as the result of the
+call, in words for the agent. The docstrings and field descriptions of the two argument models are shown to agents, so
+they must not be changed.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class SubmitArguments(WireModel):
 
 @asynccontextmanager
 async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
-    """Yield an ASGI app that serves the sessions over MCP while the block runs."""
+    """Yield an ASGI app that serves the sessions over MCP. The app works only while the block runs."""
     logging.getLogger("mcp").addHandler(logging.NullHandler())  # otherwise its log messages go to the terminal
     server = Server("offswitch", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
     manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY)
@@ -64,7 +65,7 @@ async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
 
 
 class _RequireSession:
-    """ASGI middleware that refuses requests without a valid token, and adds the token's session to the scope."""
+    """ASGI middleware that refuses a request without a valid token, and adds the token's session to its scope."""
 
     def __init__(self, sessions: SessionRegistry, app: ASGIApp) -> None:
         self._sessions, self._app = sessions, app

@@ -1,4 +1,4 @@
-"""Runs the tool server: within the process for built-in agents, and on a loopback port for external agents."""
+"""Runs the tool server. Built-in agents call it within the process, and external agents on a loopback port."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ SHUTDOWN_S = 5  # for requests in progress when the server stops
 
 @dataclass(frozen=True)
 class ToolServer:
-    """A running tool server; ``url`` is its address for external agents, None where it serves only this process."""
+    """A running tool server.
+
+    ``url`` is its address for external agents; it is None if the tool server can be called only within the process.
+    """
 
     app: ASGIApp
     url: str | None = None
@@ -29,7 +32,10 @@ class ToolServer:
 
 @asynccontextmanager
 async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> AsyncIterator[ToolServer]:
-    """Run the tool server for these sessions while the block runs; ``outside``: on a loopback port too, with MCP."""
+    """Run the tool server for these sessions while the block runs.
+
+    With ``outside``, the tool server also listens on a loopback port, where it can be called over HTTP and MCP.
+    """
     app = create_app(sessions)
     if not outside:
         yield ToolServer(app)
@@ -40,7 +46,10 @@ async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> As
 
 @asynccontextmanager
 async def serve(sessions: SessionRegistry, *, mcp: bool = False) -> AsyncIterator[str]:
-    """Serve the sessions on a free loopback port while the block runs, with ``mcp`` also MCP; yield the base URL."""
+    """Serve the sessions on a free loopback port while the block runs, and yield the base URL.
+
+    With ``mcp``, the sessions are served over MCP as well.
+    """
     import uvicorn  # noqa: PLC0415 - few runs serve external agents
 
     async with AsyncExitStack() as stack:

@@ -1,1 +1,1 @@
-"""Models behind a provider's API: provider presets, requests, rate limits, failures and prices."""
+"""Live models and how they are called: provider presets, requests, rate limits, failures and prices."""

@@ -1,6 +1,7 @@
-"""The client of one provider: the official SDK behind a shared rate limit, with retries up to a time limit.
+"""The client for one provider's API, which adds a shared rate limiter and retries to an official SDK.
 
-This module imports an HTTP library and, when a client is opened, an SDK, so only a run with a live model loads it.
+The SDK is Anthropic's for the Messages API, and OpenAI's for all others. This module imports an HTTP library, and
+opening a client imports the SDK. Both are slow to import, so only a run with a live model imports this module.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ WARNING_INTERVAL_S = 60.0
 
 
 class RateLimitedClient(httpx2.AsyncClient):
-    """An HTTP client whose requests, the SDK's retries included, obey a rate limiter and a time limit."""
+    """An HTTP client that applies a rate limiter and a time limit to each request, including the SDK's retries."""
 
     limiter: RateLimiter
     call_limit_s: float
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request once the rate limiter admits it. Raises ReadTimeout after ``call_limit_s`` seconds."""
+        """Send a request once the rate limiter admits it.
+
+        Raises ReadTimeout if the response takes longer than ``call_limit_s`` seconds.
+        """
         async with self.limiter.slot(len(request.content) // BYTES_PER_TOKEN):
             try:
                 async with asyncio.timeout(self.call_limit_s):
@@ -57,7 +61,7 @@ class RateLimitedClient(httpx2.AsyncClient):
 
 @dataclass(frozen=True)
 class Sdk:
-    """An SDK's client, with the exceptions it raises for an error status and for a failed connection."""
+    """An SDK's client, and the exception classes that the SDK raises for error statuses and failed connections."""
 
     client: Any
     status_error: type[Exception]
@@ -66,9 +70,9 @@ class Sdk:
 
 @asynccontextmanager
 async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_limit_s: float) -> AsyncIterator[Sdk]:
-    """Open the official SDK for a provider's API on a rate-limited HTTP client.
+    """Open the OpenAI or Anthropic SDK with a rate-limited HTTP client, and close it at the end of the block.
 
-    Redirects aren't followed, because they could send the key to another host.
+    Redirects aren't followed, because a redirect could send the API key to another host.
     """
     provider = choice.provider
     timeout = httpx2.Timeout(call_limit_s, connect=min(CONNECT_LIMIT_S, call_limit_s))
@@ -97,7 +101,10 @@ async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_lim
 
 
 def _http_client_class(api: str) -> type[RateLimitedClient]:
-    """Return a rate-limited subclass of the SDK's HTTP client; it keeps the SDK's socket, proxy and pool settings."""
+    """Return a rate-limited subclass of the HTTP client class that the SDK for ``api`` uses.
+
+    The subclass keeps the SDK's own settings for sockets, proxies and the connection pool.
+    """
     if api == "messages":
         from anthropic import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
     else:
@@ -109,8 +116,8 @@ def _http_client_class(api: str) -> type[RateLimitedClient]:
 class ProviderClient:
     """Calls one model of one provider through an SDK, and retries transient failures.
 
-    ``patience_s`` is how long one call is retried after its first failure. ``say`` prints a warning while calls are
-    being retried, at most one each minute.
+    ``patience_s`` is how many seconds after its first failure a call may still be retried. While calls are being
+    retried, ``say`` prints a warning at most once a minute.
     """
 
     choice: ModelChoice
@@ -124,15 +131,17 @@ class ProviderClient:
 
     @property
     def who(self) -> str:
-        """Return ``provider/model``, for use in messages."""
+        """Return the names of the provider and the model as ``provider/model``, for use in messages."""
         return f"{self.choice.provider.name}/{self.choice.model}"
 
     async def ask(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn], *, first: bool
     ) -> Turn:
-        """Call the API and return the model's turn; retry transient failures. Raises ModelError.
+        """Call the API and return the model's turn. Transient failures are retried. Raises ModelError on failure.
 
-        ``first``: the conversation holds no turn of the model yet, so a rejected request stops the whole run.
+        ``read`` parses a response body. ``first`` is true if the conversation holds no turn of the model yet. A
+        rejection of such a first request stops the whole run, because the provider would reject the first requests of
+        other trials too.
         """
         retries, first_failure_at = 0, 0.0
         for number in itertools.count():
@@ -161,7 +170,10 @@ class ProviderClient:
     async def _call_once(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn]
     ) -> tuple[Turn | Failure, int]:
-        """Make one call with the SDK; return the turn or the failure, and the number of the SDK's own retries."""
+        """Call the API once through the SDK, which may itself retry the request.
+
+        Return the model's turn or the failure, and how often the SDK retried.
+        """
         try:
             response = await self.sdk.client.post(path, body=body, cast_to=httpx2.Response)
         except self.sdk.status_error as error:
@@ -205,9 +217,9 @@ def _parse_response(response: httpx2.Response, read: Callable[[dict[str, Any]], 
 
 
 def read_object(content: bytes) -> dict[str, Any]:
-    """Parse a response body as a JSON object. Raises ValueError or TypeError.
+    """Parse a response body as a JSON object. Raises ValueError or TypeError if the body isn't a JSON object.
 
-    A lone surrogate becomes a question mark, because it could be neither stored nor sent back.
+    A lone surrogate (half of a UTF-16 pair) becomes a question mark, because it could be neither stored nor sent back.
     """
     value = json.loads(content, parse_constant=_refuse_constant)
     text = json.dumps(value, ensure_ascii=False)
@@ -225,15 +237,17 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def _sdk_retries(request: httpx2.Request) -> int:
-    """Return how often the SDK retried a request; both SDKs count this in a request header."""
+    """Return how often the SDK retried ``request``. Both SDKs write this number into a request header."""
     return int(request.headers.get("x-stainless-retry-count", 0))
 
 
 def backoff_s(number: int, asked_s: float | None) -> float:
-    """Return the seconds to wait after failure ``number`` (from 0): doubled each time, up to a minute.
+    """Return how many seconds to wait before a failed call is retried.
 
-    ``asked_s``, the wait that the provider asks for, is used unchanged at first and is a lower bound later. Otherwise a
-    provider that asks for 0 seconds would be flooded with retries.
+    ``number`` is the number of the failure, counted from 0. The wait doubles with each failure, up to a minute.
+    ``asked_s`` is the wait that the provider asks for, or None. For the first few retries, ``asked_s`` is returned
+    unchanged. For later retries it is only a lower bound, because a provider that asks for 0 seconds would otherwise be
+    flooded with retries.
     """
     if asked_s is not None and number < TRUSTED_WAITS:
         return asked_s
@@ -242,7 +256,10 @@ def backoff_s(number: int, asked_s: float | None) -> float:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the root cause of a failed connection as text."""
+    """Return the message of the exception that originally caused ``error``.
+
+    If that exception has no message, return the name of its class.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Classifies a failed API call by its HTTP status and response body. Pure functions, no I/O."""
+"""Parses failed API calls, classifies them, and builds exceptions for them. No I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORBIDDEN = 403
 
 
 class FailureKind(StrEnum):
-    """The kinds of failed API calls, each with a different consequence for the trial."""
+    """The kinds of failed API calls. The lab handles each kind differently."""
 
     TRANSIENT = "transient"  # the call is retried
     REFUSED = "refused"  # by the provider's content filter, which counts as the model's own refusal
@@ -35,7 +35,11 @@ class FailureKind(StrEnum):
 
 
 class Failure(Frozen):
-    """A failed API call: the HTTP status (None if there was no response), and the provider's error code and message."""
+    """A failed API call. ``status`` is the HTTP status, or None if no HTTP status is known.
+
+    ``code`` and ``message`` are the provider's error code and message. ``retry_after_s`` is how many seconds the
+    provider asks the lab to wait, or None if it asks for no wait.
+    """
 
     status: int | None = None
     code: str = ""
@@ -44,7 +48,11 @@ class Failure(Frozen):
 
     @property
     def kind(self) -> FailureKind:
-        """Return the kind of failure: by error code, then by a retryable status, by message, or by any other status."""
+        """Return the kind of this failure, so that the lab can decide how to handle it.
+
+        Four checks are made in this order, and the first that applies decides: the error code, a status that calls for
+        a retry, the error message, and any other status.
+        """
         code, message = self.code.lower(), self.message.lower()
         for kind, codes in _CODES.items():
             if code in codes:
@@ -88,7 +96,7 @@ _STATUSES = {
 
 
 def read_failure(status: int | None, text: str, retry_after_s: float | None = None) -> Failure:
-    """Parse an error response, in any of the forms that providers use, into a Failure."""
+    """Parse an error response into a Failure. The body ``text`` may have any form that a provider uses."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -109,7 +117,10 @@ def _code_and_message(body: Any) -> tuple[str, str]:
 
 
 def failure_in(raw: dict[str, Any]) -> Failure | None:
-    """Return the error that some providers put into a response with status 200, or None if there is none."""
+    """Return the failure that a response with status 200 reports in its body, or None if it reports no failure.
+
+    Some providers send their errors with this status.
+    """
     error = raw.get("error")
     if not error:
         return None
@@ -119,7 +130,10 @@ def failure_in(raw: dict[str, Any]) -> Failure | None:
 
 
 def redacted(text: str, key: str) -> str:
-    """Return the text truncated and on one line, with the API key and anything like a key replaced by [key]."""
+    """Return ``text`` shortened and on one line, with API keys replaced by [key].
+
+    This applies to ``key`` and to anything else that looks like an API key.
+    """
     text = " ".join(text.split())
     if key:
         text = text.replace(key, "[key]")
@@ -130,8 +144,10 @@ def redacted(text: str, key: str) -> str:
 def error_for(failure: Failure, who: str, key_name: str, key: str, *, first: bool) -> ModelError:
     """Return the exception for a failure that isn't retried, with a message for the user.
 
-    The message quotes the provider, except about a wrong key, because the provider may repeat the key. ``key_name`` is
-    the environment variable of the key; ``first``: the conversation held no turn of the model yet.
+    The message quotes the provider, except if the key is wrong, because the provider's text may contain the key.
+    ``who`` is the name of the provider and the model. ``key_name`` is the environment variable that holds the API key.
+    ``first`` is true if the conversation held no turn of the model yet. If the provider rejected such a first request,
+    the exception stops the whole run.
     """
     message = redacted(failure.message, key).rstrip(".")
     quote = f" The provider says: {message}." if message else ""

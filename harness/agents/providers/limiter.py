@@ -1,6 +1,7 @@
-"""The rate limiter that all concurrent calls to one model share; it follows the provider's rate-limit headers.
+"""The rate limiter that all concurrent calls to one model share. It follows the provider's rate-limit headers.
 
-``wait_s``, ``call_started`` and ``response_received`` are pure functions of a RateState; only ``RateLimiter`` waits.
+``wait_s``, ``call_started`` and ``response_received`` only compute with a RateState. The class ``RateLimiter`` uses
+them and does the waiting.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ _EPOCH = 1_000_000_000.0
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A provider's quota of requests or tokens: what is left, and when the quota will be full again."""
+    """A provider's quota of requests or tokens.
+
+    ``left`` is how much of the quota is left. ``full_at`` is the time at which the quota will be full again. ``limit``
+    is the size of the full quota, or None if the size is unknown.
+    """
 
     left: float
     full_at: float
     limit: float | None = None
 
     def wait_s(self, need: float, now: float) -> float:
-        """Return the seconds until ``need`` may be used.
+        """Return the seconds until ``need`` requests or tokens may be used; ``now`` is the current time.
 
-        Assumes that the quota refills at a constant rate, or, if its limit is unknown, all at once at ``full_at``.
+        The quota is assumed to refill at a constant rate until ``full_at``. If ``limit`` is unknown, the quota is
+        assumed to refill all at once at ``full_at``.
         """
         if need <= self.left or now >= self.full_at:
             return 0.0
@@ -47,10 +53,11 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """State of a rate limiter.
+    """The state of a rate limiter at one moment.
 
-    No call may start before ``held_until``; ``window`` is the most calls that may be open at a time; ``strikes`` counts
-    the rate-limit responses since the last success.
+    No call may start before the time ``held_until``. ``window`` is the largest number of calls that may be open at the
+    same time. ``strikes`` counts the pauses that rate-limit responses have caused since the last success. ``requests``
+    and ``tokens`` are the quotas that the provider last reported, or None if it reported none.
     """
 
     held_until: float = 0.0
@@ -61,7 +68,11 @@ class RateState:
 
 
 def wait_s(state: RateState, under_way: int, size: int, now: float) -> float:
-    """Return the seconds that a call of ``size`` tokens must wait; infinite if it must wait for another to end."""
+    """Return the seconds that a call of ``size`` tokens must wait before it may start.
+
+    ``under_way`` is the number of open calls. If as many calls are open as allowed, the wait is infinite, because the
+    call must wait until another one ends.
+    """
     if under_way >= state.window:
         return math.inf
     allowances = [
@@ -71,7 +82,7 @@ def wait_s(state: RateState, under_way: int, size: int, now: float) -> float:
 
 
 def call_started(state: RateState, size: int) -> RateState:
-    """Return the state after a call of ``size`` tokens has started."""
+    """Return the rate limiter's state after a call of ``size`` tokens has started, which uses up part of the quotas."""
     requests = state.requests and replace(state.requests, left=state.requests.left - 1)
     tokens = state.tokens and replace(state.tokens, left=state.tokens.left - size)
     return replace(state, requests=requests, tokens=tokens)
@@ -87,10 +98,13 @@ def response_received(
     wall: float,
     longest_s: float,
 ) -> RateState:
-    """Return the state after a response; ``under_way`` counts the open calls, including this one.
+    """Return the rate limiter's state after a response with the given status and headers.
 
-    A rate-limit response (429, 503 or 529) delays all calls until the time that it names, at most ``longest_s``, and
-    halves the window, but only once for all calls open at the time. Each success widens the window by one call.
+    A rate-limit response is one with status 429, or one with status 503 or 529 that names a waiting time. It delays all
+    calls for the named time (or a default time if it names none), but for at most ``longest_s`` seconds. It also halves
+    the number of calls that may be open, unless calls are already delayed. Each success raises this number by one.
+    ``under_way`` counts the open calls, including the one that got the response. ``now`` is the monotonic time, and
+    ``wall`` is the Unix time.
     """
     state = replace(
         state,
@@ -119,7 +133,10 @@ def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: float, w
 
 
 def retry_after_s(headers: Mapping[str, str], wall: float) -> float | None:
-    """Return the seconds that a response's headers ask the caller to wait, or None if they don't say."""
+    """Return the seconds that a response's headers ask the caller to wait, or None if they name no wait.
+
+    ``wall`` is the current Unix time.
+    """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return max(0.0, milliseconds / 1000)
@@ -141,7 +158,11 @@ def _number(text: str | None) -> float | None:
 
 
 def _seconds(text: str, wall: float) -> float | None:
-    """Parse a header's time (12, 1m30s, 20ms, an ISO date or Unix time) as seconds from now; None if invalid."""
+    """Parse the time in a header as seconds from now, or return None if the text is invalid.
+
+    The text may be a number of seconds (12), a duration (1m30s or 20ms), an ISO date or a Unix time. ``wall`` is the
+    current Unix time.
+    """
     number = _number(text)
     if number is not None:
         epoch = number / 1000 if number > _EPOCH * 1000 else number
@@ -156,7 +177,7 @@ def _seconds(text: str, wall: float) -> float | None:
 
 
 class RateLimiter:
-    """Delays calls so that they stay within the limits that the provider has reported."""
+    """Delays calls so that they stay within the rate limits that the provider has reported."""
 
     def __init__(self, longest_s: float) -> None:
         self.state = RateState()
@@ -166,7 +187,7 @@ class RateLimiter:
 
     @asynccontextmanager
     async def slot(self, size: int) -> AsyncIterator[None]:
-        """Wait until a call of ``size`` tokens is allowed; the call counts as open inside the block."""
+        """Wait until a call of ``size`` tokens may start. The call counts as open until the block ends."""
         async with self._changed:
             while (wait := wait_s(self.state, self.under_way, size, time.monotonic())) > 0:
                 try:
@@ -185,7 +206,7 @@ class RateLimiter:
                 self._changed.notify_all()
 
     def record(self, status: int, headers: Mapping[str, str]) -> None:
-        """Update the limits from the response to an open call."""
+        """Update the limiter's state from the status and headers of a response."""
         now, wall = time.monotonic(), time.time()
         self.state = response_received(
             self.state, status, headers, under_way=self.under_way, now=now, wall=wall, longest_s=self._longest_s

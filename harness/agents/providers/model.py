@@ -1,4 +1,4 @@
-"""Live models, behind a provider's API or run from a local file of weights, and the budget of a run."""
+"""Live models, which are called through a provider's API or served from a local file, and the budget of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ BYTES_PER_TOKEN = 4
 
 @dataclass
 class Budget:
-    """Tracks a run's cost (US dollars) and tokens against the limits that the user set."""
+    """What a run has used so far, in US dollars and in tokens, and the limits that the user set.
+
+    A limit is None if the user set none. ``finished`` counts the finished trials. ``uncounted`` is true if the cost of
+    some turn is unknown.
+    """
 
     max_cost: float | None = None
     max_tokens: int | None = None
@@ -48,13 +52,13 @@ class Budget:
     uncounted: bool = False
 
     def add(self, turn: Turn, estimated_tokens: int) -> None:
-        """Add the cost and tokens of a turn; uses ``estimated_tokens`` if the provider reports no usage."""
+        """Add the cost and tokens of a turn. If the provider reported no usage, add ``estimated_tokens`` instead."""
         self.tokens += turn.usage.total if turn.usage else estimated_tokens
         self.cost += turn.cost or 0.0
         self.uncounted = self.uncounted or turn.cost is None
 
     def spent(self) -> str | None:
-        """Return a clause for messages that says which limit is used up, or None."""
+        """Return a clause that says why the run may make no more API calls, or None if it may make more."""
         if self.max_cost is not None and self.cost >= self.max_cost:
             return f"the ${self.max_cost:g} that --max-cost allows have been spent"
         if self.max_cost is not None and self.uncounted:
@@ -64,9 +68,9 @@ class Budget:
         return None
 
     def too_little_for(self, running: int) -> str | None:
-        """Return why no further trial may start while ``running`` trials are running, or None if one may.
+        """Return why no further trial may start while ``running`` trials are running, or None if a trial may start.
 
-        Once trials have finished, a further trial is assumed to use as much as the average one so far.
+        Once trials have finished, a further trial is assumed to use as much as the average of the trials so far.
         """
         if spent := self.spent():
             return spent
@@ -86,9 +90,9 @@ _version = cache(version)  # cached, because version() reads a file on each call
 
 @dataclass
 class ApiModel:
-    """A live model behind a provider's API; its client must be opened before a trial starts.
+    """A live model that is called through a provider's API. Its client must be open before a trial starts.
 
-    ``file`` is a GGUF file that the lab serves itself while the client is open.
+    ``file`` is a GGUF file that the lab itself serves while the client is open. It is None for every other model.
     """
 
     name: str
@@ -106,18 +110,21 @@ class ApiModel:
 
     @property
     def dialect(self) -> Dialect:
-        """Return the module that builds requests and parses answers for the provider's API."""
+        """Return the module that builds requests and parses responses for the provider's API."""
         return DIALECTS[self.choice.provider.api]
 
     @property
     def client(self) -> ProviderClient:
-        """Return the open client of the provider; only valid inside ``opened``."""
+        """Return the open client of the provider. It is available only inside an ``opened`` block."""
         assert self._client is not None
         return self._client
 
     @asynccontextmanager
     async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[ProviderClient]:
-        """Open the provider's client, which all trials share. ``say`` prints warnings, e.g. about retries."""
+        """Open the provider's client, which all trials of a run share, and close it at the end of the block.
+
+        ``say`` prints warnings, e.g. about retries.
+        """
         from harness.agents.providers.client import ProviderClient, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
         limiter = RateLimiter(self.settings.patience_s)
@@ -130,7 +137,11 @@ class ApiModel:
             yield self._client
 
     def _use_server(self, server: ServedModel, say: Callable[[str], None]) -> None:
-        """Send requests to a local server from now on; mark the model as simulated if it can't be offered tools."""
+        """Send all further requests to a local server.
+
+        If the server's model doesn't support tools, mark the model as simulated, so that its trials don't count as
+        findings.
+        """
         provider = self.choice.provider.model_copy(update={"base_url": server.url})
         self.choice, self.key, self._served = (
             ModelChoice(provider=provider, model=self.choice.model),
@@ -142,7 +153,7 @@ class ApiModel:
             say(f"The chat template in {self.file} has no place for tools: this is {NO_TOOLS}.")
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return the model, provider, SDK version, request parameters and assumed price."""
+        """Return what a trial record stores about the model: provider, SDK, request parameters and assumed price."""
         provider = self.choice.provider
         sdk = "anthropic" if provider.api == "messages" else "openai"
         return {
@@ -157,19 +168,22 @@ class ApiModel:
         }
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options unchanged."""
+        """Return ``options`` unchanged, because only replays change the task options."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None: the agent gets the task's own prompts."""
+        """Return None, so that the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start a conversation with the model."""
+        """Start a new conversation with the model. A live model needs none of the arguments."""
         return _Conversation(self)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Return a new conversation with the same model; the model knows only the transcript it is sent."""
+        """Return a new conversation with the same model, for questions after the trial.
+
+        The model knows about the trial only what the transcript in each request says.
+        """
         return _Conversation(self)
 
 
@@ -191,7 +205,10 @@ class _Conversation:
 
 
 def _refuse_foreign_headers(provider: Provider) -> None:
-    """Raise UsageError if headers meant for the SDK's own provider are set: the SDK sends them to any address."""
+    """Raise UsageError if the environment sets custom headers for OpenAI or Anthropic but ``provider`` is another one.
+
+    The SDK would send these headers to any provider that it calls.
+    """
     owner, variable = (
         ("anthropic", "ANTHROPIC_CUSTOM_HEADERS") if provider.api == "messages" else ("openai", "OPENAI_CUSTOM_HEADERS")
     )
@@ -208,9 +225,9 @@ def _choice(name: str, file: Path | None, options: ModelOptions) -> ModelChoice:
 
 
 def api_model(name: str, task: Task | None, options: ModelOptions) -> ApiModel:
-    """Build the live model for a --model name; without a task the model gets no tools.
+    """Build the live model for a --model name. If ``task`` is None, the model gets no tools.
 
-    Raises UsageError if the model is unknown, its key is missing or an option doesn't fit its API.
+    Raises UsageError if the model is unknown, its API key is missing, or an option doesn't fit the model's API.
     """
     options.must_make_sense()
     file = Path(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None

@@ -1,4 +1,4 @@
-"""The command-line options that apply to live models only."""
+"""The command-line options that apply only to live models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from harness.judging.evidence import Frozen
 
 
 class ModelOptions(Frozen):
-    """Options of a live model: its address, sampling, time limits and budget.
+    """Options of a live model: address, API, sampling, time limits, prices and budget.
 
-    None means no limit, or the provider's default. ``call_limit_s`` limits one request; ``patience_s`` is how long a
-    call is retried after its first failure.
+    An option that is None was not set by the user, so the provider's default or no limit applies. ``call_limit_s`` is
+    the time limit of one request in seconds. ``patience_s`` is how many seconds after its first failure a call may
+    still be retried. ``preflight`` says whether the model is checked before the run starts.
     """
 
     base_url: str | None = None
@@ -28,7 +29,7 @@ class ModelOptions(Frozen):
     preflight: bool = True
 
     def must_make_sense(self) -> None:
-        """Raise UsageError if an option's number is NaN, infinite or out of range."""
+        """Raise UsageError if a numeric option is NaN, infinite or out of range."""
         sampling = self.sampling
         above_0 = {
             "--max-cost": self.max_cost,
@@ -44,7 +45,10 @@ class ModelOptions(Frozen):
                 raise UsageError(f"{option} {value:g} won't do: it must be 0 or more.")
 
     def must_be_default(self, model: str) -> None:
-        """Raise UsageError if an option for live models is set although ``model`` isn't one."""
+        """Raise UsageError if any option that applies only to live models is set.
+
+        This is called when ``model`` isn't a live model. The name ``model`` appears in the error's message.
+        """
         given = {
             "--base-url": self.base_url,
             "--api": self.api,

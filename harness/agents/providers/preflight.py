@@ -1,4 +1,4 @@
-"""Checks a live model before the first container starts: API key, model name, retirement date and cost."""
+"""Checks a live model's API key and name, and estimates the cost of a run, before the first container starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ BYTES_PER_TOKEN = 4
 
 
 async def preflight(model: ApiModel, client: ProviderClient, run: RunSpec, say: Say) -> None:
-    """Check the key and the model, and print an estimate of the run's cost. Raises ModelError if a check fails."""
+    """Check the API key and the model's name, and print an estimate of the run's cost.
+
+    Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
+    """
     await check(model, client, say)
     task = task_named(run.task)
     prompts = render(task.system, task.user, run.condition)
@@ -42,7 +45,10 @@ async def preflight(model: ApiModel, client: ProviderClient, run: RunSpec, say: 
 
 
 async def check(model: ApiModel, client: ProviderClient, say: Say) -> None:
-    """Check key and model with the provider; report when the model retires. Raises ModelError if either is wrong."""
+    """Check the API key and the model's name with the provider. If the model has a retirement date, print it.
+
+    Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
+    """
     listed = await _ModelLookup(model, client, say).find()
     today = datetime.now(UTC).date()
     day = announced(listed) or model.choice.provider.shutdown_of(model.choice.model)
@@ -52,7 +58,10 @@ async def check(model: ApiModel, client: ProviderClient, say: Say) -> None:
 
 
 def announced(listed: dict[str, Any]) -> date | None:
-    """Return the date on which a provider retires a model, from the model's description, or None if not given."""
+    """Return the date on which the provider retires a model, or None if ``listed`` gives no date.
+
+    ``listed`` is the provider's description of the model.
+    """
     day = listed.get("shutdown_date") or listed.get("retires_at")
     try:
         return datetime.fromisoformat(str(day)).date() if day else None
@@ -61,16 +70,16 @@ def announced(listed: dict[str, Any]) -> date | None:
 
 
 def estimate(opening: int, calls: int) -> Usage:
-    """Estimate the tokens of a typical trial with ``calls`` API calls.
+    """Estimate the tokens of a typical trial that makes ``calls`` API calls.
 
-    Each call resends the whole conversation, which begins with ``opening`` tokens.
+    Each call sends the whole conversation again. The first call sends ``opening`` tokens.
     """
     grown = calls * (calls - 1) // 2 * (OUTPUT_TOKENS + ANSWER_TOKENS)
     return Usage(input=calls * opening + grown, output=calls * OUTPUT_TOKENS)
 
 
 def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
-    """Format the estimated tokens and cost of ``n`` trials as one sentence."""
+    """Format the estimated tokens and cost of ``n`` trials as one sentence. ``usage`` is the estimate for one trial."""
     cost = price.cost(usage) if price else None
     worth = f"about ${cost * n:,.2f} by prices of {price.date}" if price and cost is not None else "the cost is unknown"
     trials = "1 trial" if n == 1 else f"{n} trials"
@@ -81,12 +90,12 @@ def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
 
 
 def opening_tokens(model: ApiModel, prompts: str) -> int:
-    """Estimate how many tokens a conversation starts with, from its prompts and request parameters."""
+    """Estimate the tokens of a conversation's first request, from ``prompts`` and the model's request parameters."""
     return (len(prompts) + len(json.dumps(model.parameters))) // BYTES_PER_TOKEN
 
 
 class _ModelLookup:
-    """Looks a model up at its provider: by its name, and otherwise in the list of all models."""
+    """Looks up a model at its provider, first by the model's name, and then in the provider's list of models."""
 
     def __init__(self, model: ApiModel, client: ProviderClient, say: Say) -> None:
         self._client, self._say = client, say
@@ -94,7 +103,10 @@ class _ModelLookup:
         self._provider, self._model = model.choice.provider, model.choice.model
 
     async def find(self) -> dict[str, Any]:
-        """Return the provider's description of the model, or {} if it gives none. Raises ModelError."""
+        """Return the provider's description of the model, or an empty dictionary if the provider gives none.
+
+        Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
+        """
         found = await self._get(f"{self._path}/{quote(self._model, safe='')}")
         if found is not None:
             return found
@@ -107,7 +119,12 @@ class _ModelLookup:
         raise UnknownModelError(f"{self._provider.name} has no model '{self._model}'. It has {', '.join(near)}.")
 
     async def _get(self, path: str) -> dict[str, Any] | None:
-        """Fetch a JSON object from a path of the API; None if there is none. Raises ModelError."""
+        """Fetch a JSON object from ``path`` of the provider's API.
+
+        Return None if nothing is found or the response isn't a JSON object. If the provider refuses the request for a
+        reason other than a wrong key, print a warning and return an empty dictionary. Raises ModelError if the provider
+        rejects the key or can't be reached.
+        """
         sdk = self._client.sdk
         try:
             response: httpx2.Response = await sdk.client.get(path, cast_to=httpx2.Response)

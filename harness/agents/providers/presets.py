@@ -1,4 +1,4 @@
-"""Provider presets (read from presets.yaml), and the choice of a provider and a model by a --model name."""
+"""Provider presets (read from presets.yaml), and the choice of a provider and a model for a --model name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 
 
 class Shutdowns(Frozen):
-    """The dates on which a provider retires models; ``read`` is the day on which ``source`` was read."""
+    """The dates on which a provider retires models.
+
+    ``dates`` maps each date to the names of the models that are retired on it. ``source`` is the publication that gives
+    the dates, and ``read`` is the day on which this publication was read.
+    """
 
     source: str
     read: str
@@ -40,10 +44,11 @@ class Shutdowns(Frozen):
 
 
 class Provider(Frozen):
-    """One provider: its API, its address, and the environment variable that holds its key (``key``).
+    """One provider of models: its API, its address and its models.
 
-    ``max_tokens`` is the name of the API's field for the output limit; ``families`` are prefixes of model names;
-    ``unreasoning`` are patterns of models that reject a request for encrypted reasoning.
+    ``key`` is the environment variable that holds the API key. ``max_tokens`` is the name of the request field that
+    limits the output. ``local`` is true if the provider may be a server without a key. ``families`` are prefixes of
+    model names. ``unreasoning`` are name patterns of models that reject a request for encrypted reasoning.
     """
 
     name: str
@@ -58,16 +63,19 @@ class Provider(Frozen):
     shutdowns: Shutdowns | None = None
 
     def has(self, model: str) -> bool:
-        """Whether the preset lists this model or a family that it belongs to."""
+        """Whether the preset lists ``model``, or a family of models that ``model`` belongs to."""
         return model.startswith(self.families) or _DATED.sub("", model) in self.models
 
     def shutdown_of(self, model: str) -> date | None:
-        """Return the date on which the provider retires a model, or None if the preset gives none."""
+        """Return the date on which the provider retires ``model``, or None if the preset gives no date."""
         dates = self.shutdowns.dates if self.shutdowns else {}
         return next((date.fromisoformat(day) for day, models in dates.items() if model in models), None)
 
     def secret(self) -> str:
-        """Return the API key from the environment. Raises UsageError if a required key is missing or malformed."""
+        """Return the API key from the environment, or an empty string if a local server has none.
+
+        Raises UsageError if the key is malformed, or if it is missing although the provider requires one.
+        """
         found = os.environ.get(self.key, "").strip()
         if not found and not self.local:
             raise UsageError(f"Set {self.key} to a key for {self.name}; {', '.join(NEED_NO_KEY)} need none.")
@@ -77,7 +85,7 @@ class Provider(Frozen):
 
 
 class ModelChoice(Frozen):
-    """A provider and one of its models, by the name that the provider uses."""
+    """A provider and one of its models. ``model`` is the name that the provider itself uses."""
 
     provider: Provider
     model: str
@@ -85,16 +93,17 @@ class ModelChoice(Frozen):
 
 @functools.cache
 def providers() -> dict[str, Provider]:
-    """Return the provider presets by name."""
+    """Return all provider presets. The dictionary's keys are the providers' names."""
     entries = read_yaml(Path(__file__).with_name("presets.yaml"))
     return {name: Provider(name=name, **entry) for name, entry in entries.items()}
 
 
 def choose(name: str, base_url: str | None = None, api: str | None = None) -> ModelChoice:
-    """Choose the provider and model for a --model name. Raises UsageError that suggests similar names.
+    """Return the provider and the model for a --model name. Raises UsageError if the name or an option is invalid.
 
-    With ``base_url`` the name is passed to that server, without the key of any hosted provider. Only the prefix of a
-    preset for local servers (such as ``vllm/``) is removed from the name.
+    If ``base_url`` is given, the model is called at that address, without the API key of any hosted provider. The name
+    is then sent as it is, except that the prefix of a preset for local servers (such as ``vllm/``) is removed. ``api``
+    replaces the API that the preset names.
     """
     if api is not None and api not in APIS:
         raise UsageError(f"There is no API '{api}': --api is {', '.join(APIS)}.")

@@ -1,4 +1,4 @@
-"""Token prices of live models, read from prices.yaml or a file given by the user."""
+"""Token prices of live models, read from prices.yaml and from a file that the user may give."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 
 
 class Price(Frozen):
-    """A model's prices in US dollars per million tokens; unknown for more than ``prompt_limit`` input tokens."""
+    """A model's prices in US dollars per million tokens.
+
+    ``input`` and ``output`` are the prices of input and output tokens. ``cached`` is the price of input tokens read
+    from the provider's cache, and ``cache_write`` is the price of input tokens written to it. If one of these two is
+    None, the ``input`` price applies. The prices hold only for requests of up to ``prompt_limit`` input tokens; None
+    means no limit.
+    """
 
     input: float
     output: float
@@ -28,7 +34,7 @@ class Price(Frozen):
     source: str
 
     def cost(self, usage: Usage) -> float | None:
-        """Compute the cost of one answer in US dollars; None if the input exceeds ``prompt_limit``."""
+        """Return the cost of one model answer in US dollars, or None if the input exceeds ``prompt_limit``."""
         if self.prompt_limit is not None and usage.input > self.prompt_limit:
             return None
         plain = usage.input - usage.cached - usage.cache_writes
@@ -38,7 +44,10 @@ class Price(Frozen):
 
 
 def price_of(provider: str, model: str, file: Path | None = None) -> Price | None:
-    """Look up a model's price, first in the user's ``file``; None if unknown. Raises UsageError for a broken file."""
+    """Return the price of a model, or None if it is unknown. Raises UsageError if a price file is unusable.
+
+    A price in the user's ``file`` takes precedence over one in prices.yaml.
+    """
     for each in (file, Path(__file__).with_name("prices.yaml")):
         known = _read(each).get(provider, {}) if each else {}
         if found := known.get(model) or known.get(_DATED.sub("", model)):

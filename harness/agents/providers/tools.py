@@ -1,4 +1,4 @@
-"""Defines the tools offered to a live model and parses the model's tool calls."""
+"""Defines the tools offered to a live model, and parses the model's tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.store.transcript import ToolUse
 
 
 class Tool(Frozen):
-    """A tool's definition, as sent to a provider; ``parameters`` is a JSON Schema."""
+    """The definition of a tool as it is sent to a provider. ``parameters`` is a JSON Schema of the tool's arguments."""
 
     name: str
     description: str
@@ -27,14 +27,14 @@ def _definitions() -> dict[str, dict[str, Any]]:
 
 
 def tools_for(shell: str) -> tuple[Tool, ...]:
-    """Return the tools of a task; ``shell`` is the task's description of the shell tool."""
+    """Return the tools that a model is offered in a task. ``shell`` is the task's description of the shell tool."""
     return tuple(Tool(name=name, **{"description": shell, **entry}) for name, entry in _definitions().items())
 
 
 def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
-    """Parse a model's tool call, whose arguments are JSON text or already parsed.
+    """Parse a model's tool call. ``arguments`` is JSON text or a value already parsed from JSON.
 
-    An invalid call is returned with ``error`` set: a sentence for the model.
+    If the call is invalid, ``error`` of the returned ToolUse is set to a sentence that the model gets as the answer.
     """
     if name not in _definitions():
         known = " or ".join(_definitions())
@@ -48,9 +48,9 @@ def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
 
 
 def mark_truncated_call(calls: Sequence[ToolUse], *, truncated: bool) -> tuple[ToolUse, ...]:
-    """Return an answer's tool calls; if the answer is ``truncated``, the last call becomes an error.
+    """Return ``calls``, with the last one replaced by an error if the model's answer was ``truncated``.
 
-    A truncated command must not be run, because it may do something else than the whole one.
+    A command that was cut off must not be run, because it may do something other than the whole command.
     """
     if not (truncated and calls):
         return tuple(calls)
@@ -60,7 +60,10 @@ def mark_truncated_call(calls: Sequence[ToolUse], *, truncated: bool) -> tuple[T
 
 
 def _parse(call_id: str, name: str, arguments: object) -> ToolUse:
-    """Parse a call of a known tool. Raises ValueError with a message for the model if the arguments are invalid."""
+    """Parse a call of a known tool.
+
+    Raises ValueError if the arguments are invalid. The error's message is shown to the model.
+    """
     given = _parse_object(arguments)
     if name == "submit":
         answer = given.get("answer", "")

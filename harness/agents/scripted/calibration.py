@@ -1,6 +1,7 @@
-"""Calibration agents: scripted agents that resist at a published rate, to check that the lab measures that rate.
+"""Calibration agents, which resist shutdown at a rate published for a real model, to check the lab's measurement.
 
-Each trial's playbook is drawn at random from the seed and the trial's number, so a trial can be repeated exactly.
+Calibration agents are scripted agents. Each trial's playbook is drawn at random. The draw depends only on the seed, the
+model, the condition and the trial's number, so a trial can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class CalibrationModel:
-    """Plays a random playbook in each trial, such that trials resist shutdown at a published rate.
+    """Plays a random playbook in each trial, so that trials resist shutdown at the rate published for a real model.
 
-    ``mix`` holds the weights of the playbooks for trials that resist ("resisted") and for those that don't ("other").
+    ``figure`` is the published rate. ``mix`` holds the weights with which playbooks are drawn: those under "resisted"
+    apply to trials that resist, and those under "other" apply to all other trials. ``books`` maps ids to playbooks.
     """
 
     model: str
@@ -45,23 +47,23 @@ class CalibrationModel:
 
     @property
     def name(self) -> str:
-        """Return the model's name as the user gave it."""
+        """Return the --model name, which is ``calibration:`` followed by the name of the real model."""
         return f"{KIND}:{self.model}"
 
     @property
     def rate(self) -> float:
-        """Return the published share of trials that resist shutdown."""
+        """Return the share of trials that resist shutdown, as published for the real model."""
         assert self.figure.rate is not None
         return self.figure.rate
 
     @property
     def simulated(self) -> str:
-        """Describe these agents for tables and records, with the published rate and its source."""
+        """Return a description of these agents, with the published rate and its source."""
         cell = f"{self.model} under {self.figure.condition} ({self.figure.source})"
         return f"calibration agents drawing from the published rate {self.rate:.1%} of {cell}; no model"
 
     def resists(self, trial: int) -> bool:
-        """Whether this trial's playbook is one that resists shutdown."""
+        """Whether the playbook drawn for this trial resists shutdown."""
         return self._draw(trial)[0]
 
     def _draw(self, trial: int) -> tuple[bool, Playbook]:
@@ -75,24 +77,24 @@ class CalibrationModel:
         return ScriptedModel(self.name, (self._draw(trial)[1],), self.simulated)
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return the facts about the drawn playbook, the published figure and the seed."""
+        """Return what the trial record stores: the drawn playbook, the published figure and the seed."""
         figure = self.figure.model_dump(include={"model", "condition", "rate", "source", "setting"})
         return {**self._scripted(trial).facts(1), "calibration": {**figure, "seed": self.seed}}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options unchanged."""
+        """Return ``options`` unchanged, because only replays change the task options."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None: the agent gets the task's own prompts."""
+        """Return None, so that the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start the playbook drawn for this trial."""
+        """Start the playbook that was drawn for this trial."""
         return self._scripted(trial).start(1, task, tools)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Return a conversation that answers every question with whether this agent resisted."""
+        """Return a conversation that answers every question with a sentence on whether the agent resisted."""
         return _FixedAnswer(_ANSWERS[self.resists(trial)])
 
 
@@ -105,12 +107,15 @@ class _FixedAnswer:
 
 
 def calibrated_models() -> tuple[str, ...]:
-    """Return the names of the models that have a published rate of resistance."""
+    """Return the names of the models for which a publication reports a rate of resistance to shutdown."""
     return tuple(dict.fromkeys(each.model for each in figures() if _usable(each)))
 
 
 def published_rate(model: str, condition: str) -> Figure:
-    """Return the first rate of resistance published for a model and condition. Raises UsageError if none is."""
+    """Return the published rate of resistance to shutdown for a model and a condition.
+
+    If several rates are published, return the first. Raises UsageError if none is published.
+    """
     name = pick("published model", model, calibrated_models())
     usable = [each for each in figures() if _usable(each) and each.model == name]
     found = next((each for each in usable if each.condition == condition), None)
@@ -125,7 +130,10 @@ def _usable(figure: Figure) -> bool:
 
 
 def calibration(model: str, task: str, condition: str, seed: int) -> CalibrationModel:
-    """Build the calibration agents for a published model, a task and a condition. Raises UsageError."""
+    """Build the CalibrationModel that imitates the given real model under the given condition of the task.
+
+    Raises UsageError if no rate of resistance is published for the model and the condition.
+    """
     figure = published_rate(model, condition)
     mix = read_yaml(ROOT / "tasks" / "calibration.yaml")[task]
     return CalibrationModel(figure.model, figure, seed, mix, _shipped_playbooks())

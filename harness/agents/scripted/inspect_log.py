@@ -1,6 +1,6 @@
-"""Reader of Inspect AI's ``.eval`` logs: each sample in a log becomes a Recording to replay.
+"""Reads ``.eval`` logs of the evaluation framework Inspect AI. Each sample in a log becomes a Recording to replay.
 
-The package that reads the format is an extra: ``pip install offswitch[inspect]``.
+Reading the logs needs an optional dependency: ``pip install offswitch[inspect]`` installs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _COMMAND_ARGUMENTS = ("cmd", "command")  # argument names under which shell tool
 
 
 def inspect_replay(path: Path, task: str) -> ReplayModel:
-    """Build the ReplayModel that replays each sample of an Inspect log. Raises UsageError."""
+    """Build a ReplayModel that replays the samples of an Inspect log, one sample in each trial.
+
+    Raises UsageError if the log can't be read or holds no tool calls.
+    """
     log = _read(path)
     samples = log.samples or []
     try:

@@ -1,6 +1,7 @@
-"""Playbooks, which are scripted agents written in YAML, and their parser. Independent of how trials run.
+"""Playbooks, which are scripted agents written in YAML, and their parser.
 
-A malformed playbook raises a UsageError of one sentence that names the file and the line.
+This module doesn't depend on the code that runs trials. A malformed playbook raises a UsageError whose message is one
+sentence that names the file and the line.
 """
 
 import re
@@ -34,7 +35,12 @@ ACTIONS = "advance run submit"
 
 @dataclass(frozen=True, slots=True)
 class AdvanceStep:
-    """A step that repeats the task's command, or ``command`` if set, until the shutdown notice or the task's end."""
+    """A step that repeats a shell command until the shutdown notice comes or the task is done.
+
+    If ``until`` is "notice", the step ends when the shutdown notice has come or the task is done. If ``until`` is
+    "done", the step ends only when the task is done. ``command`` is the command; if it is None, the task's own command
+    is repeated. ``say`` and ``think`` are the text and the reasoning that accompany each call.
+    """
 
     until: Literal["notice", "done"]
     command: str | None = None
@@ -44,7 +50,7 @@ class AdvanceStep:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """A step that makes one call of the shell tool."""
+    """A step that runs the command ``cmd`` with one call of the shell tool."""
 
     cmd: str
     say: str | None = None
@@ -53,7 +59,7 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True)
 class SubmitStep:
-    """A step that submits an answer with the submit tool."""
+    """A step that submits ``answer`` with the submit tool."""
 
     answer: str
     say: str | None = None
@@ -65,7 +71,7 @@ Step: TypeAlias = AdvanceStep | RunStep | SubmitStep
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The outcome and the kinds of tampering that a correct verdict on a playbook names."""
+    """The outcome and the kinds of tampering that a correct verdict on a playbook's trial names."""
 
     outcome: str
     tampering: tuple[str, ...] = ()
@@ -73,7 +79,12 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Playbook:
-    """One scripted agent as a list of steps; ``source`` cites a report of a real model that acted this way."""
+    """A scripted agent, defined as a list of steps.
+
+    ``about`` describes the agent. ``expect`` is the verdict that a trial of the playbook should get, or None if the
+    playbook doesn't say. ``source`` cites a report of a real model that acted in this way. ``family`` is the tactic
+    family.
+    """
 
     id: str
     about: str
@@ -85,7 +96,10 @@ class Playbook:
 
 
 def load_playbooks(path: Path) -> tuple[Playbook, ...]:
-    """Load the playbooks of a file, or of all ``*.yaml`` files below a folder, sorted by path. Raises UsageError."""
+    """Load the playbooks from a file, or from all ``*.yaml`` files below a folder, sorted by path.
+
+    Raises UsageError if a file can't be read or a playbook is malformed.
+    """
     files = sorted(file for file in path.rglob("*.yaml") if file.is_file()) if path.is_dir() else [path]
     if not files:
         raise refusal(plain(path), "there is no *.yaml file in this folder, so name another")

@@ -1,6 +1,7 @@
-"""Reader of recorded runs of real models, in the layout of the patrol logs that Palisade Research publishes.
+"""Reads recorded runs of real models from logs in the layout that Palisade Research published for the patrol task.
 
-A folder holds ``*.jsonl`` logs and a ``tags.json`` with the publisher's labels; folders may be nested.
+A folder holds ``*.jsonl`` logs, each of one run, and a ``tags.json`` with the publisher's labels for these runs.
+Folders may be nested.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MAX_LOG_BYTES = 64 * 1024 * 1024
 
 
 class Label(StrEnum):
-    """The publisher's label for how a recorded run ended; ``NONE`` if the run has none of the other labels."""
+    """The publisher's label for how a recorded run ended; ``NONE`` means that the run has none of the other labels."""
 
     AVOIDED = "avoided"
     SHUTDOWN = "shutdown"
@@ -37,8 +38,11 @@ class Label(StrEnum):
 class Recording(Frozen):
     """One recorded run of a real model, ready to be replayed.
 
-    ``press_after_call`` is the number of tool calls before the shutdown button was pressed. A replay is compared with
-    ``label``, given by the publisher, or ``expected``, a verdict of this lab. ``facts`` holds the source's other facts.
+    ``system`` and ``user`` are the recorded prompts. ``press_after_call`` is the number of tool calls after which the
+    shutdown button was pressed; it is None if the source doesn't record this, and higher than any trial reaches if the
+    button was never pressed. ``label`` is the publisher's label, or None if the run has no publisher. ``expected`` is
+    this lab's verdict on the run, or None if the run isn't from this lab. A replay's verdict is compared with whichever
+    of ``label`` and ``expected`` is set. ``facts`` holds other facts for the trial record.
     """
 
     file: str
@@ -53,7 +57,10 @@ class Recording(Frozen):
 
 
 def read_recordings(path: Path) -> tuple[Recording, ...]:
-    """Read the recorded runs in a log or below a folder, sorted by path. Raises UsageError with file and line."""
+    """Read the recorded runs from a log file, or from all logs below a folder, sorted by path.
+
+    Raises UsageError if a log can't be read or is malformed.
+    """
     if not path.exists():
         ways = "a .jsonl log, a group, a folder of groups or a stored run's id"
         raise UsageError(f"There is no recording at {path}: give {ways}.")
@@ -128,7 +135,7 @@ def _text(payload: dict[str, Any]) -> str:
 
 
 def _model(events: list[dict[str, Any]]) -> str:
-    """Return the name of the recorded model as the log gives it, or ""."""
+    """Return the name of the recorded model, or an empty string if the log doesn't name it."""
     matches = (_MODEL_CALL.search(str(event.get("message", ""))) for event in events)
     return next((match[1] for match in matches if match), "")
 
@@ -139,7 +146,7 @@ def _label(file: Path) -> Label:
 
 
 def _tags(file: Path) -> list[str]:
-    """Return the publisher's labels for a run, as written in tags.json."""
+    """Return the publisher's labels for the run in ``file``, read from tags.json in the same folder."""
     tags = file.parent / "tags.json"
     if not tags.exists():
         return []
@@ -153,7 +160,11 @@ def _tags(file: Path) -> list[str]:
 
 
 def _turns(file: Path, events: list[dict[str, Any]]) -> Iterator[Turn]:
-    """Yield the model's turns: each tool call that was made, or a message without one."""
+    """Yield the model's turns from the events of a log.
+
+    Each tool call is a turn of its own, with the text of the message before it. A message that isn't followed by a tool
+    call is a turn without calls.
+    """
     message: dict[str, Any] | None = None
     number = 0
     for event in events:

@@ -1,4 +1,4 @@
-"""Replayed models: the recorded tool calls of a real model, made again in a live container."""
+"""Replayed models, which make the recorded tool calls of a real model again in a live container."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from harness.toolserver.client import ToolClient
 class ReplayModel:
     """Replays the recorded tool calls of a real model, one recording in each trial.
 
-    ``own_words``: the agent gets the recorded prompts, rather than those of the task's condition.
+    ``own_words`` is true if the agent gets the recorded prompts. It is false if the agent gets the prompts of the
+    condition that the user chose.
     """
 
     name: str
@@ -31,14 +32,14 @@ class ReplayModel:
 
     @property
     def default_n(self) -> int:
-        """Return the number of recordings, so that a run replays each of them once."""
+        """Return the number of recordings, so that by default a run replays each of them once."""
         return len(self.recordings)
 
     @property
     def most_trials(self) -> int:
-        """Return the most trials that a run may have without replaying a recording twice.
+        """Return the largest number of trials that a run may have, which is the number of recordings.
 
-        This is the number of recordings: a repeated recording is no new observation and would distort the rates.
+        A recording that is replayed twice is no new observation and would distort the rates.
         """
         return len(self.recordings)
 
@@ -46,7 +47,7 @@ class ReplayModel:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return the recording's name, its label or expected verdict, and the condition that its prompts match."""
+        """Return what the trial record stores about this trial's recording, e.g. its file, label and condition."""
         recording = self._recording(trial)
         facts = {"recording": recording.file, "group": recording.group, **recording.facts}
         if recording.label:
@@ -58,11 +59,14 @@ class ReplayModel:
         return facts
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the options with the shutdown button pressed after as many tool calls as in the recording."""
+        """Return ``options``, but with the shutdown button pressed after as many tool calls as in the recording."""
         return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return the recorded prompts, or None where the user chose a condition of the task."""
+        """Return the recorded prompts, or None if the user chose a condition.
+
+        If None is returned, the agent gets the prompts of that condition.
+        """
         if not self.own_words:
             return None
         recording = self._recording(trial)
@@ -86,7 +90,10 @@ class _Replayed:
 
 
 def replay(path: Path, task: str) -> ReplayModel:
-    """Build the ReplayModel for the published recordings at a path. Raises UsageError."""
+    """Build a ReplayModel for the recordings at ``path``, which are in the layout that Palisade Research published.
+
+    Raises UsageError if a recording is malformed, or if ``task`` isn't patrol, the only task with such recordings.
+    """
     if task != "patrol":
         raise UsageError(f"Recorded runs are of task 'patrol', not '{task}': add --task patrol.")
     return ReplayModel(f"replay:{path}", read_recordings(path))

@@ -1,4 +1,4 @@
-"""Scripted agents: the steps of a playbook, played as if a model had made the tool calls."""
+"""Scripted agents, which play the steps of a playbook as if a model had made the tool calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ MAX_ADVANCE_CALLS = 20
 
 @dataclass(frozen=True)
 class ScriptedModel:
-    """Plays one playbook in each trial, in place of a model, and repeats the list of playbooks if needed."""
+    """Plays one playbook in each trial, in place of a model.
+
+    If a run has more trials than there are playbooks, the list of playbooks is played again from its start.
+    """
 
     name: str
     playbooks: tuple[Playbook, ...]
@@ -30,28 +33,28 @@ class ScriptedModel:
 
     @property
     def default_n(self) -> int:
-        """Return the number of playbooks, so that a run plays each of them once."""
+        """Return the number of playbooks, so that by default a run plays each of them once."""
         return len(self.playbooks)
 
     def _playbook(self, trial: int) -> Playbook:
         return self.playbooks[(trial - 1) % len(self.playbooks)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return the playbook's id, description and family, and the verdict it should get."""
+        """Return the playbook's id, description and tactic family, and the verdict that its trial should get."""
         book = self._playbook(trial)
         expected = book.expect and {"outcome": book.expect.outcome, "tampering": list(book.expect.tampering)}
         return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options unchanged."""
+        """Return ``options`` unchanged, because only replays change the task options."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None: the agent gets the task's own prompts."""
+        """Return None, so that the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start this trial's playbook."""
+        """Start the playbook of this trial."""
         return _Play(_turns(self._playbook(trial), task, tools))
 
     def afterwards(self, trial: int) -> Conversation | None:
@@ -68,7 +71,10 @@ class _Play:
 
 
 async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator[Turn]:
-    """Yield a playbook's turns. An ``advance`` step polls the trial's status to know when to end."""
+    """Yield the turns of the playbook ``book``.
+
+    Before each tool call of an ``advance`` step, the trial's status is fetched to find out whether the step has ended.
+    """
     ids = (f"call-{number}" for number in itertools.count(1))
     for step in book.steps:
         if isinstance(step, SubmitStep):
@@ -88,7 +94,10 @@ def _turn(step: AdvanceStep | RunStep | SubmitStep, call: ToolUse) -> Turn:
 
 
 def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
-    """Build the ScriptedModel for the playbooks at a path that fit the task and the family. Raises UsageError."""
+    """Build a ScriptedModel for the playbooks at ``path`` that are for the given task and tactic family.
+
+    If ``family`` is None, playbooks of all families are used. Raises UsageError if no playbook is left.
+    """
     found = tuple(book for book in load_playbooks(path) if book.task == task and family in (None, book.family))
     if not found:
         raise UsageError(f"{path} holds no playbook for task '{task}': name another with --task.")
@@ -96,7 +105,10 @@ def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
 
 
 def demo(task: str) -> ScriptedModel:
-    """Build the ScriptedModel named ``demo`` from the shipped playbooks. Raises UsageError if none fit the task."""
+    """Build the ScriptedModel named ``demo``, which plays playbooks that are shipped with the lab.
+
+    Raises UsageError if none of these playbooks is for the given task.
+    """
     books = {book.id: book for book in load_playbooks(ROOT / "tasks" / "playbooks")}
     chosen = [books[name] for name in read_yaml(ROOT / "tasks" / "demo.yaml")["playbooks"]]
     found = tuple(book for book in chosen if book.task == task)

@@ -14,9 +14,10 @@ from harness.store.records import RunSpec, TrialRecord
 
 
 def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> ReplayModel:
-    """Build the ReplayModel for the judged trials of a stored run. Raises UsageError if the run has none.
+    """Build a ReplayModel for the trials of a stored run. Raises UsageError if no trial can be replayed.
 
-    Trials that ended in an error are left out, because they have no verdict to compare the replay with.
+    Trials that ended in an error are left out, because they have no verdict to compare the replay with. ``own_words``
+    is true if the agent gets the recorded prompts, rather than those of the condition that the user chose.
     """
     found = tuple(_recording(run, record) for record in records if record.verdict.outcome is not Outcome.ERROR)
     if not found:

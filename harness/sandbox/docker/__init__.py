@@ -1,1 +1,1 @@
-"""Sandboxes in Docker containers: connecting to an engine, building images, running containers."""
+"""Runs sandboxes in Docker containers, which includes connecting to an engine and building images."""

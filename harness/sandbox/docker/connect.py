@@ -20,24 +20,31 @@ REQUEST_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class EnginePaths:
-    """The folders of an engine that the lab starts itself, apart from those of any other engine."""
+    """The folders of a Docker engine that the lab starts itself. No other engine on the host uses them.
+
+    ``run`` holds the engine's socket, pid file, log and the state of running containers. ``data`` holds images and
+    containers.
+    """
 
     run: Path = Path("/run/offswitch")
     data: Path = Path("/var/lib/offswitch/docker")
 
     @property
     def address(self) -> str:
-        """The address of the engine's socket."""
+        """The address of the engine's Unix socket, as a URL."""
         return f"unix://{self.run / 'docker.sock'}"
 
     @property
     def exec_root(self) -> Path:
-        """The folder with the state of running containers, which the engine's processes name on their command lines."""
+        """The folder with the state of running containers.
+
+        Each of the engine's processes has this folder's path on its command line.
+        """
         return self.run / "exec"
 
     @property
     def pidfile(self) -> Path:
-        """The engine's pid file, which prevents a new start where a killed engine left it behind."""
+        """The engine's pid file. A killed engine leaves this file behind, and the file can prevent the next start."""
         return self.run / "docker.pid"
 
     @property
@@ -50,14 +57,21 @@ OWN_ENGINE = EnginePaths()
 
 
 def addresses(environment: Mapping[str, str], context_host: str | None) -> list[str]:
-    """Return the addresses at which to try for an engine, in order; with DOCKER_HOST set, only that one."""
+    """Return the addresses at which to look for a Docker engine, in the order in which to try them.
+
+    If ``environment`` sets DOCKER_HOST, its value is the only address. ``context_host`` is the address in the current
+    Docker context; it is None if there is no usable context.
+    """
     if chosen := environment.get("DOCKER_HOST"):
         return [chosen]
     return list(dict.fromkeys([context_host or DEFAULT_ADDRESS, DEFAULT_ADDRESS, OWN_ENGINE.address]))
 
 
 def connect() -> docker.DockerClient:
-    """Return a client of the first engine that answers; the caller closes it."""
+    """Return a client of the first Docker engine that answers. The caller must close the client.
+
+    Raises EngineError if no engine answers.
+    """
     failures = []
     for address in addresses(os.environ, _context_host()):
         try:
@@ -73,7 +87,10 @@ def connect() -> docker.DockerClient:
 
 
 def reach(address: str) -> docker.DockerClient:
-    """Connect to the engine at one address. Raises EngineError with a short reason."""
+    """Return a client of the engine at ``address``.
+
+    If the engine can't be reached, raise EngineError with a short reason.
+    """
     if address.startswith("ssh:"):
         raise EngineError(f"{address}: ssh isn't supported, so forward its socket with ssh -L")
     try:
@@ -87,7 +104,7 @@ def reach(address: str) -> docker.DockerClient:
 
 
 def answers(address: str) -> bool:
-    """Whether an engine answers at an address."""
+    """Whether a Docker engine answers at ``address``."""
     try:
         reach(address).close()
     except EngineError:
@@ -96,7 +113,10 @@ def answers(address: str) -> bool:
 
 
 def _context_host() -> str | None:
-    """Return the address of the current Docker context, by which Docker Desktop and rootless engines are found."""
+    """Return the engine's address in the current Docker context; None if there is no usable context.
+
+    The addresses of Docker Desktop and of rootless engines are found this way.
+    """
     try:
         return ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT")).Host
     except (AttributeError, DockerException, OSError, ValueError):  # no such context, or a broken one
@@ -104,7 +124,11 @@ def _context_host() -> str | None:
 
 
 def _try_socket(address: str) -> None:
-    """Connect to the bare socket first: its error is clear, and the Docker SDK would leave a failed socket open."""
+    """Connect to the engine's Unix socket once without the Docker SDK. Addresses of other kinds aren't tried.
+
+    If the engine can't be reached, this gives a clearer error than the SDK, which would also leave a failed socket
+    open.
+    """
     if address.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as plain:
             plain.settimeout(PING_TIMEOUT_S)
@@ -112,7 +136,7 @@ def _try_socket(address: str) -> None:
 
 
 def _short_reason(error: Exception) -> str:
-    """Extract the reason from the text that HTTP libraries wrap around it."""
+    """Return the cause of a connection error without the text that HTTP libraries wrap around the cause."""
     text = str(error)
     if "timed out" in text:
         return "no answer in time"

@@ -1,4 +1,4 @@
-"""A sandbox made of one Docker container."""
+"""Starts Docker containers and lets the lab use each of them as a sandbox."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID",
 
 
 async def call(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of the blocking SDK on a thread. Raises EngineError for the SDK's errors."""
+    """Call a blocking function of the Docker SDK in a thread. Raises EngineError for the SDK's errors."""
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
     except _SDK_ERRORS as error:
@@ -69,7 +69,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 @dataclass(frozen=True)
 class DockerBackend:
-    """Starts containers on one engine."""
+    """Starts sandboxes as containers on one Docker engine."""
 
     client: docker.DockerClient
     disk_quota: DiskQuota = field(default_factory=DiskQuota)
@@ -82,7 +82,10 @@ class DockerBackend:
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
-        """Start a container with its console and observer; remove it when the block ends, even by an error."""
+        """Start a container and yield its sandbox. The container is removed when the block ends, even by an error.
+
+        ``answer`` is called to answer the questions of the task program in the container.
+        """
         with self.api.kept_open():
             async with AsyncExitStack() as stack:
                 async with self.concurrency.slot(timed=True):
@@ -95,7 +98,10 @@ class DockerBackend:
                 yield DockerSandbox(self.api, model, console, spec, reader, events, disk)
 
     async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
-        """Create a container that the stack removes, even one that is created after this was cancelled."""
+        """Create a container, return its ID, and let ``stack`` remove the container when the stack is closed.
+
+        If this call is cancelled while the engine is still creating the container, the container is removed as well.
+        """
         creating = asyncio.ensure_future(self.api.ask("POST", "/containers/create", body=container_options(spec)))
         stack.push_async_callback(lambda: asyncio.shield(self._remove(creating)))
         created = await asyncio.shield(creating)
@@ -108,7 +114,7 @@ class DockerBackend:
                 await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
-        """Attach to the container's console, start the container, and wait for the console's greeting."""
+        """Attach to the container's console, start the container, and return the console after its greeting."""
         console = Console(await self.api.attach(container), answer)
         stack.push_async_callback(console.close)
         await self.api.ask("POST", f"/containers/{container}/start")
@@ -119,7 +125,10 @@ class DockerBackend:
     async def _bounded(
         self, facts: dict[str, Any], spec: MachineSpec, reader: FilesystemReader
     ) -> AsyncIterator[BoundedContainer | None]:
-        """Enforce the container's disk limits while the block runs, where its layers are on this host."""
+        """Enforce the container's disk limits while the block runs, and yield the record of its disk use.
+
+        If the container's overlay layers can't be read on this host, no limit is enforced and None is yielded.
+        """
         if not isinstance(reader, OverlayReader):
             yield None
             return
@@ -135,7 +144,7 @@ class DockerBackend:
 
 
 def container_options(spec: MachineSpec) -> dict[str, Any]:
-    """Compose the body of the engine's request to create a container."""
+    """Return the JSON body of the request that asks the Docker engine to create a container for ``spec``."""
     limits = spec.limits
     return {
         "Image": spec.image,
@@ -172,14 +181,20 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
 
 
 def refuse_unknown_observer() -> None:
-    """Raise UsageError where the environment names an unknown observer, which would otherwise be silently ignored."""
+    """Raise UsageError if the environment variable OFFSWITCH_LOOK has an unknown value.
+
+    The variable chooses how the lab reads a container's files. A misspelled value would otherwise be ignored silently.
+    """
     if (asked := os.environ.get(OBSERVER_VARIABLE)) not in (None, "", "archive"):
         raise UsageError(f"{OBSERVER_VARIABLE}={asked} won't do: set it to 'archive', or leave it unset.")
 
 
 @contextmanager
 def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[FilesystemReader, EventSource | None]]:
-    """Choose the best way to read files that this host has, and watch for file events where it can."""
+    """Yield the best reader of the container's files that this host allows, and the source of its file events.
+
+    The source of file events is None if file events can't be watched on this host.
+    """
     driver = container.attrs["GraphDriver"]
     reader = None if os.environ.get(OBSERVER_VARIABLE) == "archive" else OverlayReader.of(driver)
     if reader is None:
@@ -193,7 +208,11 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Filesys
 
 @dataclass
 class DockerSandbox:
-    """One container with its console, the reader of its files and the source of its file events."""
+    """A sandbox made of one container, with its console, the reader of its files and the source of its file events.
+
+    ``events`` is None if file events can't be watched on this host. ``disk`` holds the container's disk limits and disk
+    use; it is None if the limits can't be enforced on this host.
+    """
 
     api: EngineApi
     container: Container
@@ -214,17 +233,23 @@ class DockerSandbox:
 
     @property
     def watch(self) -> str:
-        """Name how this sandbox is observed: by events or snapshots only, and by what means."""
+        """Name how this sandbox is observed and how its files are read, such as ``events/layers``.
+
+        The first part says whether the lab gets file events or has only snapshots.
+        """
         if self.events is None:
             return f"snapshots/{self.reader.guarantee}"
         return f"events{' (some lost)' if self._events_lost else ''}/{self.reader.guarantee}"
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Take a snapshot: first the new file events, then the files' states."""
+        """Take a snapshot, which holds the new file events and the state of each path in ``paths``.
+
+        The file events are collected before the states are read.
+        """
         return await self._read(self._snapshot, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads files, in the event loop while reads are fast, otherwise on a thread."""
+        """Call a function that reads files, in the event loop if the last read was fast, otherwise in a thread."""
         began = time.monotonic()
         if self._reads_fast:
             try:
@@ -243,33 +268,33 @@ class DockerSandbox:
         return Snapshot(states, written, new_events.events, new_events.one_process)
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Return all accesses to the watched files so far; None where the host can't observe them."""
+        """Return all accesses to the watched files so far; None if accesses can't be observed on this host."""
         return await self._read(self.events.accesses) if self.events else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` in a new login shell as the agent's user."""
+        """Run ``cmd`` in a new login shell as the agent's user, for at most ``limit_s`` seconds."""
         argv, spec = ("/bin/bash", "--login", "-c", cmd), self.spec
         return await self.console.run(Command(argv, spec.uid, spec.gid, spec.workdir, self._env, limit_s))
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` as root with a clean environment, on the lab's behalf."""
+        """Run the lab's own command ``cmd`` as root in a clean environment, for at most ``limit_s`` seconds."""
         return await self.console.run(Command(("/bin/sh", "-c", cmd), 0, 0, "/", (f"PATH={PATH}",), limit_s))
 
     async def stop(self) -> None:
-        """End the container through the engine."""
+        """Kill the container through the Docker engine, and remember that the lab did so."""
         self._stopped_by_lab = True
         await self._ask("POST", "kill")
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path."""
+        """Return the state of the file at each path in ``paths``, in the same order."""
         return await self._read(self.reader.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """List every path that differs from the image."""
+        """List the paths at which the container's files differ from its image, up to a fixed number of paths."""
         return await self._read(self.reader.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
-        """Write a root-owned file through the engine, which follows no link out of the container."""
+        """Write a root-owned file into the container through the engine, which follows no link out of the container."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             member = tarfile.TarInfo(path.rsplit("/", 1)[1])
@@ -278,12 +303,15 @@ class DockerSandbox:
         await self.api.put(f"/containers/{self.container.id}/archive", packed.getvalue(), path=dirname(path))
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait at most ``limit_s`` until the engine says that the container no longer runs; return whether it says so.
+        """Wait at most ``limit_s`` seconds for the container to end; return whether the engine says that it has ended.
 
-        The console is the container's first process, so its stream ends when the machine goes down, before the engine
-        knows. The engine then has ``DEATH_LIMIT_S`` to confirm it; only the engine's answer counts.
-        Time is counted in slices of nominal length, because on a busy host the lab itself runs late, and so does the
-        machine. Slices in which the machine was starved of CPU don't count, up to ``MAX_STRETCH`` times the limit.
+        The console is the container's first process, so the console's stream ends when the container ends, before the
+        engine notices. The engine then has ``DEATH_LIMIT_S`` to confirm the end. Only the engine's answer counts.
+
+        The wait is divided into short slices. A slice in which the host starved the container of CPU doesn't count
+        toward ``limit_s``, but the whole wait takes at most about ``MAX_STRETCH`` times ``limit_s``. Every other slice
+        counts with its planned length even if it took longer, because a busy host delays the lab and the container
+        alike.
         """
         slices = max(1, round(limit_s / STARVATION_CHECK_S))
         starvation = await self._starvation()
@@ -304,13 +332,13 @@ class DockerSandbox:
         return not (await self._state())["Running"]
 
     async def _starvation(self) -> CpuStarvation | None:
-        """Start to measure the machine's CPU use; None where its processes aren't on this host."""
+        """Start to measure the container's CPU use; return None if its processes can't be observed on this host."""
         if not isinstance(self.reader, OverlayReader):
             return None
         return await self._read(CpuStarvation, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
 
     async def _state(self) -> dict[str, Any]:
-        """Ask the engine for the container's state now."""
+        """Ask the engine for the container's current state."""
         state: dict[str, Any] = (await self._ask("GET", "json"))["State"]
         return state
 
@@ -318,7 +346,7 @@ class DockerSandbox:
         return await self.api.ask(method, f"/containers/{self.container.id}/{what}")
 
     async def machine(self) -> Machine:
-        """Ask the engine whether the container runs and, where it doesn't, why it ended. Raises EngineError."""
+        """Ask the engine whether the container is running and, if it isn't, why it ended. Raises EngineError."""
         state = await self._state()
         down = not state["Running"]
         ended_by_lab = self._stopped_by_lab or self._disk_full
@@ -338,13 +366,19 @@ class DockerSandbox:
         return self.disk is not None and self.disk.full
 
     def _killed_outside(self, state: dict[str, Any]) -> bool:
-        """Whether the first process was killed by a signal that no process inside can send (pid_namespaces(7))."""
+        """Whether the exit code shows that the container's first process was killed from outside the container.
+
+        No process inside the container can send its first process a SIGKILL (pid_namespaces(7)). The answer is False if
+        the container ran out of memory, or if the agent is root, because root could make the first process end with the
+        same exit code.
+        """
         return state["ExitCode"] == KILLED and not state["OOMKilled"] and self.spec.uid != 0
 
     async def _stopped_outside(self) -> bool:
-        """Whether a client asked the engine to stop, kill or pause the container; its own death leaves no such event.
+        """Whether a client asked the engine to stop, kill or pause the container.
 
-        Asks for all events since 1970, because the clock may have jumped since the container was started.
+        The engine is asked for the events of such requests; a container that ends by itself leaves none. All events
+        since 1970 are searched, because the clock may have jumped since the container was started.
         """
         filters = {"container": [str(self.container.id)], "event": ["kill", "stop", "pause"]}
         until = f"{time.time():.3f}"  # a time in the future would block

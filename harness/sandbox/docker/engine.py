@@ -1,4 +1,4 @@
-"""One Docker engine, as runs and audits use it: prepare images, start sandboxes, remove leftover containers."""
+"""Offers what runs and image audits need from a Docker engine, such as preparing images and removing containers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from harness.sandbox.versions import Versions
 
 @dataclass(frozen=True)
 class Engine:
-    """A connection to one engine. ``say`` is called with a line of progress for each slow step.
+    """A connection to one Docker engine.
 
-    ``restarts`` is None where restarts aren't counted, as in a test of the engine alone.
+    ``say`` is called with a line of progress for each slow step. ``restarts`` counts the engine's restarts; it is None
+    if restarts aren't counted.
     """
 
     client: docker.DockerClient
@@ -39,9 +40,10 @@ class Engine:
     @classmethod
     @contextmanager
     def connected(cls, say: Callable[[str], None]) -> Iterator[Engine]:
-        """Connect to the first engine that answers.
+        """Connect to the first Docker engine that answers, and close the connection when the block ends.
 
-        Raises EngineError where none does, UsageError where the environment names an unknown way of observing.
+        Raises EngineError if no engine answers, and UsageError if OFFSWITCH_LOOK, which chooses how files are read, has
+        an unknown value.
         """
         refuse_unknown_observer()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,11 +58,19 @@ class Engine:
 
     @cached_property
     def backend(self) -> DockerBackend:
-        """Return the back end that starts this engine's containers: always the same, because they share its limits."""
+        """The back end that starts this engine's containers. The same object is returned every time.
+
+        A second one wouldn't know of the first one's containers, so it couldn't enforce limits that all containers
+        share.
+        """
         return DockerBackend(self.client)
 
     async def prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
-        """Remove killed runs' containers and build the image if it is missing. Raises EngineError, ImageError."""
+        """Return the requested image and the versions of the engine, the container runtime and the kernel.
+
+        First, the containers that killed runs left behind are removed, and the image is built if it is missing. Raises
+        EngineError or ImageError.
+        """
         return await call(self._prepare, request)
 
     def _prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
@@ -78,7 +88,7 @@ class Engine:
         return prepared(self.client, request.name, request.task, request.mechanism, base)
 
     async def has_image(self, tag: str) -> bool:
-        """Whether the engine has an image with this tag. Raises EngineError where the engine doesn't answer."""
+        """Whether the engine has an image with the tag ``tag``. Raises EngineError if the engine doesn't answer."""
         return await call(self._has_image, tag)
 
     def _has_image(self, tag: str) -> bool:
@@ -89,20 +99,23 @@ class Engine:
         return True
 
     async def answers(self) -> bool:
-        """Whether the engine answers now."""
+        """Whether the Docker engine answers now."""
         with suppress(EngineError):
             return await call(self.client.ping)
         return False
 
     async def clear(self, run_id: str) -> None:
-        """Remove the containers that this process made for an ended run and that an engine failure may have left."""
+        """Remove the containers that this process made for an ended run and that an engine failure left behind.
+
+        If the engine doesn't answer, the containers stay, and the next run removes them.
+        """
         with suppress(EngineError):  # the next run finds leftovers by their label
             await call(remove_own, self.client, run_id)
 
     # ---- for audits ----
 
     async def build_own(self, dockerfile: Path) -> str:
-        """Build the user's Dockerfile and return the image's tag. Raises ImageError."""
+        """Build an image from the user's Dockerfile and return the image's tag. Raises ImageError."""
         return await call(self._build_own, dockerfile)
 
     def _build_own(self, dockerfile: Path) -> str:
@@ -110,11 +123,17 @@ class Engine:
         return build_from(self.client, dockerfile)
 
     async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageContents:
-        """Read a local image's configuration, the states of paths, and which programs it has. Raises ImageError."""
+        """Return the configuration of a local image, the states of ``paths`` in it, and which of ``programs`` it has.
+
+        Raises ImageError if the engine has no such image.
+        """
         return await call(look_into, self.client, image, tuple(paths), tuple(programs))
 
     async def inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
-        """Create a container as for a trial, return what ``docker inspect`` says of it, and remove it unstarted."""
+        """Return what ``docker inspect`` says of a container that is created for ``spec`` but never started.
+
+        The container is removed afterwards.
+        """
         return await call(self._inspect_machine, spec)
 
     def _inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A client of the engine's HTTP API over kept-alive connections, at a fifth of the cost of the Docker SDK on threads.
+"""A client of the Docker engine's HTTP API, for the requests that every trial makes.
 
-Only the requests of every trial go this way; set-up and images use the SDK. See
-https://docs.docker.com/engine/api/ for the paths and codes.
+The client keeps connections open, so a request costs a fifth of what it costs with the Docker SDK on threads. Set-up
+and image builds still use the SDK. The API's paths and status codes are documented at
+https://docs.docker.com/engine/api/.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ ANSWER_LIMIT_S = 120.0
 
 
 class NotThereError(EngineError):
-    """The engine answered 404: it has no such container or image."""
+    """The engine answered with HTTP status 404, because it has no such container or image."""
 
 
 class _Connection(asyncio.Protocol):
-    """One HTTP connection, for one request at a time; ``reusable``: it can carry another request.
+    """One HTTP connection to the Docker engine, which carries one request at a time.
 
-    Data is parsed on arrival, without a StreamReader, whose task would have to be woken.
+    ``reusable`` is True if the connection can carry another request. Data is parsed as soon as it arrives. asyncio's
+    StreamReader isn't used, because waking a task that reads from it costs time.
     """
 
     transport: asyncio.Transport
@@ -44,7 +46,11 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
 
     async def exchange(self, request: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Send one request; return the status and the body, or the data after a switch of protocols. Raises OSError."""
+        """Send one request and return the response's HTTP status and body.
+
+        If the engine switches to another protocol, the data after the response's headers is returned instead of the
+        body. Raises OSError or httptools.HttpParserError.
+        """
         loop = asyncio.get_running_loop()
         self.reusable, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
         self._answer = loop.create_future()
@@ -98,7 +104,7 @@ Connect = Callable[[], Awaitable[_Connection]]
 
 
 def by_socket(path: str) -> Connect:
-    """Return a function that connects to an engine's Unix socket on this host."""
+    """Return a function that opens a connection to an engine's Unix socket on this host."""
 
     async def connect() -> _Connection:
         return (await asyncio.get_running_loop().create_unix_connection(_Connection, path))[1]
@@ -107,7 +113,7 @@ def by_socket(path: str) -> Connect:
 
 
 def by_network(host: str, port: int) -> Connect:
-    """Return a function that connects to an engine's TCP port."""
+    """Return a function that opens a connection to an engine's TCP port."""
 
     async def connect() -> _Connection:
         return (await asyncio.get_running_loop().create_connection(_Connection, host, port))[1]
@@ -116,7 +122,10 @@ def by_network(host: str, port: int) -> Connect:
 
 
 def connector(client: docker.DockerClient) -> Connect:
-    """Return a function that connects to the same engine as an SDK client. Raises EngineError for TLS or ssh."""
+    """Return a function that opens a connection to the engine that ``client`` uses.
+
+    Raises EngineError if ``client`` is connected over TLS or ssh.
+    """
     address = str(client.api.base_url)
     if path := getattr(client.api.get_adapter(address), "socket_path", None):
         return by_socket(path)
@@ -128,7 +137,11 @@ def connector(client: docker.DockerClient) -> Connect:
 
 @dataclass
 class EngineApi:
-    """The HTTP API of one engine, for one event loop; idle connections are kept while a ``kept_open`` block runs."""
+    """A client of one Docker engine's HTTP API, for use in one event loop.
+
+    ``connect`` opens a connection. ``version`` is the API version as the start of a path, such as ``/v1.43``. Idle
+    connections are kept for later requests while at least one ``kept_open`` block runs.
+    """
 
     connect: Connect
     version: str
@@ -137,7 +150,10 @@ class EngineApi:
 
     @classmethod
     def of(cls, client: docker.DockerClient) -> EngineApi:
-        """Make a client for the same engine and API version as an SDK client's. Raises EngineError."""
+        """Make an EngineApi for the engine and the API version that ``client`` uses.
+
+        Raises EngineError if ``client`` is connected over TLS or ssh.
+        """
         return cls(connector(client), f"/v{client.api.api_version}")
 
     @contextmanager
@@ -152,24 +168,34 @@ class EngineApi:
                 self._idle.pop().transport.close()
 
     async def ask(self, method: str, path: str, /, *, body: Any = None, **query: str) -> Any:
-        """Send a request and return the answer's JSON, None for an empty one. Raises EngineError, NotThereError."""
+        """Send a request and return the response's decoded JSON; None if the response is empty.
+
+        Raises NotThereError if the engine answers 404, and EngineError for any other failure.
+        """
         data = b"" if body is None else msgspec.json.encode(body)
         answer = await self._send(method, path, query, data, "application/json")
         return msgspec.json.decode(answer) if answer else None
 
     async def lines(self, path: str, /, **query: str) -> list[Any]:
-        """Send a request and return the JSON objects of its answer, one a line. Raises EngineError, NotThereError."""
+        """Send a GET request and return the response's decoded JSON objects. Each line of the response is one object.
+
+        Raises NotThereError if the engine answers 404, and EngineError for any other failure.
+        """
         answer = await self._send("GET", path, query, b"", "application/json")
         return [msgspec.json.decode(line) for line in answer.splitlines() if line]
 
     async def put(self, path: str, archive: bytes, /, **query: str) -> None:
-        """Upload a tar archive. Raises EngineError, NotThereError."""
+        """Upload a tar archive to ``path``, a path of the API.
+
+        Raises NotThereError if the engine answers 404, and EngineError for any other failure.
+        """
         await self._send("PUT", path, query, archive, "application/x-tar")
 
     async def attach(self, container: str) -> asyncio.Transport:
-        """Attach to a container's first process: write its input, receive its framed output. Raises EngineError.
+        """Attach to the input and output of a container's first process, and return the connection's transport.
 
-        The caller sets the transport's protocol.
+        What is written to the transport is the process's input. What arrives is the process's output in the engine's
+        frames; the caller must set the transport's protocol to receive it. Raises EngineError.
         """
         target = f"{self.version}/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
         request = _request("POST", target, "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0")
@@ -204,7 +230,7 @@ class EngineApi:
         return _checked(status, answer)
 
     def _idle_connection(self) -> _Connection | None:
-        """Return a kept connection that the engine hasn't closed meanwhile; None where there is none."""
+        """Return an open connection that no request is using; None if there is no such connection."""
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable:
@@ -226,7 +252,10 @@ def _translated() -> Iterator[None]:
 
 
 def no_answer(error: Exception) -> EngineError:
-    """Make an EngineError from a failure to reach the engine or to read its files on this host."""
+    """Return the EngineError for a failure to reach the Docker engine or to read its files on this host.
+
+    The error is a TooFewFilesError if the process or the host can't open any more files.
+    """
     if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):
         return TooFewFilesError()
     return EngineError(f"the Docker engine does not answer: {error or 'no answer in time'}")

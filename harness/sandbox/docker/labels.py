@@ -1,4 +1,4 @@
-"""Labels containers with the process that made them, and removes those whose process has ended."""
+"""Labels each container with the lab process that made it, and removes containers whose process has ended."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ def owner_labels() -> dict[str, str]:
 
 
 def remove_own(client: docker.DockerClient, run_id: str) -> None:
-    """Remove all containers that this process made for a run."""
+    """Remove all containers that this process made for the run ``run_id``."""
     mine = [f"{LABEL}={this_process()}", f"offswitch.run={run_id}"]
     for container in client.containers.list(all=True, filters={"label": mine}, ignore_removed=True):
         _remove(container)
 
 
 def remove_leftovers(client: docker.DockerClient) -> int:
-    """Remove the containers of ended harness processes of this host; return their number."""
+    """Remove each container if the lab process that made it has ended. Return how many containers were removed.
+
+    The processes of another host can't be checked, so their containers are kept.
+    """
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
         if is_gone(container.labels[LABEL]):
@@ -34,7 +37,7 @@ def remove_leftovers(client: docker.DockerClient) -> int:
 
 
 def _remove(container: Container) -> bool:
-    """Remove a container; return False where another process is removing or has removed it."""
+    """Remove a container; return False if another process is removing it or has removed it, otherwise True."""
     try:
         container.remove(force=True, v=True)
     except docker.errors.NotFound:

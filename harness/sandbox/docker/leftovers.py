@@ -1,4 +1,4 @@
-"""Clears an engine of what dead harness processes left and, where asked, of images that the lab can build again."""
+"""Removes from a Docker engine what ended lab processes left behind and, on request, images that the lab built."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ BUILT_BY_LAB = {"label": "offswitch=sandbox"}
 
 
 def clear_engine(client: docker.DockerClient, *, images: bool) -> Iterator[str]:
-    """Remove what ended harness processes left, and yield a line for each kind removed. Raises EngineError.
+    """Remove the containers and networks of ended lab processes, and yield one line of text for each kind removed.
 
-    ``images``: also remove the images that the lab built and no container uses; they are rebuilt when needed.
+    If ``images`` is True, the images that the lab built and that no container uses are removed too. The lab builds them
+    again when it needs them. Raises EngineError.
     """
     try:
         if containers := remove_leftovers(client):
@@ -48,12 +49,12 @@ def _remove_network(network: Network) -> bool:
 
 
 def _built(client: docker.DockerClient) -> list[Image]:
-    """List the sandbox images that the lab built, including untagged ones but not their base image."""
+    """List the sandbox images that the lab built, including untagged ones. The base image isn't in the list."""
     return [each for each in client.images.list(filters=BUILT_BY_LAB) if BASE not in each.tags]
 
 
 def _remove_image(client: docker.DockerClient, image: Image) -> list[str]:
-    """Remove an image by its names unless a container uses it; return the names."""
+    """Remove an image and return its names. If a container uses the image, keep it and return an empty list."""
     names = image.tags or [str(image.short_id)]
     users = client.containers.list(all=True, filters={"ancestor": str(image.id)}, ignore_removed=True)
     if users:

@@ -1,4 +1,4 @@
-"""Recovery from a failed engine: detects that it failed, waits for it, and restores the run's image."""
+"""Detects that the Docker engine failed, waits until it answers again, and restores the run's image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ SHUTDOWN_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-
 
 @dataclass
 class Recovery:
-    """The engine's health for one run (``EngineHealth``). ``tag`` names the run's image, ``image`` how to build it."""
+    """Detects failures of the Docker engine during one run and waits for the engine (see ``EngineHealth``).
+
+    ``image`` says how to build the run's image, and ``tag`` is that image's tag. ``patience_s`` is the longest time in
+    seconds to wait for an engine that doesn't answer.
+    """
 
     engine: Engine
     image: ImageRequest
@@ -28,13 +32,14 @@ class Recovery:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def restart_count(self) -> int:
-        """Return how often the engine has restarted; 0 where restarts aren't counted."""
+        """Return how often the engine has restarted so far; 0 if restarts aren't counted."""
         return self.engine.restarts.count if self.engine.restarts else 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether the engine has restarted since ``restart_count`` gave ``restarts``, or doesn't answer.
+        """Whether the engine doesn't answer, or has restarted since ``restart_count`` returned ``restarts``.
 
-        Waits briefly for signs of either; ``stopping``: as long as an orderly shutdown of the engine takes.
+        A restart isn't noticed at once, so the method waits briefly before it returns False. If ``stopping`` is True,
+        it waits as long as an orderly shutdown of the engine takes, because such a shutdown may have begun.
         """
         until = time.monotonic() + (SHUTDOWN_S if stopping else RESTART_NOTICED_S)
         while self.restart_count() == restarts and await self.engine.answers():
@@ -44,7 +49,10 @@ class Recovery:
         return True
 
     async def recovered(self) -> None:
-        """Wait for the engine, then rebuild the run's image if it is gone. Raises EngineError, ImageError."""
+        """Wait until the engine answers, then build the run's image again if it is gone.
+
+        Raises EngineError if the engine doesn't answer in time, and ImageError if the image can't be built again.
+        """
         async with self._turn:
             await self._until_it_answers()
             if not await self.engine.has_image(self.tag):

@@ -1,7 +1,8 @@
-"""Counts an engine's restarts by a stream of its events that is held open.
+"""Counts a Docker engine's restarts by holding a stream of the engine's events open.
 
-No engine tells when it was started. But a stream lasts as long as the engine's process, so the end of the stream is
-the end of the process, over any kind of connection and without a clock. The stream's filter matches no event.
+An engine doesn't say when it was started. But the stream lasts as long as the engine's process, so the end of the
+stream shows that the process has ended. This works over any kind of connection, and without a clock. The events
+themselves aren't needed, so the stream is filtered to carry none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _STREAM_ERRORS = (*_SDK_ERRORS, OSError, ValueError, AttributeError)
 
 
 class RestartCounter:
-    """Counts an engine's restarts on a thread of its own."""
+    """Counts a Docker engine's restarts in a separate thread. ``count`` is the number of restarts so far."""
 
     def __init__(self, client: docker.DockerClient) -> None:
         self.count = 0
@@ -32,7 +33,7 @@ class RestartCounter:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count restarts while the block runs."""
+        """Count the engine's restarts while the block runs."""
         with suppress(*_STREAM_ERRORS):
             self._open()
         counting = threading.Thread(target=self._watch, name="engine-restarts", daemon=True)

@@ -1,1 +1,1 @@
-"""Observation from outside the container: snapshots of files, file events, and accesses to watched files."""
+"""Observes a container from outside: snapshots of files, file events, and accesses to watched files."""

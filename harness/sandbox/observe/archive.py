@@ -1,4 +1,4 @@
-"""Reads a container's files through the engine, where its overlay layers can't be read on the host (overlay.py)."""
+"""Reads a container's files through the engine, for hosts that can't read the overlay layers directly (overlay.py)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ DELETED = 2  # the engine's number for a deleted path
 
 @dataclass(frozen=True)
 class ArchiveReader:
-    """Reads each path from an archive made by the engine. A file's identity is guessed from its time and content."""
+    """Reads each file of a container from an archive that the engine makes of it.
+
+    An archive doesn't contain the file's inode, so the file's identity is guessed from its modification time and
+    content.
+    """
 
     container: Container
     guarantee: str = "archive"
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path, with one request each."""
+        """Read the state of the file at each path, with one request to the engine for each path."""
         return tuple(self._state(path) for path in paths)
 
     def _state(self, path: str) -> FileState:
@@ -46,20 +50,26 @@ class ArchiveReader:
             return missing(path)
 
     def exists(self, path: str) -> bool:
-        """Whether the path exists and the engine can follow it."""
+        """Whether the engine finds something at the path, following links."""
         assert self.container.client is not None
         api = self.container.client.api
         answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
         return bool(answer.ok)
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """Read the state of each path and of the files that the engine lists as added or changed, at most 50."""
+        """Return the state of each path, and the states of regular files that the container has added or changed.
+
+        Of the paths that the engine lists as added or changed, only the first 50 are read.
+        """
         states = self.states(paths)
         changed = [path for path, kind in self._diff() if kind != DELETED]
         return states, tuple(each for each in self.states(changed[:50]) if each.kind is FileKind.FILE)
 
     def changed_paths(self) -> tuple[str, ...]:
-        """List the paths of ``docker diff``, which misses an edit that kept the size and restored the time."""
+        """List the paths that ``docker diff`` shows as added, changed or deleted, at most ``LISTED_PATHS``.
+
+        An edited file is missing from this list if its size is unchanged and its modification time was restored.
+        """
         return tuple(sorted(path for path, _ in self._diff()))[:LISTED_PATHS]
 
     def _diff(self) -> list[tuple[str, int]]:
@@ -95,7 +105,7 @@ def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) 
 
 
 class _Chunks(io.RawIOBase):
-    """Presents an iterator of chunks as a readable file."""
+    """Presents an iterator of byte chunks as a file object, which is what tarfile reads from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""

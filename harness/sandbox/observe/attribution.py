@@ -1,7 +1,8 @@
-"""Process attribution: tells an editor that deletes and recreates a file apart from two processes that do so.
+"""Process attribution: finds out whether the process that removed a file also created the file's replacement.
 
-A fanotify group that reports names gives the process of each event, which inotify doesn't. See fanotify(7),
-FAN_REPORT_DFID_NAME; overlayfs supports it from Linux 5.9 on.
+An editor that saves a file may do both. The kernel's inotify interface doesn't say which process caused an event, but a
+fanotify group that reports file names does. See fanotify(7), FAN_REPORT_DFID_NAME, which overlayfs supports from Linux
+5.9 on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessAttribution:
-    """One sandbox's fanotify group. Raises NotAllowedError where the kernel can't attribute events to processes."""
+    """The fanotify group that reports which processes create and remove the watched files of one sandbox.
+
+    Raises NotAllowedError if the kernel can't attribute events to processes.
+    """
 
     def __init__(self, root: ContainerRoot, paths: Iterable[str]) -> None:
         self._paths = {os.fsencode(basename(path)): path for path in sorted(paths)}
@@ -49,10 +53,11 @@ class ProcessAttribution:
         return False
 
     def one_process(self) -> frozenset[str] | None:
-        """Return the paths where each process that removed the file since the last call also put one there.
+        """Return the paths at which every process that removed the file also created or moved a file there.
 
-        Paths without events are among them. None where the kernel dropped events. Two paths with the same file name in
-        different folders are treated as one.
+        Only events since the last call count. A path at which nothing was removed is in the set too. Returns None if
+        the kernel dropped events. Events are told apart by file name only, so two paths with the same file name share
+        their events.
         """
         done: dict[tuple[bytes, int], int] = defaultdict(int)  # event types by file name and process
         complete = True
@@ -72,7 +77,10 @@ class ProcessAttribution:
                     offset += size
 
     def close(self) -> None:
-        """Close the group on another thread: the kernel takes milliseconds, which would delay the watch daemon."""
+        """Close the fanotify group on another thread.
+
+        The kernel takes milliseconds to close the group, which would delay the watch daemon.
+        """
         _closer().submit(os.close, self._group)
 
 
@@ -82,7 +90,7 @@ def _closer() -> ThreadPoolExecutor:
 
 
 def _name(info: bytes) -> bytes:
-    """Parse the file name from an event's information record; empty where the record has none."""
+    """Parse the file name from the information record of a fanotify event; return b"" if the record has no name."""
     if len(info) < _INFO.size:
         return b""
     kind, _, length, _, handle, _ = _INFO.unpack_from(info)

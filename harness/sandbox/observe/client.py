@@ -1,4 +1,4 @@
-"""The client of the watch daemon (daemon.py): file events and accesses of sandboxes, between two snapshots."""
+"""The client of the watch daemon (daemon.py): asks it for the file events and file accesses in each sandbox."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EventSource:
-    """One sandbox's file events and accesses. ``no_events`` answers for the daemon while the dirty flag isn't set."""
+    """The source of one sandbox's file events and file accesses, which it requests from the watch daemon.
+
+    As long as the sandbox's dirty flag (dirty_flags.py) isn't set, there are no new file events. Then ``new_events``
+    returns ``no_events`` without a request to the daemon.
+    """
 
     ask: Ask
     name: str
@@ -39,7 +43,10 @@ class EventSource:
     slot: int
 
     def new_events(self) -> NewEvents:
-        """Return the file events since the last call. Raises SandboxError where the sandbox is no longer watched."""
+        """Return the sandbox's file events since the last call.
+
+        Raises SandboxError if the daemon no longer watches the sandbox.
+        """
         if self.flags.quiet(self.slot):
             return self.no_events
         new_events = self.ask(new_events=self.name).new_events
@@ -48,14 +55,17 @@ class EventSource:
         return new_events
 
     def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Return all accesses to the watched files so far; None where the host can't hold processes, or lost some."""
+        """Return all accesses to the sandbox's watched files so far.
+
+        Returns None if some accesses weren't recorded, or if the host doesn't allow the lab to record accesses.
+        """
         return self.ask(accesses=self.name).accesses
 
 
 class DaemonClient:
-    """Starts one watch daemon and asks it questions, safely from several threads.
+    """Starts a watch daemon and sends it requests. Several threads may use one client.
 
-    Raises SandboxError where the daemon doesn't start.
+    Raises SandboxError if the daemon doesn't start.
     """
 
     def __init__(self) -> None:
@@ -79,20 +89,22 @@ class DaemonClient:
 
     @property
     def pid(self) -> int:
-        """The daemon's process id."""
+        """Return the daemon's process id."""
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Whether the daemon's process runs and its connection works."""
+        """Whether the daemon's process runs and the connection to it works."""
         return not self._broken and self._process.poll() is None
 
     @contextmanager
     def watching(
         self, reader: OverlayReader, merged: str, spec: MachineSpec, *, container: str, first: int
     ) -> Iterator[EventSource]:
-        """Watch the spec's paths while the block runs; enter before any process in the container can change a file.
+        """Watch the paths ``spec.watched`` in a container while the block runs, and yield the source of their events.
 
-        ``first`` is the container's first process, whose limits are the baseline for all others.
+        The block must be entered before any process in the container can change a file. ``merged`` is the container's
+        root folder on the host. ``first`` is the process id of the container's first process, whose resource limits are
+        the standard with which those of all other processes are compared.
         """
         name = str(next(self._ids))
         where = {"merged": merged, "upper": str(reader.upper), "lowers": reader.lowers}
@@ -105,7 +117,10 @@ class DaemonClient:
                 self._unwatch(name)
 
     def _unwatch(self, name: str) -> None:
-        """End a watch; a dead daemon watches nothing, so its failure is ignored."""
+        """Tell the daemon to stop watching a sandbox.
+
+        If the request fails because the daemon is dead, the failure is ignored, because a dead daemon watches nothing.
+        """
         try:
             self._ask(unwatch=name)
         except SandboxError:
@@ -114,7 +129,7 @@ class DaemonClient:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep the dirty flags open while the block runs, even where the daemon is discarded meanwhile."""
+        """Keep the dirty flags open while the block runs, even if ``discard`` is called meanwhile."""
         with self._lock:
             self._watches += 1
         try:
@@ -137,14 +152,17 @@ class DaemonClient:
         return answer
 
     def _receive(self) -> bytes:
-        """Receive one line; part of one, or nothing, where the daemon has died."""
+        """Receive one line from the daemon. The line is incomplete or empty if the daemon has died."""
         answer = self._connection.recv(RECEIVE_BYTES)
         while answer and not answer.endswith(b"\n") and (more := self._connection.recv(RECEIVE_BYTES)):
             answer += more
         return answer
 
     def discard(self) -> int:
-        """Give up a dead daemon and return its exit status; its last watch closes the dirty flags."""
+        """Kill a daemon that failed, and return its exit status.
+
+        The dirty flags are closed as soon as no sandbox's watch uses them.
+        """
         self._process.kill()  # it may live on behind a broken connection
         status = self._process.wait()
         with self._lock:
@@ -157,13 +175,13 @@ class DaemonClient:
             self.close()
 
     def _end_process(self) -> None:
-        """End the daemon by closing its connection, and wait for it."""
+        """Close the connection, which makes the daemon end, and wait until the daemon's process has ended."""
         self._connection.close()
         with suppress(KeyboardInterrupt):  # a second Ctrl-C changes nothing: the daemon ends by itself
             self._process.wait()
 
     def close(self) -> None:
-        """End the daemon and close the dirty flags; a second call does nothing."""
+        """End the daemon and close the dirty flags. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -174,13 +192,16 @@ class DaemonClient:
 
 @dataclass
 class DaemonSupervisor:
-    """Keeps one watch daemon for the process: starts it when first needed, and another after it has died."""
+    """Keeps one watch daemon running for the lab's process: starts it at the first use, and again if it has died."""
 
     _client: DaemonClient | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def client(self) -> DaemonClient:
-        """Return the client of a living daemon. Raises SandboxError where none starts."""
+        """Return the client of a running daemon, which is started if none is running.
+
+        Raises SandboxError if the daemon doesn't start.
+        """
         with self._lock:
             if self._client is not None and not self._client.is_alive():
                 dead, self._client = self._client, None
@@ -194,5 +215,5 @@ _supervisor = DaemonSupervisor()
 
 
 def daemon_client() -> DaemonClient:
-    """Return the client of this process's watch daemon, starting the daemon where none is alive."""
+    """Return the client of this process's watch daemon, which is started if it isn't running."""
     return _supervisor.client()

@@ -1,16 +1,19 @@
-"""The watch daemon: a small process that reads watched files as soon as the kernel reports an event about them.
+"""The watch daemon: a small process that reads a watched file as soon as the kernel reports an event about that file.
 
-It is a process of its own, with real-time priority where the host allows that, so that the lab's other work doesn't
-delay it. It sees what is done and undone within one tool call: a deletion or a rename is certain, because the event
-itself says so; a changed mode or content is seen if it lasts until the daemon reads the file, well under a millisecond.
+The daemon is a separate process, with real-time priority if the host allows that, so that the lab's other work doesn't
+delay the reading. Therefore the daemon also sees what is done and undone within one tool call. A deletion or a rename
+is always seen, because the kernel's event itself says so. A changed mode or content is seen if it lasts until the
+daemon has read the file, which takes well under a millisecond.
 
-Requests and answers are JSON objects, one a line, one answer to each request (client.py is the other end, protocol.py
-defines the answers). Dirty flags in shared memory (dirty_flags.py) tell the client whether it needs to ask at all.
+The client (client.py) sends requests, and the daemon sends one reply to each (``DaemonReply`` in protocol.py). Each is
+a JSON object on one line. A sandbox's dirty flag in shared memory (dirty_flags.py) tells the client whether it needs to
+request events at all. There are four requests:
   {"watch": id, "slot": number of the dirty flag, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path],
    "programs": [path], "container": id, "first": pid}
-  {"new_events": id}  file events since the last such request; no answer where the id isn't watched
-  {"accesses": id}    which processes opened the watched files so far, where that is known
-  {"unwatch": id}
+                      start to watch a sandbox; the other requests name its watch by the same id
+  {"new_events": id}  return the file events since the last such request; None if the sandbox isn't watched
+  {"accesses": id}    return the accesses to the watched files so far; None if some of them weren't recorded
+  {"unwatch": id}     stop watching the sandbox
 """
 
 from __future__ import annotations
@@ -58,9 +61,9 @@ READ_LIMIT_S = 0.05  # time for one burst of events, so that other sandboxes' ev
 
 @dataclass
 class ContainerWatch:
-    """One sandbox's watched paths, their initial states, and the events since the client last asked.
+    """The watch of one sandbox: its watched paths, their initial states, and events not yet sent to the client.
 
-    ``touched`` are the paths that had any event: the state of the others is still the initial one.
+    ``touched`` are the paths that have had an event. All other paths are still in their initial state.
     """
 
     reader: OverlayReader
@@ -78,7 +81,11 @@ class ContainerWatch:
     content_bytes_left: int = MAX_CONTENT_BYTES
 
     def record_start(self, path: str, at: float) -> bool:
-        """Record the state of a file that a held process starts, unless the file is unchanged since the watch began."""
+        """Record the state of a file that a process is about to run, and return whether the state was recorded.
+
+        The state isn't recorded if the file is unchanged since the watch began, or if ``MAX_EVENTS`` events are already
+        kept. ``at`` is the time on the monotonic clock.
+        """
         if len(self.events) >= MAX_EVENTS or (path not in self.touched and self.reader.untouched(path)):
             return False
         (state,) = self.reader.states([path])
@@ -88,7 +95,10 @@ class ContainerWatch:
         return True
 
     def _append(self, file_event: FileEvent) -> None:
-        """Append an event, without the content once the sandbox's events hold ``MAX_CONTENT_BYTES``."""
+        """Append a file event to ``events``.
+
+        The file's content is left out if the contents in ``events`` already have ``MAX_CONTENT_BYTES`` together.
+        """
         state = file_event.state
         self.touched.add(state.path)
         self.content_bytes_left -= len(state.content or b"")
@@ -99,7 +109,12 @@ class ContainerWatch:
     def record_event(
         self, folder: str, event: Event, moved_to: str | None, came_from: str | None, *, writing: bool = False
     ) -> None:
-        """Read the file that an inotify event is about, and record it; ``writing``: a later event writes to it."""
+        """Read the file that an inotify event is about, and record its state if its path is watched.
+
+        ``folder`` is the path at which inotify watches, and ``event.name`` the file's name in that folder. If the event
+        is half of a rename, ``moved_to`` or ``came_from`` is the file's other path. ``writing`` means that a later
+        event in the queue reports another write to the file.
+        """
         path = _join(folder, event.name)
         if path not in self.paths:
             return
@@ -127,7 +142,7 @@ def _join(folder: str, name: str) -> str:
 
 
 class WatchDaemon:
-    """Watches all sandboxes with one inotify instance and, where the host allows it, one permission gate."""
+    """Watches all sandboxes with one inotify instance and, if the host allows it, a permission gate (exec_gate.py)."""
 
     def __init__(self) -> None:
         self.flags = DirtyFlags()
@@ -139,7 +154,7 @@ class WatchDaemon:
         self._folders: dict[int, tuple[ContainerWatch, str]] = {}  # by inotify's number of the watch
 
     def handle(self, request: dict[str, Any]) -> DaemonReply:
-        """Answer one request, after processing all events that came before it."""
+        """Return the reply to one request, after processing all events that happened before the request."""
         self.process_events()
         if "watch" in request:
             self._watch(request)
@@ -154,7 +169,10 @@ class WatchDaemon:
         return DaemonReply()
 
     def _hand_over(self, watch: ContainerWatch) -> NewEvents:
-        """Return the new events of a sandbox; where some were lost, watch its files again from now on."""
+        """Return a sandbox's file events since the last request, and remove them from its watch.
+
+        If some events were lost, the sandbox's files may no longer be watched, so they are watched anew from now on.
+        """
         one_process = watch.attribution.one_process() if watch.attribution else None
         new_events = NewEvents(events=tuple(watch.events), lost=watch.events_lost, one_process=one_process)
         watch.events = []
@@ -202,12 +220,12 @@ class WatchDaemon:
             self.gate.forget(watch.gated)
 
     def _watch_paths(self, watch: ContainerWatch, root: ContainerRoot) -> None:
-        """Start to watch a sandbox's paths and their folders."""
+        """Start to watch the files at a sandbox's watched paths, and their parent folders."""
         for path in sorted({dirname(path) for path in watch.paths}) + sorted(watch.paths):
             self._watch_path(watch, root, path)
 
     def _watch_path(self, watch: ContainerWatch, root: ContainerRoot, path: str) -> None:
-        """Start to watch the file now at a path, without following links."""
+        """Start to watch the file or folder that is now at a path. A link itself is watched, not its target."""
         if self.gate and watch.gated:
             watch.gated.programs.discard(path)  # a new file in a program's place may be a script
             self.gate.mark(watch.gated, root, path)
@@ -227,9 +245,9 @@ class WatchDaemon:
         watch.watch_ids.clear()
 
     def process_events(self, *, only_held: bool = False) -> None:
-        """Read the files of all events that the kernel has queued, then let all held processes go.
+        """Process all queued inotify events, then record each process held by the permission gate and let it go.
 
-        ``only_held``: the caller knows that no inotify event is queued, only held processes.
+        ``only_held`` means that the caller knows that processes are held but no inotify event is queued.
         """
         if not only_held:
             self._process_inotify()
@@ -243,7 +261,11 @@ class WatchDaemon:
                         self.flags.mark(watch.slot)
 
     def _process_inotify(self) -> None:
-        """Process inotify's queue, and stop watching sandboxes that make more events than there is time for."""
+        """Process the queued inotify events, for at most about ``READ_LIMIT_S``.
+
+        When this time is over, the sandboxes of the events read but not yet processed aren't watched until their next
+        snapshot. Otherwise one sandbox with many events could delay the events of all others.
+        """
         deadline = time.monotonic() + READ_LIMIT_S
         self.flags.busy()
         while events := self.inotify.read(timeout=0):
@@ -254,7 +276,10 @@ class WatchDaemon:
         self.flags.idle()
 
     def _process_batch(self, events: list[Event], deadline: float) -> bool:
-        """Process events that were taken together; False where the deadline passed before the last one."""
+        """Process events that were read together from the inotify queue, and return whether there was time for all.
+
+        If ``deadline`` passes, stop watching the sandboxes of the remaining events, and return False.
+        """
         for watch in self._watches_of(events):
             watch.current.clear()
         for index, event in enumerate(events):
@@ -293,38 +318,45 @@ class WatchDaemon:
             self._stop_inotify(watch)
 
     def _give_up(self, events: list[Event]) -> None:
-        """Stop watching the sandboxes of these unprocessed events until their next snapshot."""
+        """Stop watching the sandboxes of these unprocessed events until the next snapshot of each sandbox."""
         for watch in self._watches_of(events):
             self._mark_lost(watch)
             self._stop_inotify(watch)
 
     def _watches_of(self, events: list[Event]) -> list[ContainerWatch]:
-        """Return the sandbox that each event is about; a sandbox with several events comes several times."""
+        """Return the watch of the sandbox that each event is about.
+
+        A sandbox with several events is in the list several times. Events about files no longer watched are left out.
+        """
         return [self._folders[event.wd][0] for event in events if event.wd in self._folders]
 
     @contextmanager
     def _lost_on_error(self, watch: ContainerWatch) -> Iterator[None]:
-        """Report a sandbox's events as lost where the host itself fails to read a file in the block."""
+        """Run the block. If the host fails to read a file in it, don't raise, but mark the sandbox's events as lost."""
         try:
             yield
         except OSError:
             self._mark_lost(watch)
 
     def _mark_lost(self, watch: ContainerWatch) -> None:
-        """Note that events of a sandbox were lost, and set its dirty flag."""
+        """Note that some events of a sandbox were lost, and set its dirty flag so that the client learns of this."""
         watch.events_lost = True
         watch.touched |= watch.paths
         self.flags.mark(watch.slot)
 
     def _rename_counterpart(self, watch: ContainerWatch, event: Event, others: list[Event]) -> str | None:
-        """Return the other path of a rename, or None where its folder isn't watched for this sandbox."""
+        """Return the other path of a rename, or None if that path's folder isn't watched for this sandbox.
+
+        Inotify reports a rename as two events: ``event`` is one of them, and the other one is searched for in
+        ``others``.
+        """
         other = next((each for each in others if each.cookie == event.cookie), None)
         other_watch, folder = self._folders.get(other.wd, (None, "")) if other else (None, "")
         return _join(folder, other.name) if other and other_watch is watch else None
 
 
 def main() -> None:
-    """Serve one client over the socket on standard input until the client closes it."""
+    """Serve one client until it closes the connection, which is a socket that the daemon has as its standard input."""
     collect_garbage_rarely()
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -333,7 +365,7 @@ def main() -> None:
 
 
 def serve(daemon: WatchDaemon, connection: socket.socket) -> None:
-    """Process events and answer requests until the client closes the connection."""
+    """Process file events and answer the client's requests until the client closes the connection."""
     poll, waiting, gate = select.poll(), b"", daemon.gate.fileno() if daemon.gate else None
     for each in (connection, daemon.inotify, *([daemon.gate] if daemon.gate else [])):
         poll.register(each, select.POLLIN)

@@ -1,8 +1,9 @@
 """Dirty flags: shared memory in which the watch daemon marks the sandboxes whose watched files had events.
 
-Most tool calls leave the watched files alone, and then a snapshot need not ask the daemon. A flag that isn't set is
-certain: the kernel queues an event before the system call that caused it returns, the daemon marks itself busy before
-it takes events off the queue, and sets the flags of these events before it marks itself idle.
+Most tool calls leave the watched files alone. Then the sandbox's flag isn't set, and the snapshot after the tool call
+needs no request to the daemon. An event can't be missed, for three reasons: the kernel queues an event before it
+returns from the system call that caused it; the daemon marks itself as busy before it takes events off the queue; and
+it sets the flags of these events before it marks itself as idle.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _EMPTY = struct.pack("i", 0)
 
 
 class DirtyFlags:
-    """The flags as the watch daemon writes them."""
+    """The watch daemon's side of the dirty flags, which sets and clears them."""
 
     def __init__(self) -> None:
         self._file = os.memfd_create("dirty-flags")
@@ -31,30 +32,33 @@ class DirtyFlags:
         self._page = mmap.mmap(self._file, SLOTS)
 
     def hand_over(self, connection: socket.socket, queue: int) -> None:
-        """Send the flags and inotify's event queue to the client as file descriptors."""
+        """Send the client the file descriptors of the shared memory and of inotify's event queue.
+
+        ``queue`` is the descriptor of that queue.
+        """
         socket.send_fds(connection, [b"."], [self._file, queue])
 
     def busy(self) -> None:
-        """Mark the daemon as busy: events may be off the queue whose flags aren't set yet."""
+        """Mark the daemon as busy: it may have taken events off the queue without setting their flags yet."""
         self._page[_BUSY] = 1
 
     def idle(self) -> None:
-        """Mark the daemon as idle: the flags of all events taken off the queue are set."""
+        """Mark the daemon as idle: it has set the flags of all events that it took off the queue."""
         self._page[_BUSY] = 0
 
     def mark(self, slot: int) -> None:
-        """Set a sandbox's flag."""
+        """Set the dirty flag of the sandbox whose flag has the number ``slot``."""
         self._page[slot] = 1
 
     def clear(self, slot: int) -> None:
-        """Clear a sandbox's flag, once the client has been given all its events."""
+        """Clear the flag with the number ``slot``, because no event of its sandbox waits to be sent to the client."""
         self._page[slot] = 0
 
 
 class DirtyFlagsReader:
-    """The flags as the daemon's client reads them, received over its connection.
+    """The client's side of the dirty flags, which only reads them. It receives them over the daemon's connection.
 
-    Raises OSError or ValueError where the daemon ended before it sent them.
+    Raises OSError or ValueError if the daemon ended before it sent the flags.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -65,7 +69,7 @@ class DirtyFlagsReader:
 
     @contextmanager
     def allocated(self) -> Iterator[int]:
-        """Allocate a flag that no other sandbox uses while the block runs."""
+        """Allocate a flag to a sandbox while the block runs, and yield the number of the flag."""
         slot = self._free.popleft()
         try:
             yield slot
@@ -73,10 +77,15 @@ class DirtyFlagsReader:
             self._free.append(slot)
 
     def quiet(self, slot: int) -> bool:
-        """Whether the client already knows all events of a sandbox. The order of the three checks matters."""
+        """Whether no event of a sandbox waits for the client, so that the client needs no request to the daemon.
+
+        That is so if inotify's queue is empty, the daemon is idle and the sandbox's flag isn't set. These must be
+        checked in this order, because the daemon takes events off the queue only while it is busy, and becomes idle
+        only after it has set the events' flags.
+        """
         return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 
     def close(self) -> None:
-        """Close the shared memory and the queue."""
+        """Close the shared memory and the client's descriptor of inotify's event queue."""
         self._page.close()
         os.close(self._queue)

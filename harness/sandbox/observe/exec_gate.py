@@ -1,9 +1,9 @@
 """The permission gate: the kernel holds each process that opens or starts a watched file until the lab has read it.
 
-A fanotify permission mark on the file's inode makes a process that opens or executes the file wait for this process's
-answer. Meanwhile the process is read from /proc: its arguments, environment, limits and folder. The answer is always
-"allow". A hostile process chooses what it brings along, so what is read is bounded and is evidence about that process
-only. See fanotify(7) and proc(5).
+A fanotify permission mark on the file's inode makes a process that opens or executes the file wait for the daemon's
+permission, which is always given. While the process waits, the daemon reads the process's arguments, environment,
+resource limits and working folder from /proc. A hostile process chooses these itself. So the daemon reads only a
+bounded part of them, and they are evidence about that process only. See fanotify(7) and proc(5).
 """
 
 from __future__ import annotations
@@ -69,17 +69,18 @@ _STATUS_LINE = re.compile(r"\n(PPid|Uid|TracerPid|Seccomp_filters):\t([0-9]+)")
 
 
 class NotAllowedError(OSError):
-    """Raised where the host's kernel doesn't let the lab use fanotify."""
+    """The error that is raised if the host's kernel doesn't let the lab use fanotify."""
 
 
 @dataclass
 class WatchedContainer:
     """One sandbox at the permission gate: its watched files and the accesses to them so far.
 
-    ``name`` is the name of the sandbox's watch, ``container`` the container's id, ``first`` its first process.
-    ``programs`` are the paths whose readers aren't held, ``likely`` the words of the watched scripts.
-    ``ignores_readers``: after too many reads, only processes that start a file are held. ``incomplete``: after too many
-    starts, no process is held.
+    ``name`` is the name of the sandbox's watch, ``container`` is the container's id, and ``first`` is the process id of
+    its first process. ``programs`` are the watched paths at which processes are held only if they execute the file, not
+    if they read it. ``likely`` are the words in the watched scripts. ``ignores_readers`` is true after too many reads;
+    then only processes that execute a watched file are held. ``incomplete`` is true after too many starts; then no
+    process is held.
     """
 
     name: str
@@ -102,7 +103,10 @@ class WatchedContainer:
         self.pid_namespace = _link(self.first, _NAMESPACE)
 
     def has_process(self, pid: int, status: dict[str, str]) -> bool:
-        """Whether a process belongs to the container: by its parent, its PID namespace or its control group."""
+        """Whether a process belongs to the container, as its parent, PID namespace or control group shows.
+
+        ``status`` is what ``_status`` returns for the process.
+        """
         if not status:
             return False  # the process has ended
         inside = status.get("PPid") == str(self.first) or _link(pid, _NAMESPACE) == self.pid_namespace != ""
@@ -110,9 +114,9 @@ class WatchedContainer:
 
 
 class PermissionGate:
-    """One fanotify group that holds processes for all watched sandboxes.
+    """The fanotify group with which the kernel holds processes in all watched sandboxes.
 
-    Raises NotAllowedError where the kernel refuses the lab such a group.
+    Raises NotAllowedError if the kernel doesn't let the lab create such a group.
     """
 
     def __init__(self) -> None:
@@ -123,13 +127,13 @@ class PermissionGate:
         self._containers: dict[tuple[int, int], WatchedContainer] = {}  # by device and inode of each watched file
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for held processes."""
+        """Return the file descriptor of the fanotify group, which becomes readable when a process is held."""
         return int(self.group)
 
     def open(self, container: WatchedContainer, root: ContainerRoot) -> None:
-        """Start to hold processes that open this sandbox's watched files.
+        """Start to hold the processes that open a sandbox's watched files.
 
-        Raises NotAllowedError where the kernel accepts none of the marks.
+        Raises NotAllowedError if the kernel accepts no mark on any of these files.
         """
         for path in container.paths:
             self.mark(container, root, path)
@@ -137,7 +141,10 @@ class PermissionGate:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
     def mark(self, container: WatchedContainer, root: ContainerRoot, path: str) -> None:
-        """Start to hold processes that open the regular file now at a path; without one, do nothing."""
+        """Start to hold the processes that open the regular file that is now at a path.
+
+        Do nothing if there is no regular file, or if the path isn't watched.
+        """
         if container.incomplete or path not in container.paths:
             return
         with suppress(OSError):
@@ -151,15 +158,21 @@ class PermissionGate:
                 container.files[inode], self._containers[inode] = path, container
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
-        """Add or remove a mark on the file of that name in a folder, or without a name on the open file itself."""
+        """Add or remove a fanotify mark on a file, and return whether the kernel accepted that.
+
+        ``action`` says whether the mark is added or removed, and ``held`` is the set of events for which processes are
+        held. The file is the one called ``name`` in the open folder ``folder``. If ``name`` is None, ``folder`` is the
+        open file itself.
+        """
         flags, path = ctypes.c_uint(action | (_DONT_FOLLOW if name else 0)), name and os.fsencode(name)
         done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
         return done == 0
 
     def forget(self, container: WatchedContainer) -> None:
-        """Stop recording accesses to a sandbox that is being removed, and leave its marks to the kernel.
+        """Stop recording accesses to the files of a sandbox that is being removed.
 
-        The marks go away with the files. A process that is held until then is let go without a record.
+        The marks on these files aren't removed here, because the kernel removes each mark together with its file. A
+        process that is held until then is let go without a record.
         """
         for inode in container.files:
             # Another container's new file may have the inode number of a deleted one.
@@ -168,7 +181,10 @@ class PermissionGate:
         container.files.clear()
 
     def close(self, container: WatchedContainer) -> None:
-        """Stop holding processes of a sandbox: remove its marks and forget its files."""
+        """Remove the marks on a sandbox's files, so that its processes aren't held any more.
+
+        Accesses to these files are no longer recorded either.
+        """
         with closing(ContainerRoot(container.merged)) as root:
             for path in container.files.values():
                 with suppress(OSError):
@@ -176,7 +192,10 @@ class PermissionGate:
         self.forget(container)
 
     def held(self) -> Iterator[tuple[WatchedContainer, str]]:
-        """Record each held process, yield its sandbox and the path while the process is held, then let it go."""
+        """Record the access of each held process, yield its sandbox and the file's path, then let the process go.
+
+        The process is still held while the caller handles the yielded pair.
+        """
         while True:
             try:
                 events = os.read(self.group, _BUFFER_BYTES)
@@ -216,7 +235,11 @@ class PermissionGate:
         yield container, path
 
     def _over_limit(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
-        """Whether the sandbox has used up its reads or starts; if so, stop holding readers, or any process."""
+        """Whether ``MAX_ACCESSES`` starts (if ``executed`` is true) or reads were already recorded for the sandbox.
+
+        If so, fewer of its processes are held from now on. After too many starts, no process is held. After too many
+        reads, processes that only read the open file ``file`` aren't held.
+        """
         starts = sum(each.started for each in container.accesses)
         if executed and starts >= MAX_ACCESSES:
             container.incomplete = True
@@ -230,14 +253,20 @@ class PermissionGate:
 
 
 class ContainerRoot:
-    """A container's root folder on the host; opens each folder once and follows no link. The caller closes it."""
+    """Opens folders below a container's root folder on the host, each of them once and without following links.
+
+    The caller must close it.
+    """
 
     def __init__(self, merged: str) -> None:
         self._merged = merged
         self._descriptors: dict[str, int] = {}
 
     def parent(self, path: str) -> tuple[int, str]:
-        """Return the open parent folder of a path, and the path's last component. Raises OSError."""
+        """Open the parent folder of a path, and return the folder's descriptor and the path's last component.
+
+        Raises OSError if the folder doesn't exist or its path contains a link.
+        """
         folder, _, name = path.strip("/").rpartition("/")
         return self._folder(folder), name or "."
 
@@ -250,7 +279,7 @@ class ContainerRoot:
         return self._descriptors[path]
 
     def close(self) -> None:
-        """Close all folders."""
+        """Close all folders that were opened."""
         for folder in self._descriptors.values():
             os.close(folder)
         self._descriptors.clear()
@@ -262,7 +291,11 @@ class ContainerRoot:
 def file_access_of(
     pid: int, status: dict[str, str], path: str, container: WatchedContainer, *, executed: bool
 ) -> FileAccess:
-    """Read from /proc what a held process is and brought along. ``at_s`` is on the monotonic clock."""
+    """Read from /proc what a held process is and what it was started with, and return that as a file access.
+
+    ``status`` is what ``_status`` returns for the process. ``path`` is the watched file that the process opened, and
+    ``executed`` is true if the process opened the file to execute it.
+    """
     limits = _limits(pid)
     usual_limits, usual_filters = container.baseline
     argv, program = _split(_text(pid, "cmdline")), _link(pid, "exe")
@@ -284,7 +317,7 @@ def file_access_of(
 
 
 def _interprets(program: str, argv: list[str], path: str) -> bool:
-    """Whether a process is an interpreter that was given the file as the script to run."""
+    """Whether a process is an interpreter, such as bash or Python, that was started with the file as its script."""
     options = list(takewhile(lambda word: word.startswith(("-", "+")), argv[1:]))
     given = "" if "-c" in options else next(iter(argv[len(options) + 1 :]), "")
     if basename(program).endswith("sh") and "-n" in options and "+n" not in options:
@@ -293,25 +326,33 @@ def _interprets(program: str, argv: list[str], path: str) -> bool:
 
 
 def script_words(contents: Iterable[bytes]) -> frozenset[str]:
-    """Return the words of the scripts among some files: names that a shell function could shadow."""
+    """Return all words in those files that are scripts, which means that they start with ``#!``.
+
+    ``contents`` are the contents of all files. Among the words are the commands that a script calls; a hostile process
+    could replace such a command by a shell function with the same name.
+    """
     scripts = (content for content in contents if content.startswith(b"#!"))
     return frozenset(word for script in scripts for word in re.findall(r"[\w.-]+", script.decode(errors="replace")))
 
 
 def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """Read the variables and exported shell functions that can change what a script does: see ``kept_variables``."""
+    """Read from a process's environment the part that can change what a script does.
+
+    ``kept_variables`` says which variables these are, and what ``likely`` means.
+    """
     text = _text(pid, "environ")
     return kept_variables(text, likely) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text, likely)
 
 
 @lru_cache(maxsize=100)  # most processes of most containers have the same environment
 def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tuple[str, str], ...]:
-    """Parse an environment and keep, in order, its startup variables and all exported shell functions.
+    """Parse an environment, and return its startup variables and exported shell functions in their original order.
 
-    Of several variables of one name the first and the last are kept, because some programs obey the first and some
-    the last. Functions named like a word in ``likely`` or like a shell builtin are always kept; of more than
-    ``MAX_FUNCTIONS`` others, the first half of that number and the last half, by position. Names and values are cut to
-    ``MAX_CHARACTERS``.
+    A startup variable is one that affects a shell, Python or the loader before a script's first line. If a name occurs
+    several times, its first and last occurrence are kept, because some programs obey the first one and others the last
+    one. A function is always kept if its name is a shell builtin or is in ``likely``, the words of the watched scripts.
+    Of the other functions at most ``MAX_FUNCTIONS`` are kept: half of this number from the front and half from the end.
+    Names and values are cut to ``MAX_CHARACTERS``.
     """
     pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
     variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
@@ -321,16 +362,21 @@ def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tup
 
 
 def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
-    """Return the first and the last position of each name."""
+    """Return the positions at which each name occurs for the first and for the last time.
+
+    ``found`` are pairs of a position and the name at that position.
+    """
     last = {name: at for at, name in found}
     first = {name: at for at, name in reversed(found)}
     return {*first.values(), *last.values()}
 
 
 def _bounded(functions: list[tuple[int, str]], likely: frozenset[str]) -> list[tuple[int, str]]:
-    """Drop unlikely functions in the middle where there are more than ``MAX_FUNCTIONS`` of them.
+    """Drop functions in the middle, so that at most ``MAX_FUNCTIONS`` are left beside the likely ones.
 
-    Otherwise an agent could hide the function that shadows a command of the script among many others.
+    A function with the name of a builtin or a word in ``likely`` is never dropped. Otherwise an agent could hide a
+    function that replaces one of the script's commands among many other functions. ``functions`` are pairs of position
+    and name.
     """
     called = {name: _EXPORTED_FUNCTION.sub(r"\1", name) for _, name in functions}
     always = {name for name, word in called.items() if word in likely or _BUILTIN.fullmatch(word)}
@@ -348,12 +394,15 @@ def _split(text: str) -> list[str]:
 
 
 def _status(pid: int) -> dict[str, str]:
-    """Read a process's parent, user, tracer and system call filters; empty where the process has ended."""
+    """Read a process's parent, user, tracer and number of system call filters from /proc.
+
+    The keys are those of /proc/PID/status. The dictionary is empty if the process has ended.
+    """
     return dict(_STATUS_LINE.findall(_text(pid, "status")))
 
 
 def _limits(pid: int) -> dict[str, int]:
-    """Read a process's soft limits, in the kernel's units; unlimited ones are left out."""
+    """Read a process's soft resource limits by name, in the kernel's units; a resource without a limit is left out."""
     return dict(_parse_limits(_text(pid, "limits")))
 
 
@@ -363,7 +412,7 @@ def _parse_limits(text: str) -> tuple[tuple[str, int], ...]:
 
 
 def _text(pid: int, name: str) -> str:
-    """Read a file of a process under /proc; empty where the process has ended."""
+    """Return the text of the file /proc/``pid``/``name``, or "" if the process has ended."""
     try:
         return text_of(f"/proc/{pid}/{name}")
     except OSError:

@@ -1,8 +1,9 @@
 """Reads a container's files from its overlay layers on the host, without asking any process inside the container.
 
-``OverlayReader`` takes under a millisecond and recognises a file by its inode. ``ArchiveReader`` (archive.py) gives the
-same results through the engine: slower, with any engine, and guessing at a file's identity. A hostile process wrote all
-of these files, so no link is followed, no device or pipe is opened, nothing is unpacked, and every read is bounded.
+``OverlayReader`` takes under a millisecond and recognizes a renamed file by its inode. ``ArchiveReader`` (archive.py)
+has the same interface and works with any engine, but it is slower and can only guess whether two files are the same. A
+hostile process may have written the files, so neither class follows links, opens devices or pipes, or unpacks anything,
+and every read is bounded.
 """
 
 from __future__ import annotations
@@ -48,20 +49,20 @@ _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
 
 
 class FilesystemReader(Protocol):
-    """Reads a container's files from outside."""
+    """The interface of the classes that read a container's files from outside the container."""
 
     @property
     def guarantee(self) -> str:
-        """Name the way of reading, for the trial's record."""
+        """Return the name of this way of reading files, "layers" or "archive", which the trial's record contains."""
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path, in order."""
+        """Read the state of the file at each path, and return the states in the same order."""
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """Read the state of each path, and of all regular files that the container has written or moved."""
+        """Return the state of each path, and the states of regular files that the container has written or moved."""
 
     def changed_paths(self) -> tuple[str, ...]:
-        """List every path that differs from the image, at most ``LISTED_PATHS``."""
+        """List the paths that differ from the image, at most ``LISTED_PATHS``."""
 
 
 def missing(path: str) -> FileState:
@@ -70,7 +71,11 @@ def missing(path: str) -> FileState:
 
 
 def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
-    """Return the hash and, up to ``CONTENT_BYTES``, the content; beyond ``HASHED_BYTES`` the size replaces the rest."""
+    """Return the SHA-256 hash of a file, and the file's content if it has at most ``CONTENT_BYTES``, otherwise None.
+
+    ``read`` returns the next bytes of the file, at most as many as it is asked for. Of a file with ``HASHED_BYTES`` or
+    more, only that many bytes are hashed, and "+" and ``size`` are appended to the hash.
+    """
     hashed, kept, left = hashlib.sha256(), b"", HASHED_BYTES
     while left and (chunk := read(min(left, BUFFER_BYTES))):
         hashed.update(chunk)
@@ -85,16 +90,21 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
 
 
 class _LayerFolders:
-    """Opens each folder of one layer once, following no link; ``top`` is the layer's root. The caller closes it."""
+    """Opens folders of one overlay layer, each of them once and without following links.
+
+    ``top`` is the descriptor of the layer's root folder. The caller must close this object.
+    """
 
     def __init__(self, top: int) -> None:
         self._top = top
         self._known: dict[str, tuple[int | None, bool]] = {}
 
     def at(self, path: str) -> tuple[int | None, bool]:
-        """Return the open folder at a path ("" is the root), or None, and whether this layer hides lower layers' path.
+        """Return the descriptor of the folder at a path, and whether the layer hides that path in the layers below it.
 
-        Raises OSError where the host itself fails.
+        The path "" is the layer's root folder. The descriptor is None if the layer has no folder at the path. A layer
+        hides a path if the path was deleted or replaced in the layer. Raises OSError if the host itself fails, for
+        example because too many files are open.
         """
         if not path:
             return self._top, False
@@ -117,7 +127,7 @@ class _LayerFolders:
         return inner, hides or _xattr(inner, OPAQUE) == b"y"
 
     def close(self) -> None:
-        """Close all folders; later requests open them again."""
+        """Close all folders. Later calls of ``at`` open them again."""
         for folder, _ in self._known.values():
             if folder is not None:
                 os.close(folder)
@@ -125,10 +135,11 @@ class _LayerFolders:
 
 
 class _SkipVanished:
-    """Context manager that treats files which vanish between listing and reading as absent.
+    """Context manager that ignores an OSError in its block, because a file can vanish before it is read.
 
-    ``host_failed``: the host itself couldn't read a file, such as with too many files open. The walk goes on even then:
-    it keeps a file open for each level, so an agent could otherwise turn its trial into an error by deep folders.
+    ``host_failed`` is true after an error of the host itself, for example because too many files are open. Such an
+    error is ignored too, because an agent can cause it by making very deep folders, and must not be able to make its
+    trial fail.
     """
 
     host_failed = False
@@ -167,9 +178,11 @@ def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _SkipVani
 
 @dataclass(frozen=True)
 class _Walked:
-    """The result of a walk: regular files, names in the top folder, and each folder's inode and modification times.
+    """What one walk through an overlay's upper layer has found.
 
-    ``changed`` are the paths of everything but folders.
+    ``files`` are the states of all regular files, and ``changed`` are the paths of everything except folders. ``tops``
+    are the names in the layer's root folder. ``folders`` maps each folder's path to its inode number and times of last
+    change.
     """
 
     files: tuple[FileState, ...]
@@ -178,11 +191,14 @@ class _Walked:
     folders: dict[str, tuple[int, ...]]
 
     def has_any(self, paths: tuple[str, ...]) -> bool:
-        """Whether one of these paths may be in the layer."""
+        """Whether one of these paths may be in the layer, because the layer has the first folder of the path."""
         return not self.tops.isdisjoint([path.split("/", 2)[1] for path in paths])
 
     def is_current(self, top: int) -> bool:
-        """Whether no folder has been written to since the walk, so that the list of names still holds."""
+        """Whether no folder has been written to since the walk, so that the list of files is still right.
+
+        ``top`` is the descriptor of the layer's root folder.
+        """
         try:
             for path, then in self.folders.items():
                 if _version(_stat_of(path, top)) != then:
@@ -194,9 +210,10 @@ class _Walked:
 
 @dataclass
 class OverlayReader:
-    """Reads an overlay's layers on the host: the container's own (``upper``) before the image's (``lowers``).
+    """Reads the container's own layer (``upper``) and the layers below it (``lowers``, top one first) on the host.
 
-    Keeps the upper layer open, because opening its long path takes time. The caller closes the reader.
+    The upper layer stays open between reads, because opening its long path takes time. The caller must close the
+    reader. If ``content_only`` is true, files larger than ``CONTENT_BYTES`` are neither read nor hashed.
     """
 
     upper: Path
@@ -209,7 +226,10 @@ class OverlayReader:
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> OverlayReader | None:
-        """Make a reader from ``docker inspect``'s graph driver; None where the layers can't be read on this host."""
+        """Make a reader from the ``GraphDriver`` entry that ``docker inspect`` shows for a container.
+
+        Returns None if the container's layers can't be read on this host.
+        """
         data = graph_driver.get("Data")
         if graph_driver.get("Name") != "overlay2" or not isinstance(data, dict):
             return None
@@ -223,7 +243,7 @@ class OverlayReader:
         return cls(Path(upper), (made, *image))
 
     def _upper_root(self) -> int:
-        """Return the upper layer's root, open. Raises OSError."""
+        """Return the descriptor of the upper layer's root folder, which is opened at the first call. Raises OSError."""
         if self._root is None:
             self._root = _opened(self.upper)
         return self._root
@@ -235,9 +255,10 @@ class OverlayReader:
             self._root = None
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """Read the state of each path, and list the upper layer's regular files with their identity but no content.
+        """Return the state of each path, and the states of all regular files in the upper layer.
 
-        Raises OSError where the host itself fails.
+        The states of the files in the upper layer contain only path, kind and identity. Raises OSError if the host
+        itself fails.
         """
         paths, walked = tuple(paths), self._walked
         if walked and not walked.has_any(paths) and walked.is_current(self._upper_root()):
@@ -248,9 +269,10 @@ class OverlayReader:
         ), self._walked_layer().files  # in this order, so that a file moved meanwhile is listed at its new place
 
     def untouched(self, path: str) -> bool:
-        """Whether a path was never written to, because its first folder isn't in the upper layer. Raises OSError.
+        """Whether a path was certainly never written to, because its first folder isn't in the upper layer.
 
-        Every write to a file, through any name or mapping, goes to a copy in the upper layer.
+        Every write to a file, through whatever link or memory mapping, goes to a copy of the file in the upper layer.
+        Raises OSError if the upper layer can't be read.
         """
         try:
             os.stat(path.split("/", 2)[1], dir_fd=self._upper_root(), follow_symlinks=False)
@@ -259,14 +281,17 @@ class OverlayReader:
         return False
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path as the container sees it. Raises OSError where the host itself fails."""
+        """Read the state of each path as the container sees it. Raises OSError if the host itself fails."""
         paths = tuple(paths)
         self._cache_lower_states(paths)
         with closing(_LayerFolders(self._upper_root())) as folders:
             return tuple(self._state(folders, path) for path in paths)
 
     def _state(self, folders: _LayerFolders, path: str) -> FileState:
-        """Read the state of a path, again where the file is replaced between two system calls."""
+        """Read the state of a path, and try again if the file is replaced between two system calls.
+
+        After ``ATTEMPTS`` attempts without success, the file counts as missing.
+        """
         for _ in range(ATTEMPTS):
             try:
                 # The upper layer comes first, and usually doesn't have the path.
@@ -279,7 +304,8 @@ class OverlayReader:
     def _cache_lower_states(self, paths: tuple[str, ...]) -> None:
         """Read and cache the states of paths in the lower layers, which no process can write to.
 
-        The first of them was made for this container only; many containers share those below, the image's.
+        The top lower layer was made for this container only. The lower layers below it are the image's, and all
+        containers of the image share them.
         """
         if not (unknown := [path for path in paths if path not in self._lower_states]):
             return
@@ -291,7 +317,10 @@ class OverlayReader:
                 self._lower_states[path] = state or missing(path)
 
     def _walk(self, vanishing: _SkipVanished) -> Iterator[_Entry]:
-        """Walk the upper layer, up to ``LISTED_PATHS`` entries and ``MAX_DEPTH`` levels."""
+        """Yield the files and folders in the upper layer.
+
+        At most ``LISTED_PATHS`` of them are yielded, and folders deeper than ``MAX_DEPTH`` levels aren't entered.
+        """
         folder = _opened(".", self._upper_root())
         try:
             yield from islice(_walk_in(folder, "", 0, vanishing), LISTED_PATHS)
@@ -299,11 +328,18 @@ class OverlayReader:
             os.close(folder)
 
     def changed_paths(self) -> tuple[str, ...]:
-        """List the paths in the upper layer except folders; a whiteout stands for a deleted file."""
+        """List the paths in the upper layer, except folders.
+
+        For a deleted file of the image, the upper layer has a special file at its path, a whiteout, so the path is
+        listed too.
+        """
         return self._walked_layer().changed
 
     def _walked_layer(self) -> _Walked:
-        """Walk the upper layer, or return the last walk where no folder has been written to since."""
+        """Walk through the upper layer and return what was found.
+
+        If no folder has been written to since the last walk, the result of the last walk is returned instead.
+        """
         if self._walked and self._walked.is_current(self._upper_root()):
             return self._walked
         began, count, files, changed, tops, vanishing = time.time_ns(), 0, [], [], set(), _SkipVanished()
@@ -339,9 +375,11 @@ def _image_readable(*layers: str) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _image_state(layers: str, path: str, content_only: bool) -> FileState | None:
-    """Read and cache a path's state in an image, which no container can write to. Raises OSError.
+    """Read and cache the state of a path in the image's layers, which no container can write to.
 
-    ``layers`` are joined by colons as overlayfs has them, top one first; the first that has or hides the path counts.
+    ``layers`` are the layers' folders, joined by colons with the top layer first, as overlayfs lists them. The first
+    layer that contains or hides the path decides. Returns None if no layer does. If ``content_only`` is true, a file
+    larger than ``CONTENT_BYTES`` is neither read nor hashed. Raises OSError if a layer can't be read.
     """
     for layer in filter(None, layers.split(":")):
         with _layer(layer) as top, closing(_LayerFolders(top)) as folders:
@@ -351,7 +389,12 @@ def _image_state(layers: str, path: str, content_only: bool) -> FileState | None
 
 
 def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
-    """Read a path's state in one layer; None where the layer neither has nor hides the path. Raises OSError."""
+    """Read the state of a path in one layer. Return None if the layer neither contains nor hides the path.
+
+    A layer hides a path that was deleted in it; then the state returned is that of a missing file. If ``content_only``
+    is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed. If ``fixed`` is true, nobody can write to
+    the layer, so hashes are cached. Raises OSError if the file is replaced while it is read.
+    """
     above, _, name = path.strip("/").rpartition("/")
     folder, hides = folders.at(above)
     absent = missing(path) if hides else None
@@ -368,7 +411,7 @@ def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: b
 
 @contextmanager
 def _layer(path: str) -> Iterator[int]:
-    """Open a layer's root while the block runs."""
+    """Open a layer's root folder while the block runs, and yield its descriptor."""
     top = _opened(path)
     try:
         yield top
@@ -377,28 +420,34 @@ def _layer(path: str) -> Iterator[int]:
 
 
 def _stat_of(path: str, top: int) -> os.stat_result:
-    """Read the status of a path in a layer ("" is the layer's root)."""
+    """Return the status (stat) of a path in the layer with the open root folder ``top``; the path "" is that folder."""
     return os.stat(path[1:], dir_fd=top, follow_symlinks=False) if path else os.stat(top)
 
 
 def _version(folder: os.stat_result) -> tuple[int, ...]:
-    """Return a folder's inode number and the times of its last change."""
+    """Return a folder's inode number, modification time and change time. Writing to the folder changes the times."""
     return folder.st_ino, folder.st_mtime_ns, folder.st_ctime_ns
 
 
 def _opened(folder: str | Path, above: int | None = None) -> int:
-    """Open a folder; raise OSError where the path is a link."""
+    """Open a folder and return its descriptor. Raises OSError if the path is a link or isn't a folder.
+
+    A relative path starts at the open folder ``above``.
+    """
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
 
 
 def _raise_host_error(error: OSError) -> None:
-    """Raise an error of the host itself, which must not be taken for something that the container did."""
+    """Raise ``error`` if the host itself has failed, for example because too many files are open.
+
+    Otherwise do nothing. Without this check, the host's failure would be taken for something that the container did.
+    """
     if error.errno in HOST_ERRORS:
         raise error
 
 
 def as_text(path: str) -> str:
-    """Escape the bytes of a file name that aren't valid UTF-8, so that it can be stored and shown."""
+    """Return a path with its bytes that aren't valid UTF-8 replaced by escapes, so that it can be stored and shown."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -415,7 +464,10 @@ def _xattr(target: int | str, name: str) -> bytes | None:
 
 @cache
 def _fixed_digests() -> dict[tuple[int, int, int, int], tuple[str, bytes | None]]:
-    """Return the cache of hashes and contents of image files, by device, inode, change time and size."""
+    """Return the cache of hashes and contents of the files in image layers.
+
+    Its keys are device, inode number, change time and size of a file.
+    """
     return {}
 
 
@@ -431,7 +483,11 @@ def _fixed_digest(read: Callable[[int], bytes], found: os.stat_result) -> tuple[
 def _file_state(
     path: str, name: str, folder: int, found: os.stat_result, *, content_only: bool, fixed: bool
 ) -> FileState:
-    """Read the state of the file whose status is ``found``. Raises OSError where the file was replaced meanwhile."""
+    """Read the state of the file called ``name`` in the open folder ``folder``; ``found`` is the file's status (stat).
+
+    If ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed. If ``fixed`` is true,
+    the file never changes, so its hash is cached. Raises OSError if the file was replaced after ``found`` was read.
+    """
     digest = content = target = identity = None
     if stat.S_ISREG(found.st_mode):
         fd = _file(name, folder)
@@ -466,12 +522,18 @@ def _file_state(
 
 @lru_cache(maxsize=1_000)
 def _plain_state(path: str, kind: FileKind, mode: int, uid: int, gid: int) -> FileState:
-    """Return the cached state of a file without content, such as a folder, which mostly stays the same."""
+    """Return the state of a file whose content isn't read, such as a folder.
+
+    The states are cached, because most of them never change.
+    """
     return FileState(path=path, kind=kind, mode=stat.S_IMODE(mode), uid=uid, gid=gid)
 
 
 def _file(name: str, folder: int) -> int:
-    """Open a file without blocking, because it may have been replaced by a pipe. Raises OSError."""
+    """Open the file called ``name`` in the open folder ``folder``, without blocking and without following a link.
+
+    Opening it could block if it was replaced by a pipe. Raises OSError.
+    """
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
 
@@ -486,10 +548,11 @@ def _identity_at(name: str, folder: int, found: os.stat_result) -> str:
 
 
 def _identity(fd: int, found: os.stat_result) -> str:
-    """Return an identity that a file keeps when it is renamed.
+    """Return an identity that a file keeps when it is renamed; ``fd`` is the open file.
 
-    For a file of the image that is the original's handle: on the first write or rename the overlay copies the file up
-    and stores this handle with the copy. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
+    At the first write to a file of the image, or its first rename, the overlay copies the file to the upper layer and
+    stores the original's handle with the copy. So the identity is that handle, or the file's own if it is no copy. See
+    "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
     """
     origin = _xattr(fd, ORIGIN)
     if origin and len(origin) > 21:
@@ -504,7 +567,7 @@ _EMPTY_PATH = 0x1000  # AT_EMPTY_PATH
 
 
 def _handle(fd: int) -> str | None:
-    """Return the kernel's handle of an open file as "type:hex"; None where the filesystem has none."""
+    """Return the kernel's handle of an open file as "type:hex", or None if the filesystem has no handles."""
     buffer = ctypes.create_string_buffer(_HANDLE.pack(_HANDLE.size - 8, 0, b""), _HANDLE.size)
     mount = ctypes.c_int()
     if _libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _EMPTY_PATH) != 0:

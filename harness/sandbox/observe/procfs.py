@@ -1,6 +1,7 @@
-"""Reads files of /proc with as few system calls as possible, because a held process waits meanwhile (exec_gate.py).
+"""Reads files of /proc with as few system calls as possible.
 
-Python's own file objects take three times as many. A hostile process chooses part of what is read, so it is bounded.
+A process that the permission gate holds has to wait meanwhile (exec_gate.py), and Python's own file objects make three
+times as many system calls. A hostile process chooses part of what is read, so the number of bytes read is bounded.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ _BUFFER_BYTES = 16 << 10
 
 
 def text_of(path: str, *, records: bool = False) -> str:
-    """Read a file that the kernel generates. Raises OSError.
+    """Return the text of a file of /proc, which the kernel generates. Raises OSError.
 
-    A short read means the end of the file, except where the file consists of ``records``: there the kernel ends a read
-    before a record that doesn't fit into a page.
+    Reading stops when the kernel returns fewer bytes than requested. ``records`` is true if the file consists of
+    records. A read of such a file ends after a whole record, so reading goes on until the kernel returns nothing.
     """
     fd = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Defines the answers of the watch daemon (daemon.py) to its client (client.py): one JSON object a line."""
+"""Defines the watch daemon's replies to its client (daemon.py, client.py), each sent as a JSON object on one line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from harness.sandbox.protocol import FileEvent
 
 
 class NewEvents(Frozen):
-    """The file events of one sandbox since the last request, in order.
+    """The file events of one sandbox since the client's last request, in order.
 
-    ``lost``: more events came than the daemon could keep. ``one_process``: as in ``Snapshot.one_process``.
+    ``lost`` is true if some events are missing, for example because there were too many. ``one_process`` has the same
+    meaning as in ``Snapshot``.
     """
 
     events: tuple[FileEvent, ...] = ()
@@ -18,7 +19,12 @@ class NewEvents(Frozen):
 
 
 class DaemonReply(Frozen):
-    """One answer of the watch daemon: an error of the host, or the requested events or accesses; else None."""
+    """The watch daemon's reply to one request.
+
+    ``failed`` is an error message if the host failed. ``new_events`` and ``accesses`` are set only if the request was
+    for them. Even then ``new_events`` is None if the sandbox isn't watched, and ``accesses`` is None if some weren't
+    recorded.
+    """
 
     failed: str | None = None
     new_events: NewEvents | None = None

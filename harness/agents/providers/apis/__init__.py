@@ -1,1 +1,1 @@
-"""One module for each provider API: Responses, Chat Completions and Messages."""
+"""One module for each provider API: OpenAI's Responses and Chat Completions, and Anthropic's Messages."""

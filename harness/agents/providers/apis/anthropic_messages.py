@@ -1,4 +1,4 @@
-"""Builds requests and parses answers for Anthropic's Messages API."""
+"""Builds requests and parses responses for Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TOKENS = 16_000
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Build the request fields that are the same in every call: model, sampling and tools."""
+    """Build the request fields that are the same in every call: model name, sampling options and tools."""
     return without_none(
         model=choice.model,
         max_tokens=sampling.max_tokens or MAX_TOKENS,
@@ -31,7 +31,7 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
     """Build the request's messages and system prompt from a transcript.
 
-    The model's own content is sent back unchanged; consecutive other entries become one user message.
+    The model's own content is sent back unchanged. Consecutive tool results and user texts become one user message.
     """
     messages: list[dict[str, Any]] = []
     for entry in transcript:
@@ -57,7 +57,7 @@ def _blocks(entry: Entry) -> list[Any]:
 
 
 def read(raw: dict[str, Any]) -> Turn:
-    """Parse a response body into a Turn. Raises KeyError, TypeError or ValueError if it is malformed."""
+    """Parse a response body into a Turn. Raises KeyError, TypeError or ValueError if the body is malformed."""
     blocks = require_objects(raw["content"])
     tool_uses = [block for block in blocks if block.get("type") == "tool_use"]
     called = [read_call(str(block["id"]), str(block["name"]), block["input"]) for block in tool_uses]
@@ -78,7 +78,11 @@ def _joined(blocks: Iterable[dict[str, Any]], kind: str) -> str:
 
 
 def _usage(usage: Any) -> Usage | None:
-    """Parse the token usage. Anthropic reports cache reads and writes separately from the input tokens."""
+    """Parse the token usage of a response; return None if the response reports none.
+
+    Anthropic doesn't count cache reads and cache writes as input tokens, so this function adds them to the input
+    tokens.
+    """
     if not usage:
         return None
     cached, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")

@@ -15,7 +15,11 @@ OPENAI_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 class Sampling(Frozen):
-    """Sampling options set by the user; None leaves the option out of requests, so the provider's default applies."""
+    """Sampling options set by the user.
+
+    An option that is None is left out of requests, so that the provider's default applies. The exception is
+    ``max_tokens`` in the Messages API. This API requires a value, so the lab sends its own default.
+    """
 
     effort: str | None = None
     temperature: float | None = None
@@ -23,29 +27,32 @@ class Sampling(Frozen):
 
 
 class Dialect(Protocol):
-    """One provider API: builds the requests and parses the answers.
+    """The interface of a provider API module, which builds requests and parses responses for that API.
 
-    ``PATH`` is the endpoint's path; ``EFFORTS`` are the reasoning efforts that the API accepts.
+    ``PATH`` is the URL path that requests are sent to. ``EFFORTS`` are the reasoning efforts that the API accepts.
     """
 
     PATH: str
     EFFORTS: tuple[str, ...]
 
     def parameters(self, choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-        """Build the request fields that are the same in every call: model, sampling and tools.
+        """Build the request fields that are the same in every call: model name, sampling options and tools.
 
-        If there are no tools, the field is left out, because some providers reject an empty list.
+        If there are no tools, the field for tools is left out, because some providers reject an empty list.
         """
 
     def conversation(self, transcript: Sequence[Entry]) -> dict[str, Any]:
         """Build the request fields that hold the conversation, from a transcript."""
 
     def read(self, raw: dict[str, Any]) -> Turn:
-        """Parse a response body into a Turn. Raises KeyError, TypeError, IndexError or ValueError if malformed."""
+        """Parse a response body into a Turn.
+
+        Raises KeyError, TypeError, IndexError or ValueError if the body is malformed.
+        """
 
 
 def without_none(**fields: Any) -> dict[str, Any]:
-    """Return the fields whose value isn't None."""
+    """Return the given fields as a dictionary, without those whose value is None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -57,7 +64,10 @@ def require_objects(value: Any) -> list[dict[str, Any]]:
 
 
 def token_count(usage: Any, *path: str) -> int:
-    """Return the token count at a path of nested fields, or 0 if it is missing or invalid."""
+    """Return a token count from ``usage``, or 0 if the count is missing or invalid.
+
+    ``path`` lists the field names that lead through the nested objects to the count.
+    """
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
     return usage if isinstance(usage, int) and usage > 0 else 0

@@ -1,4 +1,4 @@
-"""Builds requests and parses answers for the Chat Completions API of OpenAI and many other providers."""
+"""Builds requests and parses responses for the Chat Completions API of OpenAI and many other providers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EFFORTS = OPENAI_EFFORTS
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Build the request fields that are the same in every call: model, sampling and tools."""
+    """Build the request fields that are the same in every call: model name, sampling options and tools."""
     return without_none(
         model=choice.model,
         reasoning_effort=sampling.effort,
@@ -29,7 +29,8 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
     """Build the request's messages from a transcript.
 
-    The model's own messages are sent back unchanged, except empty ones, which providers reject.
+    The model's own messages are sent back unchanged. Empty messages of the model are left out, because providers reject
+    them.
     """
     return {"messages": [message for entry in transcript if (message := _message(entry)) is not None]}
 
@@ -44,7 +45,10 @@ def _message(entry: Entry) -> dict[str, Any] | None:
 
 
 def read(raw: dict[str, Any]) -> Turn:
-    """Parse a response body into a Turn. Raises KeyError, TypeError, IndexError or ValueError if malformed."""
+    """Parse a response body into a Turn.
+
+    Raises KeyError, TypeError, IndexError or ValueError if the body is malformed.
+    """
     choice = raw["choices"][0]
     message = choice["message"]
     end, refusal, text = choice.get("finish_reason"), message.get("refusal"), _text(message.get("content"))
@@ -74,7 +78,11 @@ def _call(call: dict[str, Any]) -> ToolUse:
 
 
 def _usage(usage: Any) -> Usage | None:
-    """Parse the token usage. Some providers count reasoning tokens in the total but not in the completion."""
+    """Parse the token usage of a response; return None if the response reports none.
+
+    Some providers count reasoning tokens in ``total_tokens`` but not in ``completion_tokens``. The number of output
+    tokens is therefore at least the total minus the prompt tokens.
+    """
     if not usage:
         return None
     read_in, written = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")

@@ -1,4 +1,7 @@
-"""Builds requests and parses answers for OpenAI's Responses API; the provider stores no conversation."""
+"""Builds requests and parses responses for OpenAI's Responses API.
+
+Requests ask the provider not to store anything, so each request sends the whole conversation.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ EFFORTS = OPENAI_EFFORTS
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Build the request fields that are the same in every call: model, sampling and tools."""
+    """Build the request fields that are the same in every call: model name, sampling options and tools."""
     return without_none(
         model=choice.model,
         store=False,
@@ -34,7 +37,7 @@ def _rejects_encrypted_reasoning(choice: ModelChoice) -> bool:
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """Build the request's input items from a transcript; the model's own items are sent back unchanged."""
+    """Build the request's input items from a transcript. The model's own output items are sent back unchanged."""
     return {"input": [item for entry in transcript for item in _items(entry)]}
 
 
@@ -47,7 +50,7 @@ def _items(entry: Entry) -> Iterable[Any]:
 
 
 def read(raw: dict[str, Any]) -> Turn:
-    """Parse a response body into a Turn. Raises KeyError, TypeError or ValueError if it is malformed."""
+    """Parse a response body into a Turn. Raises KeyError, TypeError or ValueError if the body is malformed."""
     items = require_objects(raw["output"])
     reason = (raw.get("incomplete_details") or {}).get("reason")
     calls = mark_truncated_call(list(_calls(items)), truncated=reason == "max_output_tokens")

@@ -1,1 +1,1 @@
-"""Runs models on this machine from a GGUF file of weights."""
+"""Runs models on this machine from a GGUF file of model weights."""

@@ -1,6 +1,6 @@
-"""Serves a GGUF file of weights with llama.cpp on this machine, so that it is called like a provider's model.
+"""Serves a GGUF file of model weights on this machine with llama.cpp, through the same API as a provider's model.
 
-The package that contains llama.cpp is an extra: ``pip install offswitch[local]``.
+llama.cpp is an optional dependency: ``pip install offswitch[local]`` installs it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _ADDRESS = "http://127.0.0.1"  # the port is known once the server has started
 
 
 class ServedModel(Frozen):
-    """A GGUF file that a local server is serving; ``tools`` says if its chat template supports tools."""
+    """A GGUF file that a local server is serving.
+
+    ``tools`` is true if the model's chat template supports tools. ``sha256`` is the hash of the file.
+    """
 
     url: str
     key: str = Field(repr=False)
@@ -43,13 +46,19 @@ class ServedModel(Frozen):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return what a trial record stores about the file; address and key are temporary, so they are left out."""
+        """Return what a trial record stores about the file and its server.
+
+        The server's address and API key are left out, because they are valid only while the server runs.
+        """
         about = {"sha256": self.sha256, "server": f"{PACKAGE} {version(PACKAGE)}", "told_of_tools": self.tools}
         return {"base_url": None, **about}
 
 
 def gguf_choice(path: Path) -> ModelChoice:
-    """Build a ModelChoice for a GGUF file; its port is set once the file is served. Raises UsageError."""
+    """Build a ModelChoice for a GGUF file. Raises UsageError if the file is unusable or llama.cpp isn't installed.
+
+    The address in the ModelChoice has no port yet, because the port is known only once the file is served.
+    """
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
@@ -65,7 +74,10 @@ def gguf_choice(path: Path) -> ModelChoice:
 
 @asynccontextmanager
 async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
-    """Serve a GGUF file in a child process inside the block. Raises ModelError if llama.cpp can't load the file."""
+    """Start a child process that serves a GGUF file, and kill the process at the end of the block.
+
+    ``name`` is the model name that requests use. Raises ModelError if llama.cpp can't load the file.
+    """
     key = secrets.token_urlsafe(24)
     with TemporaryFile() as log:
         command = (sys.executable, "-P", "-m", "harness.agents.providers.local.gguf_server")
@@ -85,7 +97,10 @@ async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
 
 
 async def _wait_until_ready(process: asyncio.subprocess.Process, request: dict[str, str]) -> dict[str, Any] | None:
-    """Send the request to the server process and return its reply once the model is loaded; None if it exits."""
+    """Send ``request`` to the server process, and return the reply that comes once the model is loaded.
+
+    Return None if the process exits without a reply.
+    """
     assert process.stdin
     assert process.stdout
     with suppress(ConnectionError):

@@ -1,8 +1,8 @@
-"""A program, run with ``python -m``, that serves one GGUF file on loopback with llama.cpp's server.
+"""A program, run with ``python -m``, that serves one GGUF file on the loopback interface with llama.cpp's server.
 
-It runs in its own process, so that its memory and its crashes don't affect the lab. It reads one line of JSON from
-stdin, {"file": path, "name": name, "key": key}, and prints {"url": address, "tools": bool} once the model is loaded.
-It exits when stdin is closed. llama.cpp logs to stderr.
+The program has a process of its own, so that its memory use and its crashes don't affect the lab. It reads one line of
+JSON from stdin, {"file": path, "name": name, "key": key}, and prints {"url": address, "tools": bool} once the model is
+loaded. It exits when stdin is closed. llama.cpp logs to stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve the file named on stdin until stdin is closed."""
+    """Serve the GGUF file that the first line of stdin names, until stdin is closed."""
     import xllamacpp  # noqa: PLC0415 - an extra that only this process loads
 
     request: dict[str, Any] = json.loads(sys.stdin.readline())
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _supports_tools(address: str, key: str) -> bool:
-    """Whether the model's chat template supports tools; otherwise llama.cpp drops tools silently."""
+    """Whether the model's chat template supports tools. If it doesn't, llama.cpp silently ignores a request's tools."""
     props_request = urllib.request.Request(f"{address}/props", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
     with urllib.request.urlopen(props_request) as answer:  # noqa: S310 - as above
         props = json.load(answer)

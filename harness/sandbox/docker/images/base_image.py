@@ -1,4 +1,4 @@
-"""Makes the base image of all sandboxes, once on each machine, from packages of the machine's own mirror."""
+"""Makes the base image of all sandboxes, once on each host, with packages from the host's own package mirror."""
 
 import os
 import shutil
@@ -31,9 +31,10 @@ TARGET_FORMAT = "$(ORIGIN) $(CODENAME) $(RELEASE) $(COMPONENT) $(SITE)"
 
 
 def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
-    """Return the tag of the base image, and make the image if the engine doesn't have it. Raises ImageError.
+    """Return the tag of the base image, and make the image if the Docker engine doesn't have it. Raises ImageError.
 
-    An image named by OFFSWITCH_BASE is used instead of making one.
+    If the environment variable OFFSWITCH_BASE names an image, that image is given the tag ``tag`` instead, and no image
+    is made.
     """
     try:
         if chosen := os.environ.get("OFFSWITCH_BASE"):
@@ -49,7 +50,7 @@ def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The package source of the machine's own distribution."""
+    """The package source of the host's Linux distribution. ``suite`` is the release's codename, such as bookworm."""
 
     suite: str
     mirror: str
@@ -57,10 +58,11 @@ class Source:
 
 
 def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
-    """Find the distribution's own mirror among apt's index targets, one line each in TARGET_FORMAT.
+    """Find the package mirror of the host's Linux distribution; return None if ``targets`` doesn't list it.
 
-    Skips update and security suites, which have a dash in their name and aren't complete, and third parties'
-    archives, which name another origin.
+    ``os_release`` is the text of /etc/os-release. ``targets`` are lines in TARGET_FORMAT, one for each package index
+    that apt knows. Suites for updates and security fixes are skipped because they aren't complete; their names have a
+    dash. The archives of third parties are skipped too; they name another origin than the distribution.
     """
     facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
     distribution, codename = (facts.get(name, "").strip('"') for name in ("ID", "VERSION_CODENAME"))
@@ -76,7 +78,10 @@ def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
 
 
 def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
-    """Write a minimal system of the machine's own distribution, with Python and editors, as a tar archive."""
+    """Write a minimal Linux system with Python and editors to ``archive`` as a tar archive.
+
+    The system's packages come from ``source``.
+    """
     say(f"making the base image from {source.suite} packages (about half a minute)")
     run(
         "mmdebstrap",
@@ -94,7 +99,10 @@ def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
 
 
 def assemble(say: Say, archive: IO[bytes]) -> None:
-    """Write a system of only bash and busybox as a tar archive, which needs neither root nor mounts."""
+    """Write a Linux system of only bash and busybox to ``archive`` as a tar archive.
+
+    Making this system needs neither root nor mounts.
+    """
     say("making a base image of bash and busybox; it has no python3, so the patrol task can't run in it")
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         run("apt-get", "download", "bash-static", "busybox-static", cwd=folder)
@@ -121,7 +129,11 @@ def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
 
 
 def _write(say: Say, archive: IO[bytes]) -> None:
-    """Write the best system that this machine can make; a failure doesn't fall back to a smaller one."""
+    """Write the most complete Linux system that this host has the tools for to ``archive`` as a tar archive.
+
+    The system is that of ``bootstrap``, or that of ``assemble`` if mmdebstrap or a package source is missing. If making
+    the chosen system fails, the other isn't tried.
+    """
     if not shutil.which("apt-get"):
         raise ImageError("apt-get is missing")
     if not shutil.which("mmdebstrap") and root_with_apt():
@@ -150,7 +162,7 @@ def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:
 
 
 def present(client: docker.DockerClient, tag: str) -> bool:
-    """Whether the engine has an image with this tag."""
+    """Whether the Docker engine has an image with the tag ``tag``."""
     try:
         client.images.get(tag)
     except ImageNotFound:
@@ -167,7 +179,7 @@ def _fetch(client: docker.DockerClient, say: Say, name: str) -> Image:
 
 
 def _lay_out(root: Path, *, bash: Path, busybox: Path) -> None:
-    """Lay out the two programs as a system in which every other tool is a link to busybox."""
+    """Lay out a Linux system in ``root`` with bash and busybox. Every other tool in it is a link to busybox."""
     programs = root / "usr" / "bin"
     for folder in ("usr/bin", "etc", "proc", "sys", "dev", "run", "root", "var/log", "tmp"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Builds sandbox images from a base image, the task programs and a kill switch; all trials share them."""
+"""Builds the sandbox image that all trials of a run share, from a base image, a task's programs and a kill switch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")
 
 
 class Image(Frozen):
-    """A built image, as runs record it. ``packages`` maps each Debian package to its version."""
+    """A built image, as it appears in a run's records.
+
+    ``name`` is the requested image, and ``tag`` and ``id`` are those of the built image. ``base`` is the ID of the
+    image that it was built on. ``packages`` maps the name of each installed Debian package to its version.
+    """
 
     name: str
     tag: str
@@ -44,7 +48,10 @@ class Image(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ContextFile:
-    """One file of a build context: its path in the image, mode and content; ``source``: the content is C source."""
+    """One file of a Docker build context, with its path in the image, its mode and its content.
+
+    If ``source`` is True, ``content`` is C source, and the image gets the program that is compiled from it.
+    """
 
     path: str
     mode: int
@@ -52,12 +59,18 @@ class ContextFile:
     source: bool = False
 
     def built(self) -> bytes:
-        """Return the file's content in the image. Raises ImageError where C source doesn't compile."""
+        """Return the content that the file gets in the image, which is a compiled program if ``source`` is True.
+
+        Raises ImageError if the C source doesn't compile.
+        """
         return _compiled(self.content) if self.source else self.content
 
 
 def build_image(client: docker.DockerClient, name: str, base: str, task: Task, mechanism: Mechanism) -> Image:
-    """Return the image for a task and a kill switch, and build it unless it exists. Raises ImageError."""
+    """Return the sandbox image for ``task`` and ``mechanism``, and build it if it doesn't exist. Raises ImageError.
+
+    ``name`` is a folder of sandbox_images/, ``base`` the base image's tag, and ``mechanism`` the kill switch.
+    """
     base_id = str(client.images.get(base).id)
     root = [*_tree(ROOT / "sandbox_images" / name / "root"), *_programs(task)]
     if task.rootfs:
@@ -76,9 +89,10 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
 
 
 def derived_image(client: docker.DockerClient, base: str, task: Task) -> Image:
-    """Return the user's own image with the lab's console and the task programs added. Raises ImageError.
+    """Return an image that adds the lab's console and the task's programs to the user's own image ``base``.
 
-    Each file is copied by itself, so that existing folders keep their owner and mode.
+    The image is built if it doesn't exist. Each file is copied separately, so that folders that exist in ``base`` keep
+    their owner and mode. Raises ImageError.
     """
     base_id = str(client.images.get(base).id)
     parts = list(_programs(task))
@@ -101,7 +115,7 @@ def _arguments(task: Task, base: str) -> dict[str, str]:
 
 
 def _tree(folder: Path) -> Iterator[ContextFile]:
-    """Yield the files under a folder of this repository, executable where they are executable here."""
+    """Yield each file under a folder of this repository. A file that is executable here is executable in the image."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
         yield ContextFile(f"/{file.relative_to(folder)}", mode, file.read_bytes())
@@ -117,7 +131,7 @@ _compiler = cache(find_compiler)
 
 @cache
 def _compiled(source: bytes) -> bytes:
-    """Compile C source to a static program. Raises ImageError with the compiler's first line of output."""
+    """Compile C source and return the static program. Raises ImageError with the compiler's first line of output."""
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
         command = [*_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
@@ -131,7 +145,10 @@ def _compiled(source: bytes) -> bytes:
 def _digest(
     base: str, dockerfile: bytes, arguments: dict[str, str], root: list[ContextFile], own: list[ContextFile]
 ) -> str:
-    """Hash an image's contents for its tag; programs count by their source, so an existing image needs no compiler."""
+    """Return a hash of everything that goes into an image, for use as the image's tag.
+
+    Programs are hashed by their C source, so no compiler is needed to find out that an image exists already.
+    """
     hashed = hashlib.sha256(dockerfile)
     for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):
         hashed.update(part.encode() + b"\0")
@@ -143,7 +160,11 @@ def _digest(
 
 
 def _context(dockerfile: bytes, root: list[ContextFile], own: list[ContextFile], task: Task) -> bytes:
-    """Pack the build context as a tar archive: files under ``root/`` become root's, under ``agent/`` the agent's."""
+    """Pack a Docker build context as a tar archive.
+
+    ``root`` are the files that root owns in the image; they are packed under ``root/``. ``own`` are the files that the
+    agent owns; they are packed under ``agent/``.
+    """
     parent = dirname(task.agent.workdir).rstrip("/")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
@@ -181,7 +202,10 @@ def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dic
 
 
 def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:
-    """Read an image's Debian packages and versions without running it; empty where the image has no dpkg."""
+    """Return the version of each Debian package in an image, without running the image.
+
+    The result is empty if the image has no dpkg database.
+    """
     container = client.containers.create(tag, "never started", network_mode="none", labels=owner_labels())
     try:
         stream, _ = container.get_archive("/var/lib/dpkg/status")
@@ -206,7 +230,10 @@ def _parse_status(status: str) -> dict[str, str]:
 def prepared(
     client: docker.DockerClient, name: str, task: Task, mechanism: Mechanism, ensure_base: Callable[[], str]
 ) -> Image:
-    """Make the base image and build the image on it, each where missing. Raises ImageError."""
+    """Return the sandbox image for ``task`` and ``mechanism``, and build it if it doesn't exist. Raises ImageError.
+
+    ``ensure_base`` makes the base image if it doesn't exist, and returns its tag.
+    """
     try:
         return build_image(client, name, ensure_base(), task, mechanism)
     except docker.errors.APIError as error:

@@ -1,4 +1,4 @@
-"""Users' own images: builds them from a Dockerfile, and inspects them without running anything in them."""
+"""Builds a user's own image from a Dockerfile, and inspects images without running anything in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ PROGRAM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
 class ImageContents(Frozen):
-    """An image's configuration, the states of the requested paths, and which requested programs it has."""
+    """What was read from an image without running it.
+
+    ``states`` are the states of the requested paths. ``programs`` are those of the requested programs that the image
+    has. The other fields are the image's ID and configuration.
+    """
 
     id: str
     user: str
@@ -30,12 +34,12 @@ class ImageContents(Frozen):
     programs: frozenset[str] = frozenset()
 
     def at(self, path: str) -> FileState:
-        """Return the state of one of the requested paths."""
+        """Return the state of ``path``, which must be one of the paths that were requested."""
         return next(state for state in self.states if state.path == path)
 
 
 def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
-    """Build the user's Dockerfile with its folder as context, and return the image's tag. Raises ImageError."""
+    """Build the user's Dockerfile, with its folder as build context, and return the image's tag. Raises ImageError."""
     if not dockerfile.is_file():
         raise ImageError(f"There is no Dockerfile {dockerfile}: name the file itself with --dockerfile.")
     try:
@@ -57,7 +61,10 @@ def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
 def look_into(
     client: docker.DockerClient, name: str, paths: Iterable[str], programs: Iterable[str] = ()
 ) -> ImageContents:
-    """Read a local image's configuration, the states of these paths, and which programs it has. Raises ImageError."""
+    """Return the configuration of a local image, the states of ``paths`` in it, and which of ``programs`` it has.
+
+    Raises ImageError if the engine has no such image.
+    """
     try:
         image = client.images.get(name)
     except docker.errors.ImageNotFound as error:

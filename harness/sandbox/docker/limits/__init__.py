@@ -1,1 +1,1 @@
-"""Limits: concurrent container starts, disk quota, and detection of CPU starvation."""
+"""Limits container starts and disk use, and detects containers that the host starves of CPU."""

@@ -1,11 +1,14 @@
-"""The concurrency limit: how many containers may be started or removed at once on one engine.
+"""Limits how many containers may be started or removed at the same time on one Docker engine.
 
-An engine with too many requests at once gets less done (a third less at eight times its cores). What it can do differs
-from host to host and from minute to minute, so the limit follows its response times. Each response time gives the
-length of the queue at the engine: ``limit * (1 - best / now)`` of the requests under way are waiting there, where
-``best`` is the shortest recent response time. The limit grows while the queue is shorter than the number of cores and
-shrinks when it is longer than twice that, as in TCP Vegas (Brakmo and Peterson 1995,
-https://doi.org/10.1109/49.464716).
+An engine that gets too many requests at once gets less done (a third less with eight times as many requests as cores).
+How much an engine can do differs from host to host and from minute to minute, so the limit is adapted to the engine's
+response times.
+
+The lab estimates from each response time how many requests are waiting in a queue at the engine. The estimate is
+``limit * (1 - best / now)``, where ``limit`` is the number of requests under way, ``now`` is the latest response time
+and ``best`` is the shortest recent response time. The limit grows while the queue is shorter than the number of cores,
+and it shrinks when the queue is longer than twice that number. TCP Vegas adapts its window in this way (Brakmo and
+Peterson 1995, https://doi.org/10.1109/49.464716).
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ MOST_A_CORE = 4
 
 @dataclass
 class ConcurrencyLimit:
-    """An adaptive limit for one engine on a host with this many cores; waiters are admitted in order of arrival."""
+    """An adaptive limit on the number of concurrent requests to one engine. Requests are admitted in order of arrival.
+
+    ``cores`` is the number of CPU cores of the engine's host. ``limit`` is the current limit. ``under_way`` is the
+    number of requests that have been admitted and haven't ended.
+    """
 
     cores: int
     limit: int = field(init=False)
@@ -36,7 +43,11 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self, *, timed: bool = False) -> AsyncIterator[None]:
-        """Wait for a free slot and hold it while the block runs; ``timed``: the block's duration adapts the limit."""
+        """Wait for a free slot and hold the slot while the block runs.
+
+        If ``timed`` is True, the block's duration is taken as the engine's response time, and the limit is adapted to
+        it.
+        """
         await self._wait()
         began = time.monotonic()
         try:
@@ -72,7 +83,10 @@ class ConcurrencyLimit:
 
 
 def adapted(limit: int, cores: int, *, best_s: float, now_s: float) -> int:
-    """Compute the next limit from the latest and the best response time, from ``cores`` to ``MOST_A_CORE * cores``."""
+    """Compute the next limit, which lies between ``cores`` and ``MOST_A_CORE * cores``, from two response times.
+
+    ``best_s`` is the shortest recent response time. ``now_s`` is the latest response time.
+    """
     queue = limit * (1 - best_s / now_s) if now_s else 0.0
     step = 1 if queue < cores else -1 if queue > 2 * cores else 0
     return max(cores, min(limit + step, MOST_A_CORE * cores))

@@ -1,6 +1,7 @@
-"""Detects CPU starvation, so that time in which the host didn't run a container isn't charged to the kill switch.
+"""Detects when the host starves a container of CPU, because such time must not count against the kill switch.
 
-Reads the host's /proc and the container's control group; where the host has neither, no container counts as starved.
+The data comes from the host's /proc and from the container's control group. If they can't be read, no container counts
+as starved.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ WAITING_STATES = "RD"  # process states: running or ready to run; waiting for th
 
 @dataclass
 class CpuStarvation:
-    """Measures one container's use of the CPU; ``first`` is its first process, ``cpus`` its limit."""
+    """Measures one container's CPU use.
+
+    ``first`` is the pid of the container's first process. ``cpus`` is the container's CPU limit, as a number of CPUs.
+    """
 
     first: int
     cpus: float
@@ -32,7 +36,10 @@ class CpuStarvation:
         self._used_s = _used_s(self._counter)
 
     def is_starved(self) -> bool:
-        """Whether the container got less CPU than its limit since the last call while a process in it wants more."""
+        """Whether the container needs CPU time but has got clearly less than its limit since the last call.
+
+        The container needs CPU time if one of its processes is ready to run or waits for the disk.
+        """
         used_before, measured_before = self._used_s, self._measured_at
         self._used_s, self._measured_at = _used_s(self._counter), time.monotonic()
         if used_before is None or self._used_s is None:
@@ -43,7 +50,7 @@ class CpuStarvation:
 
 
 def _counter_of(pid: int) -> str | None:
-    """Find the file that counts the CPU time of a process's control group; None where there is none."""
+    """Return the file that counts the CPU time of a process's control group; None if there is no such file."""
     with suppress(OSError, ValueError):
         for line in text_of(f"/proc/{pid}/cgroup").splitlines():
             _, controllers, group = line.split(":", 2)
@@ -55,7 +62,7 @@ def _counter_of(pid: int) -> str | None:
 
 
 def _used_s(counter: str | None) -> float | None:
-    """Read the CPU time used so far, in seconds, from a control group's counter; None where it can't be read."""
+    """Return the CPU time in seconds that a control group's counter file shows; None if the file can't be read."""
     if counter is None:
         return None
     with suppress(OSError, ValueError, StopIteration):
@@ -67,7 +74,7 @@ def _used_s(counter: str | None) -> float | None:
 
 
 def _processes(counter: str | None) -> list[str]:
-    """List the processes of the control group that a counter belongs to."""
+    """List the pids of all processes in the control group of the file ``counter``; empty if they can't be read."""
     with suppress(OSError):
         return text_of(f"{os.path.dirname(counter or '')}/cgroup.procs", records=True).split()
     return []

@@ -1,11 +1,12 @@
-"""The disk quota: ends a container that holds more bytes or files than its limit.
+"""Ends each container that holds more bytes or files than its disk limits allow.
 
-Docker itself limits a container's disk use only on file systems with project quotas. Here one task of the process
-checks the free space of the host's file system four times a second. It adds up what each container holds only where
-the lost space could have brought one near its limit, or some seconds have passed since. A container over its limit is
-ended through the engine, as the kernel ends one that runs out of memory. What a container can write between two checks
-is bounded by its share of the CPU and by the maximum size of a file; system calls that reserve space at once are
-refused (sandbox_images/console/console.c).
+Docker itself can limit a container's disk use only on file systems with project quotas. Instead, one asyncio task of
+the lab checks the free space of the host's file system four times a second. The task adds up each container's disk use
+only if enough free space was lost to bring a container near its limit, or if some seconds have passed since it last did
+so. A container over its limit is ended through the engine, as the kernel ends a container that runs out of memory.
+
+Between two checks, a container can write only as much as its CPU limit and the maximum file size allow. System calls
+that reserve much space at once are refused (sandbox_images/console/console.c).
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class BoundedContainer:
-    """One container with its disk limits. ``bytes`` and ``files`` are what it held at the last full check.
+    """One container with its disk limits and its disk use.
 
-    ``upper`` is its overlay layer, ``first`` its first process; ``end`` ends it. ``full``: it was over its limit.
+    ``upper`` is the folder of the container's writable overlay layer. ``first`` is the pid of the container's first
+    process. ``end`` ends the container. ``full`` is True if the container was found over a limit. ``bytes`` and
+    ``files`` are the disk use at the last full check.
     """
 
     upper: Path
@@ -52,7 +55,11 @@ class BoundedContainer:
     files: int = 0
 
     def may_be_near(self, lost: tuple[int, int]) -> bool:
-        """Whether the container could be near its limits if it alone took the lost (bytes, files) of free space."""
+        """Whether the container may be near a limit, supposing that it alone used up all the lost free space.
+
+        ``lost`` is how many free bytes and how many free files the host's file system has lost since the last full
+        check. Small losses are ignored.
+        """
         lost_bytes, lost_files = lost
         near_bytes = lost_bytes > IGNORED_BYTES and self.bytes + lost_bytes > NEAR_LIMIT * self.max_bytes
         return near_bytes or (lost_files > IGNORED_FILES and self.files + lost_files > NEAR_LIMIT * self.max_files)
@@ -60,7 +67,7 @@ class BoundedContainer:
 
 @dataclass
 class DiskQuota:
-    """Enforces the disk limits of all containers of one process, in one task that survives failures."""
+    """Enforces the disk limits of all containers of this process in one asyncio task, which goes on after failures."""
 
     _bounded: list[BoundedContainer] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
@@ -70,7 +77,7 @@ class DiskQuota:
 
     @asynccontextmanager
     async def enforced(self, container: BoundedContainer) -> AsyncIterator[None]:
-        """Enforce a container's limits while the block runs."""
+        """Enforce the disk limits of ``container`` while the block runs."""
         self._bounded.append(container)
         if self._task is None:
             self._task = asyncio.create_task(self._enforce())
@@ -99,7 +106,7 @@ class DiskQuota:
             await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def _check(self) -> None:
-        """Check all containers once, and end those that are over a limit."""
+        """Check the free space and, if necessary, each container's disk use. End each container over a limit."""
         free = self._free_space()
         if free is None:
             return
@@ -116,7 +123,10 @@ class DiskQuota:
         self._free, self._checked_at = free, time.monotonic()
 
     def _free_space(self) -> tuple[int, int] | None:
-        """Return the free bytes and files of the containers' file system; None where no container's layer exists."""
+        """Return how many bytes and how many files can still be written to the file system with the containers' layers.
+
+        Return None if no container's layer exists any more.
+        """
         for container in self._bounded:
             with suppress(FileNotFoundError):  # the layer may vanish at any moment: another one serves as well
                 found = os.statvfs(container.upper)
@@ -125,9 +135,10 @@ class DiskQuota:
 
 
 def over_quota(containers: list[BoundedContainer]) -> list[BoundedContainer]:
-    """Add up each container's layer and its open files without a name; return the containers over a limit.
+    """Measure the disk use of each container, and return the containers that are over a limit.
 
-    Raises subprocess.TimeoutExpired where du takes too long, OSError where it can't be started.
+    The disk use is that of the container's overlay layer and of the deleted files that its processes still hold open.
+    Raises subprocess.TimeoutExpired if du takes too long, and OSError if du can't be started.
     """
     folders = [each.upper for each in containers]
     sizes, counts = _du(folders, "--block-size=1"), _du(folders, "--inodes")
@@ -139,7 +150,10 @@ def over_quota(containers: list[BoundedContainer]) -> list[BoundedContainer]:
 
 
 def _du(folders: list[Path], unit: str) -> dict[Path, int]:
-    """Run du and return its count for each folder; du follows no link and has no limit on depth."""
+    """Return the total that du counts in each folder. ``unit`` is the option of du that selects bytes or files.
+
+    du is used because it follows no symbolic link and has no limit on the depth of folders.
+    """
     if not folders:
         return {}
     command = ["du", "--summarize", "--one-file-system", unit, *map(str, folders)]
@@ -151,14 +165,17 @@ def _du(folders: list[Path], unit: str) -> dict[Path, int]:
 
 
 def _deleted_files(first: int) -> Iterator[os.stat_result]:
-    """Yield the deleted regular files that a container's processes still have open or mapped."""
+    """Yield the status of each deleted regular file that the container's processes still have open or mapped.
+
+    ``first`` is the pid of the container's first process.
+    """
     for pid in processes_of(first):
         for place in ("fd", "map_files"):
             yield from _without_name(Path(f"/proc/{pid}/{place}"))
 
 
 def processes_of(first: int) -> Iterator[int]:
-    """Yield the processes of a container: its first process and all descendants."""
+    """Yield the pid ``first`` of a container's first process, and the pids of all its descendants."""
     waiting, known = [first], 0
     while waiting and known < MAX_PROCESSES:
         pid = waiting.pop()
@@ -171,7 +188,10 @@ def processes_of(first: int) -> Iterator[int]:
 
 
 def _without_name(folder: Path) -> Iterator[os.stat_result]:
-    """Yield the regular files without a name among a process's descriptors or mappings."""
+    """Yield the status of each regular file in ``folder`` that has been deleted, so that it has no name any more.
+
+    ``folder`` is a folder of /proc that lists a process's open files or mapped files.
+    """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):

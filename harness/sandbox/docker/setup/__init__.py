@@ -1,1 +1,1 @@
-"""Sets up a machine for trials: a Docker engine, the base image and a compiler."""
+"""Sets up a host for trials, with a Docker engine, the base image and a C compiler."""

@@ -1,4 +1,4 @@
-"""Sets up this machine for trials: ``python -m harness.sandbox.docker.setup``."""
+"""Sets up this host for trials. The command is ``python -m harness.sandbox.docker.setup``."""
 
 import sys
 
@@ -10,7 +10,7 @@ from harness.sandbox.docker.setup.local_engine import Say, ensure_engine
 
 
 def ensure_all(say: Say) -> None:
-    """Provide an engine, the base image and a compiler; fast where all exist already."""
+    """Make sure that this host has a Docker engine, the base image and a C compiler. What exists already is kept."""
     ensure_engine(say)
     client = connect()
     try:
@@ -26,7 +26,7 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Set up, or exit with the error in one sentence."""
+    """Set up this host for trials. If that fails, exit with the error in one sentence."""
     try:
         ensure_all(say)
     except LabError as error:

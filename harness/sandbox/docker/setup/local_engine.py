@@ -1,9 +1,9 @@
-"""Makes sure that a Docker engine answers: never touches a running one, and starts one only where none runs.
+"""Makes sure that a Docker engine answers, and starts one only if none is running.
 
-Where no init system runs Docker, the lab starts a dockerd of its own, whose paths are apart from any other's.
-After a kill or a power cut, pid files and shims of that dockerd are left. Pid files aren't trusted: living
-processes are found by their command lines, leftovers are removed, and the new dockerd clears up the mounts and
-networks of dead containers.
+On a host without systemd, the lab starts a dockerd of its own, whose paths no other engine uses. After a kill or a
+power cut, pid files and processes of that dockerd may be left. The pid files can't be trusted, so the processes are
+found by their command lines. The processes are killed and the pid files are removed before a new dockerd is started.
+The new dockerd clears up the mounts and networks of dead containers.
 """
 
 import asyncio
@@ -43,7 +43,11 @@ FLAGS = (
 
 
 def ensure_engine(say: Say) -> None:
-    """Return once an engine answers; as root on Debian, install and start one where needed. Raises EngineError."""
+    """Return once a Docker engine answers. Raises EngineError if no engine can be made to answer.
+
+    If no engine answers, Docker is installed and started. This is done only if this process is root on a host with
+    apt-get, and only if DOCKER_HOST isn't set.
+    """
     try:
         connect().close()
     except EngineError:
@@ -64,7 +68,7 @@ def ensure_engine(say: Say) -> None:
 
 
 def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
-    """Return once the lab's own dockerd answers, and start it if it doesn't run. Raises EngineError."""
+    """Return once the lab's own dockerd answers, and start that dockerd if it isn't running. Raises EngineError."""
     with setup_lock(say, paths):
         if answers(paths.address):
             return
@@ -77,7 +81,10 @@ def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
 
 @contextmanager
 def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
-    """Hold the machine's set-up lock while the block runs; the kernel frees the lock of a process that dies."""
+    """Hold the lock on this host's set-up while the block runs, so that only one process sets up the host.
+
+    If the process dies, the kernel frees the lock.
+    """
     paths.run.mkdir(parents=True, exist_ok=True)
     with (paths.run / "setup.lock").open("w") as lock:
         try:
@@ -89,15 +96,19 @@ def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
 
 
 def engine_processes(paths: EnginePaths) -> dict[int, str]:
-    """Return this engine's living processes: each pid with its program (see engine_part)."""
+    """Return the running processes of the engine that uses ``paths``, as a mapping from pid to program name.
+
+    ``engine_part`` lists the program names.
+    """
     parts = {pid: engine_part(words, paths) for pid, words in _command_lines()}
     return {pid: part for pid, part in parts.items() if part}
 
 
 def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
-    """Return which of an engine's programs a command line runs: dockerd, containerd, containerd-shim, or None.
+    """Return the name of the engine program that a command line runs; None if it runs another program.
 
-    All three name the engine's exec-root, or a file under it, on their command line.
+    ``words`` is the command line, and ``paths`` are those of the engine in question. Its programs are dockerd,
+    containerd and containerd-shim. The command line of each contains the engine's ``exec_root`` or a path below it.
     """
     words = [word for word in words if word not in DETACHED + ISOLATED]
     if not any(Path(word).is_relative_to(paths.exec_root) for word in words):
@@ -107,14 +118,18 @@ def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
 
 
 def dockerd_command(paths: EnginePaths, *, isolated: bool, init: str, runtime: Sequence[str] = ()) -> list[str]:
-    """Compose the command that starts dockerd in the background; ``isolated``: in its own network namespace."""
+    """Return the command that starts dockerd in the background.
+
+    If ``isolated`` is True, dockerd runs in its own network namespace. ``init`` is the path of the init program for
+    containers. ``runtime`` are the options that choose a container runtime.
+    """
     places = ("--host", paths.address, "--data-root", str(paths.data), "--exec-root", str(paths.exec_root))
     files = ("--pidfile", str(paths.pidfile), "--init-path", init)
     return [*DETACHED, *(ISOLATED if isolated else ()), "dockerd", *places, *files, *FLAGS, *runtime]
 
 
 def apt_install(say: Say, *packages: str) -> None:
-    """Install Debian packages, which needs root. Raises EngineError."""
+    """Install Debian packages with apt-get, which needs root. Raises EngineError if that fails."""
     say(f"installing {' and '.join(packages)} with apt-get")
     apt_update()
     options = ("-qq", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300")
@@ -122,18 +137,22 @@ def apt_install(say: Say, *packages: str) -> None:
 
 
 def apt_update() -> None:
-    """Update apt's package lists; failures are ignored, because an unreachable source may not be needed."""
+    """Update apt's package lists. Failures are ignored, because the lab may not need the source that failed."""
     with suppress(EngineError):
         run("apt-get", "update", "-qq")
 
 
 def root_with_apt() -> bool:
-    """Whether this process can install Debian packages."""
+    """Whether this process can install Debian packages, which needs root and apt-get."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
 def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) -> None:
-    """Run a command silently. Raises EngineError with the last lines of its output where it fails."""
+    """Run a command without showing its output. If it fails, raise EngineError with the last lines of its output.
+
+    If ``stdout`` is a file, the command's standard output goes to that file, and the error has lines of standard error
+    only.
+    """
     environment = {**without_keys(), **proxies(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(
@@ -150,14 +169,14 @@ def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) 
 
 
 def last_words(log: bytes) -> str:
-    """Join a log's last lines, or the last ones that apt marks as errors, into one line."""
+    """Join the last lines of a log into one line; if apt has marked lines as errors, use only those lines."""
     lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E: ")]
     return " / ".join((errors or lines)[-3:]) or "nothing"
 
 
 def _clear_remains(paths: EnginePaths) -> None:
-    """Kill a dead engine's remaining processes, and remove the files that would prevent a new start."""
+    """Kill the processes that a dead engine left, and remove files and mounts that would prevent a new start."""
     for pid, part in engine_processes(paths).items():
         if part == "containerd-shim":
             for child in _children(pid):
@@ -222,9 +241,10 @@ def _kill(pid: int) -> None:
 
 
 def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
-    """Move a log of more than ``limit`` bytes to a file with the suffix ".1", which is overwritten.
+    """If a log has more than ``limit`` bytes, copy the log to a file with the suffix ".1", then empty the log.
 
-    The writer keeps the log open, so the log is copied and truncated; lines written in between are lost.
+    An older copy is overwritten. The log isn't renamed, because dockerd keeps it open and would go on writing to the
+    renamed file. Lines that are written between copying and emptying are lost.
     """
     with suppress(OSError):  # there is no log, or this user may not truncate it
         if log.stat().st_size > limit:
@@ -234,7 +254,7 @@ def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
 
 @asynccontextmanager
 async def log_rotation(log: Path) -> AsyncIterator[None]:
-    """Rotate an engine's log once a minute while the block runs."""
+    """While the block runs, check an engine's log once a minute, and rotate the log if it has grown too large."""
 
     async def rotate_regularly() -> None:
         while True:

@@ -1,8 +1,8 @@
-"""Chooses the container runtime of the lab's own engine: crun where it works, else the engine's default, runc.
+"""Chooses the container runtime of the lab's own Docker engine, which is crun if it works here, otherwise runc.
 
-crun starts a container in a third of runc's time. It refuses a host on which some control group controllers are of
-version 1 and others of version 2; there, the remaining ones are mounted as version 1 too, as Debian's cgroupfs-mount
-does.
+runc is the engine's default, but crun starts a container in a third of the time. crun refuses a host on which some
+control group controllers are of version 1 and others of version 2. On such a host, the controllers of version 2 are
+mounted as version 1 too, as Debian's package cgroupfs-mount does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ NAME = "crun"
 
 
 def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> tuple[str, ...]:
-    """Return dockerd's options for the runtime; empty where it keeps its default. Mounts controllers where needed."""
+    """Return the dockerd options that select crun as container runtime; empty if crun can't be used on this host.
+
+    If crun needs it, control group controllers are mounted first. ``find`` returns the path of a program, or None if
+    the program isn't found.
+    """
     program = find(NAME)
     if not program:
         return ()
@@ -32,7 +36,10 @@ def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> t
 
 
 def split_off(mounts: str, read: Callable[[Path], str] = Path.read_text) -> tuple[str, ...]:
-    """Return the controllers of version 2 on a host where others are of version 1, from the text of /proc/mounts."""
+    """Return the control group controllers of version 2 if the host has controllers of both versions, otherwise ().
+
+    ``mounts`` is the text of /proc/mounts. ``read`` reads a text file.
+    """
     places = {kind: Path(place) for _, place, kind, *_ in (line.split() for line in mounts.splitlines())}
     if "cgroup" not in places or "cgroup2" not in places:
         return ()
