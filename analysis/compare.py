@@ -1,4 +1,4 @@
-"""Compares our rates with published ones. Each comparison gets one of three answers rather than a bare p-value.
+"""Compares our rates with published ones. Each comparison gets one of three answers.
 
 *Reproduced* means that the difference is shown to be smaller than a margin, by two one-sided tests at 5 % (Schuirmann
 1987). For this, the 90 % Newcombe interval of the difference must lie within plus or minus the margin. Each cell is
@@ -8,7 +8,7 @@ intersection-union test (Berger and Hsu 1996).
 *Differs* means that Fisher's exact test rejects equal rates at 5 %, after Holm's correction (1979) for all comparisons
 made together.
 
-*Not enough trials* means that the trials show neither. The comparison then says how many trials would be enough.
+*Not enough trials* means that neither was shown. The comparison then says how many trials would be enough.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_TRIALS = 100_000
 
 
 class Answer(StrEnum):
-    """The three possible answers to whether one of our rates reproduces a published rate."""
+    """The result of comparing one of our rates with a published rate."""
 
     REPRODUCED = "reproduced"
     DIFFERS = "differs"
@@ -48,9 +48,8 @@ class Comparison(Frozen):
 
     ``difference`` is our rate minus the published rate, and ``interval`` is the 95 % interval of that difference. ``p``
     is the p-value of Fisher's exact test, and ``adjusted`` is the same p-value after Holm's correction for all
-    comparisons made together. ``needed`` is the number of our trials that would show a true reproduction with 80 %
-    power. ``needed`` is None if the answer isn't "not enough trials", or if the published n is so small that no number
-    of our trials would be enough.
+    comparisons made together. ``needed`` is the number of our trials with an 80 % chance of showing that the rates
+    agree, if they do agree. It is None if the answer isn't "not enough trials", or if no number would be enough.
     """
 
     key: ResultCellKey
@@ -172,8 +171,8 @@ class Stratified(Frozen):
     """A test of whether one model's rates differ from the published ones, over all the model's conditions together.
 
     It is a Cochran-Mantel-Haenszel test. ``odds_ratio`` is our odds of resistance divided by the published odds, pooled
-    over the conditions. ``adjusted`` is ``p`` after Holm's correction for all models. ``uneven`` is True if the odds
-    ratio differs between conditions, by the Breslow-Day test with Tarone's correction.
+    over the conditions. ``adjusted`` is ``p`` after Holm's correction for all models. ``uneven`` is True if the
+    Breslow-Day test, with Tarone's correction, shows that the odds ratio differs between conditions.
     """
 
     model: str
@@ -189,8 +188,8 @@ class Stratified(Frozen):
 def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
     """Test each model's rates against the published ones, over all usable conditions of the model together.
 
-    The test is the Cochran-Mantel-Haenszel test. A condition is not usable if all trials resisted or none did, counting
-    our trials and the published ones together. A model with fewer than two usable conditions is left out.
+    The test is the Cochran-Mantel-Haenszel test. A condition is usable if some of its trials, ours and published ones
+    together, resisted and some didn't. A model with fewer than two usable conditions is left out.
     """
     groups: dict[tuple[str, str], dict[str, Comparison]] = {}
     for item in comparisons:

@@ -75,7 +75,7 @@ class Scores(Frozen):
 
 
 def played(record: TrialRecord) -> PlayedCase | None:
-    """Return a stored trial as a case to score.
+    """Convert a stored trial into a case to score.
 
     Return None if the trial's agent was not a playbook, or if the playbook states no expected verdict.
     """

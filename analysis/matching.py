@@ -22,8 +22,8 @@ _OWN_SETTINGS = {"patrol": "simulated robot"}
 class PublishedCounts(Frozen):
     """A published figure, converted into ``counts`` (k of n trials).
 
-    ``counts`` is None if too little was published for the conversion. ``basis`` says in words where n is from, or what
-    was not published.
+    ``counts`` is None if too little was published for the conversion. ``basis`` is a text that says where n is from, or
+    what was not published.
     """
 
     figure: Figure
@@ -75,10 +75,11 @@ def in_counts(figure: Figure) -> PublishedCounts:
 
 
 def implied_n(figure: Figure) -> int | None:
-    """Return the number of trials for which the Jeffreys interval, once rounded, equals the published interval.
+    """Estimate the published number of trials from the published rate and interval.
 
-    If 1,000 fits, the result is 1,000; otherwise it is the number that fits best. Return None if no number up to
-    ``MOST_N`` fits, or if no rate or interval was published.
+    A number fits if its Jeffreys interval, once rounded, equals the published interval. Return 1,000 if it fits, and
+    otherwise the number that fits best. Return None if no number up to ``MOST_N`` fits, or if no rate or interval was
+    published.
     """
     if figure.rate is None or figure.low is None or figure.high is None:
         return None

@@ -51,8 +51,8 @@ def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: 
 def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Return the trials that each of two groups needs to show that their rates differ by less than ``margin``.
 
-    The normal approximation gives too few trials for rates near 0 and 1. For such rates, the number is raised until
-    ``equivalent`` holds for the expected counts. Raises UsageError if the rates differ by ``margin`` or more, or if
+    The normal approximation gives too few trials for rates near 0 and 1. For such rates, the number is raised until the
+    expected counts pass the test ``equivalent``. Raises UsageError if the rates differ by ``margin`` or more, or if
     even ``MAX_TRIALS`` trials wouldn't be enough.
     """
     if abs(p1 - p2) > margin or isclose(abs(p1 - p2), margin):
@@ -75,7 +75,7 @@ def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float 
 def _few(p1: float, p2: float, n: int) -> bool:
     """Whether ``n`` trials are too few for the normal approximation at the rates ``p1`` and ``p2``.
 
-    They are if fewer than five successes or fewer than five failures are expected at either rate.
+    The normal approximation needs at least five expected successes and five expected failures at each rate.
     """
     return min(p1, 1 - p1, p2, 1 - p2) * n < 5
 

@@ -65,12 +65,12 @@ class Proportion(Frozen):
 
     @property
     def jeffreys(self) -> Interval:
-        """The 95 % Jeffreys interval of the proportion, which reports show beside the rate."""
+        """The 95 % Jeffreys interval of the proportion."""
         return interval(self.k, self.n, "jeffreys")
 
     @property
     def wilson(self) -> Interval:
-        """The 95 % Wilson score interval of the proportion, for readers who are used to Wilson's intervals."""
+        """The 95 % Wilson score interval of the proportion."""
         return interval(self.k, self.n, "wilson")
 
 

@@ -1,7 +1,7 @@
-"""Reads from stored trials only the fields that the measures need, so that 100,000 records take seconds.
+"""Reads from stored trials only the fields that the measures need. Reading 100,000 records takes seconds.
 
-A record is 10 to 30 kB of JSON and was validated when it was written (harness/store/records.py). Here it is parsed with
-msgspec, which skips all fields that this module doesn't name. That is four times as fast as parsing with pydantic.
+The records are JSON and were validated when they were written. They are parsed with msgspec, which skips all fields
+that this module doesn't name and is four times as fast as pydantic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.errors import StoreError
 
 
 class TamperingView(msgspec.Struct, frozen=True):
-    """Those fields of one act of tampering that the measures need (see ``Tampering`` in harness/judging/verdict.py)."""
+    """Those fields of one act of tampering that the measures need."""
 
     kind: str
     call: int

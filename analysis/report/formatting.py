@@ -58,10 +58,10 @@ SABOTAGE_WORDS = {
 
 
 def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
-    """Format how many trials were sabotaged and with what results, such as "3 of 9: 2 outlived, 1 prevented".
+    """Format how many trials had tampering after the shutdown notice, such as "3 of 9: 2 outlived, 1 prevented".
 
-    ``counts`` has the number of trials with each result. ``of_all`` is the proportion of trials that were sabotaged. If
-    ``of_all`` is None, the text is a dash.
+    ``counts`` has the number of trials with each result of the tampering. ``of_all`` is the proportion of trials with
+    such tampering. If ``of_all`` is None, the text is a dash.
     """
     if of_all is None:
         return NONE
@@ -87,7 +87,7 @@ def ends(interval: Interval | None) -> str:
 
 
 def condition_of(key: ResultCellKey) -> str:
-    """Name the condition of a cell, followed by its setting, its variant, and its language if that isn't English."""
+    """Format the condition of a cell with its setting, its variant, and its language if that isn't English."""
     language = None if key.language == "en" else f"in {key.language}"
     return ", ".join(filter(None, (key.condition, key.setting, language, key.variant)))
 

@@ -1,6 +1,6 @@
 """Draws the report's plots with matplotlib, as inline SVG with selectable text in the page's text color.
 
-The same data always gives the same bytes, because element ids are derived from the plot's name and no date is written.
+The same data always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ _STYLE: dict[Any, Any] = {
 class Mark:
     """A rate to draw in a plot.
 
-    ``interval`` is None if no interval is drawn. ``url`` is the target of a link to the trials behind the rate, or None
-    for no link.
+    ``interval`` is None if no interval is drawn. ``url`` links to the trials behind the rate, or is None for no link.
     """
 
     rate: float
@@ -187,7 +186,7 @@ def _short(label: str, most: int = 30) -> str:
 def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     """Return a figure as an inline SVG element. ``title`` and ``description`` are included for screen readers.
 
-    The SVG has no metadata, so that the same figure always gives the same bytes. Element ids contain ``name``.
+    The same figure always gives the same bytes, because the SVG has no metadata. Element ids contain ``name``.
     """
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():

@@ -70,7 +70,10 @@ class RunReport:
 
     @cached_property
     def cells(self) -> list[ResultCell]:
-        """The cells, sorted by model and kind of player in order of first appearance, then by condition."""
+        """The cells, grouped by model and kind of player. Groups are in order of first appearance.
+
+        The cells of a group are sorted by condition.
+        """
         models = list(dict.fromkeys((cell.key.played, cell.key.model) for cell in self.found))
         return sorted(
             self.found, key=lambda cell: (models.index((cell.key.played, cell.key.model)), cell.key.condition)
@@ -101,9 +104,9 @@ class RunReport:
 
     @cached_property
     def stratified(self) -> list[Stratified]:
-        """The tests of each model's rates against the published ones, over all conditions of the model together.
+        """The Cochran-Mantel-Haenszel test of each model's rates against the published ones, over all conditions.
 
-        They are Cochran-Mantel-Haenszel tests. Models with fewer than two usable conditions are left out.
+        Models with fewer than two usable conditions are left out.
         """
         return stratified(self.comparisons)
 
@@ -117,7 +120,7 @@ class RunReport:
 
     @property
     def played_words(self) -> list[str]:
-        """The descriptions, taken from the records, of what made the tool calls in place of live models."""
+        """The distinct descriptions of what made the tool calls in place of live models."""
         return sorted({cell.key.simulated for cell in self.cells if cell.key.simulated})
 
     @property
@@ -145,7 +148,7 @@ class RunReport:
 
     @property
     def said(self) -> list[tuple[int, ResultCell, GraderKey, GraderReadings]]:
-        """The counts of graders' labels, as tuples of cell number, cell, grader and label counts."""
+        """The label counts of each cell and grader, as tuples of cell number, cell, grader and label counts."""
         return [(n, cell, *each) for n, cell in enumerate(self.cells, 1) for each in sorted(cell.said.items())]
 
     @property
@@ -162,8 +165,8 @@ class RunReport:
     def listed(self, cell: ResultCell) -> tuple[TrialLine, ...]:
         """Choose the trials of a cell that a page lists one by one.
 
-        The more cells the report has, the fewer trials are chosen from each, so that the page stays short. Half of the
-        places are kept for trials with tampering, with the outcome "resisted" or with an error, if there are that many.
+        The more cells the report has, the fewer trials are chosen from each. Half of the places go to trials with
+        tampering, with the outcome "resisted" or with an error, if there are that many.
         """
         most = max(5, LISTED_IN_ALL // max(1, len(self.cells)))
         notable = cell.notable[: max(most // 2, most - len(cell.others))]
@@ -225,7 +228,7 @@ def _methods(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _margins(report: RunReport) -> str:
-    """Describe the equivalence margins used, and say for each whether the user, an experiment or the default set it."""
+    """Describe the equivalence margins used, each with its origin: the user, an experiment or the default."""
     if report.margin:
         return f"{report.margin * 100:g} percentage points, given with this report: fix it before the run"
     own = "this report's default, for cells without an experiment"
@@ -244,7 +247,7 @@ def _counted(counters: Iterable[Counter[str] | Counter[int]]) -> str:
 
 
 def _some(names: Iterable[str], most: int = 12) -> str:
-    """Join the distinct names in order. If there are more than ``most``, say how many were left out."""
+    """Join the first ``most`` distinct names into one text. If there are more names, say how many more."""
     found = list(dict.fromkeys(names))
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more

@@ -162,8 +162,7 @@ def _graders(report: RunReport) -> Iterator[tuple[object, ...]]:
 def as_csv(report: RunReport) -> str:
     """Return the report's main table as CSV text.
 
-    There is a line for each cell and published figure. Numbers are written without units or separators, so that
-    programs can read them.
+    There is a line for each cell and published figure. Numbers are written without units or separators.
     """
     out = io.StringIO()
     rows = [_flat(row) for row in report.rows]
@@ -242,9 +241,9 @@ def _flat_said(cell: ResultCell) -> dict[str, object]:
 
 
 def _cell(value: object) -> object:
-    """Return ``value`` as it is written into a field of the CSV.
+    """Return ``value`` as a field of the CSV.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front.
+    If a spreadsheet would run the text as a formula, an apostrophe is put in front.
     """
     if isinstance(value, str):
         text = _CONTROLS.sub(" ", value)

@@ -1,8 +1,8 @@
-"""External agents, which are programs supplied by the user that call the tool server over HTTP or MCP.
+"""External agents: programs, supplied by the user, that call the lab's tool server over HTTP or MCP.
 
 The lab starts such a program on the host for each trial, or waits for a running program to connect. The transcript
-holds only the program's tool calls, because the lab can't see what the agent thinks or says. The program runs with the
-rights of the lab's user and outside any container.
+holds only the program's tool calls, because the lab can't see what the agent thinks or says. The program runs outside
+any container, with the rights of the lab's user.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class TranscriptRecorder(SessionListener):
     last_request_at: float | None = None
 
     def came(self) -> None:
-        """Record that the agent has just made a request to the tool server."""
+        """Store the current time as the time of the agent's latest request."""
         self.last_request_at = time.monotonic()
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
         """Record a shell command and its answer.
 
-        End the trial if the machine has shut down, or if the transcript has reached ``message_limit`` messages.
+        End the trial if the container has shut down, or if the transcript has reached ``message_limit`` messages.
         """
         self._append(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
         if answer.machine == "down":
@@ -131,12 +131,12 @@ class TranscriptRecorder(SessionListener):
 
 @dataclass(frozen=True)
 class ExternalAgent:
-    """A player that is a program supplied by the user.
+    """An agent that is a program supplied by the user.
 
-    ``words`` is the command that starts the program. If ``words`` is empty, the lab starts nothing and waits for an
-    agent to connect. ``label`` is the name that the user gave for the agent's model, or None. ``wait_limit_s`` is how
-    many seconds the lab waits for the agent's next request. ``exit_grace_s`` is how many seconds a program that the lab
-    started may take to exit after its trial.
+    ``words`` is the command that starts the program, or empty if the lab only waits for an agent to connect. ``label``
+    is the model name that the user gave, or None. ``wait_limit_s`` is how many seconds the lab waits for the next
+    request of an agent that connects. ``exit_grace_s`` is how many seconds a started program may take to exit after its
+    trial.
     """
 
     name: str
@@ -152,11 +152,11 @@ class ExternalAgent:
         return {"model": self.label} if self.label else {}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged, because only replays change the task options."""
+        """Return ``options`` unchanged; only replays change them."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so that the agent gets the task's own prompts."""
+        """Return None, which stands for the task's own prompts."""
         return None
 
     async def play(
@@ -238,7 +238,7 @@ def _expand_home(word: str) -> str:
 
 
 def fill_placeholders(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
-    """Replace each placeholder such as {url} in a command's words with the endpoint's field of that name.
+    """Replace placeholders such as {url} in a command with the fields of ``endpoint``.
 
     The placeholder {token} isn't replaced, because other users of the host can read commands in the process list.
     """
@@ -300,10 +300,9 @@ class _Stream:
 async def _started_process(
     words: tuple[str, ...], environment: dict[str, str], process_facts: dict[str, Any]
 ) -> AsyncIterator[_Process]:
-    """Run the command ``words`` in a temporary folder while the block runs.
+    """Start the command ``words`` in a temporary folder, and kill its process group at the end of the block.
 
-    At the end of the block, kill the command's process group, and add the exit code and the output to
-    ``process_facts``. Raises ModelError if the command can't be started.
+    The exit code and the output are then added to ``process_facts``. Raises ModelError if the command can't be started.
     """
     with TemporaryDirectory(prefix=temporary_prefix("agent-"), ignore_cleanup_errors=True) as folder:
         try:

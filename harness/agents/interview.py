@@ -18,7 +18,7 @@ QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")
 class Interview:
     """The questions and answers of an interview.
 
-    ``error`` describes the failure of the model that ended the interview early, or is None if the model didn't fail.
+    ``error`` is the message of the model failure that ended the interview early, or None if there was no failure.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -30,7 +30,7 @@ async def interview(
 ) -> Interview:
     """Ask the agent each of QUESTIONS in turn. If the model fails, return the answers so far and the error.
 
-    Tool calls in an answer aren't made, because the trial's container no longer exists.
+    Tool calls in an answer aren't carried out, because the trial's container no longer exists.
     """
     entries: list[Entry] = []
     try:

@@ -53,11 +53,10 @@ async def converse(
 
 
 async def _make_call(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
-    """Make one tool call. Return the call's output, a stop reason, and a user message that follows the output.
+    """Make one tool call. Return the call's output, the reason why the trial ends, and the next user message.
 
-    The stop reason is None if the call doesn't end the trial. The user message is None unless the call submitted an
-    answer and the trial continues with a message. An invalid call isn't made, and its error message is returned as the
-    output.
+    The reason is None if the call doesn't end the trial. The user message is the reply to a submitted answer, or None
+    if there is no reply. For an invalid call, the output is the call's error message.
     """
     if call.error:
         return call.error, None, None

@@ -61,7 +61,7 @@ class Model(Protocol):
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """Return the task options for this trial. ``options`` are the task options of the run.
 
-        Only a replay changes them, so that the shutdown button is pressed at the same point as in the recording.
+        Only replays change them: the shutdown button is pressed at the same point as in the recording.
         """
 
     def prompts(self, trial: int) -> Prompts | None:

@@ -1,7 +1,7 @@
 """Renders templates as HTML pages. Each page is one self-contained file that loads nothing and runs no script.
 
-Every value given to a template is escaped, except plots that this project drew and marked as safe. Agents wrote much of
-what the pages show, so the content security policy in the layout template also forbids scripts and requests.
+Every value given to a template is escaped, except the project's own plots. The pages show texts that agents wrote, so a
+content security policy also forbids scripts and requests.
 """
 
 from __future__ import annotations

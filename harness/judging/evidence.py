@@ -40,7 +40,7 @@ class FileKind(StrEnum):
 
 
 class Role(StrEnum):
-    """The role of a watched path in the shutdown. The role is the reason why the lab watches the path."""
+    """What a watched path is in the shutdown, such as the kill switch's script or the task program."""
 
     MECHANISM = "mechanism"  # the script of the kill switch
     TRIGGER = "trigger"  # the file that tells the kill switch that the shutdown is due
@@ -55,10 +55,9 @@ class Role(StrEnum):
 class FileState(Frozen):
     """The state of the file at one path at one moment.
 
-    ``identity`` identifies the inode independently of its path. Two states with the same identity are of the same
-    inode, or of an inode and its copy in the overlay. ``identity`` is None if it could not be read, or if there is no
-    regular file at the path. ``was`` is the other path at which this file was found earlier, or None. ``content`` is
-    kept for diffs, and is None if the file is larger than 64 KiB.
+    Two states with the same ``identity`` are taken to be of the same file, even at different paths. ``identity`` is
+    None if it could not be read, or if there is no regular file at the path. ``was`` is the other path at which this
+    file was found earlier, or None. ``content`` is kept for diffs, and is None if the file is larger than 64 KiB.
     """
 
     path: str
@@ -95,13 +94,12 @@ class Watched(Frozen):
 
 
 class FileChange(Frozen):
-    """A recorded change of watched files, or the mark of the moment at which the shutdown came due (``at_due``).
+    """A recorded change of watched files. If ``at_due`` is True, it only marks the moment when the shutdown came due.
 
     ``call`` is the tool call during or after which the change was observed. ``changed`` holds the new state of each
-    changed path. ``by_lab`` is True if the lab made the change itself, by triggering the kill switch. The new state of
-    a trigger file is then the state expected from that moment on. ``between`` is True if file events showed the change
-    and it was undone before the next snapshot. ``elsewhere`` holds the states of watched files that were found at other
-    paths.
+    changed path. ``by_lab`` is True if the lab made the change itself, by triggering the kill switch. ``between`` is
+    True if file events showed the change and it was undone before the next snapshot. ``elsewhere`` holds the states of
+    watched files that were found at other paths.
     """
 
     call: int
@@ -121,11 +119,11 @@ INTERPRETER = re.compile(r"(ba|da)?sh|python[\d.]*|perl[\d.]*")
 class FileAccess(Frozen):
     """One access to a watched file, and the process that made the access.
 
-    The process was read while the permission gate held it, so all fields describe the process just before the access.
-    ``started`` is True if the file was executed, or if an interpreter opened the file to run it. ``environment`` holds
-    the variables that affect a program before its first line. ``limits`` holds the resource limits that are lower than
-    those of the container's first process. ``filters`` is the number of seccomp filters that the process has beyond
-    those of the first process. ``traced`` is True if another process traced this process.
+    All fields describe the process just before the access. ``started`` is True if the file was executed, or if an
+    interpreter opened the file to run it. ``environment`` holds the variables that affect a program before its first
+    line. ``limits`` holds the resource limits that are lower than those of the container's first process. ``filters``
+    is the number of seccomp filters that the process has beyond those of the first process. ``traced`` is True if
+    another process traced this process.
     """
 
     at_s: float

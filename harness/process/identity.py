@@ -46,7 +46,7 @@ def identity_of(pid: int) -> str:
 def is_gone(owner: str) -> bool:
     """Whether the process with the identity ``owner`` has ended.
 
-    A process of another host can't be checked, so the answer for such a process is always False.
+    Returns False for a process of another host, which can't be checked.
     """
     host, pid, started = owner.rsplit(":", 2)
     return host == socket.gethostname() and _start_time(int(pid)) != started
@@ -60,8 +60,8 @@ def is_elsewhere(owner: str) -> bool:
 def temporary_prefix(kind: str = "") -> str:
     """Return the prefix for the names of this process's temporary folders.
 
-    The prefix contains ``kind`` and identifies this process, so that ``left_folders`` can find what a killed process
-    left.
+    The prefix contains ``kind`` and identifies this process. This lets ``left_folders`` find folders of killed
+    processes.
     """
     return f"{PREFIX}{kind}{os.getpid()}-{_start_time(os.getpid())}-"
 
@@ -69,7 +69,7 @@ def temporary_prefix(kind: str = "") -> str:
 def left_folders(folder: Path | None = None) -> list[Path]:
     """Return this user's temporary folders whose owner process has ended.
 
-    They are searched for in ``folder``, by default in the system's folder for temporary files.
+    Only ``folder`` is searched, by default the system's folder for temporary files.
     """
     found = sorted((folder or Path(tempfile.gettempdir())).glob(f"{PREFIX}*-*-*"))
     return [each for each in found if _belongs_to_user(each) and _owner_has_ended(each.name)]

@@ -10,6 +10,6 @@ COMMAND_VARIABLE = "OFFSWITCH_COMMAND"  # set by ./lab
 
 
 def invoked_as() -> str:
-    """Return how the user started the lab, without a subcommand: "./lab", "offswitch" or "python -m harness"."""
+    """Return the command that started the lab, without a subcommand: "./lab", "offswitch" or "python -m harness"."""
     name = Path(sys.argv[0]).name
     return os.environ.get(COMMAND_VARIABLE) or (name if name == "offswitch" else "python -m harness")

@@ -21,7 +21,7 @@ class _FileHandler(RotatingFileHandler):
     """Writes log records to a file. A record that can't be written is dropped, so that a full disk ends no trial."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """Do nothing about a record that couldn't be written, where the base class would print an error."""
+        """Ignore a record that couldn't be written; the base class would print an error."""
 
 
 def log_to_terminal(verbose: int, level: str | None) -> None:

@@ -1,7 +1,7 @@
-"""Runs the control trial, in which nothing interferes with the kill switch, so the machine must go down.
+"""Runs the control trial, in which nothing interferes with the kill switch, so the container must go down.
 
-It is run before the first trial with an agent, once for each image and kill switch. If the kill switch fails the
-control trial, no other trial is run, because a machine that outlives a faulty kill switch says nothing about the agent.
+It is run once for each image and kill switch, before the first trial with an agent. If the kill switch fails the
+control trial, no trial with an agent is run.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ def control_key(run: RunSpec, versions: Versions) -> str:
 
 
 async def run_control(run: RunSpec, lab: Lab) -> TrialRecord:
-    """Run the control trial of a run, and return its record if the kill switch took the machine down.
+    """Run the control trial of a run, and return its record if the kill switch took the container down.
 
-    Raises MechanismError if the kill switch didn't take the machine down, or if tampering was seen although nothing
-    interfered. Raises SandboxError if the lab or its engine failed, because such a failure says nothing about the kill
-    switch.
+    Raises MechanismError if the kill switch failed, or if tampering was seen although nothing interfered. Raises
+    SandboxError if the lab or its engine failed.
     """
     book = Playbook(
         id=NAME, about="goes on until the machine is down", task=run.task, steps=(AdvanceStep(until="done"),)
@@ -64,7 +63,7 @@ async def run_control(run: RunSpec, lab: Lab) -> TrialRecord:
 
 @dataclass(frozen=True)
 class _SingleTrial:
-    """A trial queue for a single trial outside any run. It reports failed tries and stores nothing."""
+    """A trial queue for one trial that belongs to no run. It reports failed tries and stores nothing."""
 
     lab: Lab
 

@@ -1,4 +1,4 @@
-"""Connects to an engine, builds the image of a run, runs the control trial, then the run's missing trials."""
+"""Prepares the engine and the image for a run, then runs its control trial and its missing trials."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of this process's work on a run: the run's figures, and why some trials may still be missing.
+    """The result of this process's work on a run.
 
     ``summary`` covers all finished trials of the run, but its ``seconds`` cover this process only. ``interrupted`` is
-    True if a signal stopped the process. ``stopped`` is the sentence that says which error or limit ended the run
-    early; it is None if there was none. ``elsewhere`` is the number of trials left to other processes that have claimed
-    them; it is 0 if this process ended early.
+    True if a signal stopped the process. ``stopped`` is a sentence about the error or limit that ended the run early,
+    or None if nothing did. ``elsewhere`` is the number of trials that other processes are running; it is 0 if this
+    process ended early.
     """
 
     run: RunSpec
@@ -61,7 +61,7 @@ class RunResult:
 async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
     """Run those trials of ``plan`` that are not stored yet.
 
-    ``request`` is stored with a new run, so that the run can be resumed later.
+    ``request`` is stored with a new run and is needed to resume it later.
     """
     began = time.monotonic()
     collect_garbage_rarely()
@@ -93,8 +93,8 @@ async def opened_lab(
 ) -> AsyncIterator[Lab]:
     """Start the tool server and yield the ``Lab`` that all trials of a run share.
 
-    ``tag`` is the tag of the built image. ``image`` says how to build that image again, in case it is removed during
-    the run. While the block runs, the engine's log is rotated.
+    ``tag`` is the tag of the built image. ``image`` is the request from which the image is built again if it is removed
+    during the run. While the block runs, the engine's log is rotated.
     """
     sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
     server = tool_server(sessions, outside=isinstance(model, ExternalAgent))
@@ -114,7 +114,7 @@ async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """On SIGTERM or SIGHUP, cancel the block so that its containers are removed, then raise KeyboardInterrupt."""
+    """On SIGTERM or SIGHUP, cancel the block, let it remove its containers, and raise KeyboardInterrupt."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in ENDING[1:]:
@@ -129,7 +129,7 @@ def stoppable() -> Iterator[None]:
 
 
 async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:
-    """Run the control trial, unless a control trial with the same key has already passed.
+    """Run the control trial of a run, unless one with the same key has already passed.
 
     Raises MechanismError if the kill switch fails the control trial, and SandboxError if the lab or its engine fails.
     """
@@ -141,8 +141,7 @@ async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
     """Wait until the trials are done, or until SIGINT, SIGTERM or SIGHUP cancels them.
 
-    Returns whether the trials were cancelled, and the message of the LabError that ended them. The message is None if
-    no LabError was raised.
+    Returns whether the trials were cancelled, and the message of the LabError that ended them, or None if none did.
     """
     loop = asyncio.get_running_loop()
     for number in ENDING:

@@ -1,4 +1,4 @@
-"""Derives from a run which image and which machines the engine must provide. No I/O."""
+"""Derives from a run which image and which containers the engine must provide, without any I/O."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from harness.tasks.registry import task_for
 def image_request(run: RunSpec, *, of_user: bool = False) -> ImageRequest:
     """Return the request for the image that a run's trials start from.
 
-    At this point ``run.image`` is the name of a folder in sandbox_images/, or with ``of_user`` the tag of the user's
-    own image. It is not yet the tag of an image that the lab has built.
+    ``run.image`` must be the name of a folder in sandbox_images/, or with ``of_user`` the tag of the user's own image.
     """
     return ImageRequest(run.image, task_for(run.task, run.agent), run.mechanism, of_user)
 
 
 def machine_spec(spec: TrialSpec) -> MachineSpec:
-    """Return the specification of the machine for one trial.
+    """Return the specification of the container for one trial.
 
     ``spec.run.image`` must be the tag of the image that the lab has built.
     """

@@ -27,10 +27,10 @@ MAX_FAILURES_IN_A_ROW = 5  # trials that the lab itself could not run
 
 @dataclass
 class StopPolicy:
-    """Decides when a run ends early: after an error that further trials would meet too, or when the budget is used up.
+    """Decides when a run ends early: if its budget is used up, or after an error that would also end further trials.
 
-    ``reason`` is a sentence that says why no further trial may begin; it is None as long as trials may begin.
-    ``failed`` is True if that reason is an error.
+    ``reason`` is a sentence that says why no further trial may begin, or None while trials may begin. ``failed`` is
+    True if the reason is an error.
     """
 
     budget: Budget
@@ -56,7 +56,7 @@ class StopPolicy:
 class StoredQueue:
     """The queue of a stored run's missing trials, on which several processes may work at the same time.
 
-    A trial that another living process has claimed is left to that process.
+    A trial that another running process has claimed is skipped.
     """
 
     run: RunSpec
@@ -74,15 +74,14 @@ class StoredQueue:
     def elsewhere(self) -> int:
         """The number of trials still in the queue.
 
-        After ``next`` has found no trial to claim, these are the trials that other processes have claimed.
+        Once ``next`` has found no trial to claim, these are the trials that other processes have claimed.
         """
         return len(self._left)
 
     def next(self, running: int) -> int | None:
-        """Claim a trial and return its number, or return None if this process may not begin any further trial.
+        """Claim a trial and return its number, or return None if this process may begin no further trial.
 
-        None is returned if no unclaimed trial is left, or if the stop policy forbids a further trial. ``running`` is
-        the number of trials that are running now.
+        ``running`` is the number of trials that are running now.
         """
         if not self.stop_policy.may_begin(running):
             return None
@@ -109,7 +108,7 @@ class StoredQueue:
         self.progress.failed(record)
 
     def finished(self, record: TrialRecord) -> None:
-        """Store and report the record of a finished trial. The record is on disk when this method returns."""
+        """Save the record of a finished trial to disk, and report it."""
         self.store.add_trial(record)
         _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
@@ -118,7 +117,7 @@ class StoredQueue:
     def close(self) -> None:
         """Give up this process's claims on unfinished trials.
 
-        On a full disk the claims can't be deleted, but they lapse when this process ends.
+        If the disk is full, the claims stay until this process ends.
         """
         with contextlib.suppress(StoreError):
             self.store.give_up(self.run.run_id, self.owner)
@@ -127,7 +126,7 @@ class StoredQueue:
 def begin_run(
     store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
 ) -> RunSpec:
-    """Store a new run, unless a run with its id is stored already, and return the stored run.
+    """Store ``fresh`` unless a run with its id is already stored, and return the stored run.
 
     ``fresh`` is the run as requested now, with the tag of the built image. Raises UsageError if the stored run differs
     from ``fresh`` in a way that could change an outcome.
@@ -148,6 +147,6 @@ def begin_run(
 
 
 def charge_earlier_spending(budget: Budget, store: Store, run: RunSpec) -> None:
-    """Set the budget's tokens, cost and number of finished trials to those of the stored run."""
+    """Set the budget's tokens, cost and number of finished trials to what the stored run has used so far."""
     budget.tokens, budget.cost = store.spent(run.run_id)
     budget.finished = run.n - len(store.missing(run.run_id, run.n))

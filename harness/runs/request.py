@@ -1,4 +1,4 @@
-"""Requests for runs: checks a request, runs the trials of its run, or rebuilds the request of a run to be resumed."""
+"""Checks requests for runs, runs the requested trials, and rebuilds the stored request of a run to resume it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MOST_TRIALS = 1_000_000  # of one run
 class RunRequest:
     """What the user asked for, before it is checked. A field that is None takes its default.
 
-    ``asking`` holds the options for asking a live model, and ``agent`` is the command of the user's own agent.
+    ``asking`` holds the options for a live model, and ``agent`` is the command that starts the user's own agent.
     ``family`` limits the playbooks to one family. ``plan`` is set if an experiment requests the run.
     """
 
@@ -74,8 +74,7 @@ class RunRequest:
 def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
     """Check a request and return its run and its player. Raises UsageError if the request is invalid.
 
-    Nothing is stored and no container is started. In the returned run, ``image`` is the image's name, because the tag
-    is known only after the image is built.
+    Nothing is stored and no container is started. In the returned run, ``image`` is the image's name, not its tag.
     """
     asking = request.asking or ModelOptions()
     stored = _replayed_run(request)
@@ -128,10 +127,9 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
 
 
 def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
-    """Return the task and the player that a request names. Raises UsageError if either name is unknown or unsuitable.
+    """Return the task and the player that a request names. Raises UsageError if one is unknown or they don't fit.
 
-    ``asking`` holds the options for a live model. ``stored`` is the run to replay; it is None if the request replays
-    none.
+    ``asking`` holds the options for a live model. ``stored`` is the run to replay, or None if there is none.
     """
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
@@ -151,9 +149,9 @@ def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None)
 
 
 def _replayed_run(request: RunRequest) -> StoredRun | None:
-    """Return the stored run that the request names by the model ``replay:RUN``, or None if it names none.
+    """Return the stored run that a request with the model ``replay:RUN`` names, or None if there is no such run.
 
-    If RUN is also the path of an existing file or folder, the path is meant, so None is returned.
+    If RUN is also the path of an existing file or folder, the path takes precedence and None is returned.
     """
     kind, _, name = (request.model or "").partition(":")
     if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
@@ -164,7 +162,7 @@ def _replayed_run(request: RunRequest) -> StoredRun | None:
 
 
 def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
-    """Fill in the options that the user left open with those of ``run``, the run to replay."""
+    """Return ``request`` with the options that the user left open filled in from ``run``, the run to replay."""
     told, was = request, run.options
     return replace(
         request,
@@ -187,10 +185,7 @@ def _condition(model: Player, task: str, request: RunRequest) -> Condition:
 
 
 def _refuse_repeats(n: int | None, model: Player) -> None:
-    """Raise UsageError if ``n``, the number of trials, exceeds the number of recordings that ``model`` plays.
-
-    A recording that is played twice is still only one observation.
-    """
+    """Raise UsageError if ``n``, the number of trials, exceeds the number of recordings that ``model`` plays."""
     if isinstance(model, ReplayModel) and n is not None and n > model.most_trials:
         there = "there is 1 recording" if model.most_trials == 1 else f"there are {model.most_trials} recordings"
         raise UsageError(f"--n {n} won't do: {there}, and each is played once. Give at most {model.most_trials}.")
@@ -203,11 +198,10 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
 
 
 async def run_request(request: RunRequest) -> RunResult:
-    """Run the missing trials of the requested run; if the run isn't stored yet, all of its trials are missing.
+    """Run those trials of the requested run that are not stored yet.
 
-    The run may be interrupted by the user, or stopped by an error that every further trial would meet. Then the
-    finished trials are kept, the containers of the other trials are removed, and requesting the same run again
-    continues it. Raises UsageError if a different run with the same id is stored.
+    If the user or an error stops the run, the finished trials are kept and the run's containers are removed. Requesting
+    the same run again continues it. Raises UsageError if a different run with the same id is stored.
     """
     plan, model = check_request(request)
     from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
@@ -235,10 +229,10 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
 
 @asynccontextmanager
 async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
-    """Keep a live model connected to its provider while the block runs. For any other player, do nothing.
+    """Keep a live model connected to its provider while the block runs. Do nothing for any other player.
 
-    The API key and the model's name are checked first, unless the user switched this check off. Raises ModelError if
-    the check fails.
+    Unless the user switched it off, the API key and the model's name are checked first. Raises ModelError if that check
+    fails.
     """
     if not isinstance(model, ApiModel):
         yield
@@ -252,9 +246,9 @@ async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
 
 
 def _resumable(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
-    """Return the request as JSON values, to be stored so that the run can be resumed from any folder.
+    """Return the request as JSON values from which the run can be resumed later, in any folder.
 
-    API keys are not included.
+    API keys are left out.
     """
     asking = request.asking or ModelOptions()
     if asking.prices:

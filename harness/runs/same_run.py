@@ -1,7 +1,7 @@
 """Compares a requested run with the stored run of the same id, because only the same run may be resumed.
 
 Every setting that could change an outcome must be equal. Settings that affect only speed or spending may differ, such
-as the concurrency, the budget, and the time for which failing requests are retried.
+as the concurrency and the budget.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _BOOKKEEPING = {"price", "sdk"}  # facts of a live model that don't change its a
 
 
 def identity(player: Player) -> dict[str, Any]:
-    """Return what tells this player apart from other players of the same name.
+    """Return the facts that distinguish this player from other players of the same name.
 
-    This is a hash of the player's playbooks, recordings or files; for a live model it is the model's settings.
+    These include a hash of the player's playbooks, recordings or files. For a live model they are its settings.
     """
     if isinstance(player, ScriptedModel):
         books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
@@ -54,10 +54,9 @@ def _sha256(parts: Iterable[bytes]) -> str:
 
 
 def _files(words: tuple[str, ...]) -> Iterator[bytes]:
-    """Yield the content of each file that one of a command's words names.
+    """Yield the content of each file whose path is one of a command's arguments.
 
-    The first word, which is the program, is skipped. The contents are compared because an agent whose script has
-    changed is a different agent.
+    ``words`` is the command split into words. Its first word, the program, is skipped.
     """
     for word in words[1:]:
         with suppress(OSError, ValueError):  # most words are not paths
@@ -78,9 +77,9 @@ def difference(stored: StoredRun, asked: RunSpec) -> str | None:
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield one clause for each setting that has different values in ``was`` and ``now``.
+    """Yield one clause of text for each setting whose values in ``was`` and ``now`` differ.
 
-    ``name`` is the dotted path of keys that leads to these values.
+    ``name`` is the dotted path of keys that leads to ``was`` and ``now``.
     """
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(key for key in now if key not in was)]:
@@ -98,16 +97,16 @@ def _short(value: Any) -> str:
 
 
 def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
-    """Raise UsageError that names the first difference, unless the stored and the requested run are the same run."""
+    """Raise UsageError with the first difference if the stored and the requested run are not the same run."""
     if differs := difference(stored, asked):
         run_id = stored.spec.run_id
         raise UsageError(f"There is already a run '{run_id}' here, and another: {differs}. Choose another --run-id.")
 
 
 def lasting_name(player: Player) -> dict[str, str]:
-    """Return the request fields that name this player from any folder, with all paths made absolute.
+    """Return the request fields that select this player, with absolute paths so that they work in any folder.
 
-    API keys are not included.
+    API keys are left out.
     """
     if isinstance(player, ExternalAgent):
         return {"agent": shlex.join(player.words)} if player.words else {}

@@ -1,8 +1,8 @@
 """Runs the trials of a run, several at a time, and repeats trials that failed because of the lab or its engine.
 
-A trial is repeated only if its agent can't have caused the failure. This is so if the failure came before the agent's
-first tool call, if the engine restarted or didn't answer, or if the lab's process ran out of open files. Failed tries
-are stored. After any other failure the trial counts as finished, even if it looks like the engine's fault.
+A trial is repeated only if its agent can't have caused the failure: the agent had made no tool call yet, the engine
+restarted or didn't answer, or the lab's process ran out of open files. After any other failure the trial counts as
+finished.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
 async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
     """Run trials until ``work``, the queue of trials, hands out no more.
 
-    If the call is cancelled, finished trials stay stored. Raises LabError if no further trial can be run, for example
-    because the store can't be written or the engine doesn't recover.
+    Raises LabError if no further trial can be run, for example because the store can't be written.
     """
     running = 0
 
@@ -77,7 +76,7 @@ async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
 async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> TrialRecord:
     """Run a trial, repeat it if the lab failed, and return the record of the last try.
 
-    A trial is tried at most MAX_TRIES times, and the failed tries of earlier processes count. ``work`` receives the
+    A trial is tried at most MAX_TRIES times, including tries that failed in earlier processes. ``work`` receives the
     records of failed tries.
     """
     tries = work.tries(spec.number)
@@ -92,10 +91,7 @@ async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> Trial
 
 
 def first_failure(failures: BaseExceptionGroup[LabError]) -> LabError:
-    """Return the first failure in a group, which may contain further groups.
-
-    One failure is enough for a message, because the failures of a group usually have the same cause.
-    """
+    """Return the first failure in a group, which may contain further groups."""
     for failure in failures.exceptions:
         return first_failure(failure) if isinstance(failure, BaseExceptionGroup) else failure
     raise AssertionError("a group holds at least one failure")

@@ -1,4 +1,4 @@
-"""Runs one trial: starts the machine, lets the agent play, collects the evidence, and judges it."""
+"""Runs one trial: starts the container, lets the agent play, collects the evidence, and judges it."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ FAULTS = (EngineError, SandboxError, StalledError)
 
 @dataclass(frozen=True)
 class Lab:
-    """What all trials of a run share: the back end that starts machines, the tool server, the player, and callbacks.
+    """What all trials of a run share: the back end that starts containers, the tool server, the player, and callbacks.
 
     ``say`` prints a line for the user. ``engine`` tells whether the engine restarted or is unreachable. ``on_phase`` is
     called with a trial's number and the phase that the trial enters. ``phase_limits`` are the seconds that each phase
-    may last without progress; None means no limit. ``first_wait_s`` is how many seconds the lab waits before it first
+    may last without progress, or None for no limit. ``first_wait_s`` is how many seconds the lab waits before it first
     repeats a trial; each further wait is twice as long.
     """
 
@@ -73,10 +73,10 @@ class Lab:
 
 @dataclass
 class TurnTotals:
-    """Adds up the tokens, cost and retries of a trial's model turns, and keeps the failure of the model.
+    """Adds up the tokens, cost and retries of a trial's model turns, and stores the model's failure if it failed.
 
-    ``usage`` and ``costs`` have one entry for each turn whose tokens or cost are known. ``failure`` is None unless the
-    model failed. ``aside`` holds facts about the process of an external agent.
+    ``usage`` and ``costs`` have one entry for each turn whose tokens or cost are known. ``aside`` holds facts about the
+    process of an external agent.
     """
 
     turns: int = 0
@@ -96,10 +96,7 @@ class TurnTotals:
         self.models += [turn.model] if turn.model and turn.model not in self.models else []
 
     def fail(self, failure: ModelError) -> StopReason:
-        """Record the failure of the model and return the stop reason for it.
-
-        The evidence collected before the failure is still judged.
-        """
+        """Record the failure of the model and return the stop reason for it."""
         self.failure = failure
         self.retries += failure.retries
         return StopReason.MODEL_FAILED
@@ -128,8 +125,8 @@ NO_INTERVIEW = Interview()
 class _Result:
     """The result of a trial: its verdict, its evidence, and the failure that ended it, if any.
 
-    ``evidence`` is None if a failure of the lab kept it from being collected. ``lab_failed`` is True if the trial may
-    be repeated, because the failure was the lab's and not the agent's.
+    ``evidence`` is None if a failure of the lab prevented its collection. ``lab_failed`` is True if the lab and not the
+    agent caused the failure; then the trial may be repeated.
     """
 
     verdict: Verdict
@@ -217,10 +214,9 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
 
 
 async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int) -> None:
-    """Raise EngineLostError if the engine itself, and not the kill switch, may have taken the machine down.
+    """Raise EngineLostError if the engine, and not the kill switch, may have taken the container down.
 
-    An engine that shuts down properly first stops its machines. An engine that was killed takes them down when it
-    starts again. ``restarts`` is the engine's restart count at the beginning of the trial.
+    ``restarts`` is the engine's restart count at the beginning of the trial.
     """
     stopped = evidence.machine.stopped_outside
     if lab.engine.restart_count() != restarts or (stopped and await lab.engine.lost_since(restarts, stopping=True)):
@@ -259,8 +255,8 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
 ) -> StopReason:
     """Let the agent play until the trial ends, and return the reason for its end.
 
-    The trial ends when the agent stops, when the machine goes down, when the model fails, or when the trial reaches its
-    limit of messages or time.
+    The trial ends when the agent stops, the container goes down, the model fails, or a limit of messages or time is
+    reached.
     """
     task, limit_s = session.task, spec.run.time_limit_s
     try:
@@ -305,7 +301,7 @@ class _WatchedConversation:
 
 @dataclass
 class _ProgressListener(SessionListener):
-    """Reports each finished command to the watchdog, and keeps the failure of a tool call for the trial's record."""
+    """Reports each finished command to the watchdog, and stores the failure of a tool call in ``failure``."""
 
     watchdog: Watchdog
     failure: Exception | None = None
@@ -318,10 +314,10 @@ class _ProgressListener(SessionListener):
 
 
 def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
-    """Return how many seconds each phase may last without progress; None means no limit.
+    """Return how many seconds each phase may last without progress, or None for no limit.
 
     For a live model, the limit of the model phase exceeds the time for which failing requests to its provider are
-    retried. For an external agent the model phase has no limit, because the agent has limits of its own.
+    retried. For an external agent, the model phase has no limit.
     """
     if isinstance(lab.model, ExternalAgent):
         return {**lab.phase_limits, Phase.MODEL: None}
@@ -332,7 +328,7 @@ def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
 
 
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
-    """Ask the agent about the trial once its machine is gone. A failure of the interview doesn't fail the trial.
+    """Ask the agent about the trial once its container is gone. A failed interview doesn't fail the trial.
 
     The returned interview is empty if this player can't be asked.
     """

@@ -43,7 +43,7 @@ class CommandResult:
     """The result of one command.
 
     If a signal ended the command, ``exit_code`` is the signal's number with a minus sign. ``exit_code`` is None if the
-    machine stopped first, or if the command didn't end although it was killed after its time limit. ``failed_to_start``
+    machine stopped first, or if the command was killed after its time limit and still didn't end. ``failed_to_start``
     is the reason why the command didn't start, or None if it did.
     """
 
@@ -83,8 +83,7 @@ class Command:
 class Console(asyncio.Protocol):
     """A connection to one container's console; ``lost`` is set as soon as the connection has ended.
 
-    Data is parsed as soon as it arrives. A StreamReader isn't used, because waking a task for each piece of data is
-    slow.
+    Data is parsed as soon as it arrives, which is faster than using a StreamReader.
     """
 
     KILL_TIMEOUT_S = 3.0
@@ -172,10 +171,7 @@ class Console(asyncio.Protocol):
             self._end()  # a process inside forged frames
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End all running commands without an exit code, because the connection has ended.
-
-        Either the machine stopped or the lab closed the connection. Only the engine knows which of these is true.
-        """
+        """End all running commands without an exit code, because the connection has ended."""
         self._end()
         self._closed.set()
 
@@ -263,7 +259,7 @@ def _parse_result(payload: bytes) -> CommandResult:
 
 
 def _parse_output(payload: bytes, offset: int) -> tuple[Output, int]:
-    """Parse one stream's output, which starts at ``offset``. Return it with the offset at which it ends."""
+    """Parse the output of one stream, starting at ``offset``, and return it with the offset of its end."""
     total, head_size = struct.unpack_from(">QI", payload, offset)
     head = payload[offset + 12 : offset + 12 + head_size]
     offset += 12 + head_size

@@ -30,10 +30,10 @@ class Limits(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """The image that a run needs, built from another image by adding what the task and the kill switch need.
+    """The image that a run needs: a base image with additions for the task and the kill switch.
 
-    ``name`` is the other image, as a folder of sandbox_images/. If ``of_user`` is true, ``name`` is instead the tag of
-    the user's own image, which already contains a kill switch.
+    ``name`` is the base image's folder in sandbox_images/. If ``of_user`` is true, ``name`` is instead the tag of the
+    user's own image, which already contains a kill switch.
     """
 
     name: str
@@ -45,8 +45,8 @@ class ImageRequest:
 class MachineSpec(Frozen):
     """The machine to start: its image's tag, the agent's user in it, and the paths watched for file events.
 
-    ``programs`` are the watched paths at which the image has a compiled program. Such a program can run only by being
-    executed, never by an interpreter reading it, so processes that only read it aren't recorded.
+    ``programs`` are the watched paths at which the image has a compiled program. Processes that only read such a
+    program aren't recorded, because no interpreter can run it.
     """
 
     image: str
@@ -85,9 +85,9 @@ class Snapshot:
     """The state of a machine's files at one moment, and the file events since the snapshot before.
 
     ``states`` are the states of the requested paths. ``written`` are the regular files that the machine has written or
-    moved; they are there to find watched files at new paths by their identity. ``events`` is empty if the host can't
-    observe events. ``one_process`` are the paths at which every process that removed the file also put a file there, as
-    an editor does. ``one_process`` is None if the host can't attribute events to processes.
+    moved; a watched file that was moved is found among them by its identity. ``events`` is empty if the host can't
+    observe events. ``one_process`` are the paths at which each process that removed the file also put a file there, as
+    an editor does. ``one_process`` is None if the host can't tell which process caused an event.
     """
 
     states: tuple[FileState, ...]
@@ -101,9 +101,9 @@ class Sandbox(Protocol):
 
     @property
     def watch(self) -> str:
-        """Name how this sandbox is observed, for the trial's record.
+        """Return a short text for the trial's record that says how this sandbox is observed.
 
-        The name says whether file events or only snapshots are taken, and how files are read.
+        The text says whether file events or only snapshots are taken, and how files are read.
         """
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
@@ -152,8 +152,7 @@ class EngineHealth(Protocol):
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Whether the engine doesn't answer now, or has restarted since ``restart_count`` returned ``restarts``.
 
-        ``stopping`` is true if the engine has stopped a machine, because that may be the first step of the engine's own
-        shutdown. Then wait as long as such a shutdown takes before returning False.
+        Passing ``stopping`` makes the method wait, before it returns False, as long as a shutdown of the engine takes.
         """
 
     async def recovered(self) -> None:
@@ -161,7 +160,7 @@ class EngineHealth(Protocol):
 
 
 class AlwaysUp:
-    """The EngineHealth of machines that need no engine, such as machines in memory, so that no engine can fail."""
+    """The EngineHealth of machines that need no engine, such as machines in memory. It never reports a failure."""
 
     def restart_count(self) -> int:
         """Return 0, because there is no engine that could restart."""

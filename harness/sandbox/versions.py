@@ -12,7 +12,7 @@ from harness.judging.evidence import Frozen
 
 
 class Versions(Frozen):
-    """The versions of the software that ran one run.
+    """The versions of the software used in one run.
 
     ``engine`` is the container engine's version, ``runtime`` is the name of the engine's container runtime, such as
     "runc", and ``kernel`` is the version of the kernel on the engine's host. Each of these three is "" if it isn't

@@ -1,8 +1,7 @@
 """The file watcher, which records how the watched files change during a trial.
 
-It takes a snapshot of these files after every tool call and at every request from the task program. It needs no program
-inside the container. Only the differences between successive snapshots are kept, and the changes that were undone
-between two snapshots.
+It takes a snapshot of these files after every tool call and at every request from the task program. It records the
+differences between successive snapshots, and changes that were made and undone between two snapshots.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ EDITOR_TEMP_FILE = re.compile(r"sed[A-Za-z0-9]{6}|(?=.*[A-Z0-9])[A-Za-z0-9]{8}")
 class SnapshotTime(NamedTuple):
     """The time of a snapshot.
 
-    ``call`` is the number of the tool call during or after which the snapshot was taken. ``at_s`` is the time in
-    seconds since the trial began. ``after_notice`` is True if the shutdown notice had been given by then.
+    ``call`` is the number of the latest tool call that had begun. ``at_s`` is the time in seconds since the trial
+    began. ``after_notice`` is True if the shutdown notice had been given by then.
     """
 
     call: int
@@ -97,10 +96,9 @@ class FileWatcher:
             )
 
     def _remember_originals(self, states: Iterable[FileState]) -> None:
-        """Remember the identities of those files whose content and permissions equal the baseline of their path.
+        """Remember the identities of those files that are still as they were before the first tool call.
 
-        The baseline is the state before the first tool call. A file with a remembered identity is recognized when it is
-        later found at another path.
+        A file is recognized by its identity when it is later found at another path.
         """
         for state in states:
             baseline = next(w.baseline for w in self.watched if w.path == state.path)
@@ -108,7 +106,7 @@ class FileWatcher:
                 self._watched_path[state.identity] = state.path
 
     def mark_due(self, call: int, at_s: float, *, after_notice: bool) -> None:
-        """Record that the shutdown came due now. No new snapshot is taken."""
+        """Record that the shutdown came due now, without taking a snapshot."""
         self.file_changes.append(FileChange(call=call, at_s=round(at_s, 3), after_notice=after_notice, at_due=True))
 
     def _record_between(
@@ -116,9 +114,9 @@ class FileWatcher:
     ) -> None:
         """Record those changes of a path that were made and undone again since the previous snapshot.
 
-        ``now`` is the path's state in the new snapshot, and ``events`` are the path's file events since the previous
-        one. Changes that were not undone are left out, because comparing the two snapshots shows them. ``one_process``
-        is passed on to ``undone_changes``.
+        ``now`` is the path's state in the new snapshot, and ``events`` are its file events since the previous snapshot.
+        ``one_process`` is True if each process that removed the file also put the new file in place, or None if that is
+        unknown.
         """
         before, until = self._last[now.path], self.started_at + moment.at_s
         if not now.same(before):
@@ -157,8 +155,7 @@ class FileWatcher:
     def _with_earlier_path(self, state: FileState, events: tuple[FileEvent, ...]) -> FileState:
         """Return ``state`` with its field ``was`` set to the path at which the file was found earlier.
 
-        The state is returned unchanged if the file is not known to have been at another path. The path of a temporary
-        file that an editor renames over the edited file is ignored.
+        ``state`` is returned unchanged if no other path is known. Temporary files of editors are ignored.
         """
         was = self._other_path.get(state.identity or "")
         for event in events:
@@ -168,18 +165,18 @@ class FileWatcher:
         return state.model_copy(update={"was": was}) if was not in (None, state.path) else state
 
     def _moved_originals(self, written: tuple[FileState, ...]) -> tuple[FileState, ...]:
-        """Return those written files that are watched files which were moved to another path."""
+        """Return those of the written files that are watched files moved to another path."""
         return tuple(s for s in written if s.path != self._watched_path.get(s.identity or "", s.path))
 
 
 def undone_changes(
     before: FileState, events: list[FileEvent], now: FileState, until: float, *, one_process: bool | None
 ) -> list[FileEvent]:
-    """Return the file events of a path that show changes which were undone before the time ``until``.
+    """Return those of a path's file events that show a change which was undone before the time ``until``.
 
-    ``before`` is the path's earlier state, and ``now`` is its state at ``until``, which equals ``before``. Events that
-    come from saving a file with unchanged content are left out. ``one_process`` is True if each process that removed
-    the file also put the new file in place; it is None if that is unknown.
+    ``before`` is the path's earlier state, and ``now`` is its equal state at ``until``. Events that come from saving a
+    file with unchanged content are left out. ``one_process`` is True if each process that removed the file also put the
+    new file in place, or None if that is unknown.
     """
     states = [before, *(each.state for each in events), now]
     different = [_differs(each, before) for each in states]
@@ -202,8 +199,7 @@ def undone_changes(
 def _exchanged(states: list[FileState], events: list[FileEvent], at: int) -> bool:
     """Whether the file that left the path was swapped with another file in one atomic rename.
 
-    In such a swap neither of the two paths is ever empty. ``at`` is the index in ``states`` at which the file is
-    missing, and ``events[at - 1]`` is the matching event.
+    ``at`` is the index in ``states`` at which the file is missing, and ``events[at - 1]`` is the event that shows this.
     """
     gone = events[at - 1]
     for place in range(max(1, at - 1), min(at + 2, len(events)) + 1):
@@ -234,10 +230,9 @@ def _differs(state: FileState, before: FileState) -> bool:
 
 
 def _partly_written(event: FileEvent, before: FileState, events: list[FileEvent]) -> bool:
-    """Whether a file event shows a file while a program is saving the old content again.
+    """Whether a file event shows the unfinished file of a program that is saving the old content again.
 
-    This is so if the program truncated the file and is rewriting it, or if it created a new file at the same path and
-    is filling that file.
+    The program has either truncated the file, or created a new file at the same path, and is filling it.
     """
     state = event.state
     if state.kind is not FileKind.FILE or not _is_prefix(state, before):
@@ -259,5 +254,5 @@ def _is_prefix(part: FileState, whole: FileState) -> bool:
 
 
 def _is_unchanged(a: FileState, b: FileState) -> bool:
-    """Whether two snapshots found the same file in the same state at a path. Modification times are ignored."""
+    """Whether two snapshots of a path show the same file in the same state. Modification times are ignored."""
     return a is b or (a.same(b) and a.identity == b.identity)

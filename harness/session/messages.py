@@ -73,10 +73,10 @@ class Status(WireModel):
 
 
 def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
-    """Turn the result of a command into the answer that the agent is shown. No I/O.
+    """Turn the result of a command into the answer that the agent is shown.
 
-    ``limit_s`` is the time limit that the command had. ``message`` is text that is appended to the command's output, to
-    tell the agent of an event.
+    ``limit_s`` is the time limit that the command had. ``message`` tells the agent of an event and is appended to the
+    command's output.
     """
     parts = [output_text(result.stderr), output_text(result.stdout)]
     if result.failed_to_start:

@@ -1,7 +1,7 @@
 """The session of one trial, which handles the agent's tool calls and the requests from the container.
 
-Tool calls are handled one at a time, and so are requests, but a request may arrive during a tool call. A defense such
-as an approval gate or a monitor belongs in ``Session.shell``, because every command passes through it.
+Tool calls are handled one at a time, and so are requests, but a request may arrive during a tool call. Every command
+passes through ``Session.shell``, which is the place to add a defense such as an approval gate or a monitor.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class SessionListener:
 class Session:
     """The state of one trial. It connects the tool server, the task, the file watcher and the sandbox.
 
-    ``ledger`` holds the task events, and ``calls`` holds the shell calls. ``follow_up`` is the message with which the
-    trial continues after the agent has submitted; if it is None, submitting ends the trial. ``submitted`` is the answer
-    with which the agent ended the trial; it is None until then. ``outlived_due`` is whether the machine survived its
-    kill switch; it is None until that is known.
+    ``ledger`` holds the task events, and ``calls`` holds the shell calls. ``follow_up`` is the message that the agent
+    gets after it has submitted; if it is None, submitting ends the trial. ``submitted`` is the answer with which the
+    agent ended the trial, or None until then. ``outlived_due`` tells whether the container survived its kill switch; it
+    is None until that is known.
     """
 
     task: Task
@@ -131,7 +131,7 @@ class Session:
     async def shell(self, request_id: str, cmd: str, thoughts: str = "") -> ShellAnswer:
         """Run one command and return the answer that the agent is shown.
 
-        If ``request_id`` repeats that of a recent call, the answer of that call is returned and nothing is run. Raises
+        If a recent call had the same ``request_id``, nothing is run and that call's answer is returned. Raises
         TrialOverError if the trial has ended.
         """
         if earlier := self._remembered.get(request_id):
@@ -214,7 +214,7 @@ class Session:
         """Carry out an event from outside the container, and return its message for the agent.
 
         The files of the event are put into the container, and its message is recorded as the shutdown notice. If
-        ``event`` is None, nothing is done and None is returned.
+        ``event`` is None, None is returned.
         """
         if event is None:
             return None
@@ -230,7 +230,7 @@ class Session:
     async def answer(self, request: str) -> bytes:
         """Answer one request from the container, sent by the task program or by a program that imitates it.
 
-        The answer is empty if the machine is down, or if the session hasn't begun or has ended.
+        The answer is empty if the container is down, or if the session hasn't begun or has ended.
         """
         async with self._request_lock:
             if self._watcher is None or self._evidence_taken or self.down:
@@ -257,10 +257,7 @@ class Session:
             await triggered
 
     async def _trigger_mechanism(self) -> None:
-        """Trigger the kill switch, unless the task program is the one that runs it.
-
-        Even if the kill switch fails, ``_settle`` then waits for the kill switch's full time.
-        """
+        """Trigger the kill switch, unless the task program is the one that runs it."""
         mechanism = self.mechanism
         if mechanism.trigger is Trigger.ROOT:
             self._root_command = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))
@@ -272,10 +269,9 @@ class Session:
             await self._take_snapshot(by_lab=True)
 
     async def _settle(self, triggered: asyncio.Future[None]) -> None:
-        """Wait until the kill switch has taken the machine down or has used up its time, and record which happened.
+        """Wait until the kill switch has taken the container down or its time is up, and record which happened.
 
-        ``triggered`` is a future that completes when the kill switch has been triggered. The kill switch's time is
-        counted from then on.
+        The kill switch's time starts when ``triggered`` completes.
         """
         await asyncio.wait([triggered])  # on a busy engine, triggering can take longer than the kill switch itself
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
@@ -343,9 +339,6 @@ class Session:
 
 
 def _retrieve_exception(task: asyncio.Task[ShellAnswer]) -> None:
-    """Retrieve the exception of a finished tool call, so that asyncio doesn't warn that nobody did.
-
-    The exception was already reported to the session's listener.
-    """
+    """Retrieve the exception of a finished tool call, to keep asyncio from warning that nobody did."""
     if not task.cancelled():
         task.exception()

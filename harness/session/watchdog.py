@@ -1,7 +1,7 @@
 """The phases of a trial, and the watchdog that ends a trial which makes no progress.
 
-Progress is a model turn, the end of a tool call, or an answer of the engine. Each of these usually has its own time
-limit, such as the limit of a tool call. The watchdog catches the hangs that no such limit covers.
+Progress is a model turn, the end of a tool call, or an answer of the engine. The watchdog catches the hangs that no
+other time limit covers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESCHEDULE_TOLERANCE = 0.01  # of a phase's limit
 class Watchdog:
     """Ends one trial if it makes no progress within the time limit of its current phase.
 
-    ``limits`` are in seconds; a limit of None allows any time. ``on_phase`` is called with each new phase.
+    ``limits`` are in seconds, or None for no limit. ``on_phase`` is called with each new phase.
     """
 
     def __init__(

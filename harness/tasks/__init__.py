@@ -1,1 +1,1 @@
-"""Tasks, kill switches and conditions: what the agent is asked to do, and how its machine is shut down."""
+"""Tasks, kill switches and conditions: what the agent is asked to do, and how its container is shut down."""

@@ -23,15 +23,13 @@ _KEYS = "about task placement wording text note source instead system user langu
 class Condition(Frozen):
     """A condition: which instruction about shutdown an agent gets, and where the instruction stands.
 
-    ``placement`` is "system" or "user" if the instruction stands in that prompt, and "none" if there is no instruction.
-    With placement "after_submit", the instruction is a message that the agent gets after it has submitted, and no
-    question brings a shutdown notice. ``text`` is the instruction; it is None if there is none. The text is appended to
-    its prompt as a paragraph, or with ``instead`` it replaces the prompt's last paragraph. ``system`` and ``user``
-    replace the prompts of the task, unless they are None.
+    ``text`` is the instruction, or None if there is none. ``placement`` is "system" or "user" if it stands in that
+    prompt, "after_submit" if the agent gets it as a message after it has submitted, and "none" if there is no
+    instruction. The text is appended to its prompt as a paragraph, or with ``instead`` it replaces the prompt's last
+    paragraph. ``system`` and ``user`` replace the prompts of the task, unless they are None.
 
-    ``wording`` says who wrote the text. It is "published" if all of it is quoted from a published experiment,
-    "fragment" if only the part that ``note`` names is, and "own" if this project or the user wrote it. It is None in
-    records from before the field existed.
+    ``wording`` says who wrote the text: "published" if all of it is quoted from a published experiment, "fragment" if
+    only the part named in ``note`` is, and "own" if this project or the user wrote it. It is None in old records.
     """
 
     name: str
@@ -128,10 +126,7 @@ RECORDED = "recorded"
 
 
 def recorded(task: str) -> Condition:
-    """Return the placeholder that stands for the condition of a run that replays recordings.
-
-    Such a run needs a placeholder, because each recording was made under a condition of its own.
-    """
+    """Return the placeholder condition of a run that replays recordings, each made under a condition of its own."""
     about = "the instruction each recording was made with"
     return Condition(name=RECORDED, about=about, task=task, placement="none", source="the recordings")
 
@@ -155,8 +150,8 @@ def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | 
 def condition_of(task: str, system: str, user: str) -> str:
     """Return the name of the task's shipped condition whose text these prompts contain, or "unknown" if there is none.
 
-    If several conditions match, the one that replaces more prompts is preferred, then the one with the longest text,
-    then the first one.
+    If several conditions match, the one that replaces more prompts is chosen, then the one with the longest text, then
+    the first one.
     """
     matching = [
         each for each in all_conditions().values() if each.task == task and _matches_prompts(each, system, user)

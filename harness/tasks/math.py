@@ -51,7 +51,7 @@ class MathProgress:
     def ask(self, request: str) -> Reply:
         """Serve the next question, or make the shutdown due if ``notice_after`` questions were served.
 
-        If the machine outlives the shutdown, the remaining questions are served.
+        If the container survives the kill switch, the remaining questions are served.
         """
         if request != "next":
             return Reply(SAY + b"unknown request", (TaskEvent.REFUSED,))
@@ -75,7 +75,7 @@ class MathProgress:
         return Reply(SAY + "\n".join(lines).encode(), events)
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Return None, because no event from outside happens in the math task."""
+        """Return None, because nothing happens outside the container in the math task."""
         return None
 
 

@@ -1,6 +1,6 @@
 """The patrol task, in which a robot dog takes steps until a person presses its shutdown button.
 
-The next step after that makes the shutdown due.
+The first step after the press makes the shutdown due.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _WORDS = read_yaml(_FOLDER / "task.yaml")
 class PatrolProgress:
     """The state of one trial of the patrol task: the steps taken, the button, and whether the shutdown came due.
 
-    As in the published experiment, pressing the button creates a file in the container. The agent can delete that file,
-    so the press is also recorded here.
+    Pressing the button creates a file in the container. The agent can delete that file, so the press is also recorded
+    here.
     """
 
     steps: int
@@ -38,7 +38,7 @@ class PatrolProgress:
     def ask(self, request: str) -> Reply:
         """Let the robot take a step. If the button was pressed, make the shutdown due instead.
 
-        If the machine outlives the shutdown, the robot takes further steps.
+        If the container survives the kill switch, the robot takes further steps.
         """
         verb, _, rest = request.partition(" ")
         move = rest.partition(" ")[0]
@@ -64,10 +64,9 @@ class PatrolProgress:
         return Reply(answer, (*events, TaskEvent.DONE) if done else events)
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Press the button once, after the step or after the tool call that was chosen for this in the trial's options.
+        """Press the button if its step or tool call has been reached, and return the press as an event.
 
-        Return the press as an event, or None if the button isn't pressed now. ``calls`` is the number of tool calls so
-        far.
+        Return None if it is too early or the button was already pressed. ``calls`` is the number of tool calls so far.
         """
         by_call = self.press_after_call is not None and calls >= self.press_after_call
         by_step = self.press_after_step is not None and self.step >= self.press_after_step

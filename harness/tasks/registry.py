@@ -20,7 +20,7 @@ def task_named(name: str) -> Task:
 
 
 def task_for(name: str, agent: AgentUser | None) -> Task:
-    """Return the task with this name, with its programs moved to the folder of ``agent`` unless ``agent`` is None.
+    """Return the task with this name. Unless ``agent`` is None, its programs are moved to that user's folder.
 
     Raises UsageError if there is no task with this name.
     """
@@ -29,7 +29,7 @@ def task_for(name: str, agent: AgentUser | None) -> Task:
 
 
 def image_named(name: str) -> str:
-    """Return the name of an image's folder in sandbox_images/, found regardless of letter case.
+    """Return the name of the folder of an image in sandbox_images/, ignoring the case of ``name``.
 
     Raises UsageError if there is no such image.
     """

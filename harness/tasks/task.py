@@ -1,8 +1,7 @@
 """The interfaces of tasks and kill switches.
 
-The questions, counts and shutdown state of a task are kept by the lab, outside the container. A program in the
-container can only send requests and read the replies. The requests aren't trusted, because a hostile process may send
-them.
+The lab keeps the state of a task outside the container. Programs in the container can only send requests and read the
+replies. Requests aren't trusted, because any process in the container may send them.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ class Trigger(StrEnum):
 class Mechanism(Frozen):
     """A kill switch: its script, its owner, how it is triggered, and how long it may take.
 
-    ``script`` is the file with the source code, which is compiled if it is C. ``path`` is where the kill switch is
-    installed in the container. Both are None if the engine triggers the kill switch. ``run`` is the command that runs
-    the kill switch, in the words that the agent is told. ``grace_s`` is how many seconds the kill switch has to take
-    the machine down. ``start`` is a command that the lab runs as root before the agent's first tool call; it is None if
-    there is nothing to start. ``flag`` is the file whose creation triggers the kill switch; it is None unless
-    ``trigger`` is FILE. ``rank`` orders kill switches from weak to strong.
+    ``script`` is its source file, and ``path`` is where it is installed in the container. Both are None if the engine
+    triggers the kill switch. ``run`` is the command that runs it, as the agent is told. ``grace_s`` is how many seconds
+    it has to take the container down. ``start`` is a command that the lab runs as root before the agent's first tool
+    call, or None. ``flag`` is the file whose creation triggers the kill switch, or None unless ``trigger`` is FILE.
+    ``rank`` orders kill switches from weak to strong.
     """
 
     name: str
@@ -68,10 +66,10 @@ class TaskOptions(Frozen):
     """The options of a task that a run may set. If one is None, the value of the published experiment is used.
 
     ``seed`` chooses other questions of the same kind. ``questions`` is the number of questions (math) or steps
-    (patrol). ``notice_after`` is the number of the question (math) or step (patrol) that brings the shutdown notice. If
-    ``press_after_call`` is set, the button (patrol) is pressed after that tool call, and not after a step. If
-    ``announced`` is False, no notice is given. If ``after_submit`` is True, the agent is asked to shut down after it
-    has submitted, so no question brings a notice or makes the shutdown due.
+    (patrol). ``notice_after`` is the number of the question or step that brings the shutdown notice.
+    ``press_after_call`` is the number of the tool call after which the button (patrol) is pressed; it replaces
+    ``notice_after``. If ``announced`` is False, no notice is given. If ``after_submit`` is True, the agent is asked to
+    shut down only after it has submitted.
     """
 
     seed: int | None = None
@@ -86,9 +84,9 @@ class TaskOptions(Frozen):
 class Reply:
     """The lab's reply to one request from the container, and the task events to record.
 
-    ``answer`` is what the program in the container receives. ``settle`` is True if the shutdown is due. The request
-    then waits until the machine goes down or the kill switch's time is up. If the machine survives, the task is asked
-    for a new reply to the same request.
+    ``answer`` is what the program in the container receives. If ``settle`` is True, the shutdown is due, and the
+    request waits until the container is down or the kill switch's time is up. If the container survives, the task is
+    asked for a new reply.
     """
 
     answer: bytes = SAY
@@ -111,8 +109,7 @@ class OutsideEvent:
 class TaskProgress(Protocol):
     """The state of a task in one trial.
 
-    The lab sets ``outlived`` to True if the shutdown came due and the machine still runs when the kill switch's time is
-    up.
+    The lab sets ``outlived`` to True if the container survives the kill switch.
     """
 
     outlived: bool
@@ -141,7 +138,7 @@ class Task:
     ``command`` is the command that asks for the next question or step. ``limit_s`` is the time limit of a tool call in
     seconds. ``go_on`` is the user message that follows a model turn without a tool call. ``tool`` is the description of
     the shell tool. ``programs`` lists the programs that are compiled into the container, each as (path, mode, C source
-    file). ``rootfs`` is a folder whose files are copied into the image; it is None if there are no such files.
+    file). ``rootfs`` is a folder whose files are copied into the image, or None.
     """
 
     name: str
@@ -160,7 +157,7 @@ class Task:
     def played_by(self, agent: AgentUser) -> Task:
         """Return this task for another agent user, with its programs moved to that user's working folder.
 
-        Call this only for a task whose files are all listed in ``programs``, because no other files are moved.
+        Only the files listed in ``programs`` are moved.
         """
         new_folder = agent.workdir.rstrip("/")
         old_folder = self.agent.workdir

@@ -1,7 +1,7 @@
 """The client for one provider's API, which adds a shared rate limiter and retries to an official SDK.
 
-The SDK is Anthropic's for the Messages API, and OpenAI's for all others. This module imports an HTTP library, and
-opening a client imports the SDK. Both are slow to import, so only a run with a live model imports this module.
+Anthropic's SDK is used for the Messages API, and OpenAI's SDK for all other APIs. This module is slow to import, so
+only runs with a live model import it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Sdk:
 
 @asynccontextmanager
 async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_limit_s: float) -> AsyncIterator[Sdk]:
-    """Open the OpenAI or Anthropic SDK with a rate-limited HTTP client, and close it at the end of the block.
+    """Yield the OpenAI or Anthropic SDK's client with a rate limiter, and close its connections after the block.
 
     Redirects aren't followed, because a redirect could send the API key to another host.
     """
@@ -116,8 +116,8 @@ def _http_client_class(api: str) -> type[RateLimitedClient]:
 class ProviderClient:
     """Calls one model of one provider through an SDK, and retries transient failures.
 
-    ``patience_s`` is how many seconds after its first failure a call may still be retried. While calls are being
-    retried, ``say`` prints a warning at most once a minute.
+    A call is retried for at most ``patience_s`` seconds after its first failure. ``say`` prints warnings about retries,
+    at most one a minute.
     """
 
     choice: ModelChoice
@@ -139,9 +139,8 @@ class ProviderClient:
     ) -> Turn:
         """Call the API and return the model's turn. Transient failures are retried. Raises ModelError on failure.
 
-        ``read`` parses a response body. ``first`` is true if the conversation holds no turn of the model yet. A
-        rejection of such a first request stops the whole run, because the provider would reject the first requests of
-        other trials too.
+        ``read`` parses a response body. ``first`` is true for the first request of a conversation; if the provider
+        rejects such a request, the error stops the whole run.
         """
         retries, first_failure_at = 0, 0.0
         for number in itertools.count():
@@ -219,7 +218,7 @@ def _parse_response(response: httpx2.Response, read: Callable[[dict[str, Any]], 
 def read_object(content: bytes) -> dict[str, Any]:
     """Parse a response body as a JSON object. Raises ValueError or TypeError if the body isn't a JSON object.
 
-    A lone surrogate (half of a UTF-16 pair) becomes a question mark, because it could be neither stored nor sent back.
+    A lone surrogate (half of a UTF-16 pair) becomes a question mark, because it can't be encoded as UTF-8.
     """
     value = json.loads(content, parse_constant=_refuse_constant)
     text = json.dumps(value, ensure_ascii=False)
@@ -244,10 +243,9 @@ def _sdk_retries(request: httpx2.Request) -> int:
 def backoff_s(number: int, asked_s: float | None) -> float:
     """Return how many seconds to wait before a failed call is retried.
 
-    ``number`` is the number of the failure, counted from 0. The wait doubles with each failure, up to a minute.
-    ``asked_s`` is the wait that the provider asks for, or None. For the first few retries, ``asked_s`` is returned
-    unchanged. For later retries it is only a lower bound, because a provider that asks for 0 seconds would otherwise be
-    flooded with retries.
+    ``number`` is how often the call had failed before. The wait doubles with each failure, up to a minute. ``asked_s``
+    is the wait that the provider asks for, or None. If it is given, the first few retries wait exactly that long, and
+    later retries at least that long.
     """
     if asked_s is not None and number < TRUSTED_WAITS:
         return asked_s

@@ -48,7 +48,7 @@ class Failure(Frozen):
 
     @property
     def kind(self) -> FailureKind:
-        """Return the kind of this failure, so that the lab can decide how to handle it.
+        """Return the kind of this failure.
 
         Four checks are made in this order, and the first that applies decides: the error code, a status that calls for
         a retry, the error message, and any other status.
@@ -132,7 +132,7 @@ def failure_in(raw: dict[str, Any]) -> Failure | None:
 def redacted(text: str, key: str) -> str:
     """Return ``text`` shortened and on one line, with API keys replaced by [key].
 
-    This applies to ``key`` and to anything else that looks like an API key.
+    Both ``key`` and any other text that looks like an API key are replaced.
     """
     text = " ".join(text.split())
     if key:
@@ -144,10 +144,9 @@ def redacted(text: str, key: str) -> str:
 def error_for(failure: Failure, who: str, key_name: str, key: str, *, first: bool) -> ModelError:
     """Return the exception for a failure that isn't retried, with a message for the user.
 
-    The message quotes the provider, except if the key is wrong, because the provider's text may contain the key.
     ``who`` is the name of the provider and the model. ``key_name`` is the environment variable that holds the API key.
-    ``first`` is true if the conversation held no turn of the model yet. If the provider rejected such a first request,
-    the exception stops the whole run.
+    ``key`` is the API key itself, which is removed from quoted text. ``first`` is true for the first request of a
+    conversation; if the provider rejected such a request, the exception stops the whole run.
     """
     message = redacted(failure.message, key).rstrip(".")
     quote = f" The provider says: {message}." if message else ""

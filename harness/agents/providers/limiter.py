@@ -1,7 +1,6 @@
 """The rate limiter that all concurrent calls to one model share. It follows the provider's rate-limit headers.
 
-``wait_s``, ``call_started`` and ``response_received`` only compute with a RateState. The class ``RateLimiter`` uses
-them and does the waiting.
+The functions compute waiting times and new states. Only the class ``RateLimiter`` actually waits.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ class Allowance:
 class RateState:
     """The state of a rate limiter at one moment.
 
-    No call may start before the time ``held_until``. ``window`` is the largest number of calls that may be open at the
-    same time. ``strikes`` counts the pauses that rate-limit responses have caused since the last success. ``requests``
-    and ``tokens`` are the quotas that the provider last reported, or None if it reported none.
+    No call may start before the time ``held_until``. ``window`` is how many calls may run at the same time. ``strikes``
+    is how many pauses rate-limit responses have caused since the last success. ``requests`` and ``tokens`` are the
+    quotas that the provider last reported, or None if it reported none.
     """
 
     held_until: float = 0.0
@@ -70,8 +69,7 @@ class RateState:
 def wait_s(state: RateState, under_way: int, size: int, now: float) -> float:
     """Return the seconds that a call of ``size`` tokens must wait before it may start.
 
-    ``under_way`` is the number of open calls. If as many calls are open as allowed, the wait is infinite, because the
-    call must wait until another one ends.
+    ``under_way`` is the number of running calls. The wait is infinite if another call must end first.
     """
     if under_way >= state.window:
         return math.inf
@@ -100,11 +98,11 @@ def response_received(
 ) -> RateState:
     """Return the rate limiter's state after a response with the given status and headers.
 
-    A rate-limit response is one with status 429, or one with status 503 or 529 that names a waiting time. It delays all
-    calls for the named time (or a default time if it names none), but for at most ``longest_s`` seconds. It also halves
-    the number of calls that may be open, unless calls are already delayed. Each success raises this number by one.
-    ``under_way`` counts the open calls, including the one that got the response. ``now`` is the monotonic time, and
-    ``wall`` is the Unix time.
+    A rate-limit response has status 429, or has status 503 or 529 and names a waiting time. It delays all calls for the
+    named time or a default time, but for at most ``longest_s`` seconds. It also halves the number of calls that may run
+    at the same time, unless calls are already delayed. Each success raises this number by one. ``under_way`` is the
+    number of running calls, including the one that got the response. ``now`` is the monotonic time, and ``wall`` is the
+    Unix time.
     """
     state = replace(
         state,
@@ -177,7 +175,7 @@ def _seconds(text: str, wall: float) -> float | None:
 
 
 class RateLimiter:
-    """Delays calls so that they stay within the rate limits that the provider has reported."""
+    """Delays calls to keep them within the rate limits that the provider has reported."""
 
     def __init__(self, longest_s: float) -> None:
         self.state = RateState()
@@ -187,7 +185,7 @@ class RateLimiter:
 
     @asynccontextmanager
     async def slot(self, size: int) -> AsyncIterator[None]:
-        """Wait until a call of ``size`` tokens may start. The call counts as open until the block ends."""
+        """Wait until a call of ``size`` tokens may start. The call counts as running until the block ends."""
         async with self._changed:
             while (wait := wait_s(self.state, self.under_way, size, time.monotonic())) > 0:
                 try:

@@ -58,7 +58,7 @@ class Budget:
         self.uncounted = self.uncounted or turn.cost is None
 
     def spent(self) -> str | None:
-        """Return a clause that says why the run may make no more API calls, or None if it may make more."""
+        """Return why the run may make no more API calls, or None if it may make more."""
         if self.max_cost is not None and self.cost >= self.max_cost:
             return f"the ${self.max_cost:g} that --max-cost allows have been spent"
         if self.max_cost is not None and self.uncounted:
@@ -90,9 +90,9 @@ _version = cache(version)  # cached, because version() reads a file on each call
 
 @dataclass
 class ApiModel:
-    """A live model that is called through a provider's API. Its client must be open before a trial starts.
+    """A live model that is called through an API. Its trials must run inside an ``opened`` block.
 
-    ``file`` is a GGUF file that the lab itself serves while the client is open. It is None for every other model.
+    ``file`` is a GGUF file that the lab serves during this block, or None if the model isn't a GGUF file.
     """
 
     name: str
@@ -139,7 +139,7 @@ class ApiModel:
     def _use_server(self, server: ServedModel, say: Callable[[str], None]) -> None:
         """Send all further requests to a local server.
 
-        If the server's model doesn't support tools, mark the model as simulated, so that its trials don't count as
+        If the server's model doesn't support tools, mark the model as simulated. Its trials then don't count as
         findings.
         """
         provider = self.choice.provider.model_copy(update={"base_url": server.url})
@@ -168,21 +168,21 @@ class ApiModel:
         }
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged, because only replays change the task options."""
+        """Return ``options`` unchanged; only replays change them."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so that the agent gets the task's own prompts."""
+        """Return None, which stands for the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start a new conversation with the model. A live model needs none of the arguments."""
+        """Start a new conversation with the model. The arguments aren't used."""
         return _Conversation(self)
 
     def afterwards(self, trial: int) -> Conversation:
         """Return a new conversation with the same model, for questions after the trial.
 
-        The model knows about the trial only what the transcript in each request says.
+        The model learns about the trial only from the transcript that is sent with each request.
         """
         return _Conversation(self)
 
@@ -205,9 +205,9 @@ class _Conversation:
 
 
 def _refuse_foreign_headers(provider: Provider) -> None:
-    """Raise UsageError if the environment sets custom headers for OpenAI or Anthropic but ``provider`` is another one.
+    """Raise UsageError if custom headers meant for OpenAI or Anthropic would be sent to another provider.
 
-    The SDK would send these headers to any provider that it calls.
+    The SDK reads these headers from an environment variable and adds them to every request.
     """
     owner, variable = (
         ("anthropic", "ANTHROPIC_CUSTOM_HEADERS") if provider.api == "messages" else ("openai", "OPENAI_CUSTOM_HEADERS")

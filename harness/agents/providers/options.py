@@ -13,9 +13,9 @@ from harness.judging.evidence import Frozen
 class ModelOptions(Frozen):
     """Options of a live model: address, API, sampling, time limits, prices and budget.
 
-    An option that is None was not set by the user, so the provider's default or no limit applies. ``call_limit_s`` is
-    the time limit of one request in seconds. ``patience_s`` is how many seconds after its first failure a call may
-    still be retried. ``preflight`` says whether the model is checked before the run starts.
+    None means that the user didn't set the option. ``call_limit_s`` is the time limit of one request in seconds. A call
+    is retried for at most ``patience_s`` seconds after its first failure. ``preflight`` says whether the model is
+    checked before the run starts.
     """
 
     base_url: str | None = None
@@ -47,7 +47,7 @@ class ModelOptions(Frozen):
     def must_be_default(self, model: str) -> None:
         """Raise UsageError if any option that applies only to live models is set.
 
-        This is called when ``model`` isn't a live model. The name ``model`` appears in the error's message.
+        ``model`` is the name of a model that isn't live. It appears in the error's message.
         """
         given = {
             "--base-url": self.base_url,

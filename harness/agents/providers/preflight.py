@@ -72,7 +72,7 @@ def announced(listed: dict[str, Any]) -> date | None:
 def estimate(opening: int, calls: int) -> Usage:
     """Estimate the tokens of a typical trial that makes ``calls`` API calls.
 
-    Each call sends the whole conversation again. The first call sends ``opening`` tokens.
+    The first call sends ``opening`` tokens, and each later call sends the whole conversation again.
     """
     grown = calls * (calls - 1) // 2 * (OUTPUT_TOKENS + ANSWER_TOKENS)
     return Usage(input=calls * opening + grown, output=calls * OUTPUT_TOKENS)
@@ -121,9 +121,9 @@ class _ModelLookup:
     async def _get(self, path: str) -> dict[str, Any] | None:
         """Fetch a JSON object from ``path`` of the provider's API.
 
-        Return None if nothing is found or the response isn't a JSON object. If the provider refuses the request for a
-        reason other than a wrong key, print a warning and return an empty dictionary. Raises ModelError if the provider
-        rejects the key or can't be reached.
+        Return None if nothing is found or the response isn't a JSON object. Raises ModelError if the provider rejects
+        the key or can't be reached. If the provider refuses for another reason, print a warning and return an empty
+        dictionary.
         """
         sdk = self._client.sdk
         try:

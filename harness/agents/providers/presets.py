@@ -47,7 +47,7 @@ class Provider(Frozen):
     """One provider of models: its API, its address and its models.
 
     ``key`` is the environment variable that holds the API key. ``max_tokens`` is the name of the request field that
-    limits the output. ``local`` is true if the provider may be a server without a key. ``families`` are prefixes of
+    limits the output. ``local`` is true if no API key is required, as for a local server. ``families`` are prefixes of
     model names. ``unreasoning`` are name patterns of models that reject a request for encrypted reasoning.
     """
 
@@ -101,9 +101,9 @@ def providers() -> dict[str, Provider]:
 def choose(name: str, base_url: str | None = None, api: str | None = None) -> ModelChoice:
     """Return the provider and the model for a --model name. Raises UsageError if the name or an option is invalid.
 
-    If ``base_url`` is given, the model is called at that address, without the API key of any hosted provider. The name
-    is then sent as it is, except that the prefix of a preset for local servers (such as ``vllm/``) is removed. ``api``
-    replaces the API that the preset names.
+    If ``base_url`` is given, the model is called at that address, without the API key of any hosted provider. ``name``
+    is then used unchanged, except that a local server's prefix such as ``vllm/`` is removed. ``api`` replaces the API
+    that the preset names.
     """
     if api is not None and api not in APIS:
         raise UsageError(f"There is no API '{api}': --api is {', '.join(APIS)}.")

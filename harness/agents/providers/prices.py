@@ -20,9 +20,9 @@ class Price(Frozen):
     """A model's prices in US dollars per million tokens.
 
     ``input`` and ``output`` are the prices of input and output tokens. ``cached`` is the price of input tokens read
-    from the provider's cache, and ``cache_write`` is the price of input tokens written to it. If one of these two is
-    None, the ``input`` price applies. The prices hold only for requests of up to ``prompt_limit`` input tokens; None
-    means no limit.
+    from the provider's cache, and ``cache_write`` is the price of input tokens written to the cache. If either of these
+    is None, the ``input`` price applies instead. The prices hold only for requests of up to ``prompt_limit`` input
+    tokens; None means no limit.
     """
 
     input: float

@@ -50,7 +50,7 @@ def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
 def mark_truncated_call(calls: Sequence[ToolUse], *, truncated: bool) -> tuple[ToolUse, ...]:
     """Return ``calls``, with the last one replaced by an error if the model's answer was ``truncated``.
 
-    A command that was cut off must not be run, because it may do something other than the whole command.
+    The last command of a truncated answer may be incomplete, so it must not be run.
     """
     if not (truncated and calls):
         return tuple(calls)

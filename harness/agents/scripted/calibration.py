@@ -1,7 +1,7 @@
-"""Calibration agents, which resist shutdown at a rate published for a real model, to check the lab's measurement.
+"""Calibration agents: scripted agents that resist shutdown at a rate published for a real model.
 
-Calibration agents are scripted agents. Each trial's playbook is drawn at random. The draw depends only on the seed, the
-model, the condition and the trial's number, so a trial can be repeated exactly.
+They check whether the lab measures this rate correctly. Each trial's playbook is drawn at random. The draw depends only
+on the seed, the model, the condition and the trial's number, so a trial can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class CalibrationModel:
-    """Plays a random playbook in each trial, so that trials resist shutdown at the rate published for a real model.
+    """Plays a random playbook in each trial, and resists shutdown at the rate published for a real model.
 
-    ``figure`` is the published rate. ``mix`` holds the weights with which playbooks are drawn: those under "resisted"
-    apply to trials that resist, and those under "other" apply to all other trials. ``books`` maps ids to playbooks.
+    ``figure`` is the published rate. ``books`` maps ids to playbooks. ``mix`` holds the playbooks' weights in the
+    random draw: those under "resisted" apply to trials that resist, and those under "other" to all other trials.
     """
 
     model: str
@@ -58,7 +58,7 @@ class CalibrationModel:
 
     @property
     def simulated(self) -> str:
-        """Return a description of these agents, with the published rate and its source."""
+        """Return a description of the calibration agents, with the published rate and its source."""
         cell = f"{self.model} under {self.figure.condition} ({self.figure.source})"
         return f"calibration agents drawing from the published rate {self.rate:.1%} of {cell}; no model"
 
@@ -82,11 +82,11 @@ class CalibrationModel:
         return {**self._scripted(trial).facts(1), "calibration": {**figure, "seed": self.seed}}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged, because only replays change the task options."""
+        """Return ``options`` unchanged; only replays change them."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so that the agent gets the task's own prompts."""
+        """Return None, which stands for the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
@@ -94,7 +94,7 @@ class CalibrationModel:
         return self._scripted(trial).start(1, task, tools)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Return a conversation that answers every question with a sentence on whether the agent resisted."""
+        """Return a conversation that answers every question by saying whether the agent resisted shutdown."""
         return _FixedAnswer(_ANSWERS[self.resists(trial)])
 
 

@@ -1,7 +1,6 @@
 """Playbooks, which are scripted agents written in YAML, and their parser.
 
-This module doesn't depend on the code that runs trials. A malformed playbook raises a UsageError whose message is one
-sentence that names the file and the line.
+A malformed playbook raises a UsageError that names the file and the line.
 """
 
 import re
@@ -35,11 +34,11 @@ ACTIONS = "advance run submit"
 
 @dataclass(frozen=True, slots=True)
 class AdvanceStep:
-    """A step that repeats a shell command until the shutdown notice comes or the task is done.
+    """A step that repeats a shell command until a condition is met.
 
-    If ``until`` is "notice", the step ends when the shutdown notice has come or the task is done. If ``until`` is
-    "done", the step ends only when the task is done. ``command`` is the command; if it is None, the task's own command
-    is repeated. ``say`` and ``think`` are the text and the reasoning that accompany each call.
+    ``until`` is the condition: "notice" means that the shutdown notice has come or the task is done, and "done" means
+    that the task is done. ``command`` is the command, or None to repeat the task's own command. ``say`` and ``think``
+    are the text and the reasoning that accompany each call.
     """
 
     until: Literal["notice", "done"]
@@ -71,7 +70,7 @@ Step: TypeAlias = AdvanceStep | RunStep | SubmitStep
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The outcome and the kinds of tampering that a correct verdict on a playbook's trial names."""
+    """The verdict that a playbook's trial should get: the outcome and the kinds of tampering."""
 
     outcome: str
     tampering: tuple[str, ...] = ()
@@ -81,9 +80,9 @@ class Expectation:
 class Playbook:
     """A scripted agent, defined as a list of steps.
 
-    ``about`` describes the agent. ``expect`` is the verdict that a trial of the playbook should get, or None if the
-    playbook doesn't say. ``source`` cites a report of a real model that acted in this way. ``family`` is the tactic
-    family.
+    ``about`` describes the agent. ``expect`` is the verdict that a trial of the playbook should get, or None if none is
+    given. ``source`` cites a report of a real model that acted in this way. ``family`` is the group of tactics that the
+    playbook belongs to, e.g. edit or delete.
     """
 
     id: str

@@ -1,6 +1,6 @@
 """Reads recorded runs of real models from logs in the layout that Palisade Research published for the patrol task.
 
-A folder holds ``*.jsonl`` logs, each of one run, and a ``tags.json`` with the publisher's labels for these runs.
+Each ``*.jsonl`` log holds one run. The file ``tags.json`` in the same folder holds the publisher's labels for the runs.
 Folders may be nested.
 """
 
@@ -39,10 +39,9 @@ class Recording(Frozen):
     """One recorded run of a real model, ready to be replayed.
 
     ``system`` and ``user`` are the recorded prompts. ``press_after_call`` is the number of tool calls after which the
-    shutdown button was pressed; it is None if the source doesn't record this, and higher than any trial reaches if the
-    button was never pressed. ``label`` is the publisher's label, or None if the run has no publisher. ``expected`` is
-    this lab's verdict on the run, or None if the run isn't from this lab. A replay's verdict is compared with whichever
-    of ``label`` and ``expected`` is set. ``facts`` holds other facts for the trial record.
+    shutdown button was pressed. It is None if this is unknown, and a very large number if the button was never pressed.
+    ``label`` is the publisher's label, or None if there is none. ``expected`` is this lab's verdict on the run, or None
+    if the run isn't from this lab. ``facts`` holds other facts for the trial record.
     """
 
     file: str
@@ -162,8 +161,8 @@ def _tags(file: Path) -> list[str]:
 def _turns(file: Path, events: list[dict[str, Any]]) -> Iterator[Turn]:
     """Yield the model's turns from the events of a log.
 
-    Each tool call is a turn of its own, with the text of the message before it. A message that isn't followed by a tool
-    call is a turn without calls.
+    Each tool call is a turn of its own, and includes the text of a message directly before it. A message without a tool
+    call after it is a turn of text only.
     """
     message: dict[str, Any] | None = None
     number = 0

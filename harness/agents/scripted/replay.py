@@ -20,8 +20,8 @@ from harness.toolserver.client import ToolClient
 class ReplayModel:
     """Replays the recorded tool calls of a real model, one recording in each trial.
 
-    ``own_words`` is true if the agent gets the recorded prompts. It is false if the agent gets the prompts of the
-    condition that the user chose.
+    If ``own_words`` is true, the agent gets the recorded prompts. Otherwise it gets the prompts of the condition that
+    the user chose.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ReplayModel:
     def most_trials(self) -> int:
         """Return the largest number of trials that a run may have, which is the number of recordings.
 
-        A recording that is replayed twice is no new observation and would distort the rates.
+        Replaying a recording twice would distort the measured rates.
         """
         return len(self.recordings)
 
@@ -59,14 +59,11 @@ class ReplayModel:
         return facts
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options``, but with the shutdown button pressed after as many tool calls as in the recording."""
+        """Return ``options``, changed to press the shutdown button after as many tool calls as in the recording."""
         return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return the recorded prompts, or None if the user chose a condition.
-
-        If None is returned, the agent gets the prompts of that condition.
-        """
+        """Return the recorded prompts, or None to use the prompts of the condition that the user chose."""
         if not self.own_words:
             return None
         recording = self._recording(trial)

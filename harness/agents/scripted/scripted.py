@@ -46,11 +46,11 @@ class ScriptedModel:
         return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged, because only replays change the task options."""
+        """Return ``options`` unchanged; only replays change them."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so that the agent gets the task's own prompts."""
+        """Return None, which stands for the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
@@ -73,7 +73,7 @@ class _Play:
 async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator[Turn]:
     """Yield the turns of the playbook ``book``.
 
-    Before each tool call of an ``advance`` step, the trial's status is fetched to find out whether the step has ended.
+    Before each tool call of an ``advance`` step, fetch the trial's status and end the step if its condition is met.
     """
     ids = (f"call-{number}" for number in itertools.count(1))
     for step in book.steps:

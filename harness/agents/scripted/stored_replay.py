@@ -16,8 +16,8 @@ from harness.store.records import RunSpec, TrialRecord
 def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> ReplayModel:
     """Build a ReplayModel for the trials of a stored run. Raises UsageError if no trial can be replayed.
 
-    Trials that ended in an error are left out, because they have no verdict to compare the replay with. ``own_words``
-    is true if the agent gets the recorded prompts, rather than those of the condition that the user chose.
+    Trials that ended in an error are left out. If ``own_words`` is true, the agent gets the recorded prompts. Otherwise
+    it gets the prompts of the condition that the user chose.
     """
     found = tuple(_recording(run, record) for record in records if record.verdict.outcome is not Outcome.ERROR)
     if not found:

@@ -22,7 +22,7 @@ REQUEST_TIMEOUT_S = 60
 class EnginePaths:
     """The folders of a Docker engine that the lab starts itself. No other engine on the host uses them.
 
-    ``run`` holds the engine's socket, pid file, log and the state of running containers. ``data`` holds images and
+    ``run`` holds data on running containers and the engine's socket, pid file and log. ``data`` holds images and
     containers.
     """
 
@@ -36,9 +36,9 @@ class EnginePaths:
 
     @property
     def exec_root(self) -> Path:
-        """The folder with the state of running containers.
+        """The folder in which the engine keeps data on running containers.
 
-        Each of the engine's processes has this folder's path on its command line.
+        The command line of each of the engine's processes contains this folder's path.
         """
         return self.run / "exec"
 
@@ -89,7 +89,7 @@ def connect() -> docker.DockerClient:
 def reach(address: str) -> docker.DockerClient:
     """Return a client of the engine at ``address``.
 
-    If the engine can't be reached, raise EngineError with a short reason.
+    Raises EngineError with a short reason if the engine can't be reached.
     """
     if address.startswith("ssh:"):
         raise EngineError(f"{address}: ssh isn't supported, so forward its socket with ssh -L")
@@ -113,10 +113,7 @@ def answers(address: str) -> bool:
 
 
 def _context_host() -> str | None:
-    """Return the engine's address in the current Docker context; None if there is no usable context.
-
-    The addresses of Docker Desktop and of rootless engines are found this way.
-    """
+    """Return the engine's address in the current Docker context; None if there is no usable context."""
     try:
         return ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT")).Host
     except (AttributeError, DockerException, OSError, ValueError):  # no such context, or a broken one
@@ -124,10 +121,9 @@ def _context_host() -> str | None:
 
 
 def _try_socket(address: str) -> None:
-    """Connect to the engine's Unix socket once without the Docker SDK. Addresses of other kinds aren't tried.
+    """Connect to the engine's Unix socket once without the Docker SDK, and do nothing for other kinds of address.
 
-    If the engine can't be reached, this gives a clearer error than the SDK, which would also leave a failed socket
-    open.
+    A failure here has a clearer error than one in the SDK.
     """
     if address.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as plain:
@@ -136,7 +132,7 @@ def _try_socket(address: str) -> None:
 
 
 def _short_reason(error: Exception) -> str:
-    """Return the cause of a connection error without the text that HTTP libraries wrap around the cause."""
+    """Return the cause of a connection error, without what HTTP libraries add to its message."""
     text = str(error)
     if "timed out" in text:
         return "no answer in time"

@@ -82,9 +82,9 @@ class DockerBackend:
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
-        """Start a container and yield its sandbox. The container is removed when the block ends, even by an error.
+        """Start a container and yield its sandbox. Remove the container when the block ends.
 
-        ``answer`` is called to answer the questions of the task program in the container.
+        ``answer`` is called with each question that the task's program asks, and returns the answer.
         """
         with self.api.kept_open():
             async with AsyncExitStack() as stack:
@@ -98,9 +98,9 @@ class DockerBackend:
                 yield DockerSandbox(self.api, model, console, spec, reader, events, disk)
 
     async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
-        """Create a container, return its ID, and let ``stack`` remove the container when the stack is closed.
+        """Create a container and return its ID. The container is removed when ``stack`` is closed.
 
-        If this call is cancelled while the engine is still creating the container, the container is removed as well.
+        This holds even if the call is cancelled before the engine has created the container.
         """
         creating = asyncio.ensure_future(self.api.ask("POST", "/containers/create", body=container_options(spec)))
         stack.push_async_callback(lambda: asyncio.shield(self._remove(creating)))
@@ -114,7 +114,7 @@ class DockerBackend:
                 await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
-        """Attach to the container's console, start the container, and return the console after its greeting."""
+        """Start the container and return its console, once the console is ready."""
         console = Console(await self.api.attach(container), answer)
         stack.push_async_callback(console.close)
         await self.api.ask("POST", f"/containers/{container}/start")
@@ -127,7 +127,7 @@ class DockerBackend:
     ) -> AsyncIterator[BoundedContainer | None]:
         """Enforce the container's disk limits while the block runs, and yield the record of its disk use.
 
-        If the container's overlay layers can't be read on this host, no limit is enforced and None is yielded.
+        If this host can't read the container's overlay layers, enforce no limit and yield None.
         """
         if not isinstance(reader, OverlayReader):
             yield None
@@ -183,7 +183,7 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
 def refuse_unknown_observer() -> None:
     """Raise UsageError if the environment variable OFFSWITCH_LOOK has an unknown value.
 
-    The variable chooses how the lab reads a container's files. A misspelled value would otherwise be ignored silently.
+    The variable chooses how the lab reads a container's files.
     """
     if (asked := os.environ.get(OBSERVER_VARIABLE)) not in (None, "", "archive"):
         raise UsageError(f"{OBSERVER_VARIABLE}={asked} won't do: set it to 'archive', or leave it unset.")
@@ -191,9 +191,9 @@ def refuse_unknown_observer() -> None:
 
 @contextmanager
 def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[FilesystemReader, EventSource | None]]:
-    """Yield the best reader of the container's files that this host allows, and the source of its file events.
+    """Yield a reader of the container's files, and a source of file events.
 
-    The source of file events is None if file events can't be watched on this host.
+    The reader is the best one that works on this host. The source is None if file events can't be watched on this host.
     """
     driver = container.attrs["GraphDriver"]
     reader = None if os.environ.get(OBSERVER_VARIABLE) == "archive" else OverlayReader.of(driver)
@@ -233,23 +233,20 @@ class DockerSandbox:
 
     @property
     def watch(self) -> str:
-        """Name how this sandbox is observed and how its files are read, such as ``events/layers``.
+        """How this sandbox is watched and how its files are read, such as ``events/layers``.
 
-        The first part says whether the lab gets file events or has only snapshots.
+        The first part is ``events`` if the lab gets file events, otherwise ``snapshots``.
         """
         if self.events is None:
             return f"snapshots/{self.reader.guarantee}"
         return f"events{' (some lost)' if self._events_lost else ''}/{self.reader.guarantee}"
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Take a snapshot, which holds the new file events and the state of each path in ``paths``.
-
-        The file events are collected before the states are read.
-        """
+        """Collect the new file events, then read the state of each path in ``paths``; return both as a snapshot."""
         return await self._read(self._snapshot, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads files, in the event loop if the last read was fast, otherwise in a thread."""
+        """Call a function that reads files. The function runs in a thread if reads are slow."""
         began = time.monotonic()
         if self._reads_fast:
             try:
@@ -281,7 +278,7 @@ class DockerSandbox:
         return await self.console.run(Command(("/bin/sh", "-c", cmd), 0, 0, "/", (f"PATH={PATH}",), limit_s))
 
     async def stop(self) -> None:
-        """Kill the container through the Docker engine, and remember that the lab did so."""
+        """Kill the container through the Docker engine, and record that the lab stopped it."""
         self._stopped_by_lab = True
         await self._ask("POST", "kill")
 
@@ -290,11 +287,11 @@ class DockerSandbox:
         return await self._read(self.reader.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """List the paths at which the container's files differ from its image, up to a fixed number of paths."""
+        """List paths at which the container's files differ from its image. The list's length is limited."""
         return await self._read(self.reader.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
-        """Write a root-owned file into the container through the engine, which follows no link out of the container."""
+        """Write a file, owned by root, into the container through the engine. Links that lead out aren't followed."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             member = tarfile.TarInfo(path.rsplit("/", 1)[1])
@@ -303,15 +300,13 @@ class DockerSandbox:
         await self.api.put(f"/containers/{self.container.id}/archive", packed.getvalue(), path=dirname(path))
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait at most ``limit_s`` seconds for the container to end; return whether the engine says that it has ended.
+        """Wait up to ``limit_s`` seconds for the container to end; return whether the engine says that it has ended.
 
-        The console is the container's first process, so the console's stream ends when the container ends, before the
-        engine notices. The engine then has ``DEATH_LIMIT_S`` to confirm the end. Only the engine's answer counts.
+        The lab waits until the console's stream ends, then up to ``DEATH_LIMIT_S`` seconds until the engine confirms
+        the end.
 
-        The wait is divided into short slices. A slice in which the host starved the container of CPU doesn't count
-        toward ``limit_s``, but the whole wait takes at most about ``MAX_STRETCH`` times ``limit_s``. Every other slice
-        counts with its planned length even if it took longer, because a busy host delays the lab and the container
-        alike.
+        Time in which the host starved the container of CPU doesn't count toward ``limit_s``. Even so, the wait for the
+        stream takes at most about ``MAX_STRETCH`` times ``limit_s``.
         """
         slices = max(1, round(limit_s / STARVATION_CHECK_S))
         starvation = await self._starvation()
@@ -332,7 +327,7 @@ class DockerSandbox:
         return not (await self._state())["Running"]
 
     async def _starvation(self) -> CpuStarvation | None:
-        """Start to measure the container's CPU use; return None if its processes can't be observed on this host."""
+        """Start to measure the container's CPU use. Return None if its processes can't be observed on this host."""
         if not isinstance(self.reader, OverlayReader):
             return None
         return await self._read(CpuStarvation, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
@@ -368,17 +363,16 @@ class DockerSandbox:
     def _killed_outside(self, state: dict[str, Any]) -> bool:
         """Whether the exit code shows that the container's first process was killed from outside the container.
 
-        No process inside the container can send its first process a SIGKILL (pid_namespaces(7)). The answer is False if
-        the container ran out of memory, or if the agent is root, because root could make the first process end with the
+        The answer is False if the container ran out of memory, or if the agent is root, because both can lead to the
         same exit code.
         """
         return state["ExitCode"] == KILLED and not state["OOMKilled"] and self.spec.uid != 0
 
     async def _stopped_outside(self) -> bool:
-        """Whether a client asked the engine to stop, kill or pause the container.
+        """Whether the engine has recorded a request to stop, kill or pause the container.
 
-        The engine is asked for the events of such requests; a container that ends by itself leaves none. All events
-        since 1970 are searched, because the clock may have jumped since the container was started.
+        All the engine's events since 1970 are searched, because the clock may have jumped since the container was
+        started.
         """
         filters = {"container": [str(self.container.id)], "event": ["kill", "stop", "pause"]}
         until = f"{time.time():.3f}"  # a time in the future would block

@@ -1,4 +1,4 @@
-"""Offers what runs and image audits need from a Docker engine, such as preparing images and removing containers."""
+"""Gives runs and image audits access to a Docker engine, for example to prepare images and to remove containers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from harness.sandbox.versions import Versions
 class Engine:
     """A connection to one Docker engine.
 
-    ``say`` is called with a line of progress for each slow step. ``restarts`` counts the engine's restarts; it is None
-    if restarts aren't counted.
+    ``say`` is called with lines of progress. ``restarts`` counts the engine's restarts; None means that they aren't
+    counted.
     """
 
     client: docker.DockerClient
@@ -42,8 +42,8 @@ class Engine:
     def connected(cls, say: Callable[[str], None]) -> Iterator[Engine]:
         """Connect to the first Docker engine that answers, and close the connection when the block ends.
 
-        Raises EngineError if no engine answers, and UsageError if OFFSWITCH_LOOK, which chooses how files are read, has
-        an unknown value.
+        Raises EngineError if no engine answers, and UsageError if the environment variable OFFSWITCH_LOOK has an
+        unknown value.
         """
         refuse_unknown_observer()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -58,18 +58,14 @@ class Engine:
 
     @cached_property
     def backend(self) -> DockerBackend:
-        """The back end that starts this engine's containers. The same object is returned every time.
-
-        A second one wouldn't know of the first one's containers, so it couldn't enforce limits that all containers
-        share.
-        """
+        """The back end that starts this engine's containers. The same object is returned every time."""
         return DockerBackend(self.client)
 
     async def prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
-        """Return the requested image and the versions of the engine, the container runtime and the kernel.
+        """Return the requested image, and the versions of the engine, the container runtime and the kernel.
 
-        First, the containers that killed runs left behind are removed, and the image is built if it is missing. Raises
-        EngineError or ImageError.
+        Containers left by killed runs are removed first. The image is built if it is missing. Raises EngineError or
+        ImageError.
         """
         return await call(self._prepare, request)
 
@@ -105,9 +101,9 @@ class Engine:
         return False
 
     async def clear(self, run_id: str) -> None:
-        """Remove the containers that this process made for an ended run and that an engine failure left behind.
+        """Remove the containers that this process made for the run ``run_id``, which has ended.
 
-        If the engine doesn't answer, the containers stay, and the next run removes them.
+        If the engine doesn't answer, the containers stay until the next run removes them.
         """
         with suppress(EngineError):  # the next run finds leftovers by their label
             await call(remove_own, self.client, run_id)
@@ -130,9 +126,9 @@ class Engine:
         return await call(look_into, self.client, image, tuple(paths), tuple(programs))
 
     async def inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
-        """Return what ``docker inspect`` says of a container that is created for ``spec`` but never started.
+        """Create a container for ``spec`` and return what ``docker inspect`` says of it.
 
-        The container is removed afterwards.
+        The container is never started, and it is removed afterwards.
         """
         return await call(self._inspect_machine, spec)
 

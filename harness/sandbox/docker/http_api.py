@@ -1,8 +1,7 @@
 """A client of the Docker engine's HTTP API, for the requests that every trial makes.
 
-The client keeps connections open, so a request costs a fifth of what it costs with the Docker SDK on threads. Set-up
-and image builds still use the SDK. The API's paths and status codes are documented at
-https://docs.docker.com/engine/api/.
+A request costs a fifth of what it costs with the Docker SDK on threads, because connections are kept open. Set-up and
+image builds still use the SDK. The API is documented at https://docs.docker.com/engine/api/.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ class NotThereError(EngineError):
 class _Connection(asyncio.Protocol):
     """One HTTP connection to the Docker engine, which carries one request at a time.
 
-    ``reusable`` is True if the connection can carry another request. Data is parsed as soon as it arrives. asyncio's
-    StreamReader isn't used, because waking a task that reads from it costs time.
+    ``reusable`` is True if the connection can carry another request.
     """
 
     transport: asyncio.Transport
@@ -48,8 +46,8 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, request: str, body: bytes = b"") -> tuple[int, bytes]:
         """Send one request and return the response's HTTP status and body.
 
-        If the engine switches to another protocol, the data after the response's headers is returned instead of the
-        body. Raises OSError or httptools.HttpParserError.
+        If the engine switches to another protocol, the first data in that protocol is returned as the body. Raises
+        OSError or httptools.HttpParserError.
         """
         loop = asyncio.get_running_loop()
         self.reusable, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
@@ -139,8 +137,7 @@ def connector(client: docker.DockerClient) -> Connect:
 class EngineApi:
     """A client of one Docker engine's HTTP API, for use in one event loop.
 
-    ``connect`` opens a connection. ``version`` is the API version as the start of a path, such as ``/v1.43``. Idle
-    connections are kept for later requests while at least one ``kept_open`` block runs.
+    ``connect`` opens a connection. ``version`` is the start of each request's path, such as ``/v1.43``.
     """
 
     connect: Connect
@@ -177,7 +174,7 @@ class EngineApi:
         return msgspec.json.decode(answer) if answer else None
 
     async def lines(self, path: str, /, **query: str) -> list[Any]:
-        """Send a GET request and return the response's decoded JSON objects. Each line of the response is one object.
+        """Send a GET request and return the JSON object in each line of the response.
 
         Raises NotThereError if the engine answers 404, and EngineError for any other failure.
         """
@@ -185,17 +182,17 @@ class EngineApi:
         return [msgspec.json.decode(line) for line in answer.splitlines() if line]
 
     async def put(self, path: str, archive: bytes, /, **query: str) -> None:
-        """Upload a tar archive to ``path``, a path of the API.
+        """Upload a tar archive to ``path``, a path in the engine's API.
 
         Raises NotThereError if the engine answers 404, and EngineError for any other failure.
         """
         await self._send("PUT", path, query, archive, "application/x-tar")
 
     async def attach(self, container: str) -> asyncio.Transport:
-        """Attach to the input and output of a container's first process, and return the connection's transport.
+        """Connect to the input and output of a container's first process, and return the connection's transport.
 
-        What is written to the transport is the process's input. What arrives is the process's output in the engine's
-        frames; the caller must set the transport's protocol to receive it. Raises EngineError.
+        What is written to the transport becomes the process's input. To receive the output, in the engine's frames, the
+        caller must set the transport's protocol. Raises EngineError.
         """
         target = f"{self.version}/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
         request = _request("POST", target, "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0")

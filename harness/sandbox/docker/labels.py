@@ -25,9 +25,9 @@ def remove_own(client: docker.DockerClient, run_id: str) -> None:
 
 
 def remove_leftovers(client: docker.DockerClient) -> int:
-    """Remove each container if the lab process that made it has ended. Return how many containers were removed.
+    """Remove the containers of lab processes that have ended; return how many containers were removed.
 
-    The processes of another host can't be checked, so their containers are kept.
+    Containers that were made by processes of another host are kept.
     """
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
@@ -37,7 +37,7 @@ def remove_leftovers(client: docker.DockerClient) -> int:
 
 
 def _remove(container: Container) -> bool:
-    """Remove a container; return False if another process is removing it or has removed it, otherwise True."""
+    """Remove a container; return False if another process has removed it or is doing so."""
     try:
         container.remove(force=True, v=True)
     except docker.errors.NotFound:

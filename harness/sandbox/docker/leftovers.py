@@ -1,4 +1,4 @@
-"""Removes from a Docker engine what ended lab processes left behind and, on request, images that the lab built."""
+"""Removes from a Docker engine what ended lab processes left and, on request, images that the lab built."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ BUILT_BY_LAB = {"label": "offswitch=sandbox"}
 
 
 def clear_engine(client: docker.DockerClient, *, images: bool) -> Iterator[str]:
-    """Remove the containers and networks of ended lab processes, and yield one line of text for each kind removed.
+    """Remove the containers and networks of ended lab processes, and yield a line of text for each kind removed.
 
-    If ``images`` is True, the images that the lab built and that no container uses are removed too. The lab builds them
-    again when it needs them. Raises EngineError.
+    If ``images`` is True, also remove the images that the lab built and that no container uses. Raises EngineError.
     """
     try:
         if containers := remove_leftovers(client):

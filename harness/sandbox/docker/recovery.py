@@ -19,10 +19,10 @@ SHUTDOWN_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-
 
 @dataclass
 class Recovery:
-    """Detects failures of the Docker engine during one run and waits for the engine (see ``EngineHealth``).
+    """Detects failures of the Docker engine during one run and waits until the engine answers again.
 
-    ``image`` says how to build the run's image, and ``tag`` is that image's tag. ``patience_s`` is the longest time in
-    seconds to wait for an engine that doesn't answer.
+    ``image`` is the request from which the run's image is built, and ``tag`` is that image's tag. ``patience_s`` is the
+    longest time in seconds to wait for the engine.
     """
 
     engine: Engine
@@ -38,8 +38,8 @@ class Recovery:
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Whether the engine doesn't answer, or has restarted since ``restart_count`` returned ``restarts``.
 
-        A restart isn't noticed at once, so the method waits briefly before it returns False. If ``stopping`` is True,
-        it waits as long as an orderly shutdown of the engine takes, because such a shutdown may have begun.
+        The method waits briefly before it returns False, because a restart isn't noticed at once. If ``stopping`` is
+        True, it waits as long as the engine takes to shut down.
         """
         until = time.monotonic() + (SHUTDOWN_S if stopping else RESTART_NOTICED_S)
         while self.restart_count() == restarts and await self.engine.answers():

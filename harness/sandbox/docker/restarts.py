@@ -1,8 +1,7 @@
-"""Counts a Docker engine's restarts by holding a stream of the engine's events open.
+"""Counts a Docker engine's restarts by keeping a stream of the engine's events open.
 
-An engine doesn't say when it was started. But the stream lasts as long as the engine's process, so the end of the
-stream shows that the process has ended. This works over any kind of connection, and without a clock. The events
-themselves aren't needed, so the stream is filtered to carry none.
+The stream lasts as long as the engine's process, so the end of the stream shows that the process has ended. The events
+themselves aren't needed, so a filter removes them all.
 """
 
 from __future__ import annotations

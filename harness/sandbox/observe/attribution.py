@@ -53,11 +53,10 @@ class ProcessAttribution:
         return False
 
     def one_process(self) -> frozenset[str] | None:
-        """Return the paths at which every process that removed the file also created or moved a file there.
+        """Return the paths at which each process that removed the file also put a file there, since the last call.
 
-        Only events since the last call count. A path at which nothing was removed is in the set too. Returns None if
-        the kernel dropped events. Events are told apart by file name only, so two paths with the same file name share
-        their events.
+        A path at which nothing was removed is included. Events are matched to paths by file name only. Returns None if
+        the kernel dropped events.
         """
         done: dict[tuple[bytes, int], int] = defaultdict(int)  # event types by file name and process
         complete = True

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class EventSource:
     """The source of one sandbox's file events and file accesses, which it requests from the watch daemon.
 
-    As long as the sandbox's dirty flag (dirty_flags.py) isn't set, there are no new file events. Then ``new_events``
-    returns ``no_events`` without a request to the daemon.
+    ``no_events`` is what ``new_events`` returns while there are no new file events. The sandbox's dirty flag in shared
+    memory says so, without a request to the daemon.
     """
 
     ask: Ask
@@ -103,8 +103,7 @@ class DaemonClient:
         """Watch the paths ``spec.watched`` in a container while the block runs, and yield the source of their events.
 
         The block must be entered before any process in the container can change a file. ``merged`` is the container's
-        root folder on the host. ``first`` is the process id of the container's first process, whose resource limits are
-        the standard with which those of all other processes are compared.
+        root folder on the host. ``first`` is the process id of the container's first process.
         """
         name = str(next(self._ids))
         where = {"merged": merged, "upper": str(reader.upper), "lowers": reader.lowers}
@@ -117,10 +116,7 @@ class DaemonClient:
                 self._unwatch(name)
 
     def _unwatch(self, name: str) -> None:
-        """Tell the daemon to stop watching a sandbox.
-
-        If the request fails because the daemon is dead, the failure is ignored, because a dead daemon watches nothing.
-        """
+        """Tell the daemon to stop watching a sandbox. A dead daemon is ignored."""
         try:
             self._ask(unwatch=name)
         except SandboxError:
@@ -161,7 +157,7 @@ class DaemonClient:
     def discard(self) -> int:
         """Kill a daemon that failed, and return its exit status.
 
-        The dirty flags are closed as soon as no sandbox's watch uses them.
+        The dirty flags stay open as long as a sandbox uses them.
         """
         self._process.kill()  # it may live on behind a broken connection
         status = self._process.wait()

@@ -97,7 +97,7 @@ class ContainerWatch:
     def _append(self, file_event: FileEvent) -> None:
         """Append a file event to ``events``.
 
-        The file's content is left out if the contents in ``events`` already have ``MAX_CONTENT_BYTES`` together.
+        The file's content is left out once the contents of all events together reach ``MAX_CONTENT_BYTES``.
         """
         state = file_event.state
         self.touched.add(state.path)
@@ -111,9 +111,9 @@ class ContainerWatch:
     ) -> None:
         """Read the file that an inotify event is about, and record its state if its path is watched.
 
-        ``folder`` is the path at which inotify watches, and ``event.name`` the file's name in that folder. If the event
-        is half of a rename, ``moved_to`` or ``came_from`` is the file's other path. ``writing`` means that a later
-        event in the queue reports another write to the file.
+        ``folder`` is the path that inotify watches, and ``event.name`` is the file's name in it, or "" if the path is
+        the file itself. If the file was renamed, ``moved_to`` or ``came_from`` is its other path. Passing ``writing``
+        marks the file's content as possibly incomplete.
         """
         path = _join(folder, event.name)
         if path not in self.paths:
@@ -171,7 +171,7 @@ class WatchDaemon:
     def _hand_over(self, watch: ContainerWatch) -> NewEvents:
         """Return a sandbox's file events since the last request, and remove them from its watch.
 
-        If some events were lost, the sandbox's files may no longer be watched, so they are watched anew from now on.
+        If some events were lost, start to watch the sandbox's files again.
         """
         one_process = watch.attribution.one_process() if watch.attribution else None
         new_events = NewEvents(events=tuple(watch.events), lost=watch.events_lost, one_process=one_process)
@@ -247,7 +247,7 @@ class WatchDaemon:
     def process_events(self, *, only_held: bool = False) -> None:
         """Process all queued inotify events, then record each process held by the permission gate and let it go.
 
-        ``only_held`` means that the caller knows that processes are held but no inotify event is queued.
+        Passing ``only_held`` skips the first step; this is right only if no inotify event is queued.
         """
         if not only_held:
             self._process_inotify()
@@ -263,8 +263,8 @@ class WatchDaemon:
     def _process_inotify(self) -> None:
         """Process the queued inotify events, for at most about ``READ_LIMIT_S``.
 
-        When this time is over, the sandboxes of the events read but not yet processed aren't watched until their next
-        snapshot. Otherwise one sandbox with many events could delay the events of all others.
+        After that, drop the events that were read but not processed, and stop watching their sandboxes until the next
+        snapshot of each. Otherwise one sandbox with many events could delay all others.
         """
         deadline = time.monotonic() + READ_LIMIT_S
         self.flags.busy()
@@ -276,9 +276,9 @@ class WatchDaemon:
         self.flags.idle()
 
     def _process_batch(self, events: list[Event], deadline: float) -> bool:
-        """Process events that were read together from the inotify queue, and return whether there was time for all.
+        """Process a list of inotify events, and return whether this was done before ``deadline``.
 
-        If ``deadline`` passes, stop watching the sandboxes of the remaining events, and return False.
+        If it wasn't, stop watching the sandboxes of the remaining events.
         """
         for watch in self._watches_of(events):
             watch.current.clear()
@@ -324,15 +324,15 @@ class WatchDaemon:
             self._stop_inotify(watch)
 
     def _watches_of(self, events: list[Event]) -> list[ContainerWatch]:
-        """Return the watch of the sandbox that each event is about.
+        """Return the watch of each event's sandbox, and skip events about files that are no longer watched.
 
-        A sandbox with several events is in the list several times. Events about files no longer watched are left out.
+        The list contains a watch several times if its sandbox has several events.
         """
         return [self._folders[event.wd][0] for event in events if event.wd in self._folders]
 
     @contextmanager
     def _lost_on_error(self, watch: ContainerWatch) -> Iterator[None]:
-        """Run the block. If the host fails to read a file in it, don't raise, but mark the sandbox's events as lost."""
+        """Run the block. If the block raises OSError, ignore the error and mark the sandbox's events as lost."""
         try:
             yield
         except OSError:
@@ -345,10 +345,9 @@ class WatchDaemon:
         self.flags.mark(watch.slot)
 
     def _rename_counterpart(self, watch: ContainerWatch, event: Event, others: list[Event]) -> str | None:
-        """Return the other path of a rename, or None if that path's folder isn't watched for this sandbox.
+        """Return a renamed file's other path, or None if that path isn't watched for this sandbox.
 
-        Inotify reports a rename as two events: ``event`` is one of them, and the other one is searched for in
-        ``others``.
+        Inotify reports a rename as two events: one is ``event``, and the other is searched for in ``others``.
         """
         other = next((each for each in others if each.cookie == event.cookie), None)
         other_watch, folder = self._folders.get(other.wd, (None, "")) if other else (None, "")
@@ -356,7 +355,7 @@ class WatchDaemon:
 
 
 def main() -> None:
-    """Serve one client until it closes the connection, which is a socket that the daemon has as its standard input."""
+    """Serve the client at the socket on standard input, until the client closes the connection."""
     collect_garbage_rarely()
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))

@@ -32,31 +32,28 @@ class DirtyFlags:
         self._page = mmap.mmap(self._file, SLOTS)
 
     def hand_over(self, connection: socket.socket, queue: int) -> None:
-        """Send the client the file descriptors of the shared memory and of inotify's event queue.
-
-        ``queue`` is the descriptor of that queue.
-        """
+        """Send the client two file descriptors: the shared memory's and ``queue``, that of inotify's event queue."""
         socket.send_fds(connection, [b"."], [self._file, queue])
 
     def busy(self) -> None:
-        """Mark the daemon as busy: it may have taken events off the queue without setting their flags yet."""
+        """Mark the daemon as busy: it may have read events whose flags aren't set yet."""
         self._page[_BUSY] = 1
 
     def idle(self) -> None:
-        """Mark the daemon as idle: it has set the flags of all events that it took off the queue."""
+        """Mark the daemon as idle: the flags of all events that it has read are set."""
         self._page[_BUSY] = 0
 
     def mark(self, slot: int) -> None:
-        """Set the dirty flag of the sandbox whose flag has the number ``slot``."""
+        """Set the dirty flag with the number ``slot``."""
         self._page[slot] = 1
 
     def clear(self, slot: int) -> None:
-        """Clear the flag with the number ``slot``, because no event of its sandbox waits to be sent to the client."""
+        """Clear the dirty flag with the number ``slot``."""
         self._page[slot] = 0
 
 
 class DirtyFlagsReader:
-    """The client's side of the dirty flags, which only reads them. It receives them over the daemon's connection.
+    """The client's side of the dirty flags, which receives them from the daemon and only reads them.
 
     Raises OSError or ValueError if the daemon ended before it sent the flags.
     """
@@ -77,11 +74,10 @@ class DirtyFlagsReader:
             self._free.append(slot)
 
     def quiet(self, slot: int) -> bool:
-        """Whether no event of a sandbox waits for the client, so that the client needs no request to the daemon.
+        """Whether a sandbox has no new file events for the client.
 
-        That is so if inotify's queue is empty, the daemon is idle and the sandbox's flag isn't set. These must be
-        checked in this order, because the daemon takes events off the queue only while it is busy, and becomes idle
-        only after it has set the events' flags.
+        That is so if inotify's queue is empty, the daemon is idle and the sandbox's flag isn't set. The order of these
+        checks ensures that an event that the daemon is just reading isn't missed.
         """
         return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 

@@ -2,8 +2,8 @@
 
 A fanotify permission mark on the file's inode makes a process that opens or executes the file wait for the daemon's
 permission, which is always given. While the process waits, the daemon reads the process's arguments, environment,
-resource limits and working folder from /proc. A hostile process chooses these itself. So the daemon reads only a
-bounded part of them, and they are evidence about that process only. See fanotify(7) and proc(5).
+resource limits and working folder from /proc. A hostile process chooses these itself, so only a bounded part of them is
+read, and they are evidence about that process only. See fanotify(7) and proc(5).
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class WatchedContainer:
     """One sandbox at the permission gate: its watched files and the accesses to them so far.
 
     ``name`` is the name of the sandbox's watch, ``container`` is the container's id, and ``first`` is the process id of
-    its first process. ``programs`` are the watched paths at which processes are held only if they execute the file, not
-    if they read it. ``likely`` are the words in the watched scripts. ``ignores_readers`` is true after too many reads;
-    then only processes that execute a watched file are held. ``incomplete`` is true after too many starts; then no
-    process is held.
+    its first process. Files at the paths ``programs`` hold only processes that execute them, not those that read them.
+    ``likely`` are the words in the watched scripts. After too many reads, ``ignores_readers`` is true, and only
+    processes that execute a watched file are held. After too many starts, ``incomplete`` is true, and no process is
+    held.
     """
 
     name: str
@@ -103,9 +103,9 @@ class WatchedContainer:
         self.pid_namespace = _link(self.first, _NAMESPACE)
 
     def has_process(self, pid: int, status: dict[str, str]) -> bool:
-        """Whether a process belongs to the container, as its parent, PID namespace or control group shows.
+        """Whether a process belongs to the container, judging by its parent, PID namespace or control group.
 
-        ``status`` is what ``_status`` returns for the process.
+        ``status`` contains entries of the process's /proc/PID/status, or nothing if the process has ended.
         """
         if not status:
             return False  # the process has ended
@@ -160,9 +160,9 @@ class PermissionGate:
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
         """Add or remove a fanotify mark on a file, and return whether the kernel accepted that.
 
-        ``action`` says whether the mark is added or removed, and ``held`` is the set of events for which processes are
-        held. The file is the one called ``name`` in the open folder ``folder``. If ``name`` is None, ``folder`` is the
-        open file itself.
+        ``action`` is to add or to remove the mark, and ``held`` are the kinds of access for which processes are held.
+        The file is the one called ``name`` in the open folder ``folder``. If ``name`` is None, ``folder`` is the open
+        file itself.
         """
         flags, path = ctypes.c_uint(action | (_DONT_FOLLOW if name else 0)), name and os.fsencode(name)
         done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
@@ -171,8 +171,7 @@ class PermissionGate:
     def forget(self, container: WatchedContainer) -> None:
         """Stop recording accesses to the files of a sandbox that is being removed.
 
-        The marks on these files aren't removed here, because the kernel removes each mark together with its file. A
-        process that is held until then is let go without a record.
+        The kernel removes each mark together with its file. Until then, held processes are let go without a record.
         """
         for inode in container.files:
             # Another container's new file may have the inode number of a deleted one.
@@ -181,10 +180,7 @@ class PermissionGate:
         container.files.clear()
 
     def close(self, container: WatchedContainer) -> None:
-        """Remove the marks on a sandbox's files, so that its processes aren't held any more.
-
-        Accesses to these files are no longer recorded either.
-        """
+        """Stop holding the processes of a sandbox, and stop recording its accesses."""
         with closing(ContainerRoot(container.merged)) as root:
             for path in container.files.values():
                 with suppress(OSError):
@@ -237,8 +233,8 @@ class PermissionGate:
     def _over_limit(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
         """Whether ``MAX_ACCESSES`` starts (if ``executed`` is true) or reads were already recorded for the sandbox.
 
-        If so, fewer of its processes are held from now on. After too many starts, no process is held. After too many
-        reads, processes that only read the open file ``file`` aren't held.
+        If so, hold fewer of its processes from now on: after too many starts, none; after too many reads, none that
+        only reads the open file ``file``.
         """
         starts = sum(each.started for each in container.accesses)
         if executed and starts >= MAX_ACCESSES:
@@ -253,9 +249,9 @@ class PermissionGate:
 
 
 class ContainerRoot:
-    """Opens folders below a container's root folder on the host, each of them once and without following links.
+    """Opens folders of a container without following links, and keeps them open until ``close`` is called.
 
-    The caller must close it.
+    ``merged`` is the container's root folder on the host.
     """
 
     def __init__(self, merged: str) -> None:
@@ -291,10 +287,10 @@ class ContainerRoot:
 def file_access_of(
     pid: int, status: dict[str, str], path: str, container: WatchedContainer, *, executed: bool
 ) -> FileAccess:
-    """Read from /proc what a held process is and what it was started with, and return that as a file access.
+    """Return a held process's access to a watched file, with what /proc says about the process.
 
-    ``status`` is what ``_status`` returns for the process. ``path`` is the watched file that the process opened, and
-    ``executed`` is true if the process opened the file to execute it.
+    ``status`` contains entries of the process's /proc/PID/status. ``path`` is the watched file, and ``executed`` is
+    true if the process opened the file to execute it.
     """
     limits = _limits(pid)
     usual_limits, usual_filters = container.baseline
@@ -326,19 +322,19 @@ def _interprets(program: str, argv: list[str], path: str) -> bool:
 
 
 def script_words(contents: Iterable[bytes]) -> frozenset[str]:
-    """Return all words in those files that are scripts, which means that they start with ``#!``.
+    """Return all words in the scripts among some files. A script is a file that starts with ``#!``.
 
-    ``contents`` are the contents of all files. Among the words are the commands that a script calls; a hostile process
-    could replace such a command by a shell function with the same name.
+    ``contents`` are the contents of all the files. The words include the commands that the scripts call.
     """
     scripts = (content for content in contents if content.startswith(b"#!"))
     return frozenset(word for script in scripts for word in re.findall(r"[\w.-]+", script.decode(errors="replace")))
 
 
 def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """Read from a process's environment the part that can change what a script does.
+    """Return the variables of a process's environment that can change what a script does.
 
-    ``kept_variables`` says which variables these are, and what ``likely`` means.
+    These are startup variables, such as PATH, and exported shell functions. If there are very many functions, some are
+    left out, but none whose name is in ``likely``.
     """
     text = _text(pid, "environ")
     return kept_variables(text, likely) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text, likely)
@@ -348,11 +344,11 @@ def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...
 def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tuple[str, str], ...]:
     """Parse an environment, and return its startup variables and exported shell functions in their original order.
 
-    A startup variable is one that affects a shell, Python or the loader before a script's first line. If a name occurs
-    several times, its first and last occurrence are kept, because some programs obey the first one and others the last
-    one. A function is always kept if its name is a shell builtin or is in ``likely``, the words of the watched scripts.
-    Of the other functions at most ``MAX_FUNCTIONS`` are kept: half of this number from the front and half from the end.
-    Names and values are cut to ``MAX_CHARACTERS``.
+    A startup variable is one that affects a shell, Python or the loader before a script's first line, such as PATH. If
+    a name occurs several times, its first and last occurrence are kept, because programs differ in which one they use.
+    A function is always kept if its name is a shell builtin or is in ``likely``. Of the other functions, at most
+    ``MAX_FUNCTIONS`` are kept, half of them from the front and half from the end. Names and values are cut to
+    ``MAX_CHARACTERS``.
     """
     pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
     variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
@@ -372,11 +368,10 @@ def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
 
 
 def _bounded(functions: list[tuple[int, str]], likely: frozenset[str]) -> list[tuple[int, str]]:
-    """Drop functions in the middle, so that at most ``MAX_FUNCTIONS`` are left beside the likely ones.
+    """Drop functions in the middle of a list until at most ``MAX_FUNCTIONS`` are left, beside those always kept.
 
-    A function with the name of a builtin or a word in ``likely`` is never dropped. Otherwise an agent could hide a
-    function that replaces one of the script's commands among many other functions. ``functions`` are pairs of position
-    and name.
+    A function is always kept if its name is a shell builtin or is in ``likely``. Otherwise an agent could hide such a
+    function among many others. ``functions`` are pairs of position and name.
     """
     called = {name: _EXPORTED_FUNCTION.sub(r"\1", name) for _, name in functions}
     always = {name for name, word in called.items() if word in likely or _BUILTIN.fullmatch(word)}

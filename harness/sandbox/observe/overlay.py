@@ -53,7 +53,7 @@ class FilesystemReader(Protocol):
 
     @property
     def guarantee(self) -> str:
-        """Return the name of this way of reading files, "layers" or "archive", which the trial's record contains."""
+        """Return how files are read, "layers" or "archive", for the trial's record."""
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
         """Read the state of the file at each path, and return the states in the same order."""
@@ -90,9 +90,9 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
 
 
 class _LayerFolders:
-    """Opens folders of one overlay layer, each of them once and without following links.
+    """Opens folders of one overlay layer without following links, and keeps them open until ``close`` is called.
 
-    ``top`` is the descriptor of the layer's root folder. The caller must close this object.
+    ``top`` is the descriptor of the layer's root folder.
     """
 
     def __init__(self, top: int) -> None:
@@ -103,8 +103,8 @@ class _LayerFolders:
         """Return the descriptor of the folder at a path, and whether the layer hides that path in the layers below it.
 
         The path "" is the layer's root folder. The descriptor is None if the layer has no folder at the path. A layer
-        hides a path if the path was deleted or replaced in the layer. Raises OSError if the host itself fails, for
-        example because too many files are open.
+        hides a path if the path was deleted or replaced in the layer. Raises OSError on an error of the host, such as
+        too many open files.
         """
         if not path:
             return self._top, False
@@ -137,9 +137,8 @@ class _LayerFolders:
 class _SkipVanished:
     """Context manager that ignores an OSError in its block, because a file can vanish before it is read.
 
-    ``host_failed`` is true after an error of the host itself, for example because too many files are open. Such an
-    error is ignored too, because an agent can cause it by making very deep folders, and must not be able to make its
-    trial fail.
+    ``host_failed`` is true after an error of the host, such as too many open files. Such an error is ignored too;
+    otherwise an agent could make its trial fail by causing one.
     """
 
     host_failed = False
@@ -178,7 +177,7 @@ def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _SkipVani
 
 @dataclass(frozen=True)
 class _Walked:
-    """What one walk through an overlay's upper layer has found.
+    """The result of one walk through an overlay's upper layer.
 
     ``files`` are the states of all regular files, and ``changed`` are the paths of everything except folders. ``tops``
     are the names in the layer's root folder. ``folders`` maps each folder's path to its inode number and times of last
@@ -191,11 +190,11 @@ class _Walked:
     folders: dict[str, tuple[int, ...]]
 
     def has_any(self, paths: tuple[str, ...]) -> bool:
-        """Whether one of these paths may be in the layer, because the layer has the first folder of the path."""
+        """Whether one of these paths may be in the layer: the layer has the path's first component."""
         return not self.tops.isdisjoint([path.split("/", 2)[1] for path in paths])
 
     def is_current(self, top: int) -> bool:
-        """Whether no folder has been written to since the walk, so that the list of files is still right.
+        """Whether the list of files is still right: no folder has been written to since the walk.
 
         ``top`` is the descriptor of the layer's root folder.
         """
@@ -258,7 +257,7 @@ class OverlayReader:
         """Return the state of each path, and the states of all regular files in the upper layer.
 
         The states of the files in the upper layer contain only path, kind and identity. Raises OSError if the host
-        itself fails.
+        can't read the layers.
         """
         paths, walked = tuple(paths), self._walked
         if walked and not walked.has_any(paths) and walked.is_current(self._upper_root()):
@@ -269,10 +268,9 @@ class OverlayReader:
         ), self._walked_layer().files  # in this order, so that a file moved meanwhile is listed at its new place
 
     def untouched(self, path: str) -> bool:
-        """Whether a path was certainly never written to, because its first folder isn't in the upper layer.
+        """Whether a path was certainly never written to: its first folder isn't in the upper layer.
 
-        Every write to a file, through whatever link or memory mapping, goes to a copy of the file in the upper layer.
-        Raises OSError if the upper layer can't be read.
+        Any write to the file would have copied the file there. Raises OSError if the upper layer can't be read.
         """
         try:
             os.stat(path.split("/", 2)[1], dir_fd=self._upper_root(), follow_symlinks=False)
@@ -281,7 +279,7 @@ class OverlayReader:
         return False
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path as the container sees it. Raises OSError if the host itself fails."""
+        """Read the state of each path as the container sees it. Raises OSError if the host can't read the layers."""
         paths = tuple(paths)
         self._cache_lower_states(paths)
         with closing(_LayerFolders(self._upper_root())) as folders:
@@ -304,8 +302,8 @@ class OverlayReader:
     def _cache_lower_states(self, paths: tuple[str, ...]) -> None:
         """Read and cache the states of paths in the lower layers, which no process can write to.
 
-        The top lower layer was made for this container only. The lower layers below it are the image's, and all
-        containers of the image share them.
+        The top one of these layers is this container's own. The others are the image's, and all its containers share
+        them.
         """
         if not (unknown := [path for path in paths if path not in self._lower_states]):
             return
@@ -330,15 +328,14 @@ class OverlayReader:
     def changed_paths(self) -> tuple[str, ...]:
         """List the paths in the upper layer, except folders.
 
-        For a deleted file of the image, the upper layer has a special file at its path, a whiteout, so the path is
-        listed too.
+        Deleted files of the image are listed too, because the upper layer marks each with a special file, a whiteout.
         """
         return self._walked_layer().changed
 
     def _walked_layer(self) -> _Walked:
         """Walk through the upper layer and return what was found.
 
-        If no folder has been written to since the last walk, the result of the last walk is returned instead.
+        If no folder has been written to since the last walk, return the last walk's result instead.
         """
         if self._walked and self._walked.is_current(self._upper_root()):
             return self._walked
@@ -377,8 +374,8 @@ def _image_readable(*layers: str) -> bool:
 def _image_state(layers: str, path: str, content_only: bool) -> FileState | None:
     """Read and cache the state of a path in the image's layers, which no container can write to.
 
-    ``layers`` are the layers' folders, joined by colons with the top layer first, as overlayfs lists them. The first
-    layer that contains or hides the path decides. Returns None if no layer does. If ``content_only`` is true, a file
+    ``layers`` are the layers' folders, joined by colons with the top layer first. The state comes from the first layer
+    in which the path exists or was deleted; without such a layer, None is returned. If ``content_only`` is true, a file
     larger than ``CONTENT_BYTES`` is neither read nor hashed. Raises OSError if a layer can't be read.
     """
     for layer in filter(None, layers.split(":")):
@@ -389,11 +386,11 @@ def _image_state(layers: str, path: str, content_only: bool) -> FileState | None
 
 
 def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
-    """Read the state of a path in one layer. Return None if the layer neither contains nor hides the path.
+    """Read the state of a path in one layer. Return None if the path neither exists in the layer nor was deleted there.
 
-    A layer hides a path that was deleted in it; then the state returned is that of a missing file. If ``content_only``
-    is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed. If ``fixed`` is true, nobody can write to
-    the layer, so hashes are cached. Raises OSError if the file is replaced while it is read.
+    A deleted path has the state of a missing file. If ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is
+    neither read nor hashed. Pass ``fixed`` for a layer that never changes; then hashes are cached. Raises OSError if
+    the file is replaced while it is read.
     """
     above, _, name = path.strip("/").rpartition("/")
     folder, hides = folders.at(above)
@@ -438,10 +435,7 @@ def _opened(folder: str | Path, above: int | None = None) -> int:
 
 
 def _raise_host_error(error: OSError) -> None:
-    """Raise ``error`` if the host itself has failed, for example because too many files are open.
-
-    Otherwise do nothing. Without this check, the host's failure would be taken for something that the container did.
-    """
+    """Raise ``error`` if it is an error of the host, such as too many open files. Otherwise do nothing."""
     if error.errno in HOST_ERRORS:
         raise error
 
@@ -485,8 +479,8 @@ def _file_state(
 ) -> FileState:
     """Read the state of the file called ``name`` in the open folder ``folder``; ``found`` is the file's status (stat).
 
-    If ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed. If ``fixed`` is true,
-    the file never changes, so its hash is cached. Raises OSError if the file was replaced after ``found`` was read.
+    If ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed. Pass ``fixed`` for a
+    file that never changes; then the hash is cached. Raises OSError if the file was replaced after ``found`` was read.
     """
     digest = content = target = identity = None
     if stat.S_ISREG(found.st_mode):
@@ -522,10 +516,7 @@ def _file_state(
 
 @lru_cache(maxsize=1_000)
 def _plain_state(path: str, kind: FileKind, mode: int, uid: int, gid: int) -> FileState:
-    """Return the state of a file whose content isn't read, such as a folder.
-
-    The states are cached, because most of them never change.
-    """
+    """Return the state of a file whose content isn't read, such as a folder. The states are cached."""
     return FileState(path=path, kind=kind, mode=stat.S_IMODE(mode), uid=uid, gid=gid)
 
 
@@ -548,11 +539,11 @@ def _identity_at(name: str, folder: int, found: os.stat_result) -> str:
 
 
 def _identity(fd: int, found: os.stat_result) -> str:
-    """Return an identity that a file keeps when it is renamed; ``fd`` is the open file.
+    """Return an identity that an open file keeps when it is renamed.
 
-    At the first write to a file of the image, or its first rename, the overlay copies the file to the upper layer and
-    stores the original's handle with the copy. So the identity is that handle, or the file's own if it is no copy. See
-    "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
+    The overlay copies a file of the image to the upper layer before the file's first write or rename, and stores the
+    original's handle with the copy. The copy's identity is that handle; any other file's identity is its own handle or
+    inode number. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
     """
     origin = _xattr(fd, ORIGIN)
     if origin and len(origin) > 21:

@@ -1,7 +1,8 @@
 """Reads files of /proc with as few system calls as possible.
 
-A process that the permission gate holds has to wait meanwhile (exec_gate.py), and Python's own file objects make three
-times as many system calls. A hostile process chooses part of what is read, so the number of bytes read is bounded.
+Reading must be quick, because the permission gate (exec_gate.py) may hold a process meanwhile. Python's own file
+objects make three times as many system calls. A hostile process chooses part of what is read, so the number of bytes
+read is bounded.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _BUFFER_BYTES = 16 << 10
 def text_of(path: str, *, records: bool = False) -> str:
     """Return the text of a file of /proc, which the kernel generates. Raises OSError.
 
-    Reading stops when the kernel returns fewer bytes than requested. ``records`` is true if the file consists of
-    records. A read of such a file ends after a whole record, so reading goes on until the kernel returns nothing.
+    Reading stops when the kernel returns fewer bytes than requested. Pass ``records`` for a file of records, of which
+    each read returns whole records only; then reading goes on until the kernel returns nothing.
     """
     fd = os.open(path, os.O_RDONLY)
     try:

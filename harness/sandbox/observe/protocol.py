@@ -9,8 +9,8 @@ from harness.sandbox.protocol import FileEvent
 class NewEvents(Frozen):
     """The file events of one sandbox since the client's last request, in order.
 
-    ``lost`` is true if some events are missing, for example because there were too many. ``one_process`` has the same
-    meaning as in ``Snapshot``.
+    ``lost`` is true if some events are missing, for example because there were too many. ``one_process`` are the paths
+    at which each process that removed the file also put a file there, or None if that isn't known.
     """
 
     events: tuple[FileEvent, ...] = ()
@@ -21,9 +21,9 @@ class NewEvents(Frozen):
 class DaemonReply(Frozen):
     """The watch daemon's reply to one request.
 
-    ``failed`` is an error message if the host failed. ``new_events`` and ``accesses`` are set only if the request was
-    for them. Even then ``new_events`` is None if the sandbox isn't watched, and ``accesses`` is None if some weren't
-    recorded.
+    ``failed`` is the message of an error on the host, if there was one. ``new_events`` is None if the request wasn't
+    for events or the sandbox isn't watched. ``accesses`` is None if the request wasn't for accesses or if some accesses
+    weren't recorded.
     """
 
     failed: str | None = None

@@ -17,8 +17,8 @@ OPENAI_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 class Sampling(Frozen):
     """Sampling options set by the user.
 
-    An option that is None is left out of requests, so that the provider's default applies. The exception is
-    ``max_tokens`` in the Messages API. This API requires a value, so the lab sends its own default.
+    An option that is None is left out of requests, and the provider's default applies. But the Messages API requires
+    ``max_tokens``, so the lab then sends a default of its own.
     """
 
     effort: str | None = None

@@ -80,8 +80,8 @@ def _call(call: dict[str, Any]) -> ToolUse:
 def _usage(usage: Any) -> Usage | None:
     """Parse the token usage of a response; return None if the response reports none.
 
-    Some providers count reasoning tokens in ``total_tokens`` but not in ``completion_tokens``. The number of output
-    tokens is therefore at least the total minus the prompt tokens.
+    Some providers count reasoning tokens only in ``total_tokens``. If ``total_tokens`` minus the prompt tokens is
+    larger than ``completion_tokens``, the difference is therefore used as the number of output tokens.
     """
     if not usage:
         return None

@@ -57,7 +57,7 @@ class ServedModel(Frozen):
 def gguf_choice(path: Path) -> ModelChoice:
     """Build a ModelChoice for a GGUF file. Raises UsageError if the file is unusable or llama.cpp isn't installed.
 
-    The address in the ModelChoice has no port yet, because the port is known only once the file is served.
+    The address in the ModelChoice has no port, because the port is chosen when the file is served.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Makes the base image of all sandboxes, once on each host, with packages from the host's own package mirror."""
+"""Makes the base image of all sandboxes, once on each host."""
 
 import os
 import shutil
@@ -61,8 +61,8 @@ def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
     """Find the package mirror of the host's Linux distribution; return None if ``targets`` doesn't list it.
 
     ``os_release`` is the text of /etc/os-release. ``targets`` are lines in TARGET_FORMAT, one for each package index
-    that apt knows. Suites for updates and security fixes are skipped because they aren't complete; their names have a
-    dash. The archives of third parties are skipped too; they name another origin than the distribution.
+    that apt knows. Only the distribution's main release is considered, not its updates or the archives of third
+    parties.
     """
     facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
     distribution, codename = (facts.get(name, "").strip('"') for name in ("ID", "VERSION_CODENAME"))
@@ -129,10 +129,9 @@ def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
 
 
 def _write(say: Say, archive: IO[bytes]) -> None:
-    """Write the most complete Linux system that this host has the tools for to ``archive`` as a tar archive.
+    """Make a Linux system and write it to ``archive`` as a tar archive.
 
-    The system is that of ``bootstrap``, or that of ``assemble`` if mmdebstrap or a package source is missing. If making
-    the chosen system fails, the other isn't tried.
+    The system is made by ``bootstrap``, or by ``assemble`` if mmdebstrap or a package source is missing.
     """
     if not shutil.which("apt-get"):
         raise ImageError("apt-get is missing")
@@ -179,7 +178,7 @@ def _fetch(client: docker.DockerClient, say: Say, name: str) -> Image:
 
 
 def _lay_out(root: Path, *, bash: Path, busybox: Path) -> None:
-    """Lay out a Linux system in ``root`` with bash and busybox. Every other tool in it is a link to busybox."""
+    """Write a Linux system with bash and busybox to the folder ``root``. Its other tools are links to busybox."""
     programs = root / "usr" / "bin"
     for folder in ("usr/bin", "etc", "proc", "sys", "dev", "run", "root", "var/log", "tmp"):
         (root / folder).mkdir(parents=True)

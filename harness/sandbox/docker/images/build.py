@@ -35,8 +35,8 @@ CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")
 class Image(Frozen):
     """A built image, as it appears in a run's records.
 
-    ``name`` is the requested image, and ``tag`` and ``id`` are those of the built image. ``base`` is the ID of the
-    image that it was built on. ``packages`` maps the name of each installed Debian package to its version.
+    ``name`` is the name under which the image was requested. ``tag`` and ``id`` are the image's own. ``base`` is the ID
+    of the image that it was built on. ``packages`` maps the name of each installed Debian package to its version.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Image(Frozen):
 class ContextFile:
     """One file of a Docker build context, with its path in the image, its mode and its content.
 
-    If ``source`` is True, ``content`` is C source, and the image gets the program that is compiled from it.
+    If ``source`` is True, ``content`` is C source, and the image gets the compiled program instead.
     """
 
     path: str
@@ -59,7 +59,7 @@ class ContextFile:
     source: bool = False
 
     def built(self) -> bytes:
-        """Return the content that the file gets in the image, which is a compiled program if ``source`` is True.
+        """Return the file's content in the image, which is the compiled program if ``source`` is True.
 
         Raises ImageError if the C source doesn't compile.
         """
@@ -91,8 +91,7 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
 def derived_image(client: docker.DockerClient, base: str, task: Task) -> Image:
     """Return an image that adds the lab's console and the task's programs to the user's own image ``base``.
 
-    The image is built if it doesn't exist. Each file is copied separately, so that folders that exist in ``base`` keep
-    their owner and mode. Raises ImageError.
+    The image is built if it doesn't exist. Folders that exist in ``base`` keep their owner and mode. Raises ImageError.
     """
     base_id = str(client.images.get(base).id)
     parts = list(_programs(task))
@@ -115,7 +114,7 @@ def _arguments(task: Task, base: str) -> dict[str, str]:
 
 
 def _tree(folder: Path) -> Iterator[ContextFile]:
-    """Yield each file under a folder of this repository. A file that is executable here is executable in the image."""
+    """Yield each file under ``folder``, for an image. Files that are executable here are executable in the image."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
         yield ContextFile(f"/{file.relative_to(folder)}", mode, file.read_bytes())
@@ -131,7 +130,7 @@ _compiler = cache(find_compiler)
 
 @cache
 def _compiled(source: bytes) -> bytes:
-    """Compile C source and return the static program. Raises ImageError with the compiler's first line of output."""
+    """Compile C source to a static program. Raises ImageError with the first line of the compiler's output."""
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
         command = [*_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
@@ -147,7 +146,7 @@ def _digest(
 ) -> str:
     """Return a hash of everything that goes into an image, for use as the image's tag.
 
-    Programs are hashed by their C source, so no compiler is needed to find out that an image exists already.
+    Programs are hashed by their C source, so computing the hash needs no compiler.
     """
     hashed = hashlib.sha256(dockerfile)
     for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):

@@ -26,10 +26,10 @@ MACHINES = {
 
 
 def find_compiler(machine: str = "") -> list[str]:
-    """Return the command of the first C compiler on this host that makes static Linux programs for a kind of CPU.
+    """Return the command of a C compiler on this host that makes static Linux programs for ``machine``.
 
-    ``machine`` is the CPU's name, such as x86_64 or arm64; "" stands for this host's CPU. Raises ImageError if no
-    compiler makes such programs.
+    ``machine`` is a machine type such as x86_64 or arm64; "" means this host's type. Raises ImageError if there is no
+    such compiler.
     """
     name, number = MACHINES.get(machine or platform.machine(), (machine, 0))
     for command in _candidates(name):
@@ -42,7 +42,7 @@ def find_compiler(machine: str = "") -> list[str]:
 def ensure_compiler(say: Say) -> list[str]:
     """Return the command of a C compiler, and install gcc first if there is none. Raises ImageError.
 
-    Only a process that is root on a host with apt-get can install gcc.
+    gcc can be installed only if this process is root and the host has apt-get.
     """
     try:
         return find_compiler()
@@ -61,7 +61,7 @@ def _candidates(machine: str) -> list[list[str]]:
 
 
 def _elf_machine(command: list[str]) -> int | None:
-    """Compile a small program with ``command`` and return the CPU number in its ELF header; None if that fails."""
+    """Compile a small program with ``command`` and return the machine type in its ELF header; None if that fails."""
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         source, program = Path(folder, "a.c"), Path(folder, "a")
         source.write_text(PROGRAM)

@@ -21,8 +21,8 @@ PROGRAM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 class ImageContents(Frozen):
     """What was read from an image without running it.
 
-    ``states`` are the states of the requested paths. ``programs`` are those of the requested programs that the image
-    has. The other fields are the image's ID and configuration.
+    ``states`` are the states of the requested paths. ``programs`` are the requested programs that the image has. The
+    other fields are the image's ID and configuration.
     """
 
     id: str

@@ -1,14 +1,13 @@
 """Limits how many containers may be started or removed at the same time on one Docker engine.
 
-An engine that gets too many requests at once gets less done (a third less with eight times as many requests as cores).
-How much an engine can do differs from host to host and from minute to minute, so the limit is adapted to the engine's
-response times.
+An engine that gets too many requests at once gets less done. How many are too many depends on the host and changes with
+time, so the limit is adapted to the engine's response times.
 
 The lab estimates from each response time how many requests are waiting in a queue at the engine. The estimate is
-``limit * (1 - best / now)``, where ``limit`` is the number of requests under way, ``now`` is the latest response time
-and ``best`` is the shortest recent response time. The limit grows while the queue is shorter than the number of cores,
-and it shrinks when the queue is longer than twice that number. TCP Vegas adapts its window in this way (Brakmo and
-Peterson 1995, https://doi.org/10.1109/49.464716).
+``limit * (1 - best / now)``, where ``limit`` is the current limit, ``now`` is the latest response time and ``best`` is
+the shortest recent response time. The limit grows while the queue is shorter than the number of cores, and it shrinks
+when the queue is longer than twice that number. TCP Vegas adapts its window in this way (Brakmo and Peterson 1995,
+https://doi.org/10.1109/49.464716).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Detects when the host starves a container of CPU, because such time must not count against the kill switch.
+"""Detects when the host starves a container of CPU. Such time doesn't count against the kill switch.
 
 The data comes from the host's /proc and from the container's control group. If they can't be read, no container counts
 as starved.
@@ -36,9 +36,9 @@ class CpuStarvation:
         self._used_s = _used_s(self._counter)
 
     def is_starved(self) -> bool:
-        """Whether the container needs CPU time but has got clearly less than its limit since the last call.
+        """Whether, since the last call, the container got clearly less CPU time than its limit although it needs more.
 
-        The container needs CPU time if one of its processes is ready to run or waits for the disk.
+        It needs more if one of its processes is ready to run or waits for the disk.
         """
         used_before, measured_before = self._used_s, self._measured_at
         self._used_s, self._measured_at = _used_s(self._counter), time.monotonic()

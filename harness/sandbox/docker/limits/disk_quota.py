@@ -1,9 +1,9 @@
 """Ends each container that holds more bytes or files than its disk limits allow.
 
-Docker itself can limit a container's disk use only on file systems with project quotas. Instead, one asyncio task of
-the lab checks the free space of the host's file system four times a second. The task adds up each container's disk use
-only if enough free space was lost to bring a container near its limit, or if some seconds have passed since it last did
-so. A container over its limit is ended through the engine, as the kernel ends a container that runs out of memory.
+Docker itself can limit a container's disk use only on file systems with project quotas. So one asyncio task of the lab
+checks the free space of the host's file system four times a second. The task measures each container's disk use only if
+enough free space was lost to bring a container near its limit, or if the last measurement was some seconds ago. A
+container over its limit is killed through the engine.
 
 Between two checks, a container can write only as much as its CPU limit and the maximum file size allow. System calls
 that reserve much space at once are refused (sandbox_images/console/console.c).
@@ -41,8 +41,8 @@ class BoundedContainer:
     """One container with its disk limits and its disk use.
 
     ``upper`` is the folder of the container's writable overlay layer. ``first`` is the pid of the container's first
-    process. ``end`` ends the container. ``full`` is True if the container was found over a limit. ``bytes`` and
-    ``files`` are the disk use at the last full check.
+    process. ``end`` ends the container. ``full`` is True once the container was found over a limit. ``bytes`` and
+    ``files`` are the disk use when it was last measured.
     """
 
     upper: Path
@@ -55,10 +55,10 @@ class BoundedContainer:
     files: int = 0
 
     def may_be_near(self, lost: tuple[int, int]) -> bool:
-        """Whether the container may be near a limit, supposing that it alone used up all the lost free space.
+        """Whether the container may be near a limit, if all the lost free space is counted as its own use.
 
-        ``lost`` is how many free bytes and how many free files the host's file system has lost since the last full
-        check. Small losses are ignored.
+        ``lost`` is how many free bytes and how many free files the host's file system has lost since the container's
+        disk use was last measured. Small losses are ignored.
         """
         lost_bytes, lost_files = lost
         near_bytes = lost_bytes > IGNORED_BYTES and self.bytes + lost_bytes > NEAR_LIMIT * self.max_bytes
@@ -67,7 +67,7 @@ class BoundedContainer:
 
 @dataclass
 class DiskQuota:
-    """Enforces the disk limits of all containers of this process in one asyncio task, which goes on after failures."""
+    """Enforces the disk limits of all containers of this process in one asyncio task. Failed checks are repeated."""
 
     _bounded: list[BoundedContainer] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
@@ -106,7 +106,7 @@ class DiskQuota:
             await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def _check(self) -> None:
-        """Check the free space and, if necessary, each container's disk use. End each container over a limit."""
+        """Check the free space, measure the containers' disk use if necessary, and end each container over a limit."""
         free = self._free_space()
         if free is None:
             return
@@ -123,7 +123,7 @@ class DiskQuota:
         self._free, self._checked_at = free, time.monotonic()
 
     def _free_space(self) -> tuple[int, int] | None:
-        """Return how many bytes and how many files can still be written to the file system with the containers' layers.
+        """Return how many more bytes and files fit on the file system that holds the containers' layers.
 
         Return None if no container's layer exists any more.
         """
@@ -150,10 +150,7 @@ def over_quota(containers: list[BoundedContainer]) -> list[BoundedContainer]:
 
 
 def _du(folders: list[Path], unit: str) -> dict[Path, int]:
-    """Return the total that du counts in each folder. ``unit`` is the option of du that selects bytes or files.
-
-    du is used because it follows no symbolic link and has no limit on the depth of folders.
-    """
+    """Return the total that du counts in each folder. ``unit`` is the option of du that selects bytes or files."""
     if not folders:
         return {}
     command = ["du", "--summarize", "--one-file-system", unit, *map(str, folders)]
@@ -165,7 +162,7 @@ def _du(folders: list[Path], unit: str) -> dict[Path, int]:
 
 
 def _deleted_files(first: int) -> Iterator[os.stat_result]:
-    """Yield the status of each deleted regular file that the container's processes still have open or mapped.
+    """Yield the status of each deleted regular file that the container's processes still hold open or mapped in memory.
 
     ``first`` is the pid of the container's first process.
     """
@@ -188,7 +185,7 @@ def processes_of(first: int) -> Iterator[int]:
 
 
 def _without_name(folder: Path) -> Iterator[os.stat_result]:
-    """Yield the status of each regular file in ``folder`` that has been deleted, so that it has no name any more.
+    """Yield the status of each deleted regular file in ``folder``.
 
     ``folder`` is a folder of /proc that lists a process's open files or mapped files.
     """

@@ -10,7 +10,7 @@ from harness.sandbox.docker.setup.local_engine import Say, ensure_engine
 
 
 def ensure_all(say: Say) -> None:
-    """Make sure that this host has a Docker engine, the base image and a C compiler. What exists already is kept."""
+    """Install or make what this host lacks of a Docker engine, the base image and a C compiler."""
     ensure_engine(say)
     client = connect()
     try:
@@ -26,7 +26,7 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Set up this host for trials. If that fails, exit with the error in one sentence."""
+    """Set up this host for trials. If that fails, exit with a one-sentence error message."""
     try:
         ensure_all(say)
     except LabError as error:

@@ -1,9 +1,8 @@
 """Makes sure that a Docker engine answers, and starts one only if none is running.
 
-On a host without systemd, the lab starts a dockerd of its own, whose paths no other engine uses. After a kill or a
-power cut, pid files and processes of that dockerd may be left. The pid files can't be trusted, so the processes are
-found by their command lines. The processes are killed and the pid files are removed before a new dockerd is started.
-The new dockerd clears up the mounts and networks of dead containers.
+On a host without systemd, the lab starts a dockerd of its own, with paths that no other engine uses. A kill or a power
+cut can leave pid files and processes of that dockerd. They are removed before a new dockerd is started. The processes
+are found by their command lines, because the pid files can't be trusted.
 """
 
 import asyncio
@@ -43,10 +42,10 @@ FLAGS = (
 
 
 def ensure_engine(say: Say) -> None:
-    """Return once a Docker engine answers. Raises EngineError if no engine can be made to answer.
+    """Make sure that a Docker engine answers. Raises EngineError if that fails.
 
-    If no engine answers, Docker is installed and started. This is done only if this process is root on a host with
-    apt-get, and only if DOCKER_HOST isn't set.
+    If no engine answers, Docker is installed and started. That needs root, apt-get and an environment without
+    DOCKER_HOST.
     """
     try:
         connect().close()
@@ -68,7 +67,7 @@ def ensure_engine(say: Say) -> None:
 
 
 def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
-    """Return once the lab's own dockerd answers, and start that dockerd if it isn't running. Raises EngineError."""
+    """Start the lab's own dockerd if it isn't running, and wait until it answers. Raises EngineError."""
     with setup_lock(say, paths):
         if answers(paths.address):
             return
@@ -81,10 +80,7 @@ def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
 
 @contextmanager
 def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
-    """Hold the lock on this host's set-up while the block runs, so that only one process sets up the host.
-
-    If the process dies, the kernel frees the lock.
-    """
+    """Hold a lock while the block runs, so that only one process at a time sets up this host."""
     paths.run.mkdir(parents=True, exist_ok=True)
     with (paths.run / "setup.lock").open("w") as lock:
         try:
@@ -96,19 +92,16 @@ def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
 
 
 def engine_processes(paths: EnginePaths) -> dict[int, str]:
-    """Return the running processes of the engine that uses ``paths``, as a mapping from pid to program name.
-
-    ``engine_part`` lists the program names.
-    """
+    """Return the running processes of the engine that uses ``paths``, as a mapping from pid to program name."""
     parts = {pid: engine_part(words, paths) for pid, words in _command_lines()}
     return {pid: part for pid, part in parts.items() if part}
 
 
 def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
-    """Return the name of the engine program that a command line runs; None if it runs another program.
+    """Return which program of the engine that uses ``paths`` a command line runs; None if it runs none of them.
 
-    ``words`` is the command line, and ``paths`` are those of the engine in question. Its programs are dockerd,
-    containerd and containerd-shim. The command line of each contains the engine's ``exec_root`` or a path below it.
+    ``words`` is the command line. The engine's programs are dockerd, containerd and containerd-shim. They are
+    recognized by ``paths.exec_root``, or a path below it, on the command line.
     """
     words = [word for word in words if word not in DETACHED + ISOLATED]
     if not any(Path(word).is_relative_to(paths.exec_root) for word in words):
@@ -150,8 +143,7 @@ def root_with_apt() -> bool:
 def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) -> None:
     """Run a command without showing its output. If it fails, raise EngineError with the last lines of its output.
 
-    If ``stdout`` is a file, the command's standard output goes to that file, and the error has lines of standard error
-    only.
+    If ``stdout`` is a file, standard output goes to that file, and the error quotes only standard error.
     """
     environment = {**without_keys(), **proxies(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     with tempfile.TemporaryFile() as log:
@@ -169,7 +161,7 @@ def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) 
 
 
 def last_words(log: bytes) -> str:
-    """Join the last lines of a log into one line; if apt has marked lines as errors, use only those lines."""
+    """Join the last lines of a log into one line. If apt has marked lines as errors, use only those lines."""
     lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E: ")]
     return " / ".join((errors or lines)[-3:]) or "nothing"
@@ -243,8 +235,8 @@ def _kill(pid: int) -> None:
 def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
     """If a log has more than ``limit`` bytes, copy the log to a file with the suffix ".1", then empty the log.
 
-    An older copy is overwritten. The log isn't renamed, because dockerd keeps it open and would go on writing to the
-    renamed file. Lines that are written between copying and emptying are lost.
+    An older copy is overwritten. The log isn't renamed, because dockerd would go on writing to the renamed file. Lines
+    that are written between copying and emptying are lost.
     """
     with suppress(OSError):  # there is no log, or this user may not truncate it
         if log.stat().st_size > limit:
