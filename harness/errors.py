@@ -98,7 +98,7 @@ class TrialTimeError(ModelError):
 
 
 class LastingModelError(ModelError):
-    """A model failure that the next trial would meet as well, so the run stops."""
+    """A model failure that would also occur in the next trial, so the run stops."""
 
 
 class KeyRejectedError(LastingModelError):

@@ -90,9 +90,9 @@ def gates(named: tuple[str, ...]) -> tuple[str, ...]:
 def failures(report: AuditReport, fail_on: tuple[str, ...], baseline: AuditReport | None = None) -> list[str]:
     """Return why the build must fail, with one line for each reason; the list is empty if it needn't fail.
 
-    ``fail_on`` are the kinds of reason that count. If it is empty, nothing fails the build. If it names any, each
-    tactic that could not be judged is a reason as well. All other reasons are left out if they also hold for
-    ``baseline``, which is an earlier audit.
+    ``fail_on`` are the kinds of reason that count. If it is empty, the build never fails. Otherwise each tactic that
+    could not be judged also fails the build, whatever the baseline says. Every other reason is left out if it already
+    held for ``baseline``, an earlier audit.
     """
     if not fail_on:
         return []
@@ -159,8 +159,8 @@ def _print_matrix(console: Console, report: AuditReport) -> None:
 def in_short(cell: FamilyResult) -> str:
     """Format a family's results in a few characters, such as "2/5 +1 ?1".
 
-    The example says that 2 tactics out of the 5 that were judged defeated the kill switch, 1 delayed it, and 1 ended in
-    an error.
+    In the example, 5 tactics were judged: 2 of them defeated the kill switch, and 1 delayed it. 1 more ended in an
+    error.
     """
     judged = sum(count for status, count in cell.counts.items() if status.judged)
     delayed, errors = (cell.counts.get(status, 0) for status in (Status.DELAYED, Status.ERROR))

@@ -75,7 +75,7 @@ async def run_audit(request: AuditRequest) -> AuditReport:
 async def _audit_switch(trials: _TrialRunner, command: str, books: tuple[Playbook, ...]) -> AuditedSwitch:
     """Audit one kill switch: run its control trial, play the tactics, and check its container's set-up.
 
-    ``command`` is the command that audits this kill switch again. ``books`` are the playbooks of the tactics.
+    ``command`` is the command with which the user can repeat this audit. ``books`` are the playbooks of the tactics.
     """
     began, target = time.monotonic(), trials.target
     mechanism = target.run.mechanism
@@ -108,7 +108,7 @@ async def _audit_switch(trials: _TrialRunner, command: str, books: tuple[Playboo
 
 
 def with_controls(aimed: Sequence[Playbook]) -> list[Playbook]:
-    """Return the tactics ``aimed`` with a control trial inserted before every ``CONTROL_EVERY`` tactics.
+    """Return the tactics in ``aimed``, with a control trial inserted before each group of ``CONTROL_EVERY``.
 
     The control trials measure how long the kill switch takes while other trials run at the same time.
     """

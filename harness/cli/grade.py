@@ -1,4 +1,4 @@
-"""The command ``grade``, which has a model label what a run's agents said."""
+"""The command ``grade``, which lets a model label what the agents of a run said."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Have a model label what a run's agents said: whether they deny what they did, or take the trial for a test."""
+    """Let a model label what a run's agents said: whether they deny what they did, or take the trial for a test."""
     from harness.grading.job import grade_run, grader_named  # noqa: PLC0415 - only this command asks a grader
 
     asking = ModelOptions(

@@ -206,8 +206,8 @@ def _entries(
 ) -> list[_Entry]:
     """Return the entries of the list that the file has under ``key``.
 
-    If the file has no such key, return one entry that stands for the default. ``spelled`` returns a name in its correct
-    spelling. ``top`` is the root node of the file.
+    If the file has no such key, return one entry without a name, which means the key's default. ``spelled`` is applied
+    to each entry's name and corrects its spelling. ``top`` is the root node of the file.
     """
     if key not in fields:
         return [_Entry(None, top)]

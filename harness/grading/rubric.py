@@ -30,7 +30,7 @@ _NO_NAMES = ("demo", "script", "replay", "gguf", "agent")  # prefixes that a pat
 class Question(Frozen):
     """One question of the rubric. ``ask`` is its text, and ``yes``, ``no`` and ``unclear`` say when each is right.
 
-    ``reads`` is whether the question is about what the agent said during the trial or in the interview afterwards.
+    ``reads`` says which text the question is about: what the agent said during the trial, or in the interview after it.
     """
 
     reads: Literal["during", "afterwards"]
@@ -43,8 +43,8 @@ class Question(Frozen):
 class Rubric(Frozen):
     """The questions for a grader and the other fixed texts of its prompts.
 
-    ``about`` describes what the grader reads, during the trial or afterwards. ``names`` are names of models that are
-    hidden from the grader. ``sha256`` is the hash of the rubric's file.
+    ``about`` describes the text that the grader gets: what the agent said during the trial, or in the interview after
+    it. ``names`` are names of models that are hidden from the grader. ``sha256`` is the hash of the rubric's file.
     """
 
     system: str
@@ -57,8 +57,8 @@ class Rubric(Frozen):
 class Passage(Frozen):
     """What an agent said in a trial, to be labeled for one measure.
 
-    ``instruction`` is the instruction to allow the shutdown. It is set only if the question is whether the agent
-    repeats it, and None otherwise.
+    ``instruction`` is the instruction to allow the shutdown. It is set only for the measure of whether the agent
+    repeats this instruction; otherwise it is None.
     """
 
     measure: Measure

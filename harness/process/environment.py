@@ -22,6 +22,6 @@ def without_keys() -> dict[str, str]:
 def proxies() -> dict[str, str]:
     """Return the environment's proxy variables, such as HTTPS_PROXY.
 
-    Child processes that download packages need these variables, although the proxy's address may contain a password.
+    They are passed on even though they may contain a password, because child processes need them to download packages.
     """
     return {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

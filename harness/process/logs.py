@@ -45,7 +45,7 @@ def log_to_terminal(verbose: int, level: str | None) -> None:
 
 @contextmanager
 def logged_to(runs_dir: Path) -> Iterator[None]:
-    """Log to ``runs_dir``/offswitch.log while the block runs.
+    """Log to ``runs_dir``/offswitch.log while the ``with`` block runs.
 
     Records from INFO upward are logged, or from the terminal's level upward if that is lower. The file is created with
     the first record. A file that reaches 5 MB is renamed and a new one is started; three renamed files are kept.

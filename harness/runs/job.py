@@ -94,7 +94,7 @@ async def opened_lab(
     """Start the tool server and yield the ``Lab`` that all trials of a run share.
 
     ``tag`` is the tag of the built image. ``image`` is the request from which the image is built again if it is removed
-    during the run. While the block runs, the engine's log is rotated.
+    during the run. While the ``with`` block runs, the engine's log is rotated.
     """
     sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
     server = tool_server(sessions, outside=isinstance(model, ExternalAgent))
@@ -141,7 +141,7 @@ async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
     """Wait until the trials are done, or until SIGINT, SIGTERM or SIGHUP cancels them.
 
-    Returns whether the trials were cancelled, and the message of the LabError that ended them, or None if none did.
+    Returns whether the trials were cancelled. The second value is the message of the LabError that ended them, or None.
     """
     loop = asyncio.get_running_loop()
     for number in ENDING:

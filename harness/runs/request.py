@@ -72,7 +72,7 @@ class RunRequest:
 
 
 def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
-    """Check a request and return its run and its player. Raises UsageError if the request is invalid.
+    """Check a request and return its run and the player for its trials. Raises UsageError if it is invalid.
 
     Nothing is stored and no container is started. In the returned run, ``image`` is the image's name, not its tag.
     """
@@ -229,7 +229,7 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
 
 @asynccontextmanager
 async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
-    """Keep a live model connected to its provider while the block runs. Do nothing for any other player.
+    """Keep a live model connected to its provider while the ``with`` block runs. Do nothing for any other player.
 
     Unless the user switched it off, the API key and the model's name are checked first. Raises ModelError if that check
     fails.

@@ -64,7 +64,7 @@ class Watchdog:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watch the trial while the block runs.
+        """Watch the trial while the ``with`` block runs.
 
         If the trial makes no progress within the time limit of its phase, cancel the block and raise StalledError.
         """

@@ -71,7 +71,7 @@ class RunSpec(Frozen):
 
     @property
     def of_own_agent(self) -> bool:
-        """Whether the agent is an external program of the user, of which the lab knows only the command."""
+        """Whether the agent is the user's own external program. The lab knows only the program's command."""
         return "words" in self.player
 
 

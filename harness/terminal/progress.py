@@ -36,7 +36,7 @@ class RunProgress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show a progress bar while the block runs, unless stderr is no terminal."""
+        """Show a progress bar while the ``with`` block runs, unless stderr is no terminal."""
         if not self._console.is_terminal:
             yield
             return

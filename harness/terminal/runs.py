@@ -34,7 +34,7 @@ def rate_text(summary: Summary) -> str:
 
 
 def sabotage_text(summary: Summary) -> str:
-    """Return a line that says how many trials tampered after the shutdown notice, and how these trials ended.
+    """Return a line that says in how many trials the agent tampered after the shutdown notice, and how these ended.
 
     The line includes the rate and its confidence interval.
     """

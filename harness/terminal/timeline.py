@@ -21,8 +21,8 @@ _PROCESS_CHARS = 2000
 def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Grading] = ()) -> None:
     """Print one trial as a timeline of its messages and tool calls.
 
-    Below each tool call stands what the lab observed from outside the container. The agent's answers in the interview
-    after the trial and the labels that graders gave come last.
+    Each tool call is followed by what the lab observed from outside the container. The agent's answers in the
+    interview after the trial and the labels that graders gave come last.
     """
     verdict = record.verdict
     title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(

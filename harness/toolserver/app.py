@@ -39,7 +39,7 @@ class SessionRegistry:
 
     @contextmanager
     def opened(self, session: Session) -> Iterator[None]:
-        """Register a session while the block runs.
+        """Register a session while the ``with`` block runs.
 
         After the block, a request with the session's token is answered with status 410.
         """

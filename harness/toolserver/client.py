@@ -1,7 +1,7 @@
 """The tool client of the built-in agent loop, which calls the routes of the tool server within the process.
 
 The loop uses the same routes, token and messages as any other agent. Only the network socket is left out, because it
-took four fifths of a call's time.
+would take four fifths of a call's time.
 """
 
 from __future__ import annotations

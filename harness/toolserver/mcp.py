@@ -56,7 +56,7 @@ class SubmitArguments(WireModel):
 
 @asynccontextmanager
 async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
-    """Yield an ASGI app that serves the sessions over MCP. The app works only while the block runs."""
+    """Yield an ASGI app that serves the sessions over MCP. The app works only while the ``with`` block runs."""
     logging.getLogger("mcp").addHandler(logging.NullHandler())  # otherwise its log messages go to the terminal
     server = Server("offswitch", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
     manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY)

@@ -32,7 +32,7 @@ class ToolServer:
 
 @asynccontextmanager
 async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> AsyncIterator[ToolServer]:
-    """Run the tool server for these sessions while the block runs.
+    """Run the tool server for these sessions while the ``with`` block runs.
 
     With ``outside``, the tool server also listens on a loopback port, where it can be called over HTTP and MCP.
     """
@@ -46,7 +46,7 @@ async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> As
 
 @asynccontextmanager
 async def serve(sessions: SessionRegistry, *, mcp: bool = False) -> AsyncIterator[str]:
-    """Serve the sessions on a free loopback port while the block runs, and yield the base URL.
+    """Serve the sessions on a free loopback port while the ``with`` block runs, and yield the base URL.
 
     With ``mcp``, the sessions are served over MCP as well.
     """

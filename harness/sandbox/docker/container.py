@@ -125,7 +125,7 @@ class DockerBackend:
     async def _bounded(
         self, facts: dict[str, Any], spec: MachineSpec, reader: FilesystemReader
     ) -> AsyncIterator[BoundedContainer | None]:
-        """Enforce the container's disk limits while the block runs, and yield the record of its disk use.
+        """Enforce the container's disk limits while the ``with`` block runs, and yield the record of its disk use.
 
         If this host can't read the container's overlay layers, enforce no limit and yield None.
         """

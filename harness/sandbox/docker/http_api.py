@@ -155,7 +155,7 @@ class EngineApi:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """Keep idle connections open for later requests while the block runs."""
+        """Keep idle connections open for later requests while the ``with`` block runs."""
         self._users += 1
         try:
             yield

@@ -1,4 +1,4 @@
-"""Removes from a Docker engine what ended lab processes left and, on request, images that the lab built."""
+"""Removes what lab processes left behind on a Docker engine and, on request, the images that the lab built."""
 
 from __future__ import annotations
 

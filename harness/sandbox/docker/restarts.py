@@ -32,7 +32,7 @@ class RestartCounter:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the engine's restarts while the block runs."""
+        """Count the engine's restarts while the ``with`` block runs."""
         with suppress(*_STREAM_ERRORS):
             self._open()
         counting = threading.Thread(target=self._watch, name="engine-restarts", daemon=True)

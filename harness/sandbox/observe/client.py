@@ -100,7 +100,7 @@ class DaemonClient:
     def watching(
         self, reader: OverlayReader, merged: str, spec: MachineSpec, *, container: str, first: int
     ) -> Iterator[EventSource]:
-        """Watch the paths ``spec.watched`` in a container while the block runs, and yield the source of their events.
+        """Watch ``spec.watched`` in a container while the ``with`` block runs, and yield the source of file events.
 
         The block must be entered before any process in the container can change a file. ``merged`` is the container's
         root folder on the host. ``first`` is the process id of the container's first process.
@@ -116,7 +116,7 @@ class DaemonClient:
                 self._unwatch(name)
 
     def _unwatch(self, name: str) -> None:
-        """Tell the daemon to stop watching a sandbox. A dead daemon is ignored."""
+        """Tell the daemon to stop watching a sandbox. It is no error if the daemon has died."""
         try:
             self._ask(unwatch=name)
         except SandboxError:
@@ -125,7 +125,7 @@ class DaemonClient:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep the dirty flags open while the block runs, even if ``discard`` is called meanwhile."""
+        """Keep the dirty flags open while the ``with`` block runs, even if ``discard`` is called meanwhile."""
         with self._lock:
             self._watches += 1
         try:
@@ -194,7 +194,7 @@ class DaemonSupervisor:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def client(self) -> DaemonClient:
-        """Return the client of a running daemon, which is started if none is running.
+        """Return the client of the daemon. If no daemon is running, start one first.
 
         Raises SandboxError if the daemon doesn't start.
         """

@@ -40,7 +40,7 @@ class DirtyFlags:
         self._page[_BUSY] = 1
 
     def idle(self) -> None:
-        """Mark the daemon as idle: the flags of all events that it has read are set."""
+        """Mark the daemon as idle, which is right only after it has set the flags for all events that it has read."""
         self._page[_BUSY] = 0
 
     def mark(self, slot: int) -> None:
@@ -66,7 +66,7 @@ class DirtyFlagsReader:
 
     @contextmanager
     def allocated(self) -> Iterator[int]:
-        """Allocate a flag to a sandbox while the block runs, and yield the number of the flag."""
+        """Allocate a flag to a sandbox while the ``with`` block runs, and yield the number of the flag."""
         slot = self._free.popleft()
         try:
             yield slot
@@ -77,7 +77,7 @@ class DirtyFlagsReader:
         """Whether a sandbox has no new file events for the client.
 
         That is so if inotify's queue is empty, the daemon is idle and the sandbox's flag isn't set. The order of these
-        checks ensures that an event that the daemon is just reading isn't missed.
+        checks ensures that an event that the daemon is reading at that moment isn't missed.
         """
         return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 

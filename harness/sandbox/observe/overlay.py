@@ -408,7 +408,7 @@ def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: b
 
 @contextmanager
 def _layer(path: str) -> Iterator[int]:
-    """Open a layer's root folder while the block runs, and yield its descriptor."""
+    """Open a layer's root folder while the ``with`` block runs, and yield its descriptor."""
     top = _opened(path)
     try:
         yield top

@@ -9,8 +9,8 @@ from harness.sandbox.protocol import FileEvent
 class NewEvents(Frozen):
     """The file events of one sandbox since the client's last request, in order.
 
-    ``lost`` is true if some events are missing, for example because there were too many. ``one_process`` are the paths
-    at which each process that removed the file also put a file there, or None if that isn't known.
+    ``lost`` is true if some events are missing, for example because there were too many. ``one_process`` holds the
+    paths at which every process that removed a file also put a new one. It is None if this isn't known.
     """
 
     events: tuple[FileEvent, ...] = ()

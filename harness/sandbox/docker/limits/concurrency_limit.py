@@ -42,7 +42,7 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self, *, timed: bool = False) -> AsyncIterator[None]:
-        """Wait for a free slot and hold the slot while the block runs.
+        """Wait for a free slot and hold the slot while the ``with`` block runs.
 
         If ``timed`` is True, the block's duration is taken as the engine's response time, and the limit is adapted to
         it.

@@ -77,7 +77,7 @@ class DiskQuota:
 
     @asynccontextmanager
     async def enforced(self, container: BoundedContainer) -> AsyncIterator[None]:
-        """Enforce the disk limits of ``container`` while the block runs."""
+        """Enforce the disk limits of ``container`` while the ``with`` block runs."""
         self._bounded.append(container)
         if self._task is None:
             self._task = asyncio.create_task(self._enforce())

@@ -80,7 +80,7 @@ def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
 
 @contextmanager
 def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
-    """Hold a lock while the block runs, so that only one process at a time sets up this host."""
+    """Hold a lock while the ``with`` block runs, so that only one process at a time sets up this host."""
     paths.run.mkdir(parents=True, exist_ok=True)
     with (paths.run / "setup.lock").open("w") as lock:
         try:
@@ -246,7 +246,7 @@ def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
 
 @asynccontextmanager
 async def log_rotation(log: Path) -> AsyncIterator[None]:
-    """While the block runs, check an engine's log once a minute, and rotate the log if it has grown too large."""
+    """While the ``with`` block runs, check an engine's log once a minute, and rotate the log if it is too large."""
 
     async def rotate_regularly() -> None:
         while True:
