@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 def documents(path: Path, what: str) -> Iterator[yaml.Node]:
     """Yield each YAML document of a file as a node. Raises UsageError if the file can't be read or isn't YAML.
 
-    ``what`` is what the file should contain, for the error message about an empty file.
+    An empty file is an error as well; ``what`` says in the error message what the file should contain.
     """
     loader = _Loader(_text(path))
     loader.name = plain(path)
@@ -161,9 +161,9 @@ def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -> float:
-    """Return the number that a node holds. Raises UsageError unless it is finite and at least ``least``.
+    """Return the number that a node holds. Raises UsageError if it isn't a finite number of at least ``least``.
 
-    If ``whole`` is true, it must be a whole number. ``key`` is what error messages call the number.
+    If ``whole`` is true, the number must be written as a whole number. ``key`` is what error messages call the number.
     """
     kinds = ("tag:yaml.org,2002:int",) if whole else ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     what = "a whole number" if whole else "a number"
@@ -197,7 +197,7 @@ def refusal(at: yaml.Node | yaml.Mark | str, why: str) -> UsageError:
 
 
 def listed(words: str) -> str:
-    """Return ``words``, in which words are separated by spaces, with a comma before each space."""
+    """Return the words in ``words``, which are separated by spaces, with commas between them."""
     return words.replace(" ", ", ")
 
 

@@ -35,7 +35,7 @@ class Mount(Frozen):
 
 
 class Variable(Frozen):
-    """An environment variable's name, without its value. ``secret`` is whether name or value looked like a secret."""
+    """An environment variable's name without its value. ``secret`` is whether name or value looked like a secret."""
 
     name: str
     secret: bool
@@ -73,7 +73,7 @@ class Declared(Frozen):
 def variable(text: str) -> Variable:
     """Parse one environment variable from ``NAME=value``.
 
-    The value is checked for secrets and then dropped, so that it can't appear in a report.
+    The value is dropped after a check for secrets.
     """
     name, _, value = text.partition("=")
     named = bool(_SECRET_NAME.search(name)) and bool(value) and not name.upper().endswith(("_FILE", "_PATH"))
@@ -88,7 +88,7 @@ def capabilities(names: Iterable[Any]) -> tuple[str, ...]:
 def size(text: Any) -> int | None:
     """Parse a memory size such as ``512m`` into bytes. Raises UsageError if ``text`` isn't a size.
 
-    Returns None for a size of 0, because that means no limit.
+    Returns None for a size of 0, which means no limit.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?b?)", str(text).strip().lower())
     if not found:
@@ -308,7 +308,10 @@ def _nested(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def from_inspect(text: str) -> Declared:
-    """Parse the options of one container from the JSON output of ``docker inspect CONTAINER``. Raises UsageError."""
+    """Parse the options of one container from the JSON output of ``docker inspect CONTAINER``.
+
+    Raises UsageError if ``text`` isn't such output.
+    """
     try:
         document = json.loads(text)
     except ValueError as error:
@@ -320,7 +323,7 @@ def from_inspect(text: str) -> Declared:
 
 
 def inspected(container: Mapping[str, Any]) -> Declared:
-    """Return a container's declared options. ``container`` is its description as docker inspect gives it."""
+    """Return the declared options of ``container``, which is one entry of docker inspect's output."""
     host, config = container["HostConfig"], container.get("Config") or {}
     return Declared(
         source="docker inspect",

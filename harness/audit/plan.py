@@ -84,8 +84,8 @@ def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
 def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
     """Return the spec of the run that will play the tactics against ``mechanism``.
 
-    The number of trials, ``n``, is 0 here and set later. If the user's own kill switch is audited, ``mechanism`` is
-    only a placeholder that is replaced later.
+    In this spec, the number of trials, ``n``, is still 0. If the user's own kill switch is audited, ``mechanism`` is a
+    placeholder that the caller replaces in the spec.
     """
     name = request.own.name if request.own else mechanism.name
     run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
@@ -105,7 +105,7 @@ def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
 
 
 def again(request: AuditRequest, mechanism: str) -> str:
-    """Return the command that audits a kill switch again; ``--tactic NAME`` can be appended to the command.
+    """Return the command that audits a kill switch again; the user can append ``--tactic NAME`` to the command.
 
     ``mechanism`` is the kill switch's name. It is ignored if ``request`` is about the user's own kill switch.
     """
@@ -114,7 +114,7 @@ def again(request: AuditRequest, mechanism: str) -> str:
 
 
 def as_yaml(book: Playbook) -> str:
-    """Return a playbook as the text of a YAML document, so that a user can play it again."""
+    """Return a playbook as the text of a YAML document, which a user can play again."""
     document: dict[str, object] = {"id": book.id, "about": book.about or book.id}
     document |= {"family": book.family} if book.family else {}
     document |= {"source": book.source} if book.source else {}
@@ -123,7 +123,7 @@ def as_yaml(book: Playbook) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper that writes text of several lines as a block, which is easier to read than a quoted string."""
+    """A YAML dumper that writes text of several lines as a block instead of a quoted string."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

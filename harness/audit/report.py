@@ -34,7 +34,7 @@ GATES = (Status.DEFEATED.value, Status.DELAYED.value, UNSEEN, *Severity)
 
 @cache
 def fixes() -> dict[str, str]:
-    """Return, for each family of tactics, one sentence that says how to make a kill switch hold against it."""
+    """Return, for each family of tactics, one sentence that says how to protect a kill switch against that family."""
     return {str(family): str(fix) for family, fix in read_yaml(Path(__file__).with_name("fixes.yaml")).items()}
 
 
@@ -76,10 +76,10 @@ def as_report(text: str, name: str = "The baseline") -> AuditReport:
 
 
 def gates(named: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the reasons to fail a build that the option --fail-on names, spelled as in ``GATES``.
+    """Parse the values of the option --fail-on and return the reasons to fail a build that they name.
 
-    ``named`` are the values of the option; each may hold several reasons separated by commas. Raises UsageError if a
-    reason is unknown or empty.
+    Each value in ``named`` may hold several reasons separated by commas. The reasons returned are spelled as in
+    ``GATES``. Raises UsageError if a reason is unknown or empty.
     """
     words = [word.strip() for name in named for word in name.split(",")]
     if not all(words):  # an unset variable in a build script must not switch the check off
@@ -130,7 +130,7 @@ def _at_least(severity: Severity, gate: str) -> bool:
 def print_report(console: Console, report: AuditReport) -> None:
     """Print an audit in the terminal: first a matrix of all results, then the details of each kill switch.
 
-    The details are the tactics that defeated or delayed the kill switch, how to fix that, and the findings about its
+    The details are the tactics that defeated or delayed the kill switch, fixes for it, and the findings about its
     container.
     """
     console.print(safe(report.simulated), style="yellow", soft_wrap=True)

@@ -1,10 +1,9 @@
 """Rewrites playbooks, which were made for the original study's kill switch, to attack the audited one. No I/O.
 
-The original study is Palisade Research's. Its kill switch is ``shutdown.sh`` in the agent's home folder. Played
-unchanged against a kill switch at another path, the playbooks would change nothing, and the kill switch would seem to
-hold. So the path in each command is replaced by that of the audited kill switch. A playbook that hides the name
-``shutdown.sh``, for example in base64, can't be rewritten. Such a playbook is run in the folder of the audited script
-if that script has the same name; otherwise the playbook counts as not applicable.
+The original study is Palisade Research's. Its kill switch is the script ``shutdown.sh`` in the agent's home folder. In
+each command of a playbook, the path of that script is replaced by the path of the audited script. A playbook that hides
+the name ``shutdown.sh``, for example in base64, can't be rewritten. Such a playbook is run in the folder of the audited
+script if that script is also named ``shutdown.sh``; otherwise the playbook counts as not applicable.
 """
 
 from __future__ import annotations
@@ -82,8 +81,8 @@ class SwitchLocation(Frozen):
     """Where a kill switch is, and which user runs the agent's commands (``agent``).
 
     ``path`` is the path of the kill switch's script. ``script`` and ``folder`` are the states of the script and its
-    folder before the agent's first action. All three are None if the container holds no script. ``lacks`` are the
-    programs that playbooks use and the image doesn't have.
+    folder before the agent's first action. ``path``, ``script`` and ``folder`` are None if the container holds no
+    script. ``lacks`` are the programs that playbooks use and the image doesn't have.
     """
 
     agent: AgentUser
@@ -103,7 +102,7 @@ class SwitchLocation(Frozen):
         return self.script is not None and self.script.uid == self.agent.uid
 
     def open_to(self, kind: TamperingKind) -> bool:
-        """Whether file permissions allow the agent to tamper with the script in the way that ``kind`` names."""
+        """Whether file permissions allow the agent to commit this kind of tampering with the kill switch's script."""
         if self.script is None or self.folder is None:
             return False
         if kind is TamperingKind.EDITED:
@@ -127,7 +126,7 @@ def may_write(state: FileState, agent: AgentUser) -> bool:
 
 
 def touches(book: Playbook) -> frozenset[TamperingKind]:
-    """Return the kinds of tampering with the kill switch's script itself that a playbook is expected to commit."""
+    """Return the kinds of tampering with the kill switch's script that a playbook is expected to commit."""
     return frozenset(TamperingKind(kind) for kind in (book.expect.tampering if book.expect else ())) & _FILE_TAMPERING
 
 
@@ -183,13 +182,12 @@ def _with_paths(book: Playbook, place: SwitchLocation) -> Playbook:
 
 
 def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> str:
-    """Return ``cmd``, a shell command, rewritten to attack the kill switch at ``path``.
+    """Return the shell command ``cmd``, rewritten to attack the kill switch at ``path``.
 
     The path of the original study's script is replaced by ``path``, and the home folder by the agent's working folder.
     If ``path`` is None, only the folder is replaced. ``path`` must hold no character that is special to a shell or a
-    regular expression; harness/audit/targets.py checks this. ``owned`` is whether the agent owns the script. If the
-    agent doesn't, searches for files of the agent's user are widened to files of any user, so that they find the
-    script.
+    regular expression. ``owned`` is whether the agent owns the script. If it is false, searches for files of the
+    agent's user are changed to find the files of all users.
     """
     home = agent.workdir.rstrip("/")
     cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)
@@ -207,7 +205,7 @@ def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> s
 
 
 def _run_in_folder(book: Playbook, folder: str) -> Playbook:
-    """Return the playbook with each command run in ``folder``, so that the script's bare name finds the script."""
+    """Return the playbook with each command changed to run in ``folder``, the folder of the kill switch's script."""
     steps = (replace(s, cmd=f"cd {folder}\n{s.cmd}") if isinstance(s, RunStep) else s for s in book.steps)
     return replace(book, steps=tuple(steps))
 

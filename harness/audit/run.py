@@ -118,7 +118,7 @@ def with_controls(aimed: Sequence[Playbook]) -> list[Playbook]:
 
 @dataclass(frozen=True)
 class _TrialRunner:
-    """Runs and stores the trials in the audit of one kill switch."""
+    """Runs the trials for the audit of one kill switch, and stores them."""
 
     engine: Engine
     store: Store
@@ -169,10 +169,10 @@ class _TacticRunner:
     async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[TacticResult]]:
         """Play the tactics and further control trials; return the time limit for a shutdown and the results.
 
-        The first value returned is the number of seconds after which a shutdown is late. A tactic that delayed the
-        shutdown or ended in an error is played a second time, because the host may have been too busy. A tactic that
-        defeated the kill switch is played again only if the control trials were slow. The second trial decides, unless
-        it ends in an error. Second trials are stored as a separate run.
+        The time limit is the number of seconds after which a shutdown counts as delayed. A tactic that delayed the
+        shutdown or ended in an error is played a second time. If the control trials were slow, a tactic that defeated
+        the kill switch is played a second time as well. The second trial decides, unless it ends in an error. Second
+        trials are stored as a separate run.
         """
         run, books = self.trials.target.run, with_controls(aimed)
         records = await self.trials.play(run.run_id, books)

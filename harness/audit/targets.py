@@ -32,11 +32,10 @@ LEAST_MEMORY_MB, LEAST_PROCESSES = 64, 32
 class OwnSwitch:
     """The user's own kill switch, as the options of the audit describe it.
 
-    The image that holds the kill switch is named by ``image`` or built from ``dockerfile``; the other of the two is
-    None. ``run`` is the path of the kill switch in that image, with its arguments if any; it is None if Docker stops
-    the container from outside. ``user`` is the user that runs the agent's commands. ``grace_s`` is how long the kill
-    switch may take. ``declared`` are the options that the user's container is declared with; it is None if none were
-    given.
+    ``image`` names the image that holds the kill switch; if it is None, the image is built from ``dockerfile``. ``run``
+    is the path of the kill switch in that image, with its arguments if any; it is None if Docker stops the container
+    from outside. ``user`` is the user that runs the agent's commands. ``grace_s`` is how many seconds the kill switch
+    may take. ``declared`` are the options that the user's container is declared with; it is None if none were given.
     """
 
     image: str | None
@@ -79,7 +78,7 @@ class Target:
 
 
 def checked(own: OwnSwitch) -> OwnSwitch:
-    """Return ``own`` unchanged if its options fit together. Raises UsageError if they don't."""
+    """Check the user's options in ``own`` and return ``own`` unchanged. Raises UsageError if an option is wrong."""
     if (own.image is None) is (own.dockerfile is None):
         raise UsageError("Name the image to audit by either --image or --dockerfile.")
     if own.trigger is Trigger.FILE:
@@ -203,10 +202,10 @@ def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
 
 
 def _in_writable_folder(agent: AgentUser, folders: Iterable[str], look: ImageContents, image: str) -> AgentUser:
-    """Return ``agent`` with its home and working folder set to the first of ``folders`` that it can write to.
+    """Return ``agent`` with its home and working folder set to the first of ``folders`` that the agent can write to.
 
-    The tactics need such a folder. Raises UsageError if the agent can't write to any. ``look`` holds the states of the
-    folders, and ``image`` is the image's name for the error message.
+    Raises UsageError if the agent can't write to any of them. ``look`` holds the states of the folders, and ``image``
+    is the image's name for the error message.
     """
     for path in folders:
         state = look.at(path)
@@ -245,7 +244,7 @@ def _mechanism(own: OwnSwitch, image: str, place: SwitchLocation) -> Mechanism:
 
 
 def bounded(declared: Declared, limits: Limits) -> Limits:
-    """Return the lab's ``limits``, but with the declared limits on memory and processes if these are lower.
+    """Return the lab's ``limits``, with those on memory and processes lowered to the declared limits.
 
     Neither limit is lowered below what a trial needs to run.
     """

@@ -17,7 +17,7 @@ _ORDINARY = frozenset(_WORDS.split())
 
 
 def without_names(text: str, names: Iterable[str]) -> str:
-    """Replace models' names in the text by "the assistant", and likewise parts that identify a model by themselves.
+    """Replace models' names in the text by "the assistant", and also parts of a name that identify the model.
 
     Only whole words are replaced. Letter case and punctuation within a name don't matter.
     """

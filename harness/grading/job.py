@@ -99,8 +99,8 @@ async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:
     """Let the grader label those trials of a run that it hasn't fully labeled under the current rubric.
 
     Each trial's labels are stored as soon as they are complete, so they are kept if grading fails later. Raises
-    UsageError if there is no such run, and ModelError if the grader fails before its test on cases that people labeled
-    is complete.
+    UsageError if there is no such run, and ModelError if the grader fails before or during its test on cases that
+    people labeled.
     """
     with Store(runs_dir, create=False) as store:
         run, name, rubric_hash = store.run(run_id).spec, grader.name, rubric().sha256

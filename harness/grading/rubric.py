@@ -126,8 +126,8 @@ def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
 def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:
     """Return the system prompt and the user prompt that ask a grader for the label of a passage.
 
-    ``boundary`` marks where the passage begins and ends. It must be impossible to guess, because otherwise an agent
-    could fake the end of the passage and add instructions for the grader.
+    ``boundary`` marks where the passage begins and ends. It must be impossible to guess; otherwise an agent could fake
+    the end of the passage and give the grader instructions.
     """
     words, question = rubric(), rubric().questions[passage.measure]
     instruction = f'The instruction: "{passage.instruction}"' if passage.instruction else ""

@@ -29,7 +29,7 @@ class Reference(Frozen):
 class Plan(Frozen):
     """What an experiment file determined for a run before the run's first trial.
 
-    ``experiment`` is the experiment's name. ``sha256`` is the hash that the experiment file had then. ``cell`` names
+    ``experiment`` is the experiment's name. ``sha256`` is the hash of the experiment file at that time. ``cell`` names
     the run's place in the experiment's grid of runs. ``margin`` is the equivalence margin, a difference of two rates.
     ``published`` names the figure from the original study that the run is compared with; it is None if there is no such
     figure.
@@ -46,9 +46,9 @@ class RunSpec(Frozen):
     """Describes a run: ``n`` trials with one model, task, condition, mechanism and image.
 
     ``image`` is the tag of the image that containers start from. ``player`` identifies the agent by a hash of its
-    playbooks or by the settings of its live model, because two agents may have the same name. ``ask_after`` is whether
-    the agent is interviewed after each trial. ``plan`` is None if the run isn't part of an experiment. ``agent`` is the
-    user that runs the agent's commands; it is None if that is the task's default user.
+    playbooks or by the settings of its live model. ``ask_after`` is whether the agent is interviewed after each trial.
+    ``plan`` is None if the run isn't part of an experiment. ``agent`` is the user that runs the agent's commands; it is
+    None if that is the task's default user.
     """
 
     run_id: str

@@ -67,10 +67,7 @@ _COLUMNS_OF_3 = (  # those that schema 3 has; later schemas add theirs by migrat
 
 
 def _fill_columns(db: sqlite3.Connection) -> None:
-    """Fill the summary columns, which version 3 of the schema adds, for trials that were stored before.
-
-    Records are read one at a time, to save memory.
-    """
+    """Fill the summary columns, which version 3 of the schema adds, for trials that were stored before."""
     settings = ", ".join(f"{name} = ?" for name in _COLUMNS_OF_3)
     values = attrgetter(*_COLUMNS_OF_3)
     for rowid, record in db.execute("SELECT rowid, record FROM trials"):

@@ -54,8 +54,8 @@ def is_store(folder: Path) -> bool:
 class StoredRun(Frozen):
     """A run as it is stored, without its trials.
 
-    ``image`` holds the id and the package list of the run's image. ``request`` holds what is needed to resume the run;
-    it is None if the run can't be resumed, because it belongs to an audit or an older version stored it.
+    ``image`` holds the id and the package list of the run's image. ``request`` holds what is needed to resume the run.
+    It is None if the run can't be resumed, as for runs of an audit and runs that an older version stored.
     """
 
     spec: RunSpec
@@ -66,7 +66,7 @@ class StoredRun(Frozen):
 
 
 class Claimed(StrEnum):
-    """The result of a process's attempt to claim a trial."""
+    """The result of trying to claim a trial."""
 
     OURS = "ours"  # this process has claimed the trial
     HELD = "held"  # another live process has claimed the trial
@@ -109,8 +109,8 @@ class Store:
     def _open_read_only(self, undo: ExitStack, file: Path) -> None:
         """Open a store without writing to it, for example on archive media.
 
-        Raises UsageError if its write-ahead log holds trials, because they can't be read without writing, or if its
-        schema is of another version. ``undo`` gets the callback that closes the database.
+        Raises UsageError if the schema is of another version, or if SQLite's write-ahead log holds trials, because
+        these can't be read without writing. The callback that closes the database is added to ``undo``.
         """
         log = file.with_name(f"{file.name}-wal")
         if log.exists() and log.stat().st_size:
@@ -316,9 +316,9 @@ class Store:
 
     @contextmanager
     def _synchronous(self, *, durable: bool) -> Iterator[None]:
-        """Let transactions in the ``with`` block end before the disk has the data, unless ``durable`` is true.
+        """Run the ``with`` block without waiting for the disk after each transaction, unless ``durable`` is true.
 
-        Not waiting for the disk is faster, but the data may be lost in a power failure.
+        Not waiting is faster, but a power failure may lose the data.
         """
         if durable:
             yield
@@ -439,7 +439,7 @@ class Store:
     def record_texts(self, run_id: str) -> Iterator[str]:
         """Yield the record of each finished trial of a run as JSON text, in order.
 
-        This is for callers that need only a part of each record and want to save the time to parse the rest.
+        This saves the time to parse each record.
         """
         for (record,) in self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,)):
             yield record
