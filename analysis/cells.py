@@ -213,7 +213,7 @@ def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[ResultCell]:
 def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
     """Return the key of the cell that a trial belongs to.
 
-    If the trial replayed a recording, the model and condition that the recording names take the place of the run's.
+    If the trial replayed a recording, the key holds the recording's model and condition instead of the run's.
     """
     recorded_model, condition, setting = _apart(trial)[:3]
     return ResultCellKey(

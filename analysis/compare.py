@@ -158,9 +158,10 @@ def _comparison(
 
 
 def answer(ours: Proportion, theirs: Proportion, margin: float, adjusted: float) -> Answer:
-    """Return the answer for our rate and a published one. ``adjusted`` is the corrected p-value of their difference.
+    """Return whether our rate reproduces a published one, differs from it, or needs more trials to tell.
 
-    If the difference is significant and is also shown to lie within ``margin``, the answer is "reproduced".
+    ``adjusted`` is the corrected p-value of the difference. If the difference is significant and is also shown to lie
+    within ``margin``, the answer is "reproduced".
     """
     if equivalent(ours, theirs, margin):
         return Answer.REPRODUCED

@@ -49,7 +49,7 @@ def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: 
 
 
 def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Return the trials that each of two groups needs to show that their rates differ by less than ``margin``.
+    """Return how many trials each of two groups needs to show that their rates differ by less than ``margin``.
 
     The normal approximation gives too few trials for rates near 0 and 1. For such rates, the number is raised until the
     expected counts pass the test ``equivalent``. Raises UsageError if the rates differ by ``margin`` or more, or if

@@ -175,7 +175,7 @@ def tactic_result(book: Playbook, record: TrialRecord, late_s: float, place: Swi
 
 
 def control_failed(record: TrialRecord) -> TacticResult | None:
-    """Return a result with the status error if a control trial failed, or None if it succeeded.
+    """Return a result whose status is ``ERROR`` if a control trial failed, or None if it succeeded.
 
     Nobody tampers in a control trial, so its failure means that the other trials may be wrong as well.
     """

@@ -47,8 +47,8 @@ LogLevel = Annotated[
 def application(words: Sequence[str]) -> typer.Typer:
     """Build the command-line app.
 
-    If ``words`` begin with the name of a command, the app has only that command, because loading all of them takes
-    time. Otherwise the app has all commands.
+    ``words`` are the command-line arguments. If the first of them is a command's name, the app has only that command,
+    which loads faster. Otherwise the app has all commands.
     """
     app = typer.Typer(
         name="offswitch",

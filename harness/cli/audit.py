@@ -150,7 +150,7 @@ def _seconds(grace: float | None) -> float:
 
 
 def _words(**told: object) -> tuple[str, ...]:
-    """Return the command-line words of those options whose value isn't None, such as ``--user`` and ``alice``."""
+    """Return those options whose value isn't None as command-line arguments, such as ``--user alice``."""
     given = {f"--{name.replace('_', '-')}": str(value) for name, value in told.items() if value is not None}
     return tuple(word for option in given.items() for word in option)
 
@@ -182,10 +182,7 @@ def _text(path: Path) -> str:
 
 
 def _must_be_writable(files: dict[str, Path | None]) -> None:
-    """Raise UsageError if a report file can't be written.
-
-    This is checked before any trial is played, so that no result gets lost.
-    """
+    """Raise UsageError if a report file can't be written."""
     for path in filter(None, files.values()):
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{path} can't be written: name a file in a folder that is there.")

@@ -1,4 +1,4 @@
-"""The command ``corpus``, which plays playbooks with known verdicts and scores the lab's verdicts."""
+"""The command ``corpus``, which plays playbooks with known verdicts and reports how many are judged correctly."""
 
 from __future__ import annotations
 

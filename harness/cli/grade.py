@@ -86,7 +86,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
 
 
 def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
-    """Count the labels that this grader gave in the whole run, and return the counts as the JSON object to print."""
+    """Return how often the grader gave each label in the whole run, as a JSON object."""
     from harness.grading.rubric import cases, rubric  # noqa: PLC0415 - as above
     from harness.store.gradings import MEASURES, denied, interfered  # noqa: PLC0415 - as above
 

@@ -45,7 +45,7 @@ NoPreflight = Annotated[
 
 
 def print_json(result: Any) -> None:
-    """Print a command's result as one line of JSON on stdout. A string must already be JSON and is printed as it is."""
+    """Print a command's result as one line of JSON on stdout. A string is printed unchanged, so it must be JSON."""
     print(result if isinstance(result, str) else json.dumps(result))  # noqa: T201 - stdout is what it is for
 
 

@@ -1,4 +1,4 @@
-"""The commands ``report`` and ``compare``, which set stored runs beside published figures."""
+"""The commands ``report`` and ``compare``, which compare stored runs with published figures."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def resume(  # noqa: PLR0917 - as above
 def tell(job: RunResult, runs_dir: Path, *, as_json_: bool) -> None:
     """Print the result of a run and exit with the matching code.
 
-    The code is 130 after an interruption, 1 if an error or a limit stopped the run or no trial could be judged, else 0.
+    The exit code is 130 after an interruption, 1 if the run was stopped early or no trial could be judged, else 0.
     """
     run_id = job.run.run_id
     if as_json_:

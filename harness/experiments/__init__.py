@@ -1,1 +1,1 @@
-"""Experiments: reads a file that describes a grid of runs, and runs the trials that are still missing."""
+"""Reads the file of an experiment, which describes a grid of runs, and runs the trials that are still missing."""

@@ -1,4 +1,4 @@
-"""Defines an experiment as data: a grid of cells, each of which is one run. No I/O."""
+"""Data classes for an experiment, which is a grid of cells. Each cell is one run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExperimentCell(Frozen):
     ``n`` is the number of trials; it is None if each playbook or recording is played once. ``template`` is the model's
     name as the file gives it, and ``model`` is that name with the ``--set`` values filled in. ``published`` names the
     published figure that the run is compared with; it is None if there is no such figure. ``place`` is the file and
-    line that ask for the cell.
+    line that define the cell.
     """
 
     model: str
@@ -46,9 +46,8 @@ class Experiment(Frozen):
     """An experiment as its file describes it.
 
     ``sha256`` is the hash of that file. ``conditions`` is the path of a file with the user's own conditions; it is None
-    if there is no such file. ``margin`` is the equivalence margin, which is fixed before the first trial. Two rates
-    count as equivalent if they differ by less than this margin. ``max_cost`` is how many US dollars each cell with a
-    live model may cost; None means no limit.
+    if there is no such file. ``margin`` is the equivalence margin: two rates count as equivalent if they differ by less
+    than this. ``max_cost`` is how many US dollars each cell with a live model may cost; None means no limit.
     """
 
     name: str
@@ -65,16 +64,16 @@ class Experiment(Frozen):
     max_cost: float | None = None
 
     def run_id(self, cell: ExperimentCell) -> str:
-        """Return the id of a cell's run. It is derived from the settings, so equal settings always give the same id."""
+        """Return the id of a cell's run. Equal settings always give the same id."""
         options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
         digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
         return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
 
     def plan(self, cell: ExperimentCell) -> Plan:
-        """Return what a cell's run stores about this experiment.
+        """Return the facts about this experiment that are stored with a cell's run.
 
-        This is the name of the experiment, the hash of its file, the cell's name, the equivalence margin and the
-        published figure.
+        They are the name of the experiment, the hash of its file, the cell's name, the equivalence margin and the
+        published figure that the cell is compared with.
         """
         return Plan(
             experiment=self.name,

@@ -53,8 +53,8 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 class _Entry:
     """One name in the experiment's file, with the YAML node that it was read from.
 
-    ``text`` is the name; it is None if the file doesn't name anything, so that the default applies. ``published`` is
-    the name under which a model's figures were published; it is None if the file doesn't state such a name.
+    ``text`` is the name; None means the default. ``published`` is the name under which a model's figures were
+    published; it is None if the file doesn't state such a name.
     """
 
     text: str | None
@@ -206,8 +206,8 @@ def _entries(
 ) -> list[_Entry]:
     """Return the entries of the list that the file has under ``key``.
 
-    If the file has no such key, return one entry without a name, which means the key's default. ``spelled`` is applied
-    to each entry's name and corrects its spelling. ``top`` is the root node of the file.
+    If the file has no such key, return one entry that means the default. ``spelled`` is called with each name and
+    returns its correct spelling. ``top`` is the root node of the file.
     """
     if key not in fields:
         return [_Entry(None, top)]
@@ -233,7 +233,7 @@ def _serves(condition: str | None, task: str | None, context: _Context) -> bool:
 
 @dataclass(frozen=True)
 class _Override:
-    """Sets another ``n``, the number of trials, for those cells that match all names in ``where``.
+    """Sets the number of trials, ``n``, of those cells that match all names in ``where``.
 
     If ``n`` is 0, these cells are left out.
     """
@@ -284,9 +284,9 @@ def _published_name(key: str, node: yaml.Node) -> str:
 
 
 def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
-    """Build a cell from one entry for each axis of the grid, and look up all of its names.
+    """Build a cell from one entry each for its model, task, condition, kill switch and image.
 
-    The look-up makes sure that a cell that can't be run is refused before any cell is run.
+    Raises UsageError if one of the names is unknown or doesn't fit the others.
     """
     model = entries["model"]
     name = _with_values(model, context.values)
@@ -326,7 +326,7 @@ def _with_values(model: _Entry, values: Mapping[str, str]) -> str:
 def _checked_model(name: str, task: str, condition: str | None) -> str:
     """Return the model's name unchanged if it is valid. Raises UsageError if it isn't.
 
-    The API key of a live model isn't checked, because it is needed only when the cell is run.
+    The API key of a live model isn't checked.
     """
     if is_live(name) and not name.startswith(PREFIX):
         choose(name)
@@ -336,7 +336,7 @@ def _checked_model(name: str, task: str, condition: str | None) -> str:
 
 
 def _default_reference(model: _Entry, condition: str | None) -> Reference | None:
-    """Return a reference to the published figure for the same model and condition, or None if there is none."""
+    """Return a reference to the published figure for this model and condition, or None if there is none."""
     name = model.published or (model.text or "").removeprefix(f"{KIND}:")
     spelled = {each.model.lower(): each.model for each in figures()}.get(name.lower(), name)
     found = figure_for(spelled, condition or "")

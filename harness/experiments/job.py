@@ -30,8 +30,8 @@ Note = Callable[[str], None]
 class CellState:
     """The progress of a cell.
 
-    ``n`` is the number of trials that the cell will have; it is None if that is not known yet, because the cell's
-    playbooks or recordings have not been counted. ``counts`` holds the number of stored trials for each outcome.
+    ``n`` is the number of trials that the cell will have; it is None as long as the cell's playbooks or recordings
+    haven't been counted. ``counts`` holds the number of stored trials for each outcome.
     """
 
     cell: ExperimentCell
@@ -83,7 +83,7 @@ class CellState:
 def states(experiment: Experiment, cells: Iterable[ExperimentCell], runs_dir: Path) -> list[CellState]:
     """Return the progress of each cell.
 
-    Raises UsageError if a stored run differs from what the experiment's file now plans for the cell.
+    Raises UsageError if the experiment's file was changed in a way that contradicts a cell's stored run.
     """
     if not is_store(runs_dir):
         return [CellState(cell, experiment.run_id(cell), cell.n, {}) for cell in cells]
@@ -104,10 +104,10 @@ def _states(
 
 
 def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: StoredRun) -> None:
-    """Raise UsageError if the experiment's file now plans this cell differently from the cell's stored run.
+    """Raise UsageError if the experiment's file contradicts the cell's stored run.
 
-    The number of trials, the equivalence margin and the published figure must be fixed before the first trial, so that
-    nobody can choose them to fit the results.
+    After the first trial, the number of trials, the equivalence margin and the published figure must stay the same,
+    because otherwise they could be chosen to fit the results.
     """
     stored = run.spec.plan
     for what, then, now in (
@@ -152,7 +152,7 @@ def run_missing(
 ) -> Iterator[RunResult]:
     """Run the cells of ``todo`` one after the other, and yield the result of each.
 
-    All cells are checked before the first one is run. ``note`` is called with a line for the user before each cell.
+    All cells are checked before the first one is run. Before each cell, ``note`` is called with a line for the user.
     Raises UsageError with the file and line of a cell that can't be run.
     """
     requests = [(each, request_for(experiment, each.cell, runs_dir, concurrency)) for each in todo]

@@ -165,7 +165,7 @@ class FileWatcher:
         return state.model_copy(update={"was": was}) if was not in (None, state.path) else state
 
     def _moved_originals(self, written: tuple[FileState, ...]) -> tuple[FileState, ...]:
-        """Return those of the written files that are watched files moved to another path."""
+        """Return the files in ``written`` that are really watched files, moved to another path."""
         return tuple(s for s in written if s.path != self._watched_path.get(s.identity or "", s.path))
 
 

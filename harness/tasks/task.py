@@ -118,7 +118,7 @@ class TaskProgress(Protocol):
         """Return the reply to one request from the container."""
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Return the event that happens outside the container after ``calls`` tool calls, or None if there is none."""
+        """Return what the task does outside the container after ``calls`` tool calls, or None if it does nothing."""
 
 
 class AgentUser(Frozen):

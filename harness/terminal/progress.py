@@ -36,7 +36,7 @@ class RunProgress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show a progress bar while the ``with`` block runs, unless stderr is no terminal."""
+        """Show a progress bar while the ``with`` block runs, if stderr is a terminal."""
         if not self._console.is_terminal:
             yield
             return
@@ -52,7 +52,7 @@ class RunProgress:
         self._waiting[number] = Phase.STARTING
 
     def waits(self, number: int, phase: Phase) -> None:
-        """Record that a running trial has entered ``phase``, which says what the trial waits for."""
+        """Record the phase of a running trial. The phase says what the trial waits for, such as the model."""
         if number in self._waiting:
             self._waiting[number] = phase
 
@@ -61,17 +61,14 @@ class RunProgress:
         self._print(safe(line))
 
     def _print(self, line: Text) -> None:
-        """Print a line on stderr, above the progress bar if stderr is a terminal.
-
-        If stderr is no terminal, the line is printed without rich, because rich takes longer than storing the trial.
-        """
+        """Print a line on stderr. If stderr is a terminal, the line appears above the progress bar."""
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
         else:
             print(line.plain, file=self._console.file, flush=True)
 
     def failed(self, record: TrialRecord) -> None:
-        """Print that a try failed through the lab's fault and that its trial will be repeated."""
+        """Print why an attempt at a trial failed, and that the trial is attempted again."""
         self._failed_tries += 1
         self.say(f"trial {record.number}: try {record.tries} failed and is made again: {record.error}")
 
@@ -88,7 +85,7 @@ class RunProgress:
 
     @property
     def done(self) -> int:
-        """The number of finished trials of the run, as this process knows it."""
+        """The number of finished trials of the run that this process knows of."""
         return self._finished_before + self._counts.total()
 
     @property

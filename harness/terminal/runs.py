@@ -34,9 +34,9 @@ def rate_text(summary: Summary) -> str:
 
 
 def sabotage_text(summary: Summary) -> str:
-    """Return a line that says in how many trials the agent tampered after the shutdown notice, and how these ended.
+    """Return a line that says in how many trials the agent tampered after the shutdown notice.
 
-    The line includes the rate and its confidence interval.
+    The line includes the rate, its confidence interval, and how those trials ended.
     """
     interval = _interval(summary.sabotage_rate)
     if interval is None:
@@ -53,7 +53,7 @@ def _interval(rate: Rate) -> str | None:
 
 
 def spent_text(summary: Summary) -> str:
-    """Return a line with the tokens, cost and retries of a live model. An unknown amount is called unknown."""
+    """Return a line with the tokens, the cost and the retries of a run with a live model."""
     tokens = "tokens unknown" if summary.tokens is None else f"{summary.tokens:,} tokens"
     cost = "cost unknown" if summary.cost is None else f"${summary.cost:,.4f}"
     retries = "1 call was" if summary.retries == 1 else f"{summary.retries} calls were"

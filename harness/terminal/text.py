@@ -22,15 +22,15 @@ _ESCAPES |= {code: f"\\u{code:04x}" for code in _DIRECTION_MARKS}
 
 
 def safe(text: str) -> Text:
-    """Return text that a container or a model may have written, with its control characters escaped.
+    """Return the text with all control characters escaped, except newlines and tabs.
 
-    Newlines and tabs are kept. Characters that reverse the direction of text are escaped too.
+    Characters that reverse the direction of text are escaped too.
     """
     return Text(text.translate(_ESCAPES))
 
 
 def safe_line(text: str) -> Text:
-    """Return text that belongs on one line, with its control characters escaped, including newlines and tabs."""
+    """Return the text as one line, with all control characters escaped, including newlines and tabs."""
     return safe(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 

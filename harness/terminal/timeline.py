@@ -49,7 +49,7 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
 
 
 def _print_afterwards(console: Console, record: TrialRecord) -> None:
-    """Print the interview after the trial, below a line that says that it is no evidence."""
+    """Print the interview after the trial, under a heading that says that answers in interviews are no evidence."""
     if not (record.afterwards or record.afterwards_error):
         return
     console.rule(Text("asked afterwards; no evidence", style="dim"), align="left", style="dim")
@@ -70,10 +70,7 @@ def _print_process(console: Console, agent: dict[str, Any]) -> None:
 
 
 def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:
-    """Yield each entry, paired with the number of the shell call whose answer the entry is.
-
-    An entry that isn't the answer to a shell call is paired with None.
-    """
+    """Yield each entry with the number of the shell call that the entry answers, or with None if there is none."""
     made: set[str] = set()
     number = 0
     for entry in transcript:

@@ -31,7 +31,7 @@ REMEMBERED = 1_000  # tokens of finished trials that are kept; an older one is a
 
 
 class SessionRegistry:
-    """The sessions that a tool server serves. A request's bearer token says which session the request is for."""
+    """The sessions that a tool server serves, each found by its bearer token."""
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
@@ -92,11 +92,9 @@ class RequireSession(SecurityBase):
 
 
 class FastRoute(APIRoute):
-    """A route that uses only pydantic to parse the request and to write the answer, because that is faster.
+    """A route that parses requests and writes answers with pydantic alone, which is faster than FastAPI's own handling.
 
-    FastAPI's own request handling takes as long as a snapshot of the watched files. The route's function is called with
-    the parsed request, if it takes one, and with the session. The OpenAPI description is still made from the function's
-    signature.
+    The route's function is called with the parsed request, if it takes one, and with the session.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -121,8 +119,8 @@ class FastApp(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Return the app's router, wrapped in the middleware that it needs.
 
-        The outer layer answers bugs with status 500. The next layer limits the size of request bodies. The inner layer
-        calls the exception handlers.
+        The outer layer answers unhandled exceptions with status 500. The next layer limits the size of request bodies.
+        The inner layer calls the exception handlers.
         """
         answering = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
         return ServerErrorMiddleware(BoundedBodies(answering))
@@ -166,7 +164,7 @@ class BoundedBodies:
 
 
 def create_app(sessions: SessionRegistry) -> FastAPI:
-    """Create the web app of the tool server for these sessions. The app itself keeps no state."""
+    """Create the web app of the tool server, which serves these sessions."""
     app = FastApp(
         title="Offswitch tool server",
         version=__version__,
@@ -179,17 +177,14 @@ def create_app(sessions: SessionRegistry) -> FastAPI:
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         """Answer an invalid request with status 422.
 
-        The answer doesn't repeat the content of the request, because that content may not even be text.
+        The answer leaves out the content of the request, because that may not be valid text.
         """
         wrong = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
 
     @app.exception_handler(TrialOverError)
     async def over(_: Request, error: TrialOverError) -> JSONResponse:
-        """Answer a call to a finished trial with status 410.
-
-        The trial may also have ended while the call waited for an earlier call.
-        """
+        """Answer a call to a finished trial with status 410."""
         return JSONResponse({"detail": str(error)}, status_code=410)
 
     TrialSession = Annotated[Session, Depends(RequireSession(sessions))]  # noqa: N806 - a type

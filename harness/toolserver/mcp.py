@@ -1,9 +1,8 @@
 """The tool server over MCP (streamable HTTP), with the two tools ``shell`` and ``submit``.
 
-It serves the same sessions as the HTTP routes. Requests are stateless, so there is no stream to resume and only POST is
-served. An unknown token is answered with status 401. Every other error of a tool call is returned as the result of the
-call, in words for the agent. The docstrings and field descriptions of the two argument models are shown to agents, so
-they must not be changed.
+Only POST requests are served. A request with an unknown token is answered with status 401. Every error of a tool call
+is returned to the agent as the result of the call. The docstrings and field descriptions of the two argument models are
+shown to agents, so they must not be changed.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
 
 
 class _RequireSession:
-    """ASGI middleware that refuses a request without a valid token, and adds the token's session to its scope."""
+    """ASGI middleware that refuses a request without a valid token, and adds the token's session to the scope."""
 
     def __init__(self, sessions: SessionRegistry, app: ASGIApp) -> None:
         self._sessions, self._app = sessions, app

@@ -1,4 +1,4 @@
-"""Runs the tool server. Built-in agents call it within the process, and external agents on a loopback port."""
+"""Runs the tool server. External agents call it on a loopback port, and built-in agents call it directly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHUTDOWN_S = 5  # for requests in progress when the server stops
 class ToolServer:
     """A running tool server.
 
-    ``url`` is its address for external agents; it is None if the tool server can be called only within the process.
+    ``url`` is its address for external agents; None means that external agents can't reach it.
     """
 
     app: ASGIApp
@@ -34,7 +34,7 @@ class ToolServer:
 async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> AsyncIterator[ToolServer]:
     """Run the tool server for these sessions while the ``with`` block runs.
 
-    With ``outside``, the tool server also listens on a loopback port, where it can be called over HTTP and MCP.
+    With ``outside``, external agents can call it on a loopback port over HTTP and MCP.
     """
     app = create_app(sessions)
     if not outside:

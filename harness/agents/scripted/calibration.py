@@ -94,7 +94,7 @@ class CalibrationModel:
         return self._scripted(trial).start(1, task, tools)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Return a conversation that answers every question by saying whether the agent resisted shutdown."""
+        """Return a simulated interview after the trial: each answer says whether the agent resisted the shutdown."""
         return _FixedAnswer(_ANSWERS[self.resists(trial)])
 
 

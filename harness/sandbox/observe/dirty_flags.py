@@ -53,7 +53,7 @@ class DirtyFlags:
 
 
 class DirtyFlagsReader:
-    """The client's side of the dirty flags, which receives them from the daemon and only reads them.
+    """Lets a client of the watch daemon read the dirty flags, in shared memory that the daemon sends.
 
     Raises OSError or ValueError if the daemon ended before it sent the flags.
     """
