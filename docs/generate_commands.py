@@ -105,7 +105,7 @@ def placeholder(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     kind = getattr(kind, "__args__", (kind,))[0]
     if issubclass(kind, Enum):
-        return "/".join(str(each.value) for each in kind)
+        return "{" + ",".join(str(each.value) for each in kind) + "}"
     return PLACEHOLDERS[kind]
 
 

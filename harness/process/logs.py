@@ -53,7 +53,7 @@ def logged_to(runs_dir: Path) -> Iterator[None]:
     handler = _FileHandler(runs_dir / LOG_FILE, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(_FORMAT)
     _LOGGER.addHandler(handler)
-    if _LOGGER.level in (logging.NOTSET, logging.WARNING):
+    if _LOGGER.level == logging.NOTSET:  # otherwise the terminal's level was set already
         _LOGGER.setLevel(logging.INFO)
     try:
         yield
