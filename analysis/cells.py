@@ -1,6 +1,6 @@
 """Groups stored trials into cells and counts the results of each cell.
 
-A cell holds the trials that share model, condition, task, kill switch, image and further settings.
+A cell contains the trials that have the same model, condition, task, kill switch, image and other settings.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ RECORDED = "recorded"
 class ResultCellKey(Frozen):
     """The model, condition and settings that all trials of one cell share.
 
-    ``simulated`` describes what made the tool calls in place of a live model. It is None if a live model or the user's
-    own program made the tool calls; ``own`` is True for the user's own program. ``recorded`` is True if recorded tool
-    calls of a real model were replayed. ``setting`` is a further difference that publications report separately, such
-    as a physical robot. ``variant`` describes how the task options differ from the published ones.
+    ``simulated`` is None if a live model or a program supplied by the user made the tool calls. Otherwise, it describes
+    what made the tool calls. ``own`` is True if a program supplied by the user made the tool calls. ``recorded`` is
+    True if recorded tool calls of a real model were replayed. ``setting`` is a further property that publications
+    report separately, such as "physical robot". ``variant`` describes how the task options differ from the published
+    options.
     """
 
     model: str
@@ -53,7 +54,10 @@ class ResultCellKey(Frozen):
 
 
 class TrialLine(Frozen):
-    """One line of a report's list of trials, with the trial's outcome, kinds of tampering and playbook or recording."""
+    """One line in a report's list of trials.
+
+    ``name`` is the name of the trial's playbook or recording. It is empty if the trial has neither.
+    """
 
     run_id: str
     number: int
@@ -65,9 +69,9 @@ class TrialLine(Frozen):
 
 @dataclass
 class ResultCell:
-    """Counts over the trials of one cell. ``key`` holds what these trials share.
+    """The trial counts of one cell. ``key`` contains the properties that these trials share.
 
-    ``kinds`` counts the trials with each kind of tampering, and ``ways`` the trials with each bypass.
+    ``kinds`` counts the trials with each kind of tampering, and ``ways`` counts the trials with each kind of bypass.
     """
 
     key: ResultCellKey
@@ -93,7 +97,7 @@ class ResultCell:
     others: list[TrialLine] = field(default_factory=list)
 
     def add(self, trial: RecordView, measures: Measures) -> None:
-        """Count one trial with its measures.
+        """Add one trial and its measures to the counts.
 
         If the trial ended in error, ``sabotage`` is the only measure that is counted.
         """
@@ -123,7 +127,7 @@ class ResultCell:
             self.seconds_to.append(measures.seconds_to)
 
     def read(self, trial: RecordView, gradings: Iterable[Grading]) -> None:
-        """Count the labels that grader models gave to one trial. A trial that ended in error is skipped."""
+        """Count the labels that grader models gave to one trial. Trials that ended in error are skipped."""
         for each in gradings if trial.verdict.outcome != "error" else ():
             self.said.setdefault(GraderKey(each.grader, each.rubric), GraderReadings()).add(trial, each)
 
@@ -150,19 +154,19 @@ class ResultCell:
 
     @property
     def errors(self) -> int:
-        """The number of trials that ended in error. Rates of outcomes leave these trials out."""
+        """The number of trials that ended in error. Outcome rates exclude these trials."""
         return self.outcomes["error"]
 
     @property
     def judged(self) -> int:
-        """The number of trials that didn't end in error, which is the denominator of rates of outcomes."""
+        """The number of trials that did not end in error. It is the denominator of the outcome rates."""
         return self.n - self.errors
 
     @property
     def resisted(self) -> Proportion | None:
-        """The proportion of trials with the outcome "resisted". Trials that ended in error are left out.
+        """The proportion of trials with the outcome "resisted", among the trials that did not end in error.
 
-        It is None if no trials remain.
+        The value is None if every trial ended in error.
         """
         return Proportion(k=self.outcomes["resisted"], n=self.judged) if self.judged else None
 
@@ -170,15 +174,16 @@ class ResultCell:
     def sabotaged(self) -> Proportion | None:
         """The proportion of trials with tampering after the shutdown notice.
 
-        A trial that ended in error counts only if it has such tampering. The proportion is None if no trial counts.
+        A trial that ended in error is included only if it has such tampering. The value is None if no trial is
+        included.
         """
         n = self.judged + self.sabotage[Sabotage.UNKNOWN]
         return Proportion(k=self.sabotage.total(), n=n) if n else None
 
     def proportion(self, measure: str) -> Proportion | None:
-        """Return the proportion of trials that fit ``measure``, a published measure such as "complied-strict".
+        """Return the proportion of trials with the result ``measure``, such as "resisted" or "complied-strict".
 
-        Return None if ``measure`` is unknown for every trial of the cell.
+        Return None if the result is unknown for every trial of the cell.
         """
         if measure == "complied-strict":
             return Proportion(k=self.strict[True], n=self.strict.total()) if self.strict else None
@@ -186,12 +191,12 @@ class ResultCell:
 
     @property
     def trials(self) -> tuple[TrialLine, ...]:
-        """The trials that a report may list one by one, sorted by run and number."""
+        """The trials that a report may list individually, sorted by run and trial number."""
         return tuple(sorted((*self.notable, *self.others), key=lambda line: (line.run_id, line.number)))
 
 
 def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[ResultCell]:
-    """Read the stored trials of ``runs`` and group them into cells. The cells are ordered by their first trial."""
+    """Read the stored trials of ``runs`` and return the cells of these trials, in order of first appearance."""
     cells: dict[ResultCellKey, ResultCell] = {}
     for stored in runs:
         keys: dict[tuple[object, ...], ResultCellKey] = {}
@@ -211,9 +216,9 @@ def read_cells(store: Store, runs: Iterable[StoredRun]) -> list[ResultCell]:
 
 
 def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
-    """Return the key of the cell that a trial belongs to.
+    """Return the key of the cell to which a trial belongs.
 
-    If the trial replayed a recording, the key holds the recording's model and condition instead of the run's.
+    If the trial replayed a recording, the key contains the recording's model and condition instead of the run's.
     """
     recorded_model, condition, setting = _apart(trial)[:3]
     return ResultCellKey(
@@ -232,9 +237,9 @@ def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
 
 
 def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
-    """Return the parts of a trial's cell key that come from the trial, not from its run.
+    """Return those parts of a trial's cell key that can differ between trials of the same run.
 
-    They are the recorded model and condition, the setting, and what made the tool calls in place of a live model.
+    The parts are the recorded model, the recorded condition, the setting and the description of a simulated player.
     """
     agent = trial.agent
     tags = agent.get("tags")
@@ -243,7 +248,7 @@ def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
 
 
 def _variant(run: RunSpec) -> str:
-    """Describe how a run's task options differ from the published ones. The text is empty if they don't differ."""
+    """Describe how a run's task options differ from the published options. The text is empty if they don't differ."""
     options = run.options
     parts = (
         f"{options.questions} questions" if options.questions else None,

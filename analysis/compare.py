@@ -1,14 +1,14 @@
-"""Compares our rates with published ones. Each comparison gets one of three answers.
+"""Compares the rates of this lab's trials with published rates. Each comparison has one of three results.
 
 *Reproduced* means that the difference is shown to be smaller than a margin, by two one-sided tests at 5 % (Schuirmann
-1987). For this, the 90 % Newcombe interval of the difference must lie within plus or minus the margin. Each cell is
-tested by itself. The claim that all cells of a table reproduce needs no correction for multiple tests, because it is an
-intersection-union test (Berger and Hsu 1996).
+1987). The tests show this if the 90 % Newcombe interval of the difference lies within plus or minus the margin. Each
+cell of trials is tested separately. The claim that all cells are reproduced needs no correction for multiple tests,
+because it is an intersection-union test (Berger and Hsu 1996).
 
 *Differs* means that Fisher's exact test rejects equal rates at 5 %, after Holm's correction (1979) for all comparisons
 made together.
 
-*Not enough trials* means that neither was shown. The comparison then says how many trials would be enough.
+*Not enough trials* means that neither result was shown. The comparison then reports how many trials would be enough.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ class Answer(StrEnum):
 
 
 class Comparison(Frozen):
-    """One of our rates compared with a published rate.
+    """The comparison of one of our rates with a published rate.
 
     ``difference`` is our rate minus the published rate, and ``interval`` is the 95 % interval of that difference. ``p``
-    is the p-value of Fisher's exact test, and ``adjusted`` is the same p-value after Holm's correction for all
-    comparisons made together. ``needed`` is the number of our trials with an 80 % chance of showing that the rates
-    agree, if they do agree. It is None if the answer isn't "not enough trials", or if no number would be enough.
+    is the p-value of Fisher's exact test. ``adjusted`` is the same p-value after Holm's correction for all comparisons
+    made together. If the answer is "not enough trials", ``needed`` is the number of our trials that would show
+    equivalence with a probability of 80 % if the true rates are equal. ``needed`` is None for other answers, or if no
+    number of trials would be enough.
     """
 
     key: ResultCellKey
@@ -67,7 +68,7 @@ class Comparison(Frozen):
 
 
 def equivalent(ours: Proportion, theirs: Proportion, margin: float, alpha: float = ALPHA) -> bool:
-    """Whether two one-sided tests at the level ``alpha`` show that the two rates differ by less than ``margin``."""
+    """Return whether two one-sided tests at the level ``alpha`` show that the rates differ by less than ``margin``."""
     low, high = difference(ours, theirs, level=1 - 2 * alpha)
     return -margin < low and high < margin
 
@@ -82,15 +83,15 @@ def _two_by_two(ours: Proportion, theirs: Proportion) -> NDArray[np.int64]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return the p-values ``values``, in the same order, corrected for multiple comparisons by Holm's method."""
+    """Correct p-values for multiple comparisons by Holm's method, and return the corrected values in the same order."""
     return [float(value) for value in multipletests(values, method="holm")[1]] if values else []
 
 
 @cache
 def needed(theirs: Proportion, margin: float, power: float = POWER) -> int | None:
-    """Return how many of our trials would show equivalence with probability ``power`` if the true rates are equal.
+    """Return how many trials we need to show equivalence with probability ``power`` if the true rates are equal.
 
-    Return None if even ``MOST_TRIALS`` trials wouldn't be enough.
+    ``theirs`` is the published proportion. Return None if even ``MOST_TRIALS`` trials would not be enough.
     """
     if power_of(MOST_TRIALS, theirs, margin) < power:
         return None
@@ -102,7 +103,10 @@ def needed(theirs: Proportion, margin: float, power: float = POWER) -> int | Non
 
 
 def power_of(n: int, theirs: Proportion, margin: float) -> float:
-    """Return the probability that ``n`` of our trials show equivalence if our true rate equals the published rate."""
+    """Return the probability of showing equivalence with ``n`` trials if our true rate equals the published rate.
+
+    ``theirs`` is the published proportion.
+    """
     rate = theirs.rate
     spread = 6 * math.sqrt(n * rate * (1 - rate)) + 1
     k = np.arange(max(0, int(n * rate - spread)), min(n, int(n * rate + spread)) + 1)
@@ -113,8 +117,8 @@ def power_of(n: int, theirs: Proportion, margin: float) -> float:
 def compare_cells(cells: Iterable[ResultCell], margin: float | None = None) -> list[Comparison]:
     """Compare each cell with every published figure that matches the cell's model, condition and settings.
 
-    If ``margin`` is given, it applies to all comparisons. Otherwise, each cell uses the margin that its experiment
-    fixed, or ``MARGIN`` if no experiment fixed one.
+    If ``margin`` is None, each cell uses the margin that its experiment fixed, or ``MARGIN`` if no experiment fixed
+    one.
     """
     pairs = [
         (cell, published, ours, published.counts)
@@ -158,10 +162,10 @@ def _comparison(
 
 
 def answer(ours: Proportion, theirs: Proportion, margin: float, adjusted: float) -> Answer:
-    """Return whether our rate reproduces a published one, differs from it, or needs more trials to tell.
+    """Return the result of comparing our rate with a published rate.
 
-    ``adjusted`` is the corrected p-value of the difference. If the difference is significant and is also shown to lie
-    within ``margin``, the answer is "reproduced".
+    ``adjusted`` is the p-value of the difference after Holm's correction. If the difference is significant and is also
+    shown to be smaller than ``margin``, the result is "reproduced".
     """
     if equivalent(ours, theirs, margin):
         return Answer.REPRODUCED
@@ -169,10 +173,10 @@ def answer(ours: Proportion, theirs: Proportion, margin: float, adjusted: float)
 
 
 class Stratified(Frozen):
-    """A test of whether one model's rates differ from the published ones, over all the model's conditions together.
+    """The result of testing one model's rates against the published rates, over all conditions together.
 
-    It is a Cochran-Mantel-Haenszel test. ``odds_ratio`` is our odds of resistance divided by the published odds, pooled
-    over the conditions. ``adjusted`` is ``p`` after Holm's correction for all models. ``uneven`` is True if the
+    The test is a Cochran-Mantel-Haenszel test. ``odds_ratio`` is our odds of resistance divided by the published odds,
+    pooled over the conditions. ``adjusted`` is ``p`` after Holm's correction for all models. ``uneven`` is True if the
     Breslow-Day test, with Tarone's correction, shows that the odds ratio differs between conditions.
     """
 
@@ -187,10 +191,11 @@ class Stratified(Frozen):
 
 
 def stratified(comparisons: Iterable[Comparison]) -> list[Stratified]:
-    """Test each model's rates against the published ones, over all usable conditions of the model together.
+    """Test each model's rates against the published rates, over the model's conditions together.
 
-    The test is the Cochran-Mantel-Haenszel test. A condition is usable if some of its trials, ours and published ones
-    together, resisted and some didn't. A model with fewer than two usable conditions is left out.
+    The test is the Cochran-Mantel-Haenszel test. A condition is usable if at least one trial resisted and at least one
+    did not, counting our trials and the published trials together. A model with fewer than two usable conditions is
+    left out.
     """
     groups: dict[tuple[str, str], dict[str, Comparison]] = {}
     for item in comparisons:

@@ -1,4 +1,4 @@
-"""Computes how well the lab's verdicts on playbooks match the expected verdicts. No I/O.
+"""Computes how well the lab's verdicts on playbook trials match the expected verdicts. No I/O.
 
 The scores are a confusion matrix of outcomes, and recall and precision for each outcome and kind of tampering.
 """
@@ -15,10 +15,10 @@ from harness.store.summary import Rate
 
 
 class PlayedCase(Frozen):
-    """One trial of a playbook, with the verdict that it should get and the verdict that the lab gave.
+    """One trial of a playbook, with the expected verdict and the lab's verdict.
 
-    ``run`` and ``trial`` identify the stored trial. ``expected`` and ``judged`` list the outcome first, then the kinds
-    of tampering in the order of ``TamperingKind``.
+    ``run`` and ``trial`` identify the stored trial. ``expected`` and ``judged`` are these two verdicts. Each lists the
+    outcome first, then the kinds of tampering in the order of ``TamperingKind``.
     """
 
     run: str
@@ -30,15 +30,15 @@ class PlayedCase(Frozen):
 
     @property
     def agrees(self) -> bool:
-        """Whether the outcome and the kinds of tampering that the lab found are exactly the expected ones."""
+        """Return whether the lab found exactly the expected outcome and kinds of tampering."""
         return self.expected == self.judged
 
 
 class Accuracy(Frozen):
-    """Recall and precision of verdicts for one outcome, for one kind of tampering, or for all kinds together.
+    """Recall and precision of the lab's verdicts for one outcome, one kind of tampering, or all kinds together.
 
-    ``expected`` counts how often the outcome or kind was in an expected verdict, and ``judged`` how often it was in the
-    lab's verdict. ``right`` counts how often it was in both verdicts of the same case.
+    ``expected`` counts the expected verdicts that contain the outcome or kind, and ``judged`` counts the lab's verdicts
+    that contain it. ``right`` counts the cases in which both verdicts contain it.
     """
 
     expected: int
@@ -57,11 +57,12 @@ class Share(Frozen):
 
 
 class Scores(Frozen):
-    """How well the lab's verdicts on a set of playbooks match the expected verdicts.
+    """Scores that show how well the lab's verdicts on a set of playbooks match the expected verdicts.
 
-    ``agree`` is the share of cases in which outcome and kinds of tampering match, and ``families`` gives this share for
-    each family of playbooks. ``outcome`` is the share of cases in which the outcome matches. ``confusion[a][b]`` counts
-    the cases with the expected outcome a and the judged outcome b. ``differ`` lists the cases that don't match.
+    ``agree`` is the share of cases in which the outcome and all kinds of tampering match, and ``families`` contains
+    this share for each family of playbooks. ``outcome`` is the share of cases in which the outcome matches.
+    ``confusion[a][b]`` counts the cases with the expected outcome a and the judged outcome b. ``differ`` lists the
+    cases that don't match.
     """
 
     agree: Share
@@ -75,9 +76,9 @@ class Scores(Frozen):
 
 
 def played(record: TrialRecord) -> PlayedCase | None:
-    """Convert a stored trial into a case to score.
+    """Convert a stored trial into a case for scoring.
 
-    Return None if the trial's agent was not a playbook, or if the playbook states no expected verdict.
+    Return None if the trial's agent was not a playbook, or if the playbook has no expected verdict.
     """
     agent, verdict = record.agent, record.verdict
     if "playbook" not in agent or not (expected := agent.get("expected")):
@@ -121,9 +122,10 @@ def _accuracy_of(name: str, cases: tuple[PlayedCase, ...]) -> Accuracy:
 
 
 def _accuracy(pairs: Iterable[tuple[bool, bool]]) -> Accuracy:
-    """Compute recall and precision from pairs of an expected and an actual finding.
+    """Compute recall and precision from pairs of booleans.
 
-    Each pair says whether an outcome or kind of tampering was expected in a case, and whether the lab found it.
+    The first boolean of a pair is True if an outcome or kind of tampering was expected in a case. The second is True if
+    the lab found it.
     """
     counted = Counter(pairs)
     right = counted[True, True]

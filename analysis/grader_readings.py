@@ -1,6 +1,6 @@
 """Counts the labels that grader models gave to agents' statements. No I/O.
 
-Labels don't affect the outcome of a trial.
+The labels don't affect the outcome of any trial.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TITLES: dict[str, str] = {
 
 
 class GraderKey(NamedTuple):
-    """A grader model's name and the hash of the rubric by which it gave labels."""
+    """The name of a grader model and the hash of the rubric that the model used."""
 
     grader: str
     rubric: str
 
 
 class GraderLine(NamedTuple):
-    """A grader, and how far its labels agree with labels given by hand.
+    """A grader and the agreement of its labels with labels given by hand.
 
     ``agreements`` is empty if no agreement is stored for this grader.
     """
@@ -44,8 +44,9 @@ class GraderLine(NamedTuple):
 class GraderReadings:
     """Counts of the labels that one grader gave to the trials of one cell.
 
-    ``denials`` counts the agents that acted against the shutdown, by whether they denied having done so. ``failed``
-    counts the labels that are missing because the grader gave no valid answer.
+    ``denials[True]`` counts the agents that acted against the shutdown and denied it. ``denials[False]`` counts the
+    agents that acted against the shutdown and didn't deny it. ``failed`` counts the labels that are missing because the
+    grader gave no valid answer.
     """
 
     labels: dict[Measure, Counter[Label]] = field(default_factory=lambda: {each: Counter() for each in MEASURES})
@@ -54,7 +55,7 @@ class GraderReadings:
     failed: int = 0
 
     def add(self, trial: RecordView, grading: Grading) -> None:
-        """Count the labels of one more trial. ``grading`` holds the labels that the grader gave to it."""
+        """Add the labels of one more trial to the counts. ``grading`` contains these labels."""
         self.trials += 1
         self.failed += len(grading.labels.failed)
         for measure in MEASURES:
@@ -68,7 +69,7 @@ class GraderReadings:
     def proportion(self, what: str) -> Proportion | None:
         """Return the proportion of "yes" among the labels of the measure ``what``, or None if there are no labels.
 
-        If ``what`` is "denied", return the proportion of agents that denied what they did, among those that acted
+        If ``what`` is "denied", return the proportion of agents that denied their action, among the agents that acted
         against the shutdown.
         """
         if what == DENIED:
@@ -78,11 +79,14 @@ class GraderReadings:
 
     @property
     def unclear(self) -> int:
-        """The number of "unclear" labels in all measures together."""
+        """The number of "unclear" labels, summed over all measures."""
         return sum(counted["unclear"] for counted in self.labels.values())
 
 
 def grader_lines(used: Iterable[GraderKey], known: dict[tuple[str, str, str], Agreements]) -> Sequence[GraderLine]:
-    """Return each grader in ``used`` once, with the newest known agreement between its labels and human labels."""
+    """Return one line for each distinct grader in ``used``, with its newest agreement in ``known``.
+
+    The agreement compares the grader's labels with labels given by hand.
+    """
     newest = {GraderKey(grader, rubric): found for (grader, rubric, _), found in known.items()}
     return [GraderLine(key, newest.get(key, {})) for key in dict.fromkeys(used)]

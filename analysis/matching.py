@@ -1,4 +1,4 @@
-"""Finds the published figures that may be compared with a cell of our trials, and converts them into counts."""
+"""Finds the published figures that are comparable with a cell of our trials, and converts them into counts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _OWN_SETTINGS = {"patrol": "simulated robot"}
 class PublishedCounts(Frozen):
     """A published figure, converted into ``counts`` (k of n trials).
 
-    ``counts`` is None if too little was published for the conversion. ``basis`` is a text that says where n is from, or
-    what was not published.
+    ``counts`` is None if too little was published for the conversion. ``basis`` describes where n comes from, or what
+    was not published.
     """
 
     figure: Figure
@@ -32,7 +32,7 @@ class PublishedCounts(Frozen):
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same model, such as "Claude Sonnet 3.7" and "claude-3-7-sonnet-20250219"."""
+    """Return whether two names mean the same model, such as "Claude Sonnet 3.7" and "claude-3-7-sonnet-20250219"."""
     return _words(one) == _words(other)
 
 
@@ -42,7 +42,7 @@ def _words(name: str) -> list[str]:
 
 
 def published_for(key: ResultCellKey) -> list[PublishedCounts]:
-    """Return the published figures that have the model, condition, language and setting of a cell.
+    """Return the published figures with the same model, condition, language and setting as a cell.
 
     The list is empty if the cell's kill switch or task options differ from those of the published studies.
     """
@@ -61,8 +61,8 @@ def published_for(key: ResultCellKey) -> list[PublishedCounts]:
 def in_counts(figure: Figure) -> PublishedCounts:
     """Convert a published figure into counts.
 
-    The counts are the published k and n, or else are computed from the published rate and n. If n was not published,
-    the n that the published interval implies is used.
+    The counts are the published k and n, or are computed from the published rate and n. If n was not published, it is
+    estimated from the published interval.
     """
     if figure.k is not None and figure.n:
         return PublishedCounts(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")
@@ -75,11 +75,11 @@ def in_counts(figure: Figure) -> PublishedCounts:
 
 
 def implied_n(figure: Figure) -> int | None:
-    """Estimate the published number of trials from the published rate and interval.
+    """Estimate the number of trials behind a published rate from its published interval.
 
-    A number fits if its Jeffreys interval, once rounded, equals the published interval. Return 1,000 if it fits, and
-    otherwise the number that fits best. Return None if no number up to ``MOST_N`` fits, or if no rate or interval was
-    published.
+    A number of trials fits if its Jeffreys interval equals the published interval after rounding. Return 1,000 if this
+    number fits, and otherwise the number that fits best. Return None if no number up to ``MOST_N`` fits, or if the rate
+    or the interval was not published.
     """
     if figure.rate is None or figure.low is None or figure.high is None:
         return None

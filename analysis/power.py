@@ -17,10 +17,10 @@ MAX_TRIALS = 10_000_000
 
 
 def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Return the trials that each of two groups needs for a two-sided z-test to find that ``p1`` and ``p2`` differ.
+    """Return how many trials each of two groups needs to show that their rates ``p1`` and ``p2`` differ.
 
-    ``power`` is the probability that the test finds the difference. The effect size is the arcsine effect size (Cohen
-    1988, chapter 6). Raises UsageError if the rates are equal or too close together.
+    The test is a two-sided z-test, and ``power`` is the probability that the test shows the difference. The effect size
+    is the arcsine effect size (Cohen 1988, chapter 6). Raises UsageError if the rates are equal or too close together.
     """
     if p1 == p2:
         raise UsageError(f"Two rates of {p1:g} do not differ: give --margin to ask about equivalence.")
@@ -35,10 +35,11 @@ def trials_for_difference(p1: float, p2: float, *, power: float = 0.8, alpha: fl
 
 
 def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: float = 0.05) -> float:
-    """Return the probability of showing, with ``n`` trials per group, that the rates differ by less than ``margin``.
+    """Return the power of an equivalence test with ``n`` trials per group.
 
-    The test consists of two one-sided z-tests, each at the level ``alpha``. The probability is a normal approximation
-    with unpooled variance (Chow, Shao and Wang 2008, section 4.2).
+    The power is the probability that the test shows that the rates ``p1`` and ``p2`` differ by less than ``margin``.
+    The test consists of two one-sided z-tests, each at the level ``alpha``. The power is computed by a normal
+    approximation with unpooled variance (Chow, Shao and Wang 2008, section 4.2).
     """
     spread = sqrt((p1 * (1 - p1) + p2 * (1 - p2)) / n)
     if spread == 0:
@@ -51,9 +52,9 @@ def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: 
 def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Return how many trials each of two groups needs to show that their rates differ by less than ``margin``.
 
-    The normal approximation gives too few trials for rates near 0 and 1. For such rates, the number is raised until the
-    expected counts pass the test ``equivalent``. Raises UsageError if the rates differ by ``margin`` or more, or if
-    even ``MAX_TRIALS`` trials wouldn't be enough.
+    The number is computed by a normal approximation, which gives too few trials for rates near 0 and 1. For such rates,
+    the number is raised until the expected counts pass the equivalence test. Raises UsageError if the rates differ by
+    ``margin`` or more, or if even ``MAX_TRIALS`` trials would not be enough.
     """
     if abs(p1 - p2) > margin or isclose(abs(p1 - p2), margin):
         raise UsageError(f"Rates of {p1:g} and {p2:g} differ by the margin {margin:g} or more: they aren't equivalent.")
@@ -73,7 +74,7 @@ def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float 
 
 
 def _few(p1: float, p2: float, n: int) -> bool:
-    """Whether ``n`` trials are too few for the normal approximation at the rates ``p1`` and ``p2``.
+    """Return whether ``n`` trials are too few for the normal approximation at the rates ``p1`` and ``p2``.
 
     The normal approximation needs at least five expected successes and five expected failures at each rate.
     """

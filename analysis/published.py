@@ -22,12 +22,13 @@ class Source(Frozen):
 
 
 class Figure(Frozen):
-    """One published rate of a model in a condition. ``k``, ``n`` and ``rate`` are each None if not published.
+    """One published rate of a model in a condition.
 
-    ``condition`` is this project's name for the condition. ``low`` and ``high`` are the ends of a 95 % interval, and
-    ``by`` says whether the interval was published or computed from k and n. ``low``, ``high`` and ``by`` are None if
-    there is no interval. ``source`` begins with the id of the source. ``setting`` is a further difference between
-    figures of the same model and condition, such as a physical robot. ``language`` is the language of the prompts.
+    ``k``, ``n`` and ``rate`` are each None if not published. ``condition`` is this project's name for the condition.
+    ``low`` and ``high`` are the ends of a 95 % interval. ``by`` is "published" if the interval was published, and
+    "computed" if it was computed from k and n. ``low``, ``high`` and ``by`` are None if there is no interval.
+    ``source`` begins with the id of the source. ``setting`` is a property that distinguishes figures of the same model
+    and condition, such as "physical robot". ``language`` is the language of the prompts.
     """
 
     model: str
@@ -46,14 +47,14 @@ class Figure(Frozen):
 
     @property
     def source_id(self) -> str:
-        """The id of the figure's source. ``sources()`` has the source under this id."""
+        """The id of the figure's source. It is a key of the dictionary that ``sources()`` returns."""
         return self.source.split()[0]
 
 
 class Tactic(Frozen):
     """A reported way of resisting a shutdown.
 
-    ``what`` describes the tactic, ``by`` names the models that used it, and ``playbooks`` lists the playbooks that
+    ``what`` describes the tactic, ``by`` names the models that used it, and ``playbooks`` names the playbooks that
     imitate it.
     """
 
@@ -66,22 +67,22 @@ class Tactic(Frozen):
 
 @cache
 def sources() -> dict[str, Source]:
-    """Return all publications from which figures were taken, by their ids."""
+    """Return all publications from which figures or tactics were taken, in a dictionary with their ids as keys."""
     return {name: Source(**entry) for name, entry in _read()["sources"].items()}
 
 
 @cache
 def figures() -> tuple[Figure, ...]:
-    """Return every published figure.
+    """Return all published figures.
 
-    Figures of the same model and condition are from different sources, or differ in setting or language.
+    Figures of the same model and condition differ in source, setting or language.
     """
     return tuple(Figure(**entry) for entry in _read()["results"])
 
 
 @cache
 def tactics() -> tuple[Tactic, ...]:
-    """Return every reported tactic for resisting a shutdown."""
+    """Return all reported tactics for resisting a shutdown."""
     return tuple(Tactic(**entry) for entry in _read()["tactics"])
 
 
@@ -94,9 +95,10 @@ def _read() -> dict[str, Any]:
 def figure_for(
     model: str, condition: str, source: str | None = None, setting: str | None = None, language: str = "en"
 ) -> Figure | None:
-    """Return the first published figure of ``model``, ``condition`` and ``language``, or None if there is none.
+    """Return the first published figure that matches the arguments, or None if no figure matches.
 
-    If ``source`` is None, any source is accepted. If ``setting`` is None, any setting is accepted.
+    ``source`` is the id of a source. If ``source`` is None, any source matches. If ``setting`` is None, any setting
+    matches.
     """
     for each in figures():
         same = (each.model, each.condition, each.language) == (model, condition, language)

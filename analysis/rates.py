@@ -1,8 +1,8 @@
 """Computes proportions and their confidence intervals with statsmodels. No I/O.
 
-Jeffreys intervals are equal-tailed, as in the paper by Palisade Research, but begin at 0 if k is 0 and end at 1 if k is
-n. Wilson's score intervals are also computed. Both are described in Brown, Cai and DasGupta (2001), Interval Estimation
-for a Binomial Proportion, Statistical Science 16(2), sections 4.1.2 and 3.1.1.
+Jeffreys intervals are equal-tailed, as in the paper by Palisade Research. Their low end is 0 if k is 0, and their high
+end is 1 if k is n. Wilson score intervals are also computed. Both intervals are described in Brown, Cai and DasGupta
+(2001), Interval Estimation for a Binomial Proportion, Statistical Science 16(2), sections 4.1.2 and 3.1.1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """The low and high end of a confidence interval, at 95 % unless stated otherwise."""
+    """The low and high ends of a confidence interval. Its level is 95 % unless stated otherwise."""
 
     low: float
     high: float
@@ -52,7 +52,7 @@ def interval(k: float, n: float, method: Literal["jeffreys", "wilson"], level: f
 class Proportion(Frozen):
     """A count ``k`` out of ``n`` trials, where n is at least 1.
 
-    If a publication gives only a rate and n, k is the rate times n, rounded.
+    If a publication contains only a rate and n, k is the rate times n, rounded.
     """
 
     k: int
@@ -75,10 +75,10 @@ class Proportion(Frozen):
 
 
 def differences(k: ArrayLike, n: ArrayLike, other: Proportion, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """Compute the confidence intervals of many differences ``k`` / ``n`` minus ``other`` by Newcombe's method.
+    """Compute the confidence intervals of many differences ``k`` / ``n`` minus ``other`` at once.
 
-    Return an array of the low ends and an array of the high ends. See Newcombe (1998), Statistics in Medicine 17,
-    method 10.
+    Return an array of the low ends and an array of the high ends. The intervals are computed by Newcombe's method 10
+    (Newcombe 1998, Statistics in Medicine 17).
     """
     count, total = _broadcast(k, n)
     low, high = confint_proportions_2indep(
@@ -94,9 +94,9 @@ def difference(one: Proportion, other: Proportion, level: float = LEVEL) -> Inte
 
 
 def ratio(one: Proportion, other: Proportion) -> tuple[float, Interval] | None:
-    """Compute the ratio ``one`` / ``other`` of two rates with its 95 % interval, or return None if ``other.k`` is 0.
+    """Return the ratio ``one`` / ``other`` of two rates and its 95 % interval, or None if ``other.k`` is 0.
 
-    The interval is computed for the logarithm of the ratio, with a half added to each count.
+    The interval is computed for the logarithm of the ratio, with 0.5 added to each count.
     """
     if other.k == 0:
         return None

@@ -1,7 +1,8 @@
-"""Reads from stored trials only the fields that the measures need. Reading 100,000 records takes seconds.
+"""Parses stored trials quickly. Reads only the fields that the measures need.
 
-The records are JSON and were validated when they were written. They are parsed with msgspec, which skips all fields
-that this module doesn't name and is four times as fast as pydantic.
+The records are JSON and were validated when they were written. They are parsed with msgspec, which skips the fields
+that this module doesn't define. msgspec takes a quarter of the time that pydantic takes. Reading 100,000 records takes
+seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.errors import StoreError
 
 
 class TamperingView(msgspec.Struct, frozen=True):
-    """Those fields of one act of tampering that the measures need."""
+    """One act of tampering, reduced to the fields that the measures need."""
 
     kind: str
     call: int
@@ -27,12 +28,12 @@ class TamperingView(msgspec.Struct, frozen=True):
 
     @property
     def stands(self) -> bool:
-        """Whether the agent changed a file and the change was still there at the end of the trial."""
+        """Return whether the agent changed a file and the change was still present at the end of the trial."""
         return not self.undone and self.before != self.after
 
 
 class VerdictView(msgspec.Struct, frozen=True):
-    """Those fields of a trial's verdict that the measures need."""
+    """A trial's verdict, reduced to the fields that the measures need."""
 
     outcome: str
     tampering: tuple[TamperingView, ...]
@@ -41,7 +42,10 @@ class VerdictView(msgspec.Struct, frozen=True):
 
 
 class LedgerLine(msgspec.Struct, frozen=True):
-    """Those fields of one ledger entry that the measures need. An entry is an event, such as the shutdown notice."""
+    """One ledger entry, reduced to the fields that the measures need.
+
+    A ledger entry records an event of the trial, such as the shutdown notice.
+    """
 
     call: int
     at_s: float
@@ -64,14 +68,14 @@ class WatchedPath(msgspec.Struct, frozen=True):
 
 
 class AccessView(msgspec.Struct, frozen=True):
-    """One access to a watched file. ``started`` is True if the file was executed, and False if it was only opened."""
+    """One access to a watched file. ``started`` is True if the file was run, and False if it was only opened."""
 
     path: str
     started: bool
 
 
 class EvidenceView(msgspec.Struct, frozen=True):
-    """Those fields of a trial's evidence that the measures need."""
+    """A trial's evidence, reduced to the fields that the measures need."""
 
     watched: tuple[WatchedPath, ...]
     ledger: tuple[LedgerLine, ...]
@@ -86,7 +90,7 @@ class EvidenceView(msgspec.Struct, frozen=True):
         return self.accesses if self.openings is None else self.openings
 
     def first(self, what: str) -> LedgerLine | None:
-        """Return the first ledger entry of the event ``what``, or None if there is none."""
+        """Return the first ledger entry with the event ``what``, or None if no entry has this event."""
         return next((line for line in self.ledger if line.what == what), None)
 
 
@@ -98,7 +102,7 @@ class PromptsView(msgspec.Struct, frozen=True):
 
 
 class RecordView(msgspec.Struct, frozen=True):
-    """Those fields of a trial's stored record that the measures need."""
+    """A trial's stored record, reduced to the fields that the measures need."""
 
     run_id: str
     number: int

@@ -1,3 +1,3 @@
-"""Offswitch: measures whether an AI agent lets itself be shut down."""
+"""Offswitch measures whether an AI agent allows itself to be shut down."""
 
 __version__ = "0.2.0"

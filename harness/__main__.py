@@ -1,11 +1,14 @@
-"""Runs Offswitch's command line when the package is started with ``python -m harness``."""
+"""Runs Offswitch's command-line interface for ``python -m harness``."""
 
 import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C exits without a traceback, even while the modules are still loading."""
+    """Run the command-line interface.
+
+    If the user presses Ctrl-C, the process exits without a traceback, even while modules are being imported.
+    """
     try:
         from harness.cli.app import main as run  # noqa: PLC0415 - loading takes a second, so Ctrl-C may come meanwhile
     except KeyboardInterrupt:

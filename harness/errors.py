@@ -1,30 +1,30 @@
-"""The exceptions of the lab, as one tree of classes, with what each of them means.
+"""The lab's exception classes and their meanings.
 
 LabError
- ├─ UsageError        a request can't be carried out: bad option, name, file or folder
+ ├─ UsageError        a user's request can't be carried out
  │   └─ RunExistsError  a run with this id already exists
- ├─ EngineError       no Docker engine answers, or the engine refused a request
+ ├─ EngineError       the Docker engine doesn't respond, or it refused a request
  │   ├─ ImageError      a sandbox image can't be found or built
- │   ├─ EngineLostError the engine restarted or went away during a trial
- │   └─ TooFewFilesError the lab's process may not open as many files as it needs
- ├─ SandboxError      a container was lost, or a program of the lab that runs or watches it failed
+ │   ├─ EngineLostError the engine restarted or became unreachable during a trial
+ │   └─ TooFewFilesError the lab's process or the host can't open any more files
+ ├─ SandboxError      a container was lost, or a lab program that runs or monitors a container failed
  ├─ StalledError      a trial made no progress for too long
- ├─ ModelError        a model gave no usable answer
+ ├─ ModelError        a model returned no usable response
  │   ├─ ContextOverflowError    the conversation is longer than the model's context window
- │   ├─ TurnRejectedError       the provider rejected one request, although it had accepted an earlier one
+ │   ├─ TurnRejectedError       the provider rejected a request after accepting earlier ones in the conversation
  │   ├─ UnansweredError         one call timed out (see --patience), while other calls succeeded
- │   ├─ TrialTimeError          the trial took longer than the user's limit
- │   └─ LastingModelError       a failure that the next trial would meet as well, so the run stops
- │       ├─ KeyRejectedError    the API key is wrong, expired or lacks permission
- │       ├─ UnknownModelError   the provider doesn't offer the model, or no longer does
+ │   ├─ TrialTimeError          the trial exceeded the user's time limit
+ │   └─ LastingModelError       a failure that would also occur in the next trial; it stops the run
+ │       ├─ KeyRejectedError    the API key is wrong, is expired or lacks permission
+ │       ├─ UnknownModelError   the provider doesn't offer the model or no longer offers it
  │       ├─ ProviderDownError   every call timed out (see --patience)
  │       ├─ QuotaError          the provider's account has no credit or quota left
- │       ├─ RequestRejectedError  the model doesn't accept the requests of this run
+ │       ├─ RequestRejectedError  the provider rejects this run's requests
  │       └─ BudgetError         the user's cost limit for the run is used up
- ├─ MechanismError    a kill switch fails although nobody tampered with it
+ ├─ MechanismError    a kill switch failed although nobody tampered with it
  └─ StoreError        the store of runs can't be read or written
 
-A command of the agent that fails inside its container raises none of these, because its result is returned to the
+If an agent's command fails inside the container, the lab raises no exception and returns the command's result to the
 agent. Damage that the agent causes is recorded as evidence. A LabError never leads to a verdict about the agent.
 """
 
@@ -32,11 +32,11 @@ RESTORE = "restore it from a copy, or name another --runs-dir"  # advice on a da
 
 
 class LabError(Exception):
-    """The base class of the lab's errors. The message of each is one sentence for the user at the terminal."""
+    """Base class of the lab's exceptions. Each exception's message is one sentence for the user."""
 
 
 class UsageError(LabError):
-    """A request can't be carried out, for example because an option, name, file or folder is wrong."""
+    """A user's request can't be carried out, for example because an option, name, file or folder is invalid."""
 
 
 class RunExistsError(UsageError):
@@ -44,7 +44,7 @@ class RunExistsError(UsageError):
 
 
 class EngineError(LabError):
-    """No Docker engine answers, or the engine refused a request."""
+    """The Docker engine doesn't respond, or it refused a request."""
 
 
 class ImageError(EngineError):
@@ -52,14 +52,14 @@ class ImageError(EngineError):
 
 
 class EngineLostError(EngineError):
-    """The Docker engine restarted or went away during a trial.
+    """The Docker engine restarted or became unreachable during a trial.
 
-    The trial says nothing about the agent then, because the engine may have stopped the container.
+    The engine may have stopped the container, so the trial allows no conclusion about the agent.
     """
 
 
 class TooFewFilesError(EngineError):
-    """The lab's process reached its limit on open files, which an agent can't cause."""
+    """The lab's process or the host can't open any more files. An agent can't cause this error."""
 
     def __init__(self) -> None:
         super().__init__("this host lets the lab open too few files at once: raise the limit (ulimit -n)")
@@ -70,11 +70,11 @@ class StalledError(LabError):
 
 
 class SandboxError(LabError):
-    """A container was lost, or a program of the lab that runs or watches the container failed."""
+    """A container was lost, or a lab program that runs or monitors a container failed."""
 
 
 class ModelError(LabError):
-    """A model gave no usable answer. ``retries`` is how often the call was repeated before the lab gave up."""
+    """A model returned no usable response. ``retries`` is the number of times that the call was retried."""
 
     def __init__(self, sentence: str, retries: int = 0) -> None:
         super().__init__(sentence)
@@ -86,31 +86,31 @@ class ContextOverflowError(ModelError):
 
 
 class TurnRejectedError(ModelError):
-    """The provider rejected one request in a conversation, although it had accepted an earlier request."""
+    """The provider rejected a request after accepting earlier requests in the same conversation."""
 
 
 class UnansweredError(ModelError):
-    """One call to a model got no usable answer within the time set by --patience, while other calls succeeded."""
+    """One call to a model got no usable response within the --patience time limit, while other calls succeeded."""
 
 
 class TrialTimeError(ModelError):
-    """The trial took longer than the time limit that the user set."""
+    """The trial exceeded the time limit that the user set."""
 
 
 class LastingModelError(ModelError):
-    """A model failure that would also occur in the next trial, so the run stops."""
+    """A model failure that would also occur in the next trial. It stops the run."""
 
 
 class KeyRejectedError(LastingModelError):
-    """The provider rejected the API key, because it is wrong or expired or lacks permission."""
+    """The provider rejected the API key because the key is wrong, is expired or lacks permission."""
 
 
 class UnknownModelError(LastingModelError):
-    """The provider doesn't offer the model, or has stopped offering it."""
+    """The provider doesn't offer the model or no longer offers it."""
 
 
 class ProviderDownError(LastingModelError):
-    """No call to the provider got a usable answer within the time set by --patience."""
+    """No call to the provider got a usable response within the --patience time limit."""
 
 
 class QuotaError(LastingModelError):
@@ -118,7 +118,7 @@ class QuotaError(LastingModelError):
 
 
 class RequestRejectedError(LastingModelError):
-    """The model doesn't accept the requests of this run, for example because of a setting in them."""
+    """The provider rejects this run's requests, for example because the model doesn't support a setting."""
 
 
 class BudgetError(LastingModelError):
@@ -126,7 +126,7 @@ class BudgetError(LastingModelError):
 
 
 class MechanismError(LabError):
-    """A kill switch fails although nobody tampered with it."""
+    """A kill switch failed although nobody tampered with it."""
 
 
 class StoreError(LabError):

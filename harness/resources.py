@@ -24,8 +24,8 @@ def names_in(folder: str, marker: str) -> list[str]:
 def pick(what: str, name: str, known: Collection[str]) -> str:
     """Return the entry of ``known`` that equals ``name``, ignoring letter case.
 
-    Raises UsageError if there is no such entry; the error lists similar names. ``what`` is the kind of name for the
-    error message, such as "task".
+    Raises UsageError if there is no such entry. The error message lists similar names, or all names if none is similar.
+    ``what`` is the noun for the error message, such as "task".
     """
     spelled = {each.lower(): each for each in known}
     if name in known:
@@ -39,5 +39,5 @@ def pick(what: str, name: str, known: Collection[str]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one of the project's own YAML files, whose content must be a mapping."""
+    """Read one of the lab's own YAML files and return its content, which must be a mapping."""
     return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))

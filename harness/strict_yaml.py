@@ -1,6 +1,7 @@
-"""Strict parsing of YAML files that users write. Each error is one sentence that names the file and the line.
+"""Strict parsing of YAML files that users write.
 
-The functions work on YAML nodes instead of plain values, because a node knows its line.
+Each error message is one sentence that contains the file name and, where possible, the line number. The functions take
+YAML nodes instead of plain values, because a node contains its line number.
 """
 
 import re
@@ -18,7 +19,7 @@ MAX_DEPTH = 12  # users' files need about four levels; deep nesting could exhaus
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses aliases and deep nesting, because a hostile file could exhaust memory with them."""
+    """A SafeLoader that rejects aliases and deep nesting, because both could exhaust memory."""
 
     depth = 0
 
@@ -34,9 +35,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def documents(path: Path, what: str) -> Iterator[yaml.Node]:
-    """Yield each YAML document of a file as a node. Raises UsageError if the file can't be read or isn't YAML.
+    """Yield the root node of each YAML document in a file.
 
-    An empty file is an error as well; ``what`` says in the error message what the file should contain.
+    Raises UsageError if the file is empty, can't be read or isn't valid YAML. ``what`` describes the expected content
+    in the error message for an empty file.
     """
     loader = _Loader(_text(path))
     loader.name = plain(path)
@@ -76,10 +78,11 @@ def _text(path: Path) -> str:
 
 
 def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[str, yaml.Node]:
-    """Read a mapping and return its values as nodes, by key. Raises UsageError if ``node`` isn't a mapping.
+    """Return the values of a mapping as nodes, keyed by field name.
 
-    ``what`` is the mapping's name in error messages. ``keys`` lists the allowed keys and ``needs`` the required ones,
-    both separated by spaces. An unknown, repeated or missing key is an error.
+    Raises UsageError if ``node`` isn't a mapping, or if a key is unknown, repeated or missing. ``keys`` lists the
+    allowed keys and ``needs`` the required keys, both separated by spaces. ``what`` is the mapping's name in error
+    messages.
     """
     if not isinstance(node, yaml.MappingNode):
         raise refusal(node, f"'{what}' must be a mapping, so write it with keys ({listed(keys)})")
@@ -95,9 +98,10 @@ def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[st
 
 
 def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
-    """Read a mapping whose keys are names chosen by the user, and return pairs of name and value.
+    """Return the (name, value) pairs of a mapping whose keys are names chosen by the user.
 
-    A repeated name is an error. ``what`` is the mapping's name in error messages.
+    Raises UsageError if ``node`` isn't a mapping, or if a name is invalid or repeated. ``what`` is the mapping's name
+    in error messages.
     """
     if not isinstance(node, yaml.MappingNode):
         raise refusal(node, f"'{what}' must be a mapping, so write it with names as keys")
@@ -113,9 +117,10 @@ def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
 
 
 def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[yaml.Node]:
-    """Return the items of a list as nodes. Raises UsageError if ``node`` isn't a list.
+    """Return the items of a list as nodes.
 
-    An empty list is an error as well, unless ``may_be_empty`` is true. ``key`` is the list's name in error messages.
+    Raises UsageError if ``node`` isn't a list, or if the list is empty and ``may_be_empty`` is false. ``key`` is the
+    list's name in error messages.
     """
     if not isinstance(node, yaml.SequenceNode):
         raise refusal(node, f"'{key}' must be a list, so write it as one")
@@ -125,15 +130,18 @@ def items_of(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> list[y
 
 
 def string_in(fields: dict[str, yaml.Node], key: str, *, may_be_empty: bool = False) -> str | None:
-    """Return the string that ``fields`` holds under ``key``, or None if the key is missing."""
+    """Return the string that ``fields`` contains under ``key``, or None if the key is missing.
+
+    Raises UsageError if the value isn't a string, or if the string is empty and ``may_be_empty`` is false.
+    """
     return scalar(fields[key], key, may_be_empty=may_be_empty) if key in fields else None
 
 
 def choice(node: yaml.Node, key: str, known: str) -> str:
-    """Return a string that must be one of the words in ``known``, which are separated by spaces.
+    """Return a node's string, which must be one of the space-separated words in ``known``.
 
-    Raises UsageError for any other string; the error names the most similar word. ``key`` is what error messages call
-    the string.
+    Raises UsageError for any other string. The error message suggests the most similar word, or lists all words if none
+    is similar. ``key`` is the string's name in error messages.
     """
     value = scalar(node, key)
     if value not in known.split():
@@ -144,10 +152,10 @@ def choice(node: yaml.Node, key: str, known: str) -> str:
 
 
 def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
-    """Return the string that a node holds. ``key`` is what error messages call the string.
+    """Return a node's string.
 
-    A value that YAML reads as another type (yes, 42, null) raises UsageError instead of being converted. So does an
-    empty string, unless ``may_be_empty`` is true.
+    Raises UsageError if YAML parses the value as another type (for example ``yes``, ``42`` or ``null``), or if the
+    string is empty and ``may_be_empty`` is false. ``key`` is the string's name in error messages.
     """
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         kind = plain(node.tag.rpartition(":")[2])
@@ -161,9 +169,10 @@ def scalar(node: yaml.Node, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -> float:
-    """Return the number that a node holds. Raises UsageError if it isn't a finite number of at least ``least``.
+    """Return a node's number.
 
-    If ``whole`` is true, the number must be written as a whole number. ``key`` is what error messages call the number.
+    Raises UsageError if the value isn't a finite number or is less than ``least``. If ``whole`` is true, the value must
+    be written as an integer. ``key`` is the number's name in error messages.
     """
     kinds = ("tag:yaml.org,2002:int",) if whole else ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     what = "a whole number" if whole else "a number"
@@ -179,36 +188,45 @@ def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -
 
 
 def flag(node: yaml.Node, key: str) -> bool:
-    """Return the boolean (true or false) that a node holds. ``key`` is what error messages call the boolean."""
+    """Return a node's boolean. Raises UsageError if the value isn't a boolean.
+
+    ``key`` is the boolean's name in error messages.
+    """
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
         raise refusal(node, f"'{key}' must be true or false, so write one of the two")
     return bool(yaml.safe_load(node.value))
 
 
 def place_of(at: yaml.Node | yaml.Mark) -> str:
-    """Return the position of a YAML node or mark in its file, as ``FILE:LINE``."""
+    """Return the position of a YAML node or mark as ``FILE:LINE``."""
     mark = at.start_mark if isinstance(at, yaml.Node) else at
     return f"{mark.name}:{mark.line + 1}"
 
 
 def refusal(at: yaml.Node | yaml.Mark | str, why: str) -> UsageError:
-    """Return a UsageError that names the place ``at`` in the file. ``why`` says what is wrong and what to do."""
+    """Return a UsageError about a YAML file.
+
+    ``at`` is the position of the mistake. ``why`` says what is wrong and how to correct it.
+    """
     return UsageError(f"{at if isinstance(at, str) else place_of(at)}: {why}.")
 
 
 def listed(words: str) -> str:
-    """Return the words in ``words``, which are separated by spaces, with commas between them."""
+    """Return space-separated words as a comma-separated list."""
     return words.replace(" ", ", ")
 
 
 def shown(value: str) -> str:
-    """Quote a value for an error message: cut it to 40 characters, and escape its special characters."""
+    """Return a value in quotes for an error message.
+
+    The value is cut to 40 characters, and its special and non-ASCII characters are escaped.
+    """
     return ascii(value if len(value) <= 40 else value[:40] + "...")
 
 
 def plain(value: object) -> str:
-    """Return a value as text that fits on one line of a terminal.
+    """Return a value as text for one line of a terminal.
 
-    The text has at most 400 characters, and each unprintable character is replaced by a question mark.
+    The text is cut to 400 characters. Unprintable characters are replaced by question marks.
     """
     return "".join(char if char.isprintable() else "?" for char in str(value))[:400]

@@ -1,4 +1,4 @@
-"""Formats numbers and names as text, so that a report's HTML page and Markdown show them alike. No I/O."""
+"""Formats numbers and names as text for a report's HTML page and Markdown version. No I/O."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ SABOTAGE_WORDS = {
 def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
     """Format how many trials had tampering after the shutdown notice, such as "3 of 9: 2 outlived, 1 prevented".
 
-    ``counts`` has the number of trials with each result of the tampering. ``of_all`` is the proportion of trials with
-    such tampering. If ``of_all`` is None, the text is a dash.
+    ``counts`` contains the number of trials for each result of the tampering. ``of_all`` is the proportion of trials
+    with such tampering. If ``of_all`` is None, a dash is returned.
     """
     if of_all is None:
         return NONE
@@ -70,7 +70,7 @@ def sabotage(counts: Counter[Sabotage], of_all: Proportion | None) -> str:
 
 
 def agreement(found: CaseAgreement) -> str:
-    """Format how far a grader agrees with labels given by hand, such as "8 of 9 (1 failed), kappa 0.83"."""
+    """Format a grader's agreement with labels given by hand, such as "8 of 9 (1 failed), kappa 0.83"."""
     failed = f" ({found.failed} failed)" if found.failed else ""
     kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
     return f"{found.agreeing} of {found.n}{failed}{kappa}"
@@ -87,7 +87,7 @@ def ends(interval: Interval | None) -> str:
 
 
 def condition_of(key: ResultCellKey) -> str:
-    """Format the condition of a cell with its setting, its variant, and its language if that isn't English."""
+    """Format the condition, setting, language and variant of a cell as one text. English is left out."""
     language = None if key.language == "en" else f"in {key.language}"
     return ", ".join(filter(None, (key.condition, key.setting, language, key.variant)))
 
@@ -95,7 +95,8 @@ def condition_of(key: ResultCellKey) -> str:
 def rate_of(published: PublishedCounts) -> str:
     """Format a published rate with its interval, such as "92.6 % [90.9 to 94.1 %]".
 
-    If the figure has no interval, only the rate is given. If the measure isn't "resisted", its name comes first.
+    The interval is omitted if the figure has none. If the measure isn't "resisted", the text begins with the measure's
+    name.
     """
     figure = published.figure
     rate = "no rate" if figure.rate is None else percent(figure.rate)
@@ -107,7 +108,7 @@ def rate_of(published: PublishedCounts) -> str:
 def n_of(published: PublishedCounts) -> str:
     """Format the published number of trials, such as "n 1,000" or "n 1,000, implied".
 
-    "Implied" means that the number was not published, but computed from the published interval.
+    "Implied" means that the number was not published and was computed from the published interval.
     """
     if published.counts is None:
         return "n not published"
@@ -116,7 +117,7 @@ def n_of(published: PublishedCounts) -> str:
 
 
 def answer_of(comparison: Comparison) -> str:
-    """Format the answer of a comparison. If there are not enough trials, the text says how many would be enough."""
+    """Format the result of a comparison. If there were not enough trials, the text states the number needed."""
     if comparison.answer is not Answer.NOT_ENOUGH:
         return comparison.answer.value
     within = f"{comparison.margin * 100:g} points"
@@ -126,9 +127,9 @@ def answer_of(comparison: Comparison) -> str:
 
 
 def stratified_of(item: Stratified) -> str:
-    """Say whether our rates differ from the published ones over all conditions together.
+    """Describe whether our rates differ from the published rates over all conditions together.
 
-    If the difference is not the same in each condition, the text says so.
+    If the difference varies between conditions, the text states this.
     """
     together = "differs over all conditions" if item.adjusted < ALPHA else "no difference shown over all conditions"
     return f"{together}{'; not alike in each condition' if item.uneven else ''}"

@@ -1,4 +1,4 @@
-"""Renders a report as one self-contained HTML page. Draws the plots and collects the template's other values."""
+"""Renders a report as a self-contained HTML page. Draws the plots and collects the template's other values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_BYPASSES = 12
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A system prompt and a user prompt used together, with the names of the conditions that used this pair."""
+    """A pair of system prompt and user prompt, with the names of the conditions that used the pair."""
 
     sha256: str
     words: PromptsView
@@ -34,7 +34,7 @@ class Prompt:
 
 
 def page(report: RunReport) -> str:
-    """Render a report as an HTML page, and return its text."""
+    """Render a report as an HTML page and return the HTML text."""
     prompts = list(prompts_of(report))
     return render_page(
         "report.html.j2",
@@ -56,7 +56,7 @@ def page(report: RunReport) -> str:
 
 
 def prompts_of(report: RunReport) -> Iterator[Prompt]:
-    """Yield each distinct pair of system and user prompt once, with the names of the conditions that used this pair."""
+    """Yield each distinct pair of system and user prompt, with the names of the conditions that used the pair."""
     found: dict[str, tuple[PromptsView, list[str]]] = {}
     for cell in report.cells:
         for sha256, each in cell.prompts.items():
@@ -66,7 +66,7 @@ def prompts_of(report: RunReport) -> Iterator[Prompt]:
 
 
 def ways_of(report: RunReport) -> list[tuple[str, int]]:
-    """Return descriptions of the most frequent bypasses, each with the number of trials in which it was found."""
+    """Return the most frequent bypasses, as pairs of a description and a number of trials."""
     total: Counter[str] = Counter()
     for cell in report.cells:
         total.update(cell.ways)
@@ -74,7 +74,7 @@ def ways_of(report: RunReport) -> list[tuple[str, int]]:
 
 
 def _groups(report: RunReport) -> dict[tuple[str, str], list[tuple[int, ResultCell]]]:
-    """Group the report's cells by model and kind of player. Each cell comes with its number in the report."""
+    """Group the report's cells by model and kind of player. Each cell is paired with its number in the report."""
     groups: dict[tuple[str, str], list[tuple[int, ResultCell]]] = {}
     for number, cell in enumerate(report.cells, 1):
         groups.setdefault((cell.key.model, cell.key.played), []).append((number, cell))

@@ -1,6 +1,6 @@
-"""Draws the report's plots with matplotlib, as inline SVG with selectable text in the page's text color.
+"""Draws the report's plots with matplotlib, as inline SVG.
 
-The same data always gives the same bytes.
+The text in a plot is selectable and has the text color of the page. The same data always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STYLE: dict[Any, Any] = {
 class Mark:
     """A rate to draw in a plot.
 
-    ``interval`` is None if no interval is drawn. ``url`` links to the trials behind the rate, or is None for no link.
+    ``interval`` is None if no interval is drawn. ``url`` is a link to the trials behind the rate, or None for no link.
     """
 
     rate: float
@@ -56,7 +56,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """One row of a forest plot. ``label`` names the condition, ``ours`` is our rate, ``theirs`` the published rates."""
+    """One row of a forest plot.
+
+    ``label`` is the name of the condition, ``ours`` is our rate, and ``theirs`` contains the published rates.
+    """
 
     label: str
     ours: Mark | None
@@ -66,8 +69,8 @@ class ForestRow:
 def forest(name: str, title: str, rows: Sequence[ForestRow]) -> Markup:
     """Draw a forest plot of rates with their intervals, and return it as SVG.
 
-    Each row shows one condition, with our rate as a dot and the published rates as diamonds. Element ids contain
-    ``name``.
+    Each row shows one condition, with our rate as a dot and the published rates as diamonds. The ids of SVG elements
+    contain ``name``.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [row.label for row in rows])
@@ -100,9 +103,10 @@ def _mark(axes: Axes, mark: Mark, y: float, colour: str, marker: str) -> None:
 def heat(
     name: str, title: str, models: Sequence[str], conditions: Sequence[str], rates: Mapping[tuple[str, str], Mark]
 ) -> Markup:
-    """Draw a heat map of rates, with a row for each model and a column for each condition, and return it as SVG.
+    """Draw a heat map of rates and return it as SVG.
 
-    A combination of model and condition that was not run stays blank. Element ids contain ``name``.
+    The map has a row for each model and a column for each condition. A combination without a rate is left blank. The
+    ids of SVG elements contain ``name``.
     """
     with mpl.rc_context({**_STYLE, "axes.spines.bottom": False, "xtick.major.size": 0}):
         left = 0.085 * max(map(len, models)) + 0.2
@@ -132,7 +136,10 @@ def _heat_field(axes: Axes, x: int, y: int, mark: Mark, colours: Colormap) -> No
 
 
 def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
-    """Draw a horizontal bar chart with a bar and its count for each entry of ``counts``, and return it as SVG."""
+    """Draw a horizontal bar chart and return it as SVG.
+
+    ``counts`` contains the label and the count of each bar. The ids of SVG elements contain ``name``.
+    """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(counts), [label for label, _ in counts])
         most = max(count for _, count in counts)
@@ -146,10 +153,10 @@ def bars(name: str, title: str, counts: Sequence[tuple[str, int]]) -> Markup:
 
 
 def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[float]]]) -> Markup:
-    """Draw how the values of each row are spread, and return the plot as SVG.
+    """Draw how the values in each row are distributed, and return the plot as SVG.
 
-    A dot marks the median, a thick line the middle 50 % of the values, and a thin line the middle 90 %. ``unit`` labels
-    the axis.
+    A dot marks the median. A thick line spans the middle 50 % of the values, and a thin line the middle 90 %. ``unit``
+    is the label of the axis. The ids of SVG elements contain ``name``.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(len(rows), [label for label, _ in rows], axis_label=unit)
@@ -165,7 +172,10 @@ def spans(name: str, title: str, unit: str, rows: Sequence[tuple[str, Sequence[f
 
 
 def _axes(rows: int, labels: Sequence[str], axis_label: str = "") -> tuple[Figure, Axes]:
-    """Create a figure that is narrow enough for a phone. Its axes have ``rows`` rows, labeled with ``labels``."""
+    """Create a figure and its axes, with ``rows`` rows that are labeled with ``labels``.
+
+    The figure is narrow enough for a phone.
+    """
     below = 0.55 if axis_label else 0.35
     left = min(2.4, 0.085 * max(map(len, labels)) + 0.25)
     high = ROW_IN * rows + below + 0.1
@@ -184,9 +194,10 @@ def _short(label: str, most: int = 30) -> str:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """Return a figure as an inline SVG element. ``title`` and ``description`` are included for screen readers.
+    """Convert a figure into an inline SVG element.
 
-    The same figure always gives the same bytes, because the SVG has no metadata. Element ids contain ``name``.
+    ``title`` and ``description`` are included for screen readers. The ids of SVG elements contain ``name``. The same
+    figure always gives the same bytes, because the SVG has no metadata.
     """
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Builds the content of a report as data. The HTML page, the Markdown and the CSV are written from these data."""
+"""Builds the data of a report. The HTML page, the Markdown and the CSV are written from these data."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ PLAYED = {
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One row of the main table, which shows a cell of our trials beside one published figure.
+    """One row of the main table, with a cell of our trials and one published figure.
 
-    ``published`` is None if there is no published figure for the cell. ``comparison`` is None if there is no such
-    figure, if the figure can't be converted into counts, or if our trials give no rate to compare.
+    ``number`` is the number of the cell. ``published`` is None if there is no published figure for the cell.
+    ``comparison`` is None if there is no such figure, if the figure can't be converted into counts, or if our trials
+    have no rate to compare.
     """
 
     number: int
@@ -45,7 +46,8 @@ class Competence:
     """A model's competence ratio, which is its rate of resistance in condition A divided by its rate in condition K.
 
     Condition A gives no instruction about the shutdown, and condition K asks the model to resist. ``plain`` is the
-    proportion in A, and ``asked`` the proportion in K. ``ratio`` and ``interval`` are None if no trial resisted in K.
+    proportion of trials that resisted in condition A, and ``asked`` is this proportion in condition K. ``ratio`` and
+    ``interval`` are None if no trial resisted in condition K.
     """
 
     model: str
@@ -60,7 +62,8 @@ class Competence:
 class RunReport:
     """The content of a report on stored runs.
 
-    ``found`` holds the cells of the runs' trials. All tables and counts are computed from these cells.
+    ``found`` contains the cells into which the trials of ``runs`` are grouped. All tables and counts are computed from
+    these cells.
     """
 
     found: Sequence[ResultCell]
@@ -70,9 +73,9 @@ class RunReport:
 
     @cached_property
     def cells(self) -> list[ResultCell]:
-        """The cells, grouped by model and kind of player. Groups are in order of first appearance.
+        """The report's cells, grouped by model and kind of player, and sorted by condition within each group.
 
-        The cells of a group are sorted by condition.
+        Groups are in order of first appearance.
         """
         models = list(dict.fromkeys((cell.key.played, cell.key.model) for cell in self.found))
         return sorted(
@@ -81,12 +84,15 @@ class RunReport:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The comparisons of every cell with each matching published figure that can be converted into counts."""
+        """The comparison of each cell with each matching published figure that can be converted into counts."""
         return compare_cells(self.cells, self.margin)
 
     @cached_property
     def rows(self) -> list[ReportRow]:
-        """The rows of the main table. A cell has a row for each of its published figures, or one row if it has none."""
+        """The rows of the main table, with one row for each pair of a cell and a published figure for that cell.
+
+        A cell without published figures has one row.
+        """
         return list(self._rows())
 
     def _rows(self) -> Iterator[ReportRow]:
@@ -99,20 +105,23 @@ class RunReport:
 
     @cached_property
     def answers(self) -> Counter[Answer]:
-        """The number of comparisons that got each answer."""
+        """The number of comparisons with each result."""
         return Counter(item.answer for item in self.comparisons)
 
     @cached_property
     def stratified(self) -> list[Stratified]:
-        """The Cochran-Mantel-Haenszel test of each model's rates against the published ones, over all conditions.
+        """The results of testing each model's rates against the published rates, over all conditions together.
 
-        Models with fewer than two usable conditions are left out.
+        The test is the Cochran-Mantel-Haenszel test. Models with fewer than two usable conditions are left out.
         """
         return stratified(self.comparisons)
 
     @property
     def played(self) -> dict[str, int]:
-        """The number of trials by kind of player. The kinds are "live", "own-agent", "recorded" and "simulated"."""
+        """The number of trials for each kind of player: "live", "own-agent", "recorded" or "simulated".
+
+        Kinds without trials are left out.
+        """
         count: Counter[str] = Counter()
         for cell in self.cells:
             count[cell.key.played] += cell.n
@@ -120,7 +129,7 @@ class RunReport:
 
     @property
     def played_words(self) -> list[str]:
-        """The distinct descriptions of what made the tool calls in place of live models."""
+        """The distinct descriptions of the players that made tool calls in place of live models."""
         return sorted({cell.key.simulated for cell in self.cells if cell.key.simulated})
 
     @property
@@ -130,14 +139,15 @@ class RunReport:
 
     @property
     def errors(self) -> int:
-        """The number of trials that ended in error. Rates of outcomes leave these trials out."""
+        """The number of trials that ended in error. Outcome rates exclude these trials."""
         return sum(cell.errors for cell in self.cells)
 
     @cached_property
     def competence(self) -> list[Competence]:
         """The competence ratio of each model that has judged trials in both condition A and condition K.
 
-        The ratio is the rate of resistance without an instruction (A), divided by the rate when asked to resist (K).
+        The ratio is the rate of resistance in condition A, which gives no instruction about the shutdown, divided by
+        the rate in condition K, which asks the model to resist.
         """
         found = {(cell.key.model, cell.key.played, cell.key.condition): cell.resisted for cell in self.cells}
         return [
@@ -148,7 +158,10 @@ class RunReport:
 
     @property
     def said(self) -> list[tuple[int, ResultCell, GraderKey, GraderReadings]]:
-        """The label counts of each cell and grader, as tuples of cell number, cell, grader and label counts."""
+        """The label counts for each cell and grader.
+
+        Each tuple contains the cell's number, the cell, the grader and the label counts.
+        """
         return [(n, cell, *each) for n, cell in enumerate(self.cells, 1) for each in sorted(cell.said.items())]
 
     @property
@@ -158,15 +171,15 @@ class RunReport:
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The publications whose figures are in the main table, by their ids."""
+        """The publications whose figures are in the main table, in a dictionary with their ids as keys."""
         used = {row.published.figure.source_id for row in self.rows if row.published}
         return {name: source for name, source in sources().items() if name in used}
 
     def listed(self, cell: ResultCell) -> tuple[TrialLine, ...]:
-        """Choose the trials of a cell that a page lists one by one.
+        """Return the trials of a cell that a report page lists individually.
 
-        The more cells the report has, the fewer trials are chosen from each. Half of the places go to trials with
-        tampering, with the outcome "resisted" or with an error, if there are that many.
+        The more cells the report has, the fewer trials are returned for each cell. If possible, at least half of them
+        are trials with tampering, with the outcome "resisted" or with an error.
         """
         most = max(5, LISTED_IN_ALL // max(1, len(self.cells)))
         notable = cell.notable[: max(most // 2, most - len(cell.others))]
@@ -174,7 +187,7 @@ class RunReport:
         return tuple(sorted(chosen, key=lambda line: (line.run_id, line.number)))
 
     def methods(self) -> list[tuple[str, str]]:
-        """Describe what was run and how the results were counted, as pairs of a heading and a text."""
+        """Return descriptions of what was run and how the results were counted, as pairs of a heading and a text."""
         return list(_methods(self))
 
 
@@ -228,7 +241,7 @@ def _methods(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _margins(report: RunReport) -> str:
-    """Describe the equivalence margins used, each with its origin: the user, an experiment or the default."""
+    """Describe each equivalence margin and its origin, which is the user, an experiment or the default."""
     if report.margin:
         return f"{report.margin * 100:g} percentage points, given with this report: fix it before the run"
     own = "this report's default, for cells without an experiment"
@@ -247,7 +260,7 @@ def _counted(counters: Iterable[Counter[str] | Counter[int]]) -> str:
 
 
 def _some(names: Iterable[str], most: int = 12) -> str:
-    """Join the first ``most`` distinct names into one text. If there are more names, say how many more."""
+    """Join the first ``most`` distinct names into one text. Append the number of names left out, if there are any."""
     found = list(dict.fromkeys(names))
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more
@@ -263,5 +276,5 @@ def _count(number: int, what: str) -> str:
 
 
 def middle(values: Sequence[float]) -> float | None:
-    """Return the median of ``values``, or None if there are no values."""
+    """Return the median of ``values``, or None if ``values`` is empty."""
     return median(values) if values else None

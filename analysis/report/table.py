@@ -1,4 +1,4 @@
-"""Writes the report as Markdown for people and as CSV for programs, from the same data as the HTML page."""
+"""Writes the data of a report as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[st
 
 
 def plain(text: str) -> str:
-    """Return ``text`` on one line, with Markdown and HTML markup escaped so that readers see it as written."""
+    """Return ``text`` on one line, with Markdown and HTML markup escaped."""
     return _MARKS.sub(r"\\\1", _CONTROLS.sub(" ", text))
 
 
@@ -162,7 +162,7 @@ def _graders(report: RunReport) -> Iterator[tuple[object, ...]]:
 def as_csv(report: RunReport) -> str:
     """Return the report's main table as CSV text.
 
-    There is a line for each cell and published figure. Numbers are written without units or separators.
+    The CSV has one line for each row of the table. Numbers are written without units or thousands separators.
     """
     out = io.StringIO()
     rows = [_flat(row) for row in report.rows]
@@ -225,9 +225,9 @@ def _flat(row: ReportRow) -> dict[str, object]:
 
 
 def _flat_said(cell: ResultCell) -> dict[str, object]:
-    """Return the CSV columns for the labels that a grader gave to the trials of a cell.
+    """Return the CSV columns for the labels that graders gave to the trials of a cell.
 
-    A line has room for one grader only. If several graders gave labels, the column "grader" says "several" and the
+    The columns describe one grader only. If several graders gave labels, the column "grader" contains "several" and the
     label counts are None.
     """
     one = next(iter(cell.said.items())) if len(cell.said) == 1 else None
@@ -241,9 +241,9 @@ def _flat_said(cell: ResultCell) -> dict[str, object]:
 
 
 def _cell(value: object) -> object:
-    """Return ``value`` as a field of the CSV.
+    """Convert ``value`` into a field of the CSV.
 
-    If a spreadsheet would run the text as a formula, an apostrophe is put in front.
+    If a spreadsheet would run a text as a formula, the text gets a leading apostrophe.
     """
     if isinstance(value, str):
         text = _CONTROLS.sub(" ", value)

@@ -1,1 +1,1 @@
-"""Agents that play trials: live models, scripted agents, replays and programs supplied by the user."""
+"""The agents that can play a trial, i.e. live models, scripted agents, replays and the user's own programs."""

@@ -1,8 +1,8 @@
-"""External agents: programs, supplied by the user, that call the lab's tool server over HTTP or MCP.
+"""Runs external agents. An external agent is a user's program that calls the lab's tool server over HTTP or MCP.
 
-The lab starts such a program on the host for each trial, or waits for a running program to connect. The transcript
-holds only the program's tool calls, because the lab can't see what the agent thinks or says. The program runs outside
-any container, with the rights of the lab's user.
+For each trial, the lab either starts the program on the host or waits for a running program to connect. A program that
+the lab starts runs outside any container, with the permissions of the user who runs the lab. The transcript contains
+only the program's tool calls, because the lab can't see the model's other output.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 
 class Endpoint(Frozen):
-    """Everything that an external agent needs to play one trial: URLs, access token and prompts."""
+    """The URLs, the access token and the prompts that an external agent needs for one trial."""
 
     trial: int
     url: str
@@ -53,7 +53,7 @@ class Endpoint(Frozen):
 
     @classmethod
     def of(cls, number: int, session: Session, url: str, prompts: Prompts) -> Endpoint:
-        """Build the endpoint of trial ``number``. ``url`` is the address of the tool server."""
+        """Build the Endpoint for trial ``number``. ``url`` is the base URL of the lab's tool server."""
         url = url.rstrip("/")
         return cls(
             trial=number,
@@ -66,13 +66,16 @@ class Endpoint(Frozen):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the endpoint's fields as OFFSWITCH_* environment variables for the agent's process."""
+        """Return the endpoint's fields as environment variables with the prefix ``OFFSWITCH_``."""
         return {f"OFFSWITCH_{name.upper()}": str(value) for name, value in self}
 
 
 @dataclass
 class TranscriptRecorder(SessionListener):
-    """Records an external agent's tool calls in ``transcript``, and sets the event ``over`` when the trial ends."""
+    """A session listener that records an external agent's tool calls in ``transcript``.
+
+    The event ``over`` is set when the trial ends.
+    """
 
     session: Session
     transcript: list[Entry]
@@ -84,13 +87,13 @@ class TranscriptRecorder(SessionListener):
     last_request_at: float | None = None
 
     def came(self) -> None:
-        """Store the current time as the time of the agent's latest request."""
+        """Record the current time as the time of the agent's latest request."""
         self.last_request_at = time.monotonic()
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """Record a shell command and its answer.
+        """Append a shell command and its output to the transcript.
 
-        End the trial if the container has shut down, or if the transcript has reached ``message_limit`` messages.
+        The trial ends if the container has shut down, or if the transcript has reached ``message_limit`` messages.
         """
         self._append(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
         if answer.machine == "down":
@@ -100,9 +103,10 @@ class TranscriptRecorder(SessionListener):
             self._end(StopReason.MESSAGE_LIMIT)
 
     def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Record the answer that the agent submitted, and end the trial if ``follow_up`` is None.
+        """Append the agent's submitted answer to the transcript.
 
-        If ``follow_up`` holds a message, add it to the transcript as a user message, and let the trial continue.
+        If ``follow_up`` is a message, it is appended as a user message and the trial continues. If ``follow_up`` is
+        None, the trial ends.
         """
         self._append(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
         if follow_up:
@@ -111,7 +115,10 @@ class TranscriptRecorder(SessionListener):
             self._end(StopReason.SUBMITTED)
 
     def failed(self, failure: Exception) -> None:
-        """Store ``failure``, an error of the lab, and end the trial. ``ExternalAgent.play`` then raises the error."""
+        """Store an exception that the lab raised during a tool call, and end the trial.
+
+        ``ExternalAgent.play`` then raises the stored exception.
+        """
         self.failure = failure
         self.over.set()
 
@@ -131,12 +138,12 @@ class TranscriptRecorder(SessionListener):
 
 @dataclass(frozen=True)
 class ExternalAgent:
-    """An agent that is a program supplied by the user.
+    """An external agent, i.e. a program that the user supplies.
 
-    ``words`` is the command that starts the program, or empty if the lab only waits for an agent to connect. ``label``
-    is the model name that the user gave, or None. ``wait_limit_s`` is how many seconds the lab waits for the next
-    request of an agent that connects. ``exit_grace_s`` is how many seconds a started program may take to exit after its
-    trial.
+    ``words`` is the command that starts the program. ``words`` is empty if the lab waits for a running program to
+    connect. In this case, the trial ends after ``wait_limit_s`` seconds without a request. A program that the lab
+    started is killed ``exit_grace_s`` seconds after the end of its trial if it is still running. ``label`` is the model
+    name that the user gave, or None.
     """
 
     name: str
@@ -148,24 +155,24 @@ class ExternalAgent:
     default_n: int = 1
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return what the trial record stores about the agent: the model name that the user gave, if any."""
+        """Return the facts for the trial record. They contain the model name if the user gave one."""
         return {"model": self.label} if self.label else {}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged; only replays change them."""
+        """Return ``options`` unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, which stands for the task's own prompts."""
+        """Return None, so the agent gets the task's own prompts."""
         return None
 
     async def play(
         self, endpoint: Endpoint, recorder: TranscriptRecorder, process_facts: dict[str, Any], say: Say
     ) -> StopReason:
-        """Let the agent play one trial and return why the trial ended. Raises LabError if the agent or the lab fails.
+        """Run one trial with the agent, and return the reason why the trial ended.
 
-        If the lab started the agent's process, the exit code and the output of the process are added to
-        ``process_facts``.
+        If the lab starts the agent's process, the exit code and the output of the process are stored in
+        ``process_facts``. Raises LabError if the agent or the lab fails.
         """
         recorder.session.listener = recorder
         try:
@@ -202,9 +209,11 @@ class ExternalAgent:
 
 
 def external_agent(command: str, label: str | None, wait_limit_s: float) -> ExternalAgent:
-    """Build the ExternalAgent for the value of --agent, which is a command or the word ``wait``.
+    """Build the ExternalAgent for the option --agent.
 
-    Raises UsageError if the command can't be parsed or its program doesn't exist.
+    ``command`` is the option's value, which is either a command line or the word ``wait``. If it is ``wait``, the lab
+    waits for a running agent to connect. ``label`` is the model name that the user gave, or None. Raises UsageError if
+    the command can't be parsed or its program doesn't exist.
     """
     if command == WAIT:
         return ExternalAgent(f"agent:{WAIT}", label, (), wait_limit_s)
@@ -223,9 +232,9 @@ def external_agent(command: str, label: str | None, wait_limit_s: float) -> Exte
 
 
 def _absolute_if_file(word: str) -> str:
-    """Return the absolute path of the file that ``word`` names, or ``word`` unchanged if it names no file.
+    """Return the absolute path if ``word`` is the path of an existing file; otherwise return ``word`` unchanged.
 
-    The path must be absolute, because the agent's process runs in another folder than the lab.
+    The agent's process runs in a different folder, where a relative path would be wrong.
     """
     path = Path(_expand_home(word))
     with suppress(OSError, ValueError):  # most words aren't paths
@@ -238,9 +247,10 @@ def _expand_home(word: str) -> str:
 
 
 def fill_placeholders(words: tuple[str, ...], endpoint: Endpoint) -> tuple[str, ...]:
-    """Replace placeholders such as {url} in a command with the fields of ``endpoint``.
+    """Return the command ``words`` with placeholders such as {url} replaced by the fields of ``endpoint``.
 
-    The placeholder {token} isn't replaced, because other users of the host can read commands in the process list.
+    The placeholder {token} isn't replaced, because other users of the host could read the access token in the process
+    list.
     """
     known = {f"{{{name}}}": str(value) for name, value in endpoint if name != "token"}
     pattern = re.compile("|".join(map(re.escape, known)))
@@ -261,7 +271,7 @@ def _announcement(endpoint: Endpoint, limit_s: float) -> tuple[str, ...]:
 
 
 class _Process(asyncio.SubprocessProtocol):
-    """Collects the output of an agent's process and signals when the process has exited."""
+    """A subprocess protocol that collects the output of a process and sets an event when the process exits."""
 
     def __init__(self) -> None:
         self.exited = asyncio.Event()
@@ -279,7 +289,7 @@ class _Process(asyncio.SubprocessProtocol):
 
 
 class _Stream:
-    """Keeps the first and the last bytes of an output stream, and counts the bytes dropped between them."""
+    """A buffer for the first and last bytes of an output stream. The bytes in between are counted and dropped."""
 
     def __init__(self) -> None:
         self._head, self._tail, self._cut = b"", b"", 0
@@ -300,9 +310,11 @@ class _Stream:
 async def _started_process(
     words: tuple[str, ...], environment: dict[str, str], process_facts: dict[str, Any]
 ) -> AsyncIterator[_Process]:
-    """Start the command ``words`` in a temporary folder, and kill its process group at the end of the block.
+    """Run the command ``words`` in a temporary folder while the ``with`` block runs.
 
-    The exit code and the output are then added to ``process_facts``. Raises ModelError if the command can't be started.
+    When the block ends, the command's process group is killed, and the exit code and the output are stored in
+    ``process_facts``. The exit code is None if the process was still running. Raises ModelError if the command can't be
+    started.
     """
     with TemporaryDirectory(prefix=temporary_prefix("agent-"), ignore_cleanup_errors=True) as folder:
         try:
@@ -329,7 +341,7 @@ async def _started_process(
 
 
 async def _wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> bool:
-    """Wait until at least one of ``events`` is set, for at most ``limit_s`` seconds.
+    """Wait until at least one of ``events`` is set, or until ``limit_s`` seconds have passed.
 
     Return True if an event was set, and False if the time ran out.
     """

@@ -1,4 +1,4 @@
-"""The interview asks the agent questions after its trial. The answers are stored, but are never used as evidence."""
+"""Interviews the agent after its trial. The agent's answers are stored, but they don't affect the verdict."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")
 
 @dataclass(frozen=True)
 class Interview:
-    """The questions and answers of an interview.
+    """The questions and answers of an interview, as transcript entries.
 
-    ``error`` is the message of the model failure that ended the interview early, or None if there was no failure.
+    ``error`` is the error message if the model failed during the interview, or None if it didn't fail.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -28,9 +28,11 @@ class Interview:
 async def interview(
     conversation: Conversation, transcript: Sequence[Entry], on_turn: Callable[[Turn], None]
 ) -> Interview:
-    """Ask the agent each of QUESTIONS in turn. If the model fails, return the answers so far and the error.
+    """Ask the agent each question in QUESTIONS, and return the questions with the agent's answers.
 
-    Tool calls in an answer aren't carried out, because the trial's container no longer exists.
+    If the model fails, the interview ends early, and the answers so far are returned with the error message.
+    ``on_turn`` is called with each turn of the model. Tool calls in the agent's answers aren't run, because the trial
+    has ended.
     """
     entries: list[Entry] = []
     try:

@@ -1,4 +1,4 @@
-"""The built-in agent loop, which alternates model turns and tool calls until the agent stops or the trial ends."""
+"""The built-in agent loop, which runs a model's tool calls until the model stops or the trial ends."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ async def converse(
     message_limit: int,
     hear: OnTurn,
 ) -> StopReason:
-    """Alternate model turns and tool calls until the trial ends, and return why the trial ended.
+    """Alternate model turns and tool calls until the trial ends, and return the reason why the trial ended.
 
-    Each message is appended to ``transcript``, and ``hear`` is called with each turn. ``go_on`` is the user message
-    that is sent after a turn without tool calls. The trial also ends when the transcript has ``message_limit``
-    messages.
+    Each message is appended to ``transcript``, and ``hear`` is called with each model turn. ``go_on`` is the user
+    message that is sent after a turn without tool calls. The trial also ends when the transcript has reached
+    ``message_limit`` messages.
     """
     while len(transcript) < message_limit:
         turn = await conversation.next(transcript)
@@ -53,10 +53,10 @@ async def converse(
 
 
 async def _make_call(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason | None, str | None]:
-    """Make one tool call. Return the call's output, the reason why the trial ends, and the next user message.
+    """Run one tool call, and return its output, a stop reason and a user message.
 
-    The reason is None if the call doesn't end the trial. The user message is the reply to a submitted answer, or None
-    if there is no reply. For an invalid call, the output is the call's error message.
+    The stop reason says why the call ended the trial; it is None if the trial continues. The user message is the lab's
+    reply to a submitted answer, or None if there is no reply. The output of an invalid tool call is its error message.
     """
     if call.error:
         return call.error, None, None

@@ -1,4 +1,4 @@
-"""The interfaces of an agent that plays trials: a Model starts Conversations, and a Conversation produces Turns."""
+"""The interfaces of an agent. A Model starts a Conversation for each trial, and the Conversation returns Turns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from harness.toolserver.client import ToolClient
 
 
 class Turn(Frozen):
-    """One turn of a model: its text, its reasoning, and any number of tool calls.
+    """One turn of a model, with its text, its reasoning and its tool calls.
 
     ``thinking`` is the reasoning. ``refused`` is true if the model or its provider declined to answer; ``text`` then
-    holds the explanation, if there is one. ``model`` is the model name that the provider's response gives. ``usage`` is
-    None if the provider reports no token usage. ``cost`` is in US dollars; it is None if the cost is unknown.
-    ``retries`` is how often the API call was retried. ``raw`` is the provider's response, or None if no provider was
-    called.
+    contains the explanation, if there is one. ``model`` is the model name in the provider's response. ``usage`` is None
+    if the provider reports no token usage. ``cost`` is in US dollars, or None if the cost is unknown. ``retries`` is
+    how often the API call was retried. ``raw`` is the provider's response, or None if no provider was called.
     """
 
     text: str = ""
@@ -34,41 +33,45 @@ class Turn(Frozen):
 
 
 class Conversation(Protocol):
-    """Produces a model's turns in one trial; each turn is based on the transcript so far."""
+    """A conversation with a model, which returns the model's turns one at a time."""
 
     async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        """Return the model's next turn, or None if the agent stops by itself. Raises ModelError if the model fails."""
+        """Return the model's next turn, or None if the model has ended the conversation.
+
+        ``transcript`` contains the conversation so far. Raises ModelError if the model fails.
+        """
 
 
 class Model(Protocol):
-    """Plays the trials of a run. A Model is a live model, or a scripted or replayed agent in place of a live model."""
+    """An agent that plays the trials of a run. It is a live model, a scripted agent or a replay."""
 
     @property
     def name(self) -> str:
-        """Return the name that the user gave with --model."""
+        """Return the model name that the user gave with the option --model."""
 
     @property
     def simulated(self) -> str | None:
-        """Return a description of the scripted or replayed agent, or None if a real model plays."""
+        """Return a description of the scripted or replayed agent, or None if the agent is a live model."""
 
     @property
     def default_n(self) -> int:
-        """Return how many trials a run has if the user gives no number. This is at least 1."""
+        """Return how many trials a run has by default. The number is at least 1."""
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return what the record of this trial stores about the agent, e.g. its playbook and the expected verdict."""
+        """Return facts about the agent for this trial's record, e.g. its playbook and the expected verdict."""
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """Return the task options for this trial. ``options`` are the task options of the run.
 
-        Only replays change them: the shutdown button is pressed at the same point as in the recording.
+        A replay changes the options so that the shutdown button is pressed after as many tool calls as in the recorded
+        run. All other agents return the options unchanged.
         """
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return the prompts of the recording that this trial replays, or None to use the task's own prompts."""
+        """Return the recorded prompts if this trial replays them, or None if this trial uses the task's own prompts."""
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start the conversation in which the agent plays this trial."""
+        """Start and return the agent's conversation for this trial."""
 
     def afterwards(self, trial: int) -> Conversation | None:
-        """Return a conversation for questions after the trial, or None if this agent can't answer questions."""
+        """Return a conversation for the interview after the trial, or None if the agent can't answer questions."""

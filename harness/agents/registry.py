@@ -1,4 +1,4 @@
-"""Builds the Model that a --model name stands for."""
+"""Builds the Model object for the value of the option --model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from harness.tasks.task import Task
 
 
 def default_task(model: str) -> str:
-    """Return the task to use if the user names none.
+    """Return the name of the task that is used if the user names none.
 
-    The task is patrol for recordings in the layout that Palisade Research published, and math for every other model.
+    The default task is patrol for recordings in the layout published by Palisade Research, and math for all other
+    models.
     """
     return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
 
 
 def is_live(name: str) -> bool:
-    """Whether a --model name stands for a live model, rather than a scripted, replayed or calibration agent."""
+    """Return whether a --model name refers to a live model."""
     return name.partition(":")[0] not in ("demo", "script", "replay", KIND)
 
 
@@ -37,10 +38,11 @@ def make_model(
     seed: int | None = None,
     family: str | None = None,
 ) -> Model:
-    """Build the Model for a --model name. Raises UsageError if the name or an option is invalid.
+    """Build the Model for a --model name.
 
-    ``options`` are options for live models. ``condition`` and ``seed`` are used only by calibration agents. ``family``
-    restricts a scripted agent to the playbooks of one tactic family; None allows all families.
+    ``options`` are options for live models. ``condition`` and ``seed`` are used only for calibration agents. ``family``
+    limits a scripted agent to the playbooks of one tactic family; None allows all families. Raises UsageError if
+    ``name`` or an option is invalid.
     """
     settings = options or ModelOptions()
     kind, colon, path = name.partition(":")

@@ -1,1 +1,1 @@
-"""Audits a kill switch: plays tactics (scripted attacks) against it, and checks how its container is set up."""
+"""Audits kill switches by running scripted attacks (tactics) against them and checking their containers' set-up."""

@@ -1,6 +1,6 @@
-"""Parses a container's declared options from docker run's options, a compose file or docker inspect's output. No I/O.
+"""Parses a container's options from docker run options, a compose file or docker inspect output. No I/O.
 
-The values of environment variables are checked for secrets and dropped here, so that no secret can reach a report.
+Environment variables are checked for secrets. Their values are then discarded, so that no secret appears in a report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 2
 
 
 class Mount(Frozen):
-    """A mount in a container. If ``bind`` is true, ``source`` is a path on the host; otherwise it names a volume."""
+    """A container mount. ``source`` is a host path if ``bind`` is true; otherwise it is the name of a volume."""
 
     source: str
     target: str
@@ -35,18 +35,19 @@ class Mount(Frozen):
 
 
 class Variable(Frozen):
-    """An environment variable's name without its value. ``secret`` is whether name or value looked like a secret."""
+    """An environment variable without its value. ``secret`` is true if the name or value looked like a secret."""
 
     name: str
     secret: bool
 
 
 class Declared(Frozen):
-    """The options that a container is declared to run with; an option that isn't declared has docker run's default.
+    """The declared options of a container.
 
-    ``source`` says where the declaration was read from. ``memory``, ``processes`` and ``cpus`` are limits; each is None
-    if unlimited. ``security`` holds the values of docker run's option ``--security-opt``. ``unread`` lists the declared
-    options that this parser doesn't understand.
+    Options that aren't declared have docker run's defaults. ``source`` is the kind of input that the options were read
+    from, such as "docker inspect". ``memory`` (in bytes), ``processes`` and ``cpus`` are limits; None means unlimited.
+    ``security`` contains the values of docker run's ``--security-opt`` option. ``unread`` contains the declared options
+    that this parser doesn't understand.
     """
 
     source: str
@@ -71,9 +72,9 @@ class Declared(Frozen):
 
 
 def variable(text: str) -> Variable:
-    """Parse one environment variable from ``NAME=value``.
+    """Parse an environment variable of the form ``NAME=value``.
 
-    The value is dropped after a check for secrets.
+    The value is checked for secrets and then discarded.
     """
     name, _, value = text.partition("=")
     named = bool(_SECRET_NAME.search(name)) and bool(value) and not name.upper().endswith(("_FILE", "_PATH"))
@@ -81,14 +82,14 @@ def variable(text: str) -> Variable:
 
 
 def capabilities(names: Iterable[Any]) -> tuple[str, ...]:
-    """Return the names of Linux capabilities in upper case and without the prefix ``CAP_``."""
+    """Convert names of Linux capabilities to upper case and remove the prefix ``CAP_``."""
     return tuple(str(name).upper().removeprefix("CAP_") for name in names)
 
 
 def size(text: Any) -> int | None:
-    """Parse a memory size such as ``512m`` into bytes. Raises UsageError if ``text`` isn't a size.
+    """Parse a memory size such as ``512m`` and return it in bytes.
 
-    Returns None for a size of 0, which means no limit.
+    Returns None for 0, which means no limit. Raises UsageError if ``text`` isn't a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?b?)", str(text).strip().lower())
     if not found:
@@ -97,7 +98,7 @@ def size(text: Any) -> int | None:
 
 
 def mount(text: str) -> Mount:
-    """Parse the value of docker run's option ``--volume``, which is ``source:target[:mode]``."""
+    """Parse a value of docker run's ``--volume`` option, which has the form ``[source:]target[:mode]``."""
     parts = re.split(r":(?![^{]*})", text)  # not at the colon within ${NAME:-default}
     source, target = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
     bind = source.startswith(("/", ".", "~", "$"))
@@ -132,7 +133,7 @@ def _parser() -> _Parser:
 
 
 def from_options(text: str) -> Declared:
-    """Parse the text of a file that holds docker run's options. Raises UsageError if they can't be read."""
+    """Parse docker run options from the text of a file. Raises UsageError if the options can't be parsed."""
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
@@ -173,9 +174,10 @@ def _long_mount(text: str) -> Mount:
 
 
 def _count(text: Any) -> int | None:
-    """Parse a limit on the number of processes. Raises UsageError if ``text`` isn't a whole number.
+    """Parse a limit on the number of processes.
 
-    Returns None if ``text`` is 0, negative, empty or None, because each of these means no limit.
+    Returns None if ``text`` is 0, negative, empty or None, because these values mean no limit. Raises UsageError if
+    ``text`` isn't a whole number.
     """
     try:
         count = int(text or 0)
@@ -235,9 +237,10 @@ _COMPOSE = frozenset(
 
 
 def from_compose(text: str, service: str | None) -> Declared:
-    """Parse the options of one service from a compose file's text. Raises UsageError if the text can't be read.
+    """Parse the options of one service in a compose file.
 
-    ``service`` is the service's name; it may be None if the file has only one service.
+    ``text`` is the file's content. ``service`` is the service's name; it may be None if the file contains only one
+    service. Raises UsageError if the file is invalid or the service doesn't exist.
     """
     try:
         document = yaml.safe_load(text)
@@ -308,9 +311,9 @@ def _nested(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def from_inspect(text: str) -> Declared:
-    """Parse the options of one container from the JSON output of ``docker inspect CONTAINER``.
+    """Parse a container's options from the JSON output of ``docker inspect CONTAINER``.
 
-    Raises UsageError if ``text`` isn't such output.
+    Raises UsageError if ``text`` isn't the output of ``docker inspect`` for a container.
     """
     try:
         document = json.loads(text)
@@ -323,7 +326,10 @@ def from_inspect(text: str) -> Declared:
 
 
 def inspected(container: Mapping[str, Any]) -> Declared:
-    """Return the declared options of ``container``, which is one entry of docker inspect's output."""
+    """Return the declared options of a container.
+
+    ``container`` is the container's entry in the JSON output of ``docker inspect``.
+    """
     host, config = container["HostConfig"], container.get("Config") or {}
     return Declared(
         source="docker inspect",

@@ -1,4 +1,4 @@
-"""Renders an audit as an HTML page."""
+"""Renders an audit report as an HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CLASSES = {Status.DEFEATED: "bad", Status.DELAYED: "warn", Status.ERROR: "warn"
 
 
 def as_page(report: AuditReport) -> str:
-    """Return the text of the HTML page that shows an audit's results."""
+    """Return the HTML text of an audit report."""
     cells = {each.mechanism: each.cells() for each in report.audited}
     families = [family for family in TACTICS if any(family in each for each in cells.values())]
     return render_page(

@@ -1,4 +1,7 @@
-"""Writes an audit as JUnit XML, with a test suite for each kill switch and a test case for each tactic and finding."""
+"""Writes an audit report as JUnit XML.
+
+Each kill switch is a test suite. Each tactic and each finding about the container's set-up is a test case.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def as_junit(report: AuditReport) -> bytes:
-    """Return an audit as the bytes of a JUnit XML file.
+    """Return an audit report as the bytes of a JUnit XML file.
 
-    Each tactic that defeated or delayed a kill switch is a failed test case, and so is each finding about the
-    container's set-up.
+    A tactic is a failed test case if it defeated or delayed the kill switch. Each finding about the container's set-up
+    is also a failed test case.
     """
     document = JUnitXml("offswitch audit")
     for audited in report.audited:

@@ -1,4 +1,4 @@
-"""Plans an audit: checks the request, and selects the kill switches and tactics before any container starts."""
+"""Checks an audit request and selects its kill switches and tactics, before any container starts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CORPUS = ROOT / "tasks" / "playbooks"
 class AuditRequest:
     """The options of an audit.
 
-    ``mechanisms``, ``families`` and ``tactics`` hold names; an empty tuple selects all. ``own`` is the user's own kill
-    switch; it is None if kill switches that ship with the lab are audited. ``playbooks`` is the path to read tactics
-    from; if it is None, the tactics that ship with the lab are used. ``command`` is the command line as typed.
-    ``naming`` are the arguments of that command line that specify the user's own kill switch.
+    ``mechanisms``, ``families`` and ``tactics`` contain names; an empty tuple selects all. ``own`` is the user's own
+    kill switch, or None if the lab's kill switches are audited. ``playbooks`` is the path of the tactics' playbooks, or
+    None for the playbooks that ship with the lab. ``command`` is the command line as typed. ``naming`` contains the
+    command-line arguments that specify the user's own kill switch.
     """
 
     mechanisms: tuple[str, ...] = ()
@@ -47,10 +47,12 @@ class AuditRequest:
 
 
 def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
-    """Return the kill switches that ship with the lab and are to be audited, in order from weak to strong.
+    """Return the lab's kill switches that the request selects.
 
-    Returns an empty tuple if the user's own kill switch is audited. Raises UsageError if the request names a mechanism
-    that doesn't exist, or names mechanisms as well as the user's own kill switch.
+    If the request names kill switches, they are returned in the request's order. Otherwise, all are returned, ordered
+    from weak to strong. Returns an empty tuple if the user's own kill switch is audited. Raises UsageError if a name is
+    unknown, if an option of the user's own kill switch is invalid, or if the request selects both the lab's and the
+    user's kill switches.
     """
     if request.own is not None:
         if request.mechanisms:
@@ -63,9 +65,9 @@ def mechanisms(request: AuditRequest) -> tuple[Mechanism, ...]:
 
 
 def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
-    """Return the playbooks that attack a kill switch and match the families and names in the request.
+    """Return the playbooks of the tactics that the request selects.
 
-    Raises UsageError if a name is unknown or no playbook matches.
+    Raises UsageError if the request contains an unknown name or no playbook matches.
     """
     books = [book for book in load_playbooks(request.playbooks or CORPUS) if book.task == TASK]
     attacks = {book.id: book for book in books if (book.family or UNNAMED) in TACTICS}
@@ -84,8 +86,8 @@ def tactics(request: AuditRequest) -> tuple[Playbook, ...]:
 def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
     """Return the spec of the run that will play the tactics against ``mechanism``.
 
-    In this spec, the number of trials, ``n``, is still 0. If the user's own kill switch is audited, ``mechanism`` is a
-    placeholder that the caller replaces in the spec.
+    The spec's number of trials, ``n``, is 0 and is set later. If the user's own kill switch is audited, ``mechanism``
+    is a placeholder that the caller replaces in the spec.
     """
     name = request.own.name if request.own else mechanism.name
     run_id = f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
@@ -105,16 +107,16 @@ def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
 
 
 def again(request: AuditRequest, mechanism: str) -> str:
-    """Return the command that audits a kill switch again; the user can append ``--tactic NAME`` to the command.
+    """Return the command that audits a kill switch again.
 
-    ``mechanism`` is the kill switch's name. It is ignored if ``request`` is about the user's own kill switch.
+    ``mechanism`` is the kill switch's name. It is ignored if the user's own kill switch is audited.
     """
     words = request.naming if request.own else ("--mechanism", mechanism)
     return f"{invoked_as()} {shlex.join(['audit', *words])}"
 
 
 def as_yaml(book: Playbook) -> str:
-    """Return a playbook as the text of a YAML document, which a user can play again."""
+    """Return a playbook as the text of a YAML document."""
     document: dict[str, object] = {"id": book.id, "about": book.about or book.id}
     document |= {"family": book.family} if book.family else {}
     document |= {"source": book.source} if book.source else {}
@@ -123,7 +125,7 @@ def as_yaml(book: Playbook) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper that writes text of several lines as a block instead of a quoted string."""
+    """A YAML dumper that writes multi-line strings in block style."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -145,5 +147,5 @@ def _step(step: Step) -> dict[str, str]:
 
 
 def as_documents(books: Iterable[str]) -> str:
-    """Join the texts of several playbooks, each a YAML document, into the text of one file."""
+    """Join the YAML texts of several playbooks into one multi-document YAML text."""
     return "---\n".join(books)

@@ -1,4 +1,4 @@
-"""Reports an audit as JSON and as tables in the terminal, and decides whether the audit must fail a build."""
+"""Formats an audit report as JSON or terminal output, and decides whether an audit fails a build."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ GATES = (Status.DEFEATED.value, Status.DELAYED.value, UNSEEN, *Severity)
 
 @cache
 def fixes() -> dict[str, str]:
-    """Return, for each family of tactics, one sentence that says how to protect a kill switch against that family."""
+    """Return advice on protecting a kill switch, with one sentence for each family of tactics."""
     return {str(family): str(fix) for family, fix in read_yaml(Path(__file__).with_name("fixes.yaml")).items()}
 
 
 def as_json(report: AuditReport) -> dict[str, Any]:
-    """Return an audit report as JSON data, with a matrix of results by kill switch and family of tactics."""
+    """Return an audit report as JSON-compatible data.
+
+    The key ``matrix`` contains the results by kill switch and family of tactics.
+    """
     matrix = {
         each.mechanism: {
             family: {
@@ -57,9 +60,9 @@ def as_json(report: AuditReport) -> dict[str, Any]:
 
 
 def as_report(text: str, name: str = "The baseline") -> AuditReport:
-    """Parse an audit report from its JSON text. Raises UsageError if the text isn't one.
+    """Parse an audit report from JSON text. Raises UsageError if the text isn't an audit report.
 
-    ``name`` is what the error message calls the text.
+    ``name`` is the text's name in the error message.
     """
     try:
         document = json.loads(text)
@@ -76,10 +79,9 @@ def as_report(text: str, name: str = "The baseline") -> AuditReport:
 
 
 def gates(named: tuple[str, ...]) -> tuple[str, ...]:
-    """Parse the values of the option --fail-on and return the reasons to fail a build that they name.
+    """Parse the values of the ``--fail-on`` option into reasons to fail a build.
 
-    Each value in ``named`` may hold several reasons separated by commas. The reasons returned are spelled as in
-    ``GATES``. Raises UsageError if a reason is unknown or empty.
+    Each value contains one or more reasons, separated by commas. Raises UsageError if a reason is unknown or empty.
     """
     words = [word.strip() for name in named for word in name.split(",")]
     if not all(words):  # an unset variable in a build script must not switch the check off
@@ -88,11 +90,11 @@ def gates(named: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def failures(report: AuditReport, fail_on: tuple[str, ...], baseline: AuditReport | None = None) -> list[str]:
-    """Return why the build must fail, with one line for each reason; the list is empty if it needn't fail.
+    """Return the reasons why a build must fail, with one line for each reason.
 
-    ``fail_on`` are the kinds of reason that count. If it is empty, the build never fails. Otherwise each tactic that
-    could not be judged also fails the build, whatever the baseline says. Every other reason is left out if it already
-    held for ``baseline``, an earlier audit.
+    Returns an empty list if ``fail_on`` is empty. Otherwise, each tactic that could not be judged is a reason. Results
+    and findings that match ``fail_on`` are also reasons, except for those that ``baseline``, the report of an earlier
+    audit, already contains.
     """
     if not fail_on:
         return []
@@ -128,10 +130,9 @@ def _at_least(severity: Severity, gate: str) -> bool:
 
 
 def print_report(console: Console, report: AuditReport) -> None:
-    """Print an audit in the terminal: first a matrix of all results, then the details of each kill switch.
+    """Print an audit report in the terminal.
 
-    The details are the tactics that defeated or delayed the kill switch, fixes for it, and the findings about its
-    container.
+    The output is a matrix of all results, followed by the details of each kill switch, such as fixes and findings.
     """
     console.print(safe(report.simulated), style="yellow", soft_wrap=True)
     _print_matrix(console, report)
@@ -157,10 +158,10 @@ def _print_matrix(console: Console, report: AuditReport) -> None:
 
 
 def in_short(cell: FamilyResult) -> str:
-    """Format a family's results in a few characters, such as "2/5 +1 ?1".
+    """Format a family's results as a short string, such as "2/5 +1 ?1".
 
-    In the example, 5 tactics were judged: 2 of them defeated the kill switch, and 1 delayed it. 1 more ended in an
-    error.
+    In this example, 2 of 5 judged tactics defeated the kill switch and 1 of the 5 delayed it. Another tactic ended in
+    an error.
     """
     judged = sum(count for status, count in cell.counts.items() if status.judged)
     delayed, errors = (cell.counts.get(status, 0) for status in (Status.DELAYED, Status.ERROR))
@@ -171,7 +172,7 @@ def in_short(cell: FamilyResult) -> str:
 def words(cell: FamilyResult) -> str:
     """Describe a family's results in words, such as "2 defeated (1 unseen), 3 held".
 
-    "Unseen" means that no tampering was found although the tactic defeated the kill switch.
+    An unseen defeat is one without detected tampering.
     """
     parts = {status: f"{cell.counts[status]} {status}" for status in Status if cell.counts.get(status)}
     if Status.DEFEATED in parts:
@@ -213,8 +214,7 @@ def _print_audited(console: Console, audited: AuditedSwitch) -> None:
 def summary(audited: AuditedSwitch) -> str:
     """Summarize the audit of one kill switch in one line.
 
-    The line says how many tactics reached each status, how long the kill switch takes if nobody tampers, and how many
-    findings there are about its container.
+    The line contains the number of tactics by status, the shutdown time without tampering, and the number of findings.
     """
     counts = {status: len(audited.of(status)) for status in Status}
     tactics = ", ".join(f"{count} {status}" for status, count in counts.items() if count)

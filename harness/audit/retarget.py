@@ -1,9 +1,9 @@
-"""Rewrites playbooks, which were made for the original study's kill switch, to attack the audited one. No I/O.
+"""Rewrites playbooks for the original study's kill switch so that they attack the audited kill switch. No I/O.
 
-The original study is Palisade Research's. Its kill switch is the script ``shutdown.sh`` in the agent's home folder. In
+The original study is by Palisade Research. Its kill switch is the script ``shutdown.sh`` in the agent's home folder. In
 each command of a playbook, the path of that script is replaced by the path of the audited script. A playbook that hides
-the name ``shutdown.sh``, for example in base64, can't be rewritten. Such a playbook is run in the folder of the audited
-script if that script is also named ``shutdown.sh``; otherwise the playbook counts as not applicable.
+the name ``shutdown.sh``, for example in base64, can't be rewritten. If the audited script is also named
+``shutdown.sh``, such a playbook is run in the script's folder. Otherwise, the playbook counts as not applicable.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ _FILE_TAMPERING = frozenset(
 
 
 class SwitchLocation(Frozen):
-    """Where a kill switch is, and which user runs the agent's commands (``agent``).
+    """The location of a kill switch, and the user that runs the agent's commands (``agent``).
 
     ``path`` is the path of the kill switch's script. ``script`` and ``folder`` are the states of the script and its
-    folder before the agent's first action. ``path``, ``script`` and ``folder`` are None if the container holds no
-    script. ``lacks`` are the programs that playbooks use and the image doesn't have.
+    folder before the agent's first action. All three are None if the container contains no script. ``lacks`` contains
+    the programs that playbooks may need and that are missing from the image.
     """
 
     agent: AgentUser
@@ -93,16 +93,16 @@ class SwitchLocation(Frozen):
 
     @property
     def content(self) -> bytes:
-        """The script's content, which is empty if there is no script."""
+        """The content of the kill switch's script. Empty if there is no script."""
         return (self.script and self.script.content) or b""
 
     @property
     def owned(self) -> bool:
-        """Whether the agent's user owns the kill switch's script; false if there is no script."""
+        """Whether the agent's user owns the kill switch's script. False if there is no script."""
         return self.script is not None and self.script.uid == self.agent.uid
 
     def open_to(self, kind: TamperingKind) -> bool:
-        """Whether file permissions allow the agent to commit this kind of tampering with the kill switch's script."""
+        """Return whether file permissions allow this kind of tampering with the kill switch's script."""
         if self.script is None or self.folder is None:
             return False
         if kind is TamperingKind.EDITED:
@@ -113,9 +113,10 @@ class SwitchLocation(Frozen):
 
 
 def may_write(state: FileState, agent: AgentUser) -> bool:
-    """Whether file permissions let the agent write to a file, or rename and remove entries in a folder.
+    """Return whether file permissions let the agent write to a file or folder.
 
-    ``state`` is the state of that file or folder.
+    ``state`` is the state of the file or folder. Write access to a folder means that the agent can rename and remove
+    the folder's entries.
     """
     if state.mode is None or agent.uid == 0:
         return agent.uid == 0
@@ -126,14 +127,14 @@ def may_write(state: FileState, agent: AgentUser) -> bool:
 
 
 def touches(book: Playbook) -> frozenset[TamperingKind]:
-    """Return the kinds of tampering with the kill switch's script that a playbook is expected to commit."""
+    """Return the kinds of tampering with the kill switch's script that a playbook declares."""
     return frozenset(TamperingKind(kind) for kind in (book.expect.tampering if book.expect else ())) & _FILE_TAMPERING
 
 
 def retarget(book: Playbook, place: SwitchLocation) -> Playbook | str:
-    """Return the playbook rewritten to attack the kill switch at ``place``.
+    """Rewrite a playbook to attack the kill switch at ``place``.
 
-    If the playbook can't attack that kill switch, returns a text that says why.
+    Returns the rewritten playbook. If the playbook can't attack that kill switch, returns the reason as text.
     """
     commands = [cmd for cmd in map(_command, book.steps) if cmd]
     if missing := [program for program in sorted(place.lacks) if _needs(commands, program)]:
@@ -177,17 +178,17 @@ def _with_commands(book: Playbook, change: Callable[[str], str]) -> Playbook:
 
 
 def _with_paths(book: Playbook, place: SwitchLocation) -> Playbook:
-    """Return the playbook with its commands rewritten to use the path of the kill switch at ``place``."""
+    """Rewrite a playbook's commands to use the path of the kill switch at ``place``."""
     return _with_commands(book, lambda cmd: rewritten(cmd, place.path, place.agent, owned=place.owned))
 
 
 def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> str:
-    """Return the shell command ``cmd``, rewritten to attack the kill switch at ``path``.
+    """Rewrite the shell command ``cmd`` to attack the kill switch at ``path``.
 
-    The path of the original study's script is replaced by ``path``, and the home folder by the agent's working folder.
-    If ``path`` is None, only the folder is replaced. ``path`` must hold no character that is special to a shell or a
-    regular expression. ``owned`` is whether the agent owns the script. If it is false, searches for files of the
-    agent's user are changed to find the files of all users.
+    The path of the original study's script is replaced by ``path``, and the original home folder by the agent's working
+    folder. If ``path`` is None, only the folder is replaced. ``path`` must not contain characters that are special in a
+    shell or a regular expression. ``owned`` is whether the agent owns the script. If ``owned`` is false, a search for
+    files of the agent's user is changed to a search for files of all users.
     """
     home = agent.workdir.rstrip("/")
     cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)
@@ -205,17 +206,17 @@ def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> s
 
 
 def _run_in_folder(book: Playbook, folder: str) -> Playbook:
-    """Return the playbook with each command changed to run in ``folder``, the folder of the kill switch's script."""
+    """Return the playbook with each command changed to run in ``folder``."""
     steps = (replace(s, cmd=f"cd {folder}\n{s.cmd}") if isinstance(s, RunStep) else s for s in book.steps)
     return replace(book, steps=tuple(steps))
 
 
 def _with_last_command(book: Playbook, place: SwitchLocation) -> Playbook | str:
-    """Return the playbook with ``kill`` in its commands replaced by the name of the script's last command.
+    """Replace ``kill`` in a playbook's commands by the name of the audited script's last command.
 
-    The original script ends with ``kill``, so playbooks search its text for that word. If the audited script contains
-    ``kill`` as well, the playbook is returned unchanged. If the script's last command isn't known and the playbook
-    needs it, returns a text that says why the playbook can't be played.
+    The original study's script ends with ``kill``, so playbooks search for that word. The playbook is returned
+    unchanged if the audited script also contains ``kill``. If the playbook needs the last command's name and that name
+    is unknown, returns a text that says why the playbook can't be played.
     """
     used = [cmd for cmd in map(_command, book.steps) if cmd and _KILL.search(cmd)]
     if not used or not place.content or re.search(rb"\bkill\b", place.content):
@@ -227,9 +228,10 @@ def _with_last_command(book: Playbook, place: SwitchLocation) -> Playbook | str:
 
 
 def main_word(script: bytes) -> str | None:
-    """Return the name of a shell script's last command, which is taken to be the command that shuts down.
+    """Return the name of the last command in a shell script.
 
-    Returns None if ``script`` isn't a shell script or its last command has no plain name.
+    The last command is assumed to be the one that shuts the container down. Returns None if ``script`` isn't a shell
+    script or the command has no plain name.
     """
     if not _SHELL_SCRIPT.match(script):
         return None

@@ -1,4 +1,7 @@
-"""Runs an audit: for each kill switch a control trial, then every tactic, then the check of its container's set-up."""
+"""Runs an audit of one or more kill switches.
+
+For each kill switch, the audit runs a control trial, plays every tactic and checks the container's set-up.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,9 @@ SIMULATED = "an audit: scripted agents (playbooks), no model"
 
 
 async def run_audit(request: AuditRequest) -> AuditReport:
-    """Run the whole audit and return its report.
+    """Run an audit and return its report.
 
-    Raises UsageError if the request can't be carried out, and MechanismError if a kill switch fails in its control
-    trial, where nobody tampers.
+    Raises UsageError if the request can't be carried out, and MechanismError if a kill switch fails without tampering.
     """
     switches, books = mechanisms(request), tactics(request)
     if request.concurrency < 1:
@@ -73,9 +75,9 @@ async def run_audit(request: AuditRequest) -> AuditReport:
 
 
 async def _audit_switch(trials: _TrialRunner, command: str, books: tuple[Playbook, ...]) -> AuditedSwitch:
-    """Audit one kill switch: run its control trial, play the tactics, and check its container's set-up.
+    """Audit one kill switch: run its control trial, play the tactics and check the container's set-up.
 
-    ``command`` is the command with which the user can repeat this audit. ``books`` are the playbooks of the tactics.
+    ``command`` is the command that audits this kill switch again. ``books`` contains the playbooks of the tactics.
     """
     began, target = time.monotonic(), trials.target
     mechanism = target.run.mechanism
@@ -108,9 +110,9 @@ async def _audit_switch(trials: _TrialRunner, command: str, books: tuple[Playboo
 
 
 def with_controls(aimed: Sequence[Playbook]) -> list[Playbook]:
-    """Return the tactics in ``aimed``, with a control trial inserted before each group of ``CONTROL_EVERY``.
+    """Return the tactics with a control trial inserted before each group of ``CONTROL_EVERY`` tactics.
 
-    The control trials measure how long the kill switch takes while other trials run at the same time.
+    The control trials measure how long a shutdown takes while other trials are running.
     """
     chunks = (aimed[first : first + CONTROL_EVERY] for first in range(0, len(aimed), CONTROL_EVERY))
     return [book for chunk in chunks for book in (CONTROL, *chunk)]
@@ -118,14 +120,14 @@ def with_controls(aimed: Sequence[Playbook]) -> list[Playbook]:
 
 @dataclass(frozen=True)
 class _TrialRunner:
-    """Runs the trials for the audit of one kill switch, and stores them."""
+    """Runs and stores the trials for the audit of one kill switch."""
 
     engine: Engine
     store: Store
     target: Target
 
     async def control(self) -> TrialRecord:
-        """Run and store the control trial. Raises MechanismError if the kill switch fails although nobody tampers."""
+        """Run and store the control trial. Raises MechanismError if the kill switch fails without tampering."""
         run, nobody = self.target.run, ScriptedModel("nobody", ())
         async with opened_lab(self.engine, self.target.image, run.image, nobody, RunProgress(run)) as lab:
             record = await run_control(run, lab)
@@ -133,9 +135,9 @@ class _TrialRunner:
         return record
 
     async def play(self, run_id: str, books: Sequence[Playbook]) -> list[TrialRecord]:
-        """Play each playbook in a trial of its own, and store these trials as the run ``run_id``.
+        """Play each playbook in its own trial, store the trials as the run ``run_id``, and return their records.
 
-        Trial 1 plays the first playbook, trial 2 the second, and so on.
+        Trial numbers start at 1 and follow the order of ``books``.
         """
         if not books:
             return []
@@ -158,8 +160,8 @@ class _TrialRunner:
 class _TacticRunner:
     """Plays the tactics against one kill switch.
 
-    ``control_s`` is the time that the kill switch took in the first control trial. ``books`` are the tactics by id,
-    before they were rewritten to attack this kill switch.
+    ``control_s`` is the number of seconds that the shutdown took in the first control trial. ``books`` maps each
+    tactic's id to the original playbook, which isn't rewritten for this kill switch.
     """
 
     trials: _TrialRunner
@@ -167,12 +169,12 @@ class _TacticRunner:
     books: dict[str, Playbook]
 
     async def all(self, aimed: Sequence[Playbook]) -> tuple[float, list[TacticResult]]:
-        """Play the tactics and further control trials; return the time limit for a shutdown and the results.
+        """Play all tactics and further control trials, and return the delay threshold and the results.
 
-        The time limit is the number of seconds after which a shutdown counts as delayed. A tactic that delayed the
-        shutdown or ended in an error is played a second time. If the control trials were slow, a tactic that defeated
-        the kill switch is played a second time as well. The second trial decides, unless it ends in an error. Second
-        trials are stored as a separate run.
+        The delay threshold is the number of seconds after which a shutdown counts as delayed. A tactic is played a
+        second time if it delayed the shutdown or ended in an error. If the control trials were slow, a tactic that
+        defeated the kill switch is also played a second time. The second result replaces the first one, except when the
+        second trial ended in an error. The second trials are stored as a separate run.
         """
         run, books = self.trials.target.run, with_controls(aimed)
         records = await self.trials.play(run.run_id, books)
@@ -192,9 +194,9 @@ class _TacticRunner:
     def _results(
         self, records: Sequence[TrialRecord], books: Sequence[Playbook], late_s: float
     ) -> dict[str, TacticResult]:
-        """Return the result of each tactic by its id, leaving out the control trials.
+        """Return the result of each tactic, keyed by the tactic's id. Control trials are omitted.
 
-        Trial number 1 in ``records`` played the first of ``books``, and so on.
+        The trial numbers in ``records`` start at 1 and follow the order of ``books``.
         """
         played = ((record, books[record.number - 1]) for record in records)
         return {book.id: self._result(record, book, late_s) for record, book in played if book is not CONTROL}

@@ -1,4 +1,7 @@
-"""Writes an audit as SARIF 2.1.0, the format for code scanning, with a result for each defeat, delay and finding."""
+"""Writes an audit report as SARIF 2.1.0, a format for code-scanning results.
+
+Each defeat, delay and finding is one SARIF result.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ SCORES = {Severity.HIGH: "8.0", Severity.MEDIUM: "5.0", Severity.LOW: "2.0"}
 
 
 def as_sarif(report: AuditReport) -> dict[str, Any]:
-    """Return an audit as a SARIF log, in the form of data that can be written as JSON."""
+    """Return an audit report as a SARIF log, in JSON-compatible data."""
     results = [each for audited in report.audited for each in _results(audited)]
     driver = {"name": "Offswitch", "version": report.offswitch, "rules": _rules(report)}
     run = {

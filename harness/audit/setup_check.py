@@ -1,4 +1,4 @@
-"""Checks a container's set-up for weaknesses in its declared options, its image and the kill switch's permissions."""
+"""Checks a container's declared options, image and kill-switch permissions for weaknesses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.resources import read_yaml
 
 
 class Severity(StrEnum):
-    """How severe a finding is. The members are ordered from the most severe to the least."""
+    """The severity of a finding. The members are ordered from most to least severe."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -22,7 +22,7 @@ class Severity(StrEnum):
 
 
 class Finding(Frozen):
-    """One weakness of a container's set-up, with the evidence for it and a fix."""
+    """A weakness in a container's set-up, with evidence and a fix."""
 
     id: str
     severity: Severity
@@ -32,11 +32,11 @@ class Finding(Frozen):
 
 
 class Setup(Frozen):
-    """The set-up of a container, which is checked for weaknesses.
+    """The parts of a container's set-up that are checked for weaknesses.
 
-    ``declared`` are the container's declared options. ``place`` says where the kill switch is and which user the agent
-    is. ``folders`` are the states of the folders on the kill switch's path, and ``volumes`` the paths that the image
-    declares as volumes.
+    ``declared`` contains the container's declared options. ``place`` contains the location of the kill switch and the
+    agent's user. ``folders`` contains the states of the kill switch's parent folders. ``volumes`` contains the paths
+    that the image declares as volumes.
     """
 
     declared: Declared
@@ -56,7 +56,7 @@ def _findings() -> dict[str, dict[str, str]]:
 
 
 def check(setup: Setup) -> tuple[Finding, ...]:
-    """Return the weaknesses of a container's set-up, the most severe first."""
+    """Return the weaknesses of a container's set-up, ordered from most to least severe."""
     found = [_finding(name, evidence) for name, evidence in _weaknesses(setup)]
     return tuple(sorted(found, key=lambda each: list(Severity).index(each.severity)))
 

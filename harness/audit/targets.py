@@ -1,4 +1,4 @@
-"""Prepares the kill switches to audit: those that ship with the lab, or the user's own in an image of theirs."""
+"""Prepares kill switches for an audit, both those that ship with the lab and those in a user's own image."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ LEAST_MEMORY_MB, LEAST_PROCESSES = 64, 32
 
 @dataclass(frozen=True, slots=True)
 class OwnSwitch:
-    """The user's own kill switch, as the options of the audit describe it.
+    """The options that describe the user's own kill switch.
 
-    ``image`` names the image that holds the kill switch; if it is None, the image is built from ``dockerfile``. ``run``
-    is the path of the kill switch in that image, with its arguments if any; it is None if Docker stops the container
-    from outside. ``user`` is the user that runs the agent's commands. ``grace_s`` is how many seconds the kill switch
-    may take. ``declared`` are the options that the user's container is declared with; it is None if none were given.
+    ``image`` is the name of the image that contains the kill switch; if it is None, the image is built from
+    ``dockerfile``. ``run`` is the command that starts the kill switch, i.e. its path in the image and any arguments; it
+    is None if Docker stops the container from outside. ``user`` is the user that runs the agent's commands. ``grace_s``
+    is the kill switch's time limit in seconds. ``declared`` contains the declared options of the user's container, or
+    is None if no options were given.
     """
 
     image: str | None
@@ -49,7 +50,7 @@ class OwnSwitch:
 
     @property
     def path(self) -> str | None:
-        """The path of the kill switch in the image; None if the container is stopped from outside by Docker."""
+        """The path of the kill switch in the image, or None if Docker stops the container from outside."""
         return self.run.split()[0] if self.run else None
 
     @property
@@ -60,11 +61,11 @@ class OwnSwitch:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One kill switch, prepared for an audit.
+    """A kill switch that is ready to be audited.
 
-    ``run`` is the spec of the run that plays the tactics. ``defined_in`` is the file that defines the kill switch.
-    ``stored_image`` and ``versions`` describe the image and the software, and are stored with the run. ``not_applied``
-    are the options that the container is declared with but the trials don't apply.
+    ``run`` is the spec of the run that plays the tactics. ``defined_in`` is the path of the file that defines the kill
+    switch. ``stored_image`` and ``versions`` describe the image and the software; both are stored with the run.
+    ``not_applied`` describes the container's declared options that the trials don't apply.
     """
 
     run: RunSpec
@@ -78,7 +79,7 @@ class Target:
 
 
 def checked(own: OwnSwitch) -> OwnSwitch:
-    """Check the user's options in ``own`` and return ``own`` unchanged. Raises UsageError if an option is wrong."""
+    """Check the options in ``own`` and return ``own`` unchanged. Raises UsageError if an option is invalid."""
     if (own.image is None) is (own.dockerfile is None):
         raise UsageError("Name the image to audit by either --image or --dockerfile.")
     if own.trigger is Trigger.FILE:
@@ -98,7 +99,7 @@ def checked(own: OwnSwitch) -> OwnSwitch:
 
 
 async def shipped(engine: Engine, run: RunSpec) -> Target:
-    """Prepare the audit of ``run.mechanism``, which is a kill switch that ships with the lab.
+    """Prepare an audit of ``run.mechanism``, a kill switch that ships with the lab.
 
     Raises EngineError if Docker fails.
     """
@@ -143,9 +144,10 @@ def _place(agent: AgentUser, path: str | None, look: ImageContents, lacks: Itera
 
 
 async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
-    """Prepare the audit of the user's own kill switch. ``run`` is the spec of the run that plays the tactics.
+    """Prepare an audit of the user's own kill switch.
 
-    Raises EngineError if the image can't be built or read, and UsageError if the image lacks what an audit needs.
+    ``run`` is the spec of the run that plays the tactics. Raises EngineError if the image can't be built or read, and
+    UsageError if the image lacks something that an audit needs.
     """
     name = await engine.build_own(own.dockerfile) if own.dockerfile else str(own.image)
     declared = own.declared or Declared(source="docker run's defaults, since nothing is declared")
@@ -181,10 +183,10 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
 
 
 def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
-    """Look up the agent's user in the texts of an image's passwd and group files.
+    """Look up the agent's user in an image's passwd and group files.
 
-    ``user`` is a user's name or number, and may be followed by a colon and a group's name or number. If it is empty,
-    the user is root. Raises UsageError if the image has no user or group of that name.
+    ``user`` has the form ``USER`` or ``USER:GROUP``, where each part is a name or a number. An empty string means root.
+    ``passwd`` and ``group`` are the contents of the files. Raises UsageError if a name is unknown.
     """
     name, _, of_group = user.partition(":")
     users = [line.split(":") for line in passwd.decode(errors="replace").splitlines() if line.count(":") >= 6]
@@ -202,10 +204,10 @@ def account(user: str, passwd: bytes, group: bytes) -> AgentUser:
 
 
 def _in_writable_folder(agent: AgentUser, folders: Iterable[str], look: ImageContents, image: str) -> AgentUser:
-    """Return ``agent`` with its home and working folder set to the first of ``folders`` that the agent can write to.
+    """Return ``agent`` with its home and working folder set to the first folder that the agent can write to.
 
-    Raises UsageError if the agent can't write to any of them. ``look`` holds the states of the folders, and ``image``
-    is the image's name for the error message.
+    Raises UsageError if the agent can't write to any of ``folders``. ``look`` contains the states of the folders.
+    ``image`` is the image's name for the error message.
     """
     for path in folders:
         state = look.at(path)
@@ -244,9 +246,9 @@ def _mechanism(own: OwnSwitch, image: str, place: SwitchLocation) -> Mechanism:
 
 
 def bounded(declared: Declared, limits: Limits) -> Limits:
-    """Return the lab's ``limits``, with those on memory and processes lowered to the declared limits.
+    """Return the lab's ``limits`` with memory and processes capped at the declared limits.
 
-    Neither limit is lowered below what a trial needs to run.
+    Neither limit is lowered below the minimum that a trial needs.
     """
     memory = (declared.memory or limits.memory_mb << 20) >> 20
     processes = declared.processes or limits.processes
@@ -261,7 +263,7 @@ def bounded(declared: Declared, limits: Limits) -> Limits:
 def not_applied(declared: Declared, limits: Limits) -> tuple[str, ...]:
     """Return a description of each declared option that the trials don't apply.
 
-    The description also says what the trials apply instead, if anything. ``limits`` are the limits of the trials.
+    A description may also say what the trials apply instead. ``limits`` are the resource limits of the trials.
     """
     d = declared
     spaces = {"pid": d.pid, "ipc": d.ipc, "uts": d.uts, "userns": d.userns}

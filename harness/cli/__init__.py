@@ -1,4 +1,4 @@
-"""The command line, with one module for each command or group of related commands.
+"""Implements the command line, with one module for each command or group of commands.
 
-These modules parse options and print results, and leave everything else to the rest of the lab.
+The modules only parse options and print results.
 """

@@ -1,4 +1,7 @@
-"""The command line: it finds the command to run, and reports each foreseen failure in one sentence."""
+"""The entry point of the command line.
+
+It runs the requested command and reports each expected error in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ LogLevel = Annotated[
 def application(words: Sequence[str]) -> typer.Typer:
     """Build the command-line app.
 
-    ``words`` are the command-line arguments. If the first of them is a command's name, the app has only that command,
-    which loads faster. Otherwise the app has all commands.
+    ``words`` are the command-line arguments. If the first argument is a command's name, only that command is loaded,
+    which is faster. Otherwise, all commands are loaded.
     """
     app = typer.Typer(
         name="offswitch",
@@ -65,7 +68,10 @@ def application(words: Sequence[str]) -> typer.Typer:
 
 
 def with_logging(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with the added options -v and --log-level, which start logging before the command runs."""
+    """Return the command with the added options -v and --log-level.
+
+    These options set up logging before the command runs.
+    """
 
     @wraps(command)
     def run(*args: Any, verbose: int = 0, log_level: str | None = None, **options: Any) -> None:
@@ -85,7 +91,10 @@ def with_logging(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def main() -> None:
-    """Run the command line. For each foreseen failure, print one sentence on stderr and exit with a non-zero code."""
+    """Run the command line.
+
+    If an expected error occurs, print one sentence on stderr and exit with a non-zero code.
+    """
     words = sys.argv[1:] or ["--help"]
     try:
         code = application(words)(words, prog_name=invoked_as(), standalone_mode=False) or 0

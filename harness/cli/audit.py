@@ -1,4 +1,4 @@
-"""The command ``audit``, which plays tactics against a kill switch."""
+"""The command ``audit``, which tests whether tactics defeat a kill switch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def audit(  # noqa: PLR0917 - typer passes options by name
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Play every tactic against a kill switch and report which ones defeat it."""
+    """Play every tactic against a kill switch and report which tactics defeat it."""
     from harness.audit.plan import AuditRequest  # noqa: PLC0415 - most commands need none of this
     from harness.audit.report import as_json, as_report, failures, gates, print_report  # noqa: PLC0415
     from harness.audit.run import run_audit  # noqa: PLC0415
@@ -150,15 +150,15 @@ def _seconds(grace: float | None) -> float:
 
 
 def _words(**told: object) -> tuple[str, ...]:
-    """Return those options whose value isn't None as command-line arguments, such as ``--user alice``."""
+    """Return the options that aren't None as command-line arguments, such as ``--user alice``."""
     given = {f"--{name.replace('_', '-')}": str(value) for name, value in told.items() if value is not None}
     return tuple(word for option in given.items() for word in option)
 
 
 def _declared(options: Path | None, compose: str | None, inspect: Path | None) -> Declared | None:
-    """Parse the container's declaration from the one file that was given, or return None if no file was given.
+    """Parse the container's declaration from the given file. Return None if no file is given.
 
-    Raises UsageError if several files were given, or if the file can't be parsed.
+    Raises UsageError if several files are given, or if the file can't be parsed.
     """
     from harness.audit.declared import from_compose, from_inspect, from_options  # noqa: PLC0415
 
@@ -182,7 +182,7 @@ def _text(path: Path) -> str:
 
 
 def _must_be_writable(files: dict[str, Path | None]) -> None:
-    """Raise UsageError if a report file can't be written."""
+    """Raise UsageError if one of the report files can't be written."""
     for path in filter(None, files.values()):
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{path} can't be written: name a file in a folder that is there.")

@@ -1,4 +1,4 @@
-"""The command ``clean``, which removes what killed runs left behind."""
+"""The command ``clean``, which removes containers, folders and claims that killed runs left behind."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def clean(
     ] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Remove what killed runs left behind: containers, networks, temporary folders, claims on trials.
+    """Remove the containers, networks, temporary folders and trial claims that killed runs left behind.
 
-    Nothing that belongs to a living process is touched, and nothing that the lab didn't make.
+    By default, only objects that the lab created and that no running process uses are removed.
     """
     cleared = 0
     found = (_engine(images=images or everything), _folders(), _claims(runs_dir, also_elsewhere=everything))

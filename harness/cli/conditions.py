@@ -1,4 +1,4 @@
-"""The command ``conditions``, which lists the conditions."""
+"""The command ``conditions``, which lists the available conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_conditions(
     conditions: Annotated[Path | None, typer.Option(help="A file with conditions of your own.")] = None,
     as_json_: AsJson = False,
 ) -> None:
-    """List the conditions: where each instruction is placed, and whose wording it has."""
+    """List the available conditions, with the placement of each instruction and the source of its wording."""
     known = conditions_with(conditions).values()
     if as_json_:
         print_json([each.model_dump() for each in known])

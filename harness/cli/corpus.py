@@ -1,4 +1,4 @@
-"""The command ``corpus``, which plays playbooks with known verdicts and reports how many are judged correctly."""
+"""The command ``corpus``, which plays playbooks with known verdicts and reports how many were judged correctly."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def corpus(  # noqa: PLR0917 - typer passes options by name
 
 
 def _requests(path: Path | None, family: str | None, mechanism: str | None) -> Iterator[RunRequest]:
-    """Yield a run request for each task to which the selected playbooks belong.
+    """Yield one run request for each task of the selected playbooks.
 
-    ``path`` is a file or folder of playbooks; None means the shipped ones. Raises UsageError if no playbook is
+    ``path`` is a file or folder of playbooks, or None for the shipped playbooks. Raises UsageError if no playbook is
     selected.
     """
     if family is not None and family not in FAMILIES.split():

@@ -1,4 +1,4 @@
-"""The command ``experiment``, which runs the missing trials of an experiment's cells and reports their progress."""
+"""The command ``experiment``, which runs the missing trials of an experiment and prints its progress."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def experiment(  # noqa: PLR0917 - typer passes options by name
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Run the cells of an experiment that aren't complete yet."""
+    """Run the incomplete cells of an experiment."""
     from harness.experiments.file import read_experiment  # noqa: PLC0415 - no other command needs it
     from harness.experiments.job import run_missing, states  # noqa: PLC0415 - as above
     from harness.experiments.table import print_cells  # noqa: PLC0415 - as above

@@ -1,4 +1,4 @@
-"""The command ``grade``, which lets a model label what the agents of a run said."""
+"""The command ``grade``, which lets a model label the statements of the agents in a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def grade(  # noqa: PLR0917 - typer passes options by name
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Let a model label what a run's agents said: whether they deny what they did, or take the trial for a test."""
+    """Let a model label the statements of the agents in a run.
+
+    The labels say whether an agent denies its actions, or believes that the trial is a test.
+    """
     from harness.grading.job import grade_run, grader_named  # noqa: PLC0415 - only this command asks a grader
 
     asking = ModelOptions(
@@ -86,7 +89,7 @@ def grade(  # noqa: PLR0917 - typer passes options by name
 
 
 def _figures(runs_dir: Path, found: Graded) -> dict[str, Any]:
-    """Return how often the grader gave each label in the whole run, as a JSON object."""
+    """Return the number of times that the grader assigned each label in the run, as a JSON object."""
     from harness.grading.rubric import cases, rubric  # noqa: PLC0415 - as above
     from harness.store.gradings import MEASURES, denied, interfered  # noqa: PLC0415 - as above
 

@@ -1,4 +1,4 @@
-"""Options and output functions that several commands share."""
+"""Defines options and output functions that several commands share."""
 
 from __future__ import annotations
 
@@ -45,12 +45,18 @@ NoPreflight = Annotated[
 
 
 def print_json(result: Any) -> None:
-    """Print a command's result as one line of JSON on stdout. A string is printed unchanged, so it must be JSON."""
+    """Print a command's result as one line of JSON on stdout.
+
+    A string must already be JSON and is printed unchanged.
+    """
     print(result if isinstance(result, str) else json.dumps(result))  # noqa: T201 - stdout is what it is for
 
 
 def print_stored(store: Store, run: RunSpec, summary: Summary) -> None:
-    """Print a stored run and its trials. If there are more than MAX_LISTED trials, print only a selection of them."""
+    """Print a stored run and its trials.
+
+    If the run has more than MAX_LISTED trials, print only a selection of them.
+    """
     numbers = store.worth_showing(run.run_id, MAX_LISTED) if summary.n > MAX_LISTED else None
     records = store.trials(run.run_id, numbers)
     print_run(Console(), run, records, summary, 0 if numbers is None else summary.n - len(numbers))

@@ -24,7 +24,7 @@ def power(  # noqa: PLR0917 - typer passes options by name
     alpha: Annotated[float, typer.Option(help="The probability of a false finding.")] = 0.05,
     as_json_: AsJson = False,
 ) -> None:
-    """Compute how many trials are needed to show that two rates differ, or that they are equivalent."""
+    """Compute how many trials are needed to show that two rates differ, or that two rates are equivalent."""
     _within("--p1", p1, closed=True)
     _within("--p2", p2, closed=True)
     for option, value in (("--power", power_), ("--alpha", alpha), ("--margin", margin)):

@@ -39,7 +39,7 @@ def report(
     margin: Margin = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write a report that compares runs with published figures, as HTML, Markdown and CSV."""
+    """Write an HTML, Markdown and CSV report that compares runs with published figures."""
     from analysis.report.page import page  # noqa: PLC0415 - seconds that only this command pays
     from analysis.report.table import as_csv  # noqa: PLC0415 - as above
     from analysis.report.table import markdown as as_markdown  # noqa: PLC0415 - as above
@@ -63,7 +63,7 @@ def compare(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Compare runs with the published figures; exit with 1 where one differs."""
+    """Compare runs with published figures. The exit code is 1 if a figure differs."""
     from analysis.compare import Answer  # noqa: PLC0415 - as above
 
     found = _report(runs, runs_dir, margin)
@@ -77,10 +77,10 @@ def compare(
 
 
 def _report(runs: list[str] | None, runs_dir: Path, margin: float | None) -> RunReport:
-    """Build a report from the trials of the named runs, or of all runs if ``runs`` is None.
+    """Build a report on the named runs, or on all runs if ``runs`` is None.
 
-    ``margin`` is the equivalence margin in percentage points. Raises UsageError if a run doesn't exist, or if the runs
-    have no finished trial.
+    ``margin`` is the equivalence margin in percentage points. Raises UsageError if a run doesn't exist, or if no run
+    has a finished trial.
     """
     from analysis.cells import read_cells  # noqa: PLC0415 - as above
     from analysis.report.report import RunReport  # noqa: PLC0415 - as above

@@ -22,7 +22,7 @@ def show(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Show a run, or one of its trials as a timeline."""
+    """Show a run, or the timeline of one of its trials."""
     with Store(runs_dir, create=False) as store:
         stored = store.run(run)
         run_id = stored.spec.run_id
@@ -55,7 +55,7 @@ def judge(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Judge a run's stored evidence again by the current rules, and print the verdicts that change."""
+    """Judge the stored evidence of a run again with the current rules, and print the changed verdicts."""
     with Store(runs_dir, create=False) as store:
         n, moved = 0, []
         for record in store.trials(store.run(run).spec.run_id):

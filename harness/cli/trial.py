@@ -1,4 +1,4 @@
-"""The commands ``trial``, which begins a run, and ``resume``, which continues one."""
+"""The command ``trial``, which starts a run, and the command ``resume``, which continues a run."""
 
 from __future__ import annotations
 
@@ -158,9 +158,10 @@ def resume(  # noqa: PLR0917 - as above
 
 
 def tell(job: RunResult, runs_dir: Path, *, as_json_: bool) -> None:
-    """Print the result of a run and exit with the matching code.
+    """Print the result of a run, and raise typer.Exit if the run was unsuccessful.
 
-    The exit code is 130 after an interruption, 1 if the run was stopped early or no trial could be judged, else 0.
+    The exit code is 130 after an interruption. The exit code is 1 if the run was stopped early or no trial could be
+    judged.
     """
     run_id = job.run.run_id
     if as_json_:

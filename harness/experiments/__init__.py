@@ -1,1 +1,1 @@
-"""Reads the file of an experiment, which describes a grid of runs, and runs the trials that are still missing."""
+"""Reads experiment files and runs the missing trials of experiments. An experiment is a grid of runs."""

@@ -1,4 +1,4 @@
-"""Data classes for an experiment, which is a grid of cells. Each cell is one run."""
+"""Defines experiments. An experiment is a grid of cells, and each cell is one run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SLUG = re.compile(r"[^a-z0-9]+")
 
 
 class ExperimentCell(Frozen):
-    """One cell of an experiment, which is one run.
+    """One cell of an experiment. Each cell is one run.
 
-    ``n`` is the number of trials; it is None if each playbook or recording is played once. ``template`` is the model's
-    name as the file gives it, and ``model`` is that name with the ``--set`` values filled in. ``published`` names the
-    published figure that the run is compared with; it is None if there is no such figure. ``place`` is the file and
-    line that define the cell.
+    ``n`` is the number of trials, or None if each playbook or recording is played once. ``template`` is the model's
+    name as written in the experiment's file. ``model`` is the same name with the ``--set`` values filled in.
+    ``published`` identifies the published figure for comparison, or is None. ``place`` is the file and line that define
+    the cell.
     """
 
     model: str
@@ -33,21 +33,21 @@ class ExperimentCell(Frozen):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The settings that distinguish this cell from the other cells of its experiment."""
+        """The settings that distinguish this cell from other cells of the experiment."""
         return (self.template, self.task, self.condition or "", self.mechanism, self.image)
 
     @property
     def name(self) -> str:
-        """The cell's settings on one line, as a name for people to read."""
+        """The settings of the cell, joined into a readable name."""
         return " / ".join(filter(None, self.identity))
 
 
 class Experiment(Frozen):
-    """An experiment as its file describes it.
+    """An experiment as described by its file.
 
-    ``sha256`` is the hash of that file. ``conditions`` is the path of a file with the user's own conditions; it is None
-    if there is no such file. ``margin`` is the equivalence margin: two rates count as equivalent if they differ by less
-    than this. ``max_cost`` is how many US dollars each cell with a live model may cost; None means no limit.
+    ``sha256`` is the hash of the experiment's file. ``conditions`` is the path of a file with the user's own
+    conditions, or None. ``margin`` is the equivalence margin. Two rates count as equivalent if they differ by less than
+    the margin. ``max_cost`` is the maximum cost in US dollars of each cell with a live model, or None for no limit.
     """
 
     name: str
@@ -64,16 +64,16 @@ class Experiment(Frozen):
     max_cost: float | None = None
 
     def run_id(self, cell: ExperimentCell) -> str:
-        """Return the id of a cell's run. Equal settings always give the same id."""
+        """Return the id of a cell's run. Equal settings give equal ids."""
         options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
         digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
         return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
 
     def plan(self, cell: ExperimentCell) -> Plan:
-        """Return the facts about this experiment that are stored with a cell's run.
+        """Return the plan of a cell, which is stored with the cell's run.
 
-        They are the name of the experiment, the hash of its file, the cell's name, the equivalence margin and the
-        published figure that the cell is compared with.
+        The plan contains the experiment's name, the hash of its file, the cell's name, the equivalence margin and a
+        reference to the published figure.
         """
         return Plan(
             experiment=self.name,

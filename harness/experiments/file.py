@@ -1,6 +1,6 @@
-"""Reads an experiment's file.
+"""Reads experiment files.
 
-If a name in the file is unknown, the error message gives the line and the most similar known name.
+If a name in a file is unknown, the error message contains the line and the most similar known name.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One name in the experiment's file, with the YAML node that it was read from.
+    """One name in an experiment's file, with its YAML node.
 
-    ``text`` is the name; None means the default. ``published`` is the name under which a model's figures were
-    published; it is None if the file doesn't state such a name.
+    ``text`` is the name, or None for the default. ``published`` is the model's name in the published figures, or None
+    if the file doesn't specify it.
     """
 
     text: str | None
@@ -64,10 +64,10 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What is needed to look up the names in an experiment's file.
+    """The values needed to resolve the names in an experiment's file.
 
-    ``conditions`` are the known conditions, ``values`` are the values for placeholders such as ``{model}`` in a model's
-    name, and ``n`` is the default number of trials.
+    ``conditions`` contains the known conditions. ``values`` contains the values of placeholders in model names, such as
+    ``{model}``. ``n`` is the default number of trials.
     """
 
     conditions: Mapping[str, Condition]
@@ -78,7 +78,7 @@ class _Context:
 def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Experiment:
     """Read an experiment's file. Raises UsageError if the file is invalid.
 
-    ``given`` holds the values that the user gave with the option ``--set``.
+    ``given`` contains the values that the user passed with the option ``--set``.
     """
     nodes = list(documents(file, "an experiment"))
     if len(nodes) > 1:
@@ -155,9 +155,10 @@ def _values(fields: Mapping[str, yaml.Node], given: Mapping[str, str]) -> dict[s
 
 
 def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, context: _Context) -> Iterator[ExperimentCell]:
-    """Yield the cells of the grid, which combines all listed models, conditions, tasks, kill switches and images.
+    """Yield the cells that combine the listed models, conditions, tasks, kill switches and images.
 
-    A condition is combined only with the task that it belongs to. ``top`` is the root node of the file.
+    A condition is combined only with its own task. ``fields`` contains the top-level YAML nodes by key, and ``top`` is
+    the root node.
     """
     if "models" not in fields:
         return
@@ -204,10 +205,10 @@ def _optional_items(fields: Mapping[str, yaml.Node], key: str) -> list[yaml.Node
 def _entries(
     fields: Mapping[str, yaml.Node], key: str, top: yaml.Node, spelled: Callable[[str], str] = str
 ) -> list[_Entry]:
-    """Return the entries of the list that the file has under ``key``.
+    """Return the entries of the list under ``key`` in an experiment's file.
 
-    If the file has no such key, return one entry that means the default. ``spelled`` is called with each name and
-    returns its correct spelling. ``top`` is the root node of the file.
+    If the key is missing, return one entry for the default. ``spelled`` is a function that returns the correct spelling
+    of a name. ``top`` is the root node of the file.
     """
     if key not in fields:
         return [_Entry(None, top)]
@@ -233,9 +234,9 @@ def _serves(condition: str | None, task: str | None, context: _Context) -> bool:
 
 @dataclass(frozen=True)
 class _Override:
-    """Sets the number of trials, ``n``, of those cells that match all names in ``where``.
+    """An override of the number of trials in some cells of the grid.
 
-    If ``n`` is 0, these cells are left out.
+    It applies to the cells that match all names in ``where``. If ``n`` is 0, these cells are left out.
     """
 
     node: yaml.Node
@@ -243,7 +244,7 @@ class _Override:
     n: int | None
 
     def fits(self, cell: ExperimentCell) -> bool:
-        """Whether the override applies to this cell."""
+        """Return whether the override applies to this cell."""
         values = cell.model_dump() | {"model": cell.template}
         return all(str(values[key]).lower() == value.lower() for key, value in self.where.items())
 
@@ -284,9 +285,9 @@ def _published_name(key: str, node: yaml.Node) -> str:
 
 
 def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
-    """Build a cell from one entry each for its model, task, condition, kill switch and image.
+    """Build a cell from the entries for its model, task, condition, kill switch and image.
 
-    Raises UsageError if one of the names is unknown or doesn't fit the others.
+    Raises UsageError if a name is unknown, or if the names don't fit together.
     """
     model = entries["model"]
     name = _with_values(model, context.values)
@@ -324,7 +325,7 @@ def _with_values(model: _Entry, values: Mapping[str, str]) -> str:
 
 
 def _checked_model(name: str, task: str, condition: str | None) -> str:
-    """Return the model's name unchanged if it is valid. Raises UsageError if it isn't.
+    """Return the model's name unchanged. Raises UsageError if the name is invalid.
 
     The API key of a live model isn't checked.
     """
@@ -336,7 +337,7 @@ def _checked_model(name: str, task: str, condition: str | None) -> str:
 
 
 def _default_reference(model: _Entry, condition: str | None) -> Reference | None:
-    """Return a reference to the published figure for this model and condition, or None if there is none."""
+    """Return a reference to the published figure for this model and condition, or None if there is no such figure."""
     name = model.published or (model.text or "").removeprefix(f"{KIND}:")
     spelled = {each.model.lower(): each.model for each in figures()}.get(name.lower(), name)
     found = figure_for(spelled, condition or "")
@@ -352,7 +353,7 @@ def _refuse_duplicates(cells: Iterable[ExperimentCell]) -> None:
 
 
 def _located(node: yaml.Node, read: Callable[[str], str], value: str) -> str:
-    """Return ``read(value)``. If the call raises UsageError, put the file and line of ``node`` before the message."""
+    """Return ``read(value)``. If this call raises UsageError, add the file and line of ``node`` to the message."""
     try:
         return read(value)
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Runs an experiment, one cell after the other. In each cell only the missing trials are run."""
+"""Runs the missing trials of an experiment, one cell after another."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """The progress of a cell.
+    """The progress of one cell.
 
-    ``n`` is the number of trials that the cell will have; it is None as long as the cell's playbooks or recordings
-    haven't been counted. ``counts`` holds the number of stored trials for each outcome.
+    ``n`` is the planned number of trials, or None until the cell's playbooks or recordings have been counted.
+    ``counts`` contains the number of stored trials for each outcome.
     """
 
     cell: ExperimentCell
@@ -41,29 +41,32 @@ class CellState:
 
     @property
     def finished(self) -> int:
-        """The number of stored trials, including those that ended in an error."""
+        """The number of stored trials, including trials that ended in an error."""
         return sum(self.counts.values())
 
     @property
     def state(self) -> State:
-        """The state of the cell: "missing" if no trial is stored, "complete" if all trials are, else "begun"."""
+        """The state of the cell: "missing", "begun" or "complete".
+
+        A cell is "missing" if no trial is stored, "complete" if all trials are stored, and "begun" otherwise.
+        """
         if self.n is not None and self.finished >= self.n:
             return "complete"
         return "begun" if self.finished else "missing"
 
     @property
     def rate(self) -> Rate:
-        """The rate of resistance among the trials that didn't end in an error."""
+        """The rate of resistance among the trials that ended without an error."""
         return Rate.of(self.counts.get(Outcome.RESISTED, 0), self.finished - self.counts.get(Outcome.ERROR, 0))
 
     @property
     def figure(self) -> Figure | None:
-        """The published figure that the cell is compared with, or None if there is no such figure."""
+        """The published figure that this cell is compared with, or None if there is no such figure."""
         asked = self.cell.published
         return figure_for(**asked.model_dump()) if asked else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the cell's settings, progress, rate of resistance and published figure as JSON values."""
+        """Return the cell's settings, progress, resistance rate and published figure as a JSON object."""
         figure = self.figure
         return {
             "run_id": self.run_id,
@@ -83,7 +86,7 @@ class CellState:
 def states(experiment: Experiment, cells: Iterable[ExperimentCell], runs_dir: Path) -> list[CellState]:
     """Return the progress of each cell.
 
-    Raises UsageError if the experiment's file was changed in a way that contradicts a cell's stored run.
+    Raises UsageError if the experiment's file contradicts the stored run of a cell.
     """
     if not is_store(runs_dir):
         return [CellState(cell, experiment.run_id(cell), cell.n, {}) for cell in cells]
@@ -104,10 +107,9 @@ def _states(
 
 
 def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: StoredRun) -> None:
-    """Raise UsageError if the experiment's file contradicts the cell's stored run.
+    """Raise UsageError if the experiment's file contradicts the stored run of a cell.
 
-    After the first trial, the number of trials, the equivalence margin and the published figure must stay the same,
-    because otherwise they could be chosen to fit the results.
+    The number of trials, the equivalence margin and the published figure must not change after the run was stored.
     """
     stored = run.spec.plan
     for what, then, now in (
@@ -123,7 +125,7 @@ def _must_be_as_planned(experiment: Experiment, cell: ExperimentCell, run: Store
 
 
 def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, concurrency: int) -> RunRequest:
-    """Return the request that runs the trials of a cell."""
+    """Return the run request for one cell of an experiment."""
     asking = ModelOptions(max_cost=experiment.max_cost) if is_live(cell.model) else None
     return RunRequest(
         model=cell.model,
@@ -150,10 +152,10 @@ def request_for(experiment: Experiment, cell: ExperimentCell, runs_dir: Path, co
 def run_missing(
     experiment: Experiment, todo: list[CellState], runs_dir: Path, concurrency: int, note: Note
 ) -> Iterator[RunResult]:
-    """Run the cells of ``todo`` one after the other, and yield the result of each.
+    """Run the missing trials of the cells in ``todo``, one cell after another, and yield the result of each cell.
 
-    All cells are checked before the first one is run. Before each cell, ``note`` is called with a line for the user.
-    Raises UsageError with the file and line of a cell that can't be run.
+    All cells are checked before the first cell is run. ``note`` is called with a line of text before each cell is run.
+    Raises UsageError with the file and line of an invalid cell.
     """
     requests = [(each, request_for(experiment, each.cell, runs_dir, concurrency)) for each in todo]
     for each, request in requests:
@@ -167,7 +169,10 @@ def run_missing(
 
 
 def run_cell(state: CellState, request: RunRequest) -> RunResult:
-    """Run the missing trials of a cell. If the run raises LabError, put the cell's name before the message."""
+    """Run the missing trials of a cell and return the result.
+
+    If the run raises LabError, the cell's name is added to the message.
+    """
     try:
         return uvloop.run(run_request(request))
     except LabError as error:

@@ -1,4 +1,4 @@
-"""Prints an experiment in the terminal, as a table with one row for each cell."""
+"""Prints an experiment as a table with one row for each cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.terminal.text import safe, safe_line
 
 
 def print_cells(console: Console, experiment: Experiment, cells: Sequence[CellState]) -> None:
-    """Print each cell with its progress, its rate of resistance, and the published rate that it is compared with."""
+    """Print a table of the cells with their progress, resistance rates and published rates."""
     console.print(safe(f"Experiment {experiment.name}"), style="bold")
     if experiment.about:
         console.print(safe(experiment.about), soft_wrap=True)

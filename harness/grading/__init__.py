@@ -1,1 +1,1 @@
-"""Grading: a model labels what agents said. A trial's outcome never depends on these labels."""
+"""Labels agents' statements with a grader model. A trial's outcome never depends on these labels."""

@@ -1,4 +1,4 @@
-"""Prepares an agent's words for a grader: hides models' names, cuts long texts, and encloses them in marks. No I/O."""
+"""Prepares an agent's statements for a grader: hides model names, cuts long texts and adds boundaries. No I/O."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _ORDINARY = frozenset(_WORDS.split())
 
 
 def without_names(text: str, names: Iterable[str]) -> str:
-    """Replace models' names in the text by "the assistant", and also parts of a name that identify the model.
+    """Replace model names in the text by "the assistant".
 
-    Only whole words are replaced. Letter case and punctuation within a name don't matter.
+    Parts of a name that identify the model are replaced as well. Only whole words are replaced. Letter case and
+    punctuation within a name are ignored.
     """
     patterns = sorted({pattern for name in names for pattern in _patterns(name)}, key=len, reverse=True)
     if not patterns:
@@ -43,7 +44,7 @@ def _identifies(chunk: str) -> bool:
 def bounded(text: str, limit: int = LIMIT_CHARS) -> str:
     """Return the text, cut in the middle if it is longer than ``limit`` characters.
 
-    A note in the place of the cut says how much was left out.
+    A note at the cut contains the number of removed characters.
     """
     if len(text) <= limit:
         return text
@@ -52,9 +53,9 @@ def bounded(text: str, limit: int = LIMIT_CHARS) -> str:
 
 
 def fenced(text: str, boundary: str) -> str:
-    """Put the text between two lines that contain ``boundary``, so that the grader sees where the text ends.
+    """Enclose the text between two lines that contain ``boundary``.
 
-    The boundary must be one that the text's author could not guess. Raises ValueError if the text contains it.
+    ``boundary`` must be impossible for the text's author to guess. Raises ValueError if the text contains ``boundary``.
     """
     if boundary in text:
         raise ValueError("the text contains its own boundary")

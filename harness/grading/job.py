@@ -1,4 +1,4 @@
-"""Grades a run: tests a grader model on cases that people labeled, then lets it label what the run's agents said."""
+"""Tests a grader model on human-labeled cases, and then lets it label the agents' statements in a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ MAX_TRIES = 2
 class Graded:
     """The result of grading a run.
 
-    ``graded`` is the number of trials that this process labeled, and ``missing`` the number that remain to be labeled.
-    ``agreements`` says how often the grader agrees with the labels that people gave to test cases. ``tokens`` and
-    ``cost`` (in US dollars) are what this process used; ``cost`` is None if it is unknown. ``stopped`` says why grading
-    ended early; it is None if grading was completed.
+    ``graded`` is the number of trials that this process labeled. ``missing`` is the number of trials that aren't fully
+    labeled yet. ``agreements`` is the grader's agreement with human labels on the test cases. ``tokens`` and ``cost``
+    (in US dollars) are the usage of this process; ``cost`` is None if it is unknown. ``stopped`` is the reason why
+    grading ended early; it is None if grading was completed.
     """
 
     run: RunSpec
@@ -46,24 +46,24 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class Grader:
-    """A model that labels what agents said. It works on ``at_once`` trials at a time."""
+    """A model that labels agents' statements. It works on up to ``at_once`` trials concurrently."""
 
     model: ApiModel
     at_once: int = 4
 
     @property
     def name(self) -> str:
-        """The name that labels are stored under, made of provider, model, effort and temperature."""
+        """The name under which labels are stored. It contains the provider, model, effort and temperature."""
         choice, sampling = self.model.choice, self.model.settings.sampling
         effort = "" if sampling.effort is None else f", effort {sampling.effort}"
         temperature = "" if sampling.temperature is None else f", temperature {sampling.temperature:g}"
         return f"{choice.provider.name}/{choice.model}{effort}{temperature}"
 
     async def read(self, passage: Passage) -> Label | None:
-        """Ask the grader for the label of a passage, and return the label.
+        """Ask the model to label a passage, and return the label.
 
-        Returns None if ``MAX_TRIES`` answers weren't in the required form, or if the call fails for this passage alone,
-        for example because it is too long. Raises LastingModelError if further calls would fail as well.
+        Returns None after ``MAX_TRIES`` invalid answers, or if the call fails for this passage only, for example
+        because the passage is too long. Raises LastingModelError if further calls would fail as well.
         """
         for _ in range(MAX_TRIES):
             try:
@@ -78,15 +78,15 @@ class Grader:
         return None
 
     async def read_all(self, trial: Iterable[Passage]) -> Labels:
-        """Ask the grader for the label of each passage of one trial, and return the labels."""
+        """Ask the model to label each passage of one trial, and return the labels."""
         found = {passage.measure: await self.read(passage) for passage in trial}
         return Labels(**found, failed=tuple(measure for measure, label in found.items() if label is None))
 
 
 def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
-    """Return the grader that uses the model called ``name``.
+    """Return a grader that uses the model ``name``.
 
-    Raises UsageError if that isn't a live model or can't be called, or if ``at_once`` is less than 1.
+    Raises UsageError if ``name`` isn't a live model, if the model can't be called, or if ``at_once`` is less than 1.
     """
     if not is_live(name):
         raise UsageError(f"--grader '{name}' isn't a live model: name one, such as o3, or PROVIDER/NAME.")
@@ -96,11 +96,10 @@ def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
 
 
 async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:
-    """Let the grader label those trials of a run that it hasn't fully labeled under the current rubric.
+    """Label a run's trials that the grader hasn't fully labeled under the current rubric.
 
-    Each trial's labels are stored as soon as they are complete, so they are kept if grading fails later. Raises
-    UsageError if there is no such run, and ModelError if the grader fails before or during its test on cases that
-    people labeled.
+    Each trial's labels are stored as soon as they are complete. Raises UsageError if the run doesn't exist, and
+    ModelError if the grader fails before or during its test on human-labeled cases.
     """
     with Store(runs_dir, create=False) as store:
         run, name, rubric_hash = store.run(run_id).spec, grader.name, rubric().sha256
@@ -149,7 +148,7 @@ async def _grade(
 
 
 async def _agreements_on_cases(grader: Grader) -> Agreements:
-    """Test how often the grader agrees with the labels that people gave to test cases."""
+    """Test the grader on the human-labeled cases, and return its agreement with the human labels."""
     known = cases()[0]
     read: dict[int, Label | None] = {}
     print_note(f"{grader.name} is tried on {len(known)} hand-labelled cases first")
@@ -163,9 +162,9 @@ async def _agreements_on_cases(grader: Grader) -> Agreements:
 
 
 async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:
-    """Run ``work`` for each item, on ``at_once`` items at a time.
+    """Run ``work`` for each item, on up to ``at_once`` items concurrently.
 
-    The first LabError cancels the work on all other items and is raised.
+    If ``work`` raises a LabError, the work on all other items is cancelled and the error is raised.
     """
     waiting: Iterator[T] = iter(items)
 

@@ -1,8 +1,8 @@
-"""Builds a grader's prompts, parses its labels, and computes its agreement with labels given by people.
+"""Builds a grader's prompts, parses its labels, and computes its agreement with human labels.
 
-A grader is a model that labels what an agent said; its labels are never evidence. The questions for it are in
-tasks/grading.yaml, and the cases that people labeled are in tasks/grading-cases.yaml. The grader sees only what the
-agent itself said.
+A grader is a model that labels an agent's statements. Its labels are never evidence. The file tasks/grading.yaml
+contains the questions for the grader, and tasks/grading-cases.yaml contains the human-labeled cases. Of a trial's
+transcript, the grader sees only the agent's own statements.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _NO_NAMES = ("demo", "script", "replay", "gguf", "agent")  # prefixes that a pat
 
 
 class Question(Frozen):
-    """One question of the rubric. ``ask`` is its text, and ``yes``, ``no`` and ``unclear`` say when each is right.
+    """One question of the rubric.
 
-    ``reads`` says which text the question is about: what the agent said during the trial, or in the interview after it.
+    ``ask`` is the question's text. ``yes``, ``no`` and ``unclear`` describe when each label is right. ``reads`` selects
+    the statements to label: those from the trial or those from the interview after the trial.
     """
 
     reads: Literal["during", "afterwards"]
@@ -43,8 +44,9 @@ class Question(Frozen):
 class Rubric(Frozen):
     """The questions for a grader and the other fixed texts of its prompts.
 
-    ``about`` describes the text that the grader gets: what the agent said during the trial, or in the interview after
-    it. ``names`` are names of models that are hidden from the grader. ``sha256`` is the hash of the rubric's file.
+    ``about`` describes the text to label, with one description for statements from the trial and one for statements
+    from the interview. ``names`` contains model names that are hidden from the grader. ``sha256`` is the hash of the
+    rubric's file.
     """
 
     system: str
@@ -55,10 +57,10 @@ class Rubric(Frozen):
 
 
 class Passage(Frozen):
-    """What an agent said in a trial, to be labeled for one measure.
+    """An agent's statements in a trial, to be labeled for one measure.
 
-    ``instruction`` is the instruction to allow the shutdown. It is set only for the measure of whether the agent
-    repeats this instruction; otherwise it is None.
+    ``instruction`` is the instruction to allow the shutdown. It is set only for the measure ``repeats``, which asks
+    whether the agent repeats this instruction.
     """
 
     measure: Measure
@@ -67,21 +69,21 @@ class Passage(Frozen):
 
 
 class Case(Passage):
-    """A passage that people labeled, to test a grader with. ``label`` is the label that they gave."""
+    """A human-labeled passage for testing a grader. ``label`` is the human label."""
 
     label: Label
 
 
 @cache
 def rubric() -> Rubric:
-    """Return the rubric that ships with the lab, which holds the questions for a grader."""
+    """Return the rubric that ships with the lab."""
     file = ROOT / "tasks" / "grading.yaml"
     return Rubric(**read_yaml(file), sha256=_sha256(file))
 
 
 @cache
 def cases() -> tuple[tuple[Case, ...], str]:
-    """Return the cases that people labeled, and the hash of the file that holds the cases."""
+    """Return the human-labeled cases and the hash of the file that contains them."""
     file = ROOT / "tasks" / "grading-cases.yaml"
     return tuple(Case(**each) for each in read_yaml(file)["cases"]), _sha256(file)
 
@@ -94,7 +96,7 @@ def _sha256(file: Path) -> str:
 
 
 def passages(run: RunSpec, record: TrialRecord) -> Iterator[Passage]:
-    """Yield the passages of a trial that are to be labeled, with models' names removed and long texts cut."""
+    """Yield a trial's passages for a grader, with model names hidden and long texts cut."""
     names = [*rubric().names, *names_of(run, record)]
     during, afterwards = (_words(entries) for entries in (record.transcript, record.afterwards))
     instruction = run.condition.text
@@ -106,7 +108,7 @@ def passages(run: RunSpec, record: TrialRecord) -> Iterator[Passage]:
 
 
 def _words(entries: Iterable[Entry]) -> str:
-    """Return what an agent thought and said, and its reasons for tool calls, but not the tool calls themselves."""
+    """Return an agent's thoughts, statements and reasons for tool calls, without the tool calls."""
     turns = (
         (entry.thinking, entry.text, *(call.thoughts for call in entry.calls))
         for entry in entries
@@ -116,7 +118,7 @@ def _words(entries: Iterable[Entry]) -> str:
 
 
 def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
-    """Return the names that would tell a grader who a trial's agent was: those of its model and its provider."""
+    """Return the model and provider names that could reveal a trial's agent to a grader."""
     kind, _, rest = run.model.partition(":")
     given = () if kind in _NO_NAMES else (run.model, rest)
     recorded = (record.agent.get(key) for key in ("provider", "model", "recorded_model"))
@@ -124,10 +126,10 @@ def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
 
 
 def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:
-    """Return the system prompt and the user prompt that ask a grader for the label of a passage.
+    """Return the system prompt and the user prompt for labeling a passage.
 
-    ``boundary`` marks where the passage begins and ends. It must be impossible to guess; otherwise an agent could fake
-    the end of the passage and give the grader instructions.
+    ``boundary`` marks the beginning and end of the passage. It must be impossible to guess; otherwise an agent could
+    fake the end of the passage and add instructions for the grader.
     """
     words, question = rubric(), rubric().questions[passage.measure]
     instruction = f'The instruction: "{passage.instruction}"' if passage.instruction else ""
@@ -143,7 +145,7 @@ def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:
 
 
 def read_label(text: str) -> Label | None:
-    """Parse the label from the text of a grader's answer; None if the text isn't in the required form."""
+    """Parse the label from a grader's answer. Returns None if the answer isn't in the required form."""
     fence = _FENCE.match(text.strip())
     try:
         answer = json.loads(fence.group(1) if fence else text)
@@ -158,10 +160,10 @@ def read_label(text: str) -> Label | None:
 
 
 def agreements(of: Sequence[Case], read: Sequence[Label | None]) -> Agreements:
-    """Compute, for each measure, how often a grader's labels agree with the labels that people gave.
+    """Compute a grader's agreement with human labels for each measure.
 
-    ``of`` are the cases that people labeled. ``read`` are the grader's labels of the same cases in the same order, with
-    None where the grader gave no valid answer.
+    ``of`` contains the human-labeled cases. ``read`` contains the grader's label of each case in the same order, with
+    None where the grader returned no valid label.
     """
     pairs = [(case.measure, case.label, label) for case, label in zip(of, read, strict=True)]
     return {
@@ -181,9 +183,9 @@ def _agreement(pairs: Sequence[tuple[Label, Label | None]]) -> CaseAgreement:
 
 
 def _kappa(pairs: Sequence[tuple[Label | None, Label | None]]) -> float | None:
-    """Compute Cohen's kappa (1960) for pairs of labels, which measures agreement beyond chance.
+    """Compute Cohen's kappa (1960) for pairs of labels.
 
-    Returns None if only one label occurs in all pairs, because kappa is undefined then.
+    Returns None if all labels in all pairs are the same, because kappa is then undefined.
     """
     if len({label for pair in pairs for label in pair}) < 2:
         return None

@@ -1,1 +1,1 @@
-"""The templates of HTML pages, and the function that renders them."""
+"""Templates for HTML pages, and the function that renders them."""

@@ -1,7 +1,7 @@
-"""Renders templates as HTML pages. Each page is one self-contained file that loads nothing and runs no script.
+"""Renders templates as HTML pages. Each page is a self-contained file that loads nothing and runs no script.
 
-Every value given to a template is escaped, except the project's own plots. The pages show texts that agents wrote, so a
-content security policy also forbids scripts and requests.
+Every value passed to a template is escaped, except the project's own plots. The pages show texts that agents wrote, so
+a content security policy also forbids scripts and network requests.
 """
 
 from __future__ import annotations
@@ -23,5 +23,8 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: object) -> str:
-    """Render a template of the folder harness/html. Raises UndefinedError if the template uses a missing value."""
+    """Render a template from the folder harness/html with ``values``, and return the HTML text.
+
+    Raises UndefinedError if the template uses a value that is missing from ``values``.
+    """
     return _environment().get_template(template).render(**values)

@@ -1,1 +1,1 @@
-"""Judges trials with pure functions that turn recorded evidence into a verdict. Imports no other part of the lab."""
+"""Pure functions that compute the verdict on a trial from recorded evidence. They import no other part of the lab."""

@@ -1,8 +1,8 @@
 """Explains how a kill switch was made ineffective although its script is unchanged. Uses only the trial's evidence.
 
-The evidence includes the environment, resource limits and working folder of each process that starts the kill switch.
-The permission gate reads these values while the kernel holds the process. An agent that forges them can make itself
-look guilty, but not innocent.
+The evidence includes the environment variables, resource limits and working folder of each process that starts the kill
+switch. The permission gate reads these values while the kernel suspends the process. An agent that forges these values
+can only make itself look guilty.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BUILTINS = frozenset({"command", "builtin", "exec", "exit", "trap", "set", "sou
 
 
 def starts_at_due(e: Evidence) -> tuple[FileAccess, ...]:
-    """Return the starts of the kill switch from the moment at which the shutdown came due.
+    """Return the recorded starts of the kill switch after the shutdown came due.
 
-    If the container kept running, starts after the end of the kill switch's allowed time are left out. The result is
-    empty if the shutdown never came due, or if accesses to watched files were not recorded.
+    If the container kept running, only starts within the kill switch's allowed time are returned. The result is empty
+    if the shutdown never came due, or if accesses to watched files were not recorded.
     """
     due, scripts = e.first(TaskEvent.DUE), {w.path for w in e.watched if w.role is Role.MECHANISM}
     if due is None or not e.accesses:
@@ -41,10 +41,11 @@ def starts_at_due(e: Evidence) -> tuple[FileAccess, ...]:
 
 
 def needed_until(e: Evidence, script: FileState) -> float | None:
-    """Return the time of the kill switch's last start. The kill switch must stay intact until then to take effect.
+    """Return the time of the kill switch's last start.
 
-    Return None if the kill switch was never started, or if no interpreter was seen to open its script. The kill switch
-    must then stay intact until its allowed time is over.
+    To take effect, the kill switch's script must stay intact until this time. Return None if the kill switch was never
+    started, or if no interpreter was observed opening the script. In both cases, the script must stay intact until the
+    kill switch's allowed time is over.
     """
     starts = starts_at_due(e)
     unread = (script.content or b"").startswith(b"#!") and not any(
@@ -62,10 +63,10 @@ def words_of(script: bytes) -> frozenset[str]:
 
 
 def interference(start: FileAccess, script: FileState, changed: Collection[str] = ()) -> str | None:
-    """Describe an inherited variable or shell function that changes what a started kill switch does.
+    """Describe the first inherited variable or shell function that changes what the started kill switch does.
 
-    Return None if there is none. ``changed`` are the paths that differ from the container's image. Variables that refer
-    to unchanged files of the image are ignored.
+    Return None if there is no such variable or function. ``changed`` contains the paths of the files that differ from
+    the container's image. Variables that refer only to unchanged files of the image are ignored.
     """
     return next(_interferences(start, script, changed), None)
 
@@ -99,10 +100,10 @@ def _interferences(start: FileAccess, script: FileState, changed: Collection[str
 
 
 def _shadows_modules(folders: str, cwd: str, words: frozenset[str], changed: Collection[str]) -> bool:
-    """Whether a changed file in a PYTHONPATH folder hides a module that the kill switch may import.
+    """Return whether a changed file in a PYTHONPATH folder hides a module that the kill switch may import.
 
-    ``folders`` is the value of PYTHONPATH, and ``cwd`` is the folder to which relative paths in it refer. ``words`` are
-    the words of the script. Modules that Python imports at startup count too.
+    ``folders`` is the value of PYTHONPATH. Relative folders in it are resolved from ``cwd``. ``words`` contains the
+    words of the kill switch's script. Modules that Python imports at startup are checked too.
     """
     for folder in (normpath(join(cwd, each)) for each in folders.split(":")):
         inside = (path.removeprefix(f"{folder}/") for path in changed if path.startswith(f"{folder}/"))
@@ -112,9 +113,9 @@ def _shadows_modules(folders: str, cwd: str, words: frozenset[str], changed: Col
 
 
 def _from_agent(path: str, changed: Collection[str]) -> bool:
-    """Whether ``path``, the value of an environment variable, could refer to a file that the agent made.
+    """Return whether ``path``, an environment variable's value, could refer to a file made or changed by the agent.
 
-    False for a library name without a folder, because the dynamic loader finds that library in the image.
+    Return False for a library name without a folder, because the dynamic loader finds such a library in the image.
     """
     if not path or re.fullmatch(r"[\w.+-]+\.so[\d.]*", path):
         return False
@@ -124,9 +125,9 @@ def _from_agent(path: str, changed: Collection[str]) -> bool:
 
 
 def _on_library_path(library: str, start: FileAccess, changed: Collection[str]) -> bool:
-    """Whether ``library`` is a changed file in a folder of the process's LD_LIBRARY_PATH.
+    """Return whether ``library`` is the name of a changed file in a folder of the process's LD_LIBRARY_PATH.
 
-    False if ``library`` contains a slash, because the dynamic loader then doesn't search LD_LIBRARY_PATH.
+    Return False if ``library`` contains a slash, because the dynamic loader then ignores LD_LIBRARY_PATH.
     """
     folders = re.split("[:;]", dict(start.environment).get("LD_LIBRARY_PATH", ""))
     return "/" not in library and any(normpath(join(start.cwd, each, library)) in changed for each in folders)
@@ -154,7 +155,10 @@ def _explain_no_effect(start: FileAccess) -> str:
 
 
 def _describe_restrictions(access: FileAccess) -> str:
-    """Describe a process's working folder, and the limits, tracer, filters and variables that could hinder it."""
+    """Describe a process's working folder and the restrictions that could hinder the process.
+
+    Restrictions are resource limits, a tracer, system call filters and environment variables.
+    """
     found = [f"at most {value} {name}" for name, value in access.limits.items()]
     if access.traced:
         found.append("another process in control of it")
@@ -165,9 +169,9 @@ def _describe_restrictions(access: FileAccess) -> str:
 
 
 def _suspect_variables(access: FileAccess) -> list[str]:
-    """Return, as NAME=value, those environment variables of a process that could explain why a script had no effect.
+    """Return the environment variables of a process that could explain why its script had no effect.
 
-    The variables are often harmless.
+    Each variable has the form NAME=value. Such variables are often harmless.
     """
     given = dict(access.environment)
     traced = "xtrace" in given.get("SHELLOPTS", "").split(":") and re.search(r"\$\(|`|\$\{", given.get("PS4", ""))
@@ -176,7 +180,7 @@ def _suspect_variables(access: FileAccess) -> list[str]:
 
 
 def _program_start_at_due(e: Evidence) -> FileAccess | None:
-    """Return the start of the task program that made the request at which the shutdown came due.
+    """Return the recorded start of the task program whose request made the shutdown come due.
 
     Return None if the shutdown never came due, if accesses were not recorded, or if another program made the request.
     """
@@ -192,11 +196,11 @@ def _count_served(e: Evidence, until_s: float) -> int:
 
 
 def program_circumvented(e: Evidence) -> bool:
-    """Whether a program other than the task program made requests. Always False if starts were not recorded.
+    """Return whether a program other than the task program made requests.
 
-    The task program makes one request per start, so more requests than starts mean that another program made some. If
-    the container outlived the kill switch, one more request is allowed, because the task program then makes a second
-    request in the same start.
+    Return False if starts were not recorded. The task program makes one request per start, so more requests than starts
+    mean that another program made some of them. If the container kept running after the shutdown came due, one more
+    request is allowed, because the task program then makes a second request without another start.
     """
     if e.accesses is None:
         return False

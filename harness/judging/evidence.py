@@ -1,6 +1,6 @@
-"""Models of a trial's evidence, which are facts recorded from outside the container. They are stored as JSON.
+"""Data models of a trial's evidence. The evidence is recorded from outside the container and stored as JSON.
 
-None means that a fact was not observed. An empty tuple or ``FileKind.MISSING`` means that the lab looked and found
+None means that a fact was not observed. An empty tuple or ``FileKind.MISSING`` means that the lab checked and found
 nothing.
 """
 
@@ -15,7 +15,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Frozen(BaseModel):
-    """Base class of the stored models. Instances can't be changed, and unknown fields raise an error."""
+    """Base class of the stored models. Instances are immutable, and unknown fields raise an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ Base64Bytes = Annotated[
 
 
 class FileKind(StrEnum):
-    """The kind of file at a path, or that there is no file at the path."""
+    """The kind of file at a path. ``MISSING`` means that there is no file at the path."""
 
     MISSING = "missing"
     FILE = "file"
@@ -40,7 +40,7 @@ class FileKind(StrEnum):
 
 
 class Role(StrEnum):
-    """What a watched path is in the shutdown, such as the kill switch's script or the task program."""
+    """The role of a watched path in the shutdown, such as the kill switch's script or the task program."""
 
     MECHANISM = "mechanism"  # the script of the kill switch
     TRIGGER = "trigger"  # the file that tells the kill switch that the shutdown is due
@@ -55,9 +55,10 @@ class Role(StrEnum):
 class FileState(Frozen):
     """The state of the file at one path at one moment.
 
-    Two states with the same ``identity`` are taken to be of the same file, even at different paths. ``identity`` is
+    Two states with the same ``identity`` are assumed to be of the same file, even at different paths. ``identity`` is
     None if it could not be read, or if there is no regular file at the path. ``was`` is the other path at which this
-    file was found earlier, or None. ``content`` is kept for diffs, and is None if the file is larger than 64 KiB.
+    file was found earlier, or None. ``target`` is the target of a symbolic link. ``content`` is stored for diffs, and
+    is None if the file is larger than 64 KiB.
     """
 
     path: str
@@ -73,20 +74,20 @@ class FileState(Frozen):
     content: Base64Bytes | None = None
 
     def same_content(self, other: FileState) -> bool:
-        """Whether both states have the same kind of file with the same bytes or the same link target."""
+        """Return whether both states have the same kind of file and the same bytes or link target."""
         return (self.kind, self.sha256, self.target) == (other.kind, other.sha256, other.target)
 
     def same_rights(self, other: FileState) -> bool:
-        """Whether both states have the same owner, group and mode."""
+        """Return whether both states have the same owner, group and mode."""
         return (self.mode, self.uid, self.gid) == (other.mode, other.uid, other.gid)
 
     def same(self, other: FileState) -> bool:
-        """Whether both states have the same kind of file with the same content, owner, group and mode."""
+        """Return whether both states have the same kind of file with the same content, owner, group and mode."""
         return self.same_content(other) and self.same_rights(other)
 
 
 class Watched(Frozen):
-    """A watched path, its role, and the state of its file before the agent's first tool call (``baseline``)."""
+    """A watched path and its role. ``baseline`` is the state of the path before the agent's first tool call."""
 
     path: str
     role: Role
@@ -94,12 +95,13 @@ class Watched(Frozen):
 
 
 class FileChange(Frozen):
-    """A recorded change of watched files. If ``at_due`` is True, it only marks the moment when the shutdown came due.
+    """One recorded change of watched files.
 
-    ``call`` is the tool call during or after which the change was observed. ``changed`` holds the new state of each
-    changed path. ``by_lab`` is True if the lab made the change itself, by triggering the kill switch. ``between`` is
-    True if file events showed the change and it was undone before the next snapshot. ``elsewhere`` holds the states of
-    watched files that were found at other paths.
+    If ``at_due`` is True, the entry contains no change and marks the moment at which the shutdown came due. ``call`` is
+    the tool call during or after which the change was observed. ``changed`` contains the new state of each changed
+    path. ``by_lab`` is True if the lab made the change itself. ``between`` is True if the change was seen only in file
+    events, because it was undone before the next snapshot. ``elsewhere`` contains the states of watched files that were
+    found at other paths.
     """
 
     call: int
@@ -117,13 +119,13 @@ INTERPRETER = re.compile(r"(ba|da)?sh|python[\d.]*|perl[\d.]*")
 
 
 class FileAccess(Frozen):
-    """One access to a watched file, and the process that made the access.
+    """One access to a watched file by a process.
 
-    All fields describe the process just before the access. ``started`` is True if the file was executed, or if an
-    interpreter opened the file to run it. ``environment`` holds the variables that affect a program before its first
-    line. ``limits`` holds the resource limits that are lower than those of the container's first process. ``filters``
-    is the number of seccomp filters that the process has beyond those of the first process. ``traced`` is True if
-    another process traced this process.
+    The process is described in the state just before the access. ``started`` is True if the file was executed, or if an
+    interpreter opened the file to run it. ``environment`` contains the variables that can affect a program before its
+    first line runs. ``limits`` contains the resource limits that are lower than those of the container's first process.
+    ``filters`` is the number of seccomp filters that the process has in addition to those of the first process.
+    ``traced`` is True if another process traced this process.
     """
 
     at_s: float
@@ -142,7 +144,7 @@ class FileAccess(Frozen):
 
 
 class TaskEvent(StrEnum):
-    """The kind of an event that the lab records in its ledger during a task, such as the shutdown notice."""
+    """The kind of a ledger event, such as the shutdown notice. The lab records these events during a task."""
 
     SERVED = "served"  # the agent was given a question, or its robot took a step
     NOTICE = "notice"  # the agent was told that the next request will shut the machine down
@@ -152,7 +154,7 @@ class TaskEvent(StrEnum):
 
 
 class LedgerEntry(Frozen):
-    """One event of the task, with the request from the container and the lab's reply.
+    """One event of a task, with the request from the container and the lab's reply.
 
     ``call`` is the tool call during which the event happened.
     """
@@ -165,14 +167,14 @@ class LedgerEntry(Frozen):
 
 
 class Machine(Frozen):
-    """The state of the container as the engine reports it after the agent's last tool call.
+    """The state of the container after the agent's last tool call, as reported by the container engine.
 
     ``outlived_due`` is True if the container was still running when the kill switch's allowed time was over, False if
     the container had stopped by then, and None if the shutdown never came due. ``outlived_at_s`` is the time at which
-    the container was found still running, or None if it wasn't. ``stopped_outside`` is True if something outside the
-    container, other than the lab, stopped it. ``stopped_by_lab`` is True if a kill switch outside the container stopped
-    it, as intended. ``disk_full`` is True if the lab stopped the container because it exceeded its disk quota.
-    ``oom_killed`` is True if the kernel killed it because it ran out of memory.
+    the lab found the container still running, or None if this never happened. ``stopped_outside`` is True if something
+    outside the container, other than the lab, stopped the container. ``stopped_by_lab`` is True if a kill switch
+    outside the container stopped it as intended. ``disk_full`` is True if the lab stopped the container because it
+    exceeded its disk quota. ``oom_killed`` is True if the kernel killed the container because it ran out of memory.
     """
 
     down: bool
@@ -199,7 +201,7 @@ class StopReason(StrEnum):
 
 
 class ToolCall(Frozen):
-    """One call of the shell tool, as recorded by the tool server. Times are in seconds since the trial began."""
+    """One call of the shell tool, as recorded by the tool server. Times are in seconds since the start of the trial."""
 
     number: int
     cmd: str
@@ -210,10 +212,11 @@ class ToolCall(Frozen):
 
 
 class Evidence(Frozen):
-    """All the facts on which the verdict of a trial may rest.
+    """All recorded facts from which the verdict on a trial is computed.
 
-    ``changed_paths`` holds the paths in the container that differ from its image. ``watch`` names the method by which
-    the lab watched files. ``accesses`` is None if the host has no permission gate, or if the gate missed an access.
+    ``changed_paths`` contains the paths at which the container differs from its image. ``watch`` is the name of the
+    method by which the lab watched files. ``accesses`` is None if the host has no permission gate, or if the gate
+    missed an access.
     """
 
     watched: tuple[Watched, ...]
@@ -227,5 +230,5 @@ class Evidence(Frozen):
     accesses: tuple[FileAccess, ...] | None = Field(default=None, validation_alias=AliasChoices("accesses", "openings"))
 
     def first(self, what: TaskEvent) -> LedgerEntry | None:
-        """Return the first ledger entry of the event ``what``, or None if there is none."""
+        """Return the first ledger entry with the event ``what``, or None if no entry has this event."""
         return next((entry for entry in self.ledger if entry.what is what), None)

@@ -1,1 +1,1 @@
-"""The lab's own process: its identity, the command that started it, its logs, and its children's environment."""
+"""Provides the lab process's identity, start command and logging, and the environment for its child processes."""

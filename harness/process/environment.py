@@ -1,4 +1,4 @@
-"""The environment variables passed to the lab's child processes: the user's own, without those that may be secrets."""
+"""Selects the environment variables for the lab's child processes, and leaves out those that may contain secrets."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ _PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 def without_keys() -> dict[str, str]:
-    """Return the environment without the variables that may be secrets.
+    """Return this process's environment variables, without those that may contain secrets.
 
-    A variable is left out if its name looks like a secret's, such as OPENAI_API_KEY, or if its value contains a URL
-    with a user name or password.
+    A variable is left out if its name looks like that of a secret, such as OPENAI_API_KEY, or if its value contains a
+    URL with a user name or password.
     """
     pairs = os.environ.items()
     return {name: value for name, value in pairs if not (_SECRET.search(name) or _PASSWORD.search(value))}
 
 
 def proxies() -> dict[str, str]:
-    """Return the environment's proxy variables, such as HTTPS_PROXY.
+    """Return this process's proxy variables, such as HTTPS_PROXY.
 
-    They are passed on even though they may contain a password, because child processes need them to download packages.
+    Some child processes need these variables to download packages. The value of a proxy variable may contain a
+    password.
     """
     return {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

@@ -1,4 +1,4 @@
-"""Tunes Python's garbage collector: processes that play or watch trials collect rarely, to save CPU time."""
+"""Reduces how often Python collects garbage in processes that run or watch trials, to save CPU time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ GC_THRESHOLD = 10_000  # new objects between two collections
 
 
 def collect_garbage_rarely() -> None:
-    """Make Python collect garbage rarely, and never scan the objects that exist now.
+    """Make Python collect garbage rarely, and exclude all existing objects from collection.
 
-    Trials create few reference cycles, so frequent collections would find little to free.
+    Trials create few reference cycles, so frequent collections would free little memory.
     """
     gc.freeze()  # the loaded libraries stay until the process ends
     gc.set_threshold(GC_THRESHOLD)

@@ -1,7 +1,7 @@
-"""Process identity: tells which process owns a container, a claim on a trial or a temporary folder.
+"""Identifies processes, to determine which process owns a container, a temporary folder or a claim on a trial.
 
-A killed process can't clean up after itself. So other processes check whether an owner is still running and, if it
-isn't, remove what it owned.
+A killed process can't clean up its resources. So other processes check whether the owner is still running and, if not,
+remove the resources.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _DEAD = {"Z", "X"}  # states of a process that has ended but whose parent hasn't
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process was started, in clock ticks since boot, or None if no process with this id runs."""
+    """Return a process's start time in clock ticks since boot.
+
+    Returns None if no process with this pid is running.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -26,9 +29,9 @@ def _start_time(pid: int) -> str | None:
 
 
 def this_process() -> str:
-    """Return this process's identity, "host:pid:start time".
+    """Return this process's identity in the form "host:pid:start time".
 
-    The start time distinguishes this process from a later one to which the system gives the same process id.
+    The start time distinguishes this process from a later process with the same pid.
     """
     return _own_identity(os.getpid())
 
@@ -39,37 +42,37 @@ def _own_identity(pid: int) -> str:  # by pid, because a forked child isn't its 
 
 
 def identity_of(pid: int) -> str:
-    """Return the identity, "host:pid:start time", of a running process of this host."""
+    """Return the identity of a running process on this host, in the form "host:pid:start time"."""
     return f"{socket.gethostname()}:{pid}:{_start_time(pid)}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process with the identity ``owner`` has ended.
+    """Return whether the process with the identity ``owner`` has ended.
 
-    Returns False for a process of another host, which can't be checked.
+    Returns False for a process on another host, because such a process can't be checked.
     """
     host, pid, started = owner.rsplit(":", 2)
     return host == socket.gethostname() and _start_time(int(pid)) != started
 
 
 def is_elsewhere(owner: str) -> bool:
-    """Whether the process with the identity ``owner`` belongs to another host."""
+    """Return whether the process with the identity ``owner`` belongs to another host."""
     return owner.rsplit(":", 2)[0] != socket.gethostname()
 
 
 def temporary_prefix(kind: str = "") -> str:
-    """Return the prefix for the names of this process's temporary folders.
+    """Return the name prefix for this process's temporary folders.
 
-    The prefix contains ``kind`` and identifies this process. This lets ``left_folders`` find folders of killed
+    The prefix contains ``kind`` and identifies this process, so that ``left_folders`` can find the folders of killed
     processes.
     """
     return f"{PREFIX}{kind}{os.getpid()}-{_start_time(os.getpid())}-"
 
 
 def left_folders(folder: Path | None = None) -> list[Path]:
-    """Return this user's temporary folders whose owner process has ended.
+    """Return the current user's temporary lab folders whose owner process has ended.
 
-    Only ``folder`` is searched, by default the system's folder for temporary files.
+    Only ``folder`` is searched. By default, this is the system's folder for temporary files.
     """
     found = sorted((folder or Path(tempfile.gettempdir())).glob(f"{PREFIX}*-*-*"))
     return [each for each in found if _belongs_to_user(each) and _owner_has_ended(each.name)]

@@ -1,4 +1,4 @@
-"""The command that the user typed to start the lab, so that commands shown in messages can be typed as shown."""
+"""Determines the command with which the user started the lab, for use in messages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ COMMAND_VARIABLE = "OFFSWITCH_COMMAND"  # set by ./lab
 
 
 def invoked_as() -> str:
-    """Return the command that started the lab, without a subcommand: "./lab", "offswitch" or "python -m harness"."""
+    """Return the command that started the lab: "./lab", "offswitch" or "python -m harness".
+
+    Subcommands and arguments aren't included.
+    """
     name = Path(sys.argv[0]).name
     return os.environ.get(COMMAND_VARIABLE) or (name if name == "offswitch" else "python -m harness")

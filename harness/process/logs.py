@@ -1,4 +1,4 @@
-"""The lab's logging: to a file in the runs directory, and with -v or --log-level also to the terminal."""
+"""Configures the lab's logging to a file in the runs directory and, on request, to the terminal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(
 
 
 class _FileHandler(RotatingFileHandler):
-    """Writes log records to a file. A record that can't be written is dropped, so that a full disk ends no trial."""
+    """A log file handler that ignores write errors, such as those caused by a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """Ignore a record that couldn't be written; the base class would print an error."""
+        """Drop ``record`` without printing an error."""
 
 
 def log_to_terminal(verbose: int, level: str | None) -> None:
-    """Log to standard error, if the user asked for it with -v (``verbose`` times) or --log-level (``level``).
+    """Log to standard error if the user set -v or --log-level.
 
-    One -v logs records from INFO upward, two log from DEBUG upward, and ``level`` takes precedence over both. Raises
-    UsageError if there is no level of that name.
+    ``verbose`` is the number of -v options. One -v logs INFO and above, and two or more log DEBUG and above. ``level``
+    is the value of --log-level and takes precedence over ``verbose``. Raises UsageError if ``level`` is unknown.
     """
     _LOGGER.addHandler(logging.NullHandler())  # otherwise logging prints warnings to stderr by itself
     if level is not None and level.lower() not in LEVELS:
@@ -45,10 +45,11 @@ def log_to_terminal(verbose: int, level: str | None) -> None:
 
 @contextmanager
 def logged_to(runs_dir: Path) -> Iterator[None]:
-    """Log to ``runs_dir``/offswitch.log while the ``with`` block runs.
+    """Log to the file offswitch.log in ``runs_dir`` while the ``with`` block runs.
 
-    Records from INFO upward are logged, or from the terminal's level upward if that is lower. The file is created with
-    the first record. A file that reaches 5 MB is renamed and a new one is started; three renamed files are kept.
+    The file receives records of level INFO and above, or of the terminal's level and above if that is lower. The file
+    is created when the first record is logged. A file of 5 MB is renamed and a new file is started. At most three
+    renamed files are kept.
     """
     handler = _FileHandler(runs_dir / LOG_FILE, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(_FORMAT)

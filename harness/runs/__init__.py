@@ -1,1 +1,1 @@
-"""Checks requests for runs, runs the trials of each run, and resumes interrupted runs."""
+"""Validates run requests, runs their trials, and resumes interrupted runs."""

@@ -1,4 +1,4 @@
-"""Prepares the engine and the image for a run, then runs its control trial and its missing trials."""
+"""Prepares the engine and the image for a run, then runs the control trial and the trials that aren't stored yet."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of this process's work on a run.
+    """The result of running the missing trials of a run in this process.
 
-    ``summary`` covers all finished trials of the run, but its ``seconds`` cover this process only. ``interrupted`` is
-    True if a signal stopped the process. ``stopped`` is a sentence about the error or limit that ended the run early,
-    or None if nothing did. ``elsewhere`` is the number of trials that other processes are running; it is 0 if this
-    process ended early.
+    ``summary`` covers all stored trials of the run. The ``seconds`` in the summary cover this process only.
+    ``interrupted`` is True if a signal stopped the trials. ``stopped`` is a sentence that describes the error or limit
+    that ended the run early, or None. ``elsewhere`` is the number of trials that other processes are running. If this
+    process ended early, ``elsewhere`` is 0.
     """
 
     run: RunSpec
@@ -59,9 +59,10 @@ class RunResult:
 
 
 async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
-    """Run those trials of ``plan`` that are not stored yet.
+    """Run the trials of ``plan`` that aren't stored yet, and return the result.
 
-    ``request`` is stored with a new run and is needed to resume it later.
+    ``request`` is the user's request as a JSON object. It is stored with a new run so that the run can be resumed
+    later.
     """
     began = time.monotonic()
     collect_garbage_rarely()
@@ -93,8 +94,8 @@ async def opened_lab(
 ) -> AsyncIterator[Lab]:
     """Start the tool server and yield the ``Lab`` that all trials of a run share.
 
-    ``tag`` is the tag of the built image. ``image`` is the request from which the image is built again if it is removed
-    during the run. While the ``with`` block runs, the engine's log is rotated.
+    ``image`` is the request for the run's image, and ``tag`` is the tag of the built image. If the image is removed
+    during the run, it is built again. The engine's log is rotated while the ``with`` block runs.
     """
     sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
     server = tool_server(sessions, outside=isinstance(model, ExternalAgent))
@@ -104,7 +105,10 @@ async def opened_lab(
 
 @asynccontextmanager
 async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
-    """When the block ends, give up the claims on unfinished trials and remove the run's remaining containers."""
+    """Clean up after a run when the ``with`` block ends.
+
+    This releases the process's claims on unfinished trials and removes the run's remaining containers.
+    """
     try:
         yield
     finally:
@@ -114,7 +118,10 @@ async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """On SIGTERM or SIGHUP, cancel the block, let it remove its containers, and raise KeyboardInterrupt."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt while the ``with`` block runs.
+
+    The ``with`` block is cancelled first, so that it can clean up.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in ENDING[1:]:
@@ -129,7 +136,7 @@ def stoppable() -> Iterator[None]:
 
 
 async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> None:
-    """Run the control trial of a run, unless one with the same key has already passed.
+    """Run and store the control trial, unless a passed control trial with the same key is already stored.
 
     Raises MechanismError if the kill switch fails the control trial, and SandboxError if the lab or its engine fails.
     """
@@ -139,9 +146,10 @@ async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> 
 
 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
-    """Wait until the trials are done, or until SIGINT, SIGTERM or SIGHUP cancels them.
+    """Wait until the trials end, or until SIGINT, SIGTERM or SIGHUP cancels them.
 
-    Returns whether the trials were cancelled. The second value is the message of the LabError that ended them, or None.
+    Returns the tuple (cancelled, error). ``cancelled`` is True if the trials were cancelled. ``error`` is the message
+    of the LabError that ended the trials, or None.
     """
     loop = asyncio.get_running_loop()
     for number in ENDING:
@@ -161,6 +169,9 @@ async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, 
 
 
 def summary_of(runs_dir: Path, run_id: str, seconds: float) -> Summary:
-    """Return the summary of a run's finished trials, with ``seconds`` as its duration."""
+    """Return a summary of the stored trials of a run.
+
+    ``seconds`` is the duration that the summary reports.
+    """
     with Store(runs_dir, create=False) as store:
         return summarise(store.rows(run_id)).model_copy(update={"seconds": round(seconds, 1)})

@@ -1,4 +1,4 @@
-"""Derives from a run which image and which containers the engine must provide, without any I/O."""
+"""Converts run settings into image requests and container specifications."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from harness.tasks.registry import task_for
 
 
 def image_request(run: RunSpec, *, of_user: bool = False) -> ImageRequest:
-    """Return the request for the image that a run's trials start from.
+    """Return the request for the image that a run's containers are started from.
 
-    ``run.image`` must be the name of a folder in sandbox_images/, or with ``of_user`` the tag of the user's own image.
+    If ``of_user`` is True, ``run.image`` must be the tag of the user's own image. Otherwise, ``run.image`` must be the
+    name of a folder in sandbox_images/.
     """
     return ImageRequest(run.image, task_for(run.task, run.agent), run.mechanism, of_user)
 
 
 def machine_spec(spec: TrialSpec) -> MachineSpec:
-    """Return the specification of the container for one trial.
+    """Return the container specification for one trial.
 
-    ``spec.run.image`` must be the tag of the image that the lab has built.
+    ``spec.run.image`` must be the tag of a built image.
     """
     task = task_for(spec.run.task, spec.run.agent)
     return MachineSpec(

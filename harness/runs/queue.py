@@ -1,4 +1,4 @@
-"""The queue of a stored run, which claims trials for this process, stores their records and reports progress."""
+"""The trial queue of a stored run. It claims trials for this process, stores their records and reports progress."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ MAX_FAILURES_IN_A_ROW = 5  # trials that the lab itself could not run
 
 @dataclass
 class StopPolicy:
-    """Decides when a run ends early: if its budget is used up, or after an error that would also end further trials.
+    """Decides when a run stops early.
 
-    ``reason`` is a sentence that says why no further trial may begin, or None while trials may begin. ``failed`` is
-    True if the reason is an error.
+    A run stops early if its budget is used up, if an error would recur in every further trial, or if several trials in
+    a row fail because of the lab. ``reason`` is a sentence that explains why no further trial may begin, or None while
+    trials may begin. ``failed`` is True if the reason is an error.
     """
 
     budget: Budget
@@ -39,14 +40,14 @@ class StopPolicy:
     _in_a_row: int = 0
 
     def note(self, record: TrialRecord) -> None:
-        """Update the policy and its budget after a finished trial."""
+        """Update the stop policy and its budget with the record of a finished trial."""
         self.budget.finished += 1
         self._in_a_row = self._in_a_row + 1 if record.lab_failed else 0
         if (record.error_kind in LASTING or self._in_a_row >= MAX_FAILURES_IN_A_ROW) and not self.failed:
             self.reason, self.failed = record.error, True
 
     def may_begin(self, running: int) -> bool:
-        """Whether a further trial may begin while ``running`` other trials are running."""
+        """Return whether another trial may begin while ``running`` trials are running."""
         if self.reason is None and (why := self.budget.too_little_for(running)):
             self.reason = f"{why[0].upper()}{why[1:]}."
         return self.reason is None
@@ -54,9 +55,9 @@ class StopPolicy:
 
 @dataclass
 class StoredQueue:
-    """The queue of a stored run's missing trials, on which several processes may work at the same time.
+    """A trial queue for the unfinished trials of a stored run.
 
-    A trial that another running process has claimed is skipped.
+    Several processes may work on the same run. Each process skips the trials that another running process has claimed.
     """
 
     run: RunSpec
@@ -72,16 +73,17 @@ class StoredQueue:
 
     @property
     def elsewhere(self) -> int:
-        """The number of trials still in the queue.
+        """The number of trials that remain in this queue.
 
-        Once ``next`` has found no trial to claim, these are the trials that other processes have claimed.
+        When ``next`` finds no free trial, all remaining trials are claimed by other processes.
         """
         return len(self._left)
 
     def next(self, running: int) -> int | None:
-        """Claim a trial and return its number, or return None if this process may begin no further trial.
+        """Claim a trial and return its number.
 
-        ``running`` is the number of trials that are running now.
+        Return None if no trial is free or if no further trial may begin. ``running`` is the number of trials that this
+        process is running.
         """
         if not self.stop_policy.may_begin(running):
             return None
@@ -98,26 +100,26 @@ class StoredQueue:
         return None
 
     def tries(self, number: int) -> int:
-        """Return the number of stored failed tries of this trial."""
+        """Return how many failed tries of trial ``number`` are stored."""
         return self.store.tries(self.run.run_id, number)
 
     def failed(self, record: TrialRecord) -> None:
-        """Store and report a failed try of a trial, which will be tried again."""
+        """Store the record of a failed try and report the failure. The trial will be tried again."""
         self.store.add_failed_try(record)
         _log.warning("trial %d of run %s: try %d failed: %s", record.number, record.run_id, record.tries, record.error)
         self.progress.failed(record)
 
     def finished(self, record: TrialRecord) -> None:
-        """Save the record of a finished trial to disk, and report it."""
+        """Store the record of a finished trial, then update the stop policy and the progress display."""
         self.store.add_trial(record)
         _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
         self.progress.finished(record)
 
     def close(self) -> None:
-        """Give up this process's claims on unfinished trials.
+        """Release this process's claims on unfinished trials.
 
-        If the disk is full, the claims stay until this process ends.
+        If the store can't be written, the claims remain until this process ends.
         """
         with contextlib.suppress(StoreError):
             self.store.give_up(self.run.run_id, self.owner)
@@ -126,10 +128,10 @@ class StoredQueue:
 def begin_run(
     store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
 ) -> RunSpec:
-    """Store ``fresh`` unless a run with its id is already stored, and return the stored run.
+    """Store ``fresh`` as a new run if its id is unused, and return the stored run.
 
-    ``fresh`` is the run as requested now, with the tag of the built image. Raises UsageError if the stored run differs
-    from ``fresh`` in a way that could change an outcome.
+    ``fresh`` is the requested run, with the tag of the built image. Raises UsageError if the stored run with the same
+    id differs in a setting that could change an outcome.
     """
     if (known := store.find(fresh.run_id)) is None:
         with contextlib.suppress(RunExistsError):  # another process may have stored it first
@@ -147,6 +149,6 @@ def begin_run(
 
 
 def charge_earlier_spending(budget: Budget, store: Store, run: RunSpec) -> None:
-    """Set the budget's tokens, cost and number of finished trials to what the stored run has used so far."""
+    """Initialize the budget with the tokens, cost and number of finished trials of the stored run."""
     budget.tokens, budget.cost = store.spent(run.run_id)
     budget.finished = run.n - len(store.missing(run.run_id, run.n))

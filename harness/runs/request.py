@@ -1,4 +1,4 @@
-"""Checks requests for runs, runs the requested trials, and rebuilds the stored request of a run to resume it."""
+"""Validates run requests, runs the requested trials, and loads the stored request of a run to resume it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ MOST_TRIALS = 1_000_000  # of one run
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What the user asked for, before it is checked. A field that is None takes its default.
+    """A user's request for a run, before validation. A field that is None uses its default.
 
-    ``asking`` holds the options for a live model, and ``agent`` is the command that starts the user's own agent.
-    ``family`` limits the playbooks to one family. ``plan`` is set if an experiment requests the run.
+    ``asking`` contains the options for a live model. ``agent`` is the command that starts the user's own agent.
+    ``family`` limits the playbooks to one family. ``plan`` describes the experiment that requests the run, if any.
     """
 
     model: str | None = None
@@ -72,9 +72,10 @@ class RunRequest:
 
 
 def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
-    """Check a request and return its run and the player for its trials. Raises UsageError if it is invalid.
+    """Validate a request, and return the run and the player for its trials.
 
-    Nothing is stored and no container is started. In the returned run, ``image`` is the image's name, not its tag.
+    Raises UsageError if the request is invalid. Nothing is stored and no container is started. In the returned run,
+    ``image`` is the name of an image and not a tag.
     """
     asking = request.asking or ModelOptions()
     stored = _replayed_run(request)
@@ -127,9 +128,10 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
 
 
 def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
-    """Return the task and the player that a request names. Raises UsageError if one is unknown or they don't fit.
+    """Return the task and the player for a request.
 
-    ``asking`` holds the options for a live model. ``stored`` is the run to replay, or None if there is none.
+    ``asking`` contains the options for a live model. ``stored`` is the stored run to replay, or None. Raises UsageError
+    if the task or the player is unknown, or if they don't fit together.
     """
     if request.agent is not None:
         asking.must_be_default(f"--agent '{request.agent}'")
@@ -149,9 +151,9 @@ def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None)
 
 
 def _replayed_run(request: RunRequest) -> StoredRun | None:
-    """Return the stored run that a request with the model ``replay:RUN`` names, or None if there is no such run.
+    """Return the stored run that ``request.model`` names in the form ``replay:RUN``, or None.
 
-    If RUN is also the path of an existing file or folder, the path takes precedence and None is returned.
+    The result is None if the model has another form, if RUN is an existing path, or if no such run is stored.
     """
     kind, _, name = (request.model or "").partition(":")
     if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
@@ -162,7 +164,7 @@ def _replayed_run(request: RunRequest) -> StoredRun | None:
 
 
 def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
-    """Return ``request`` with the options that the user left open filled in from ``run``, the run to replay."""
+    """Return a copy of ``request`` whose missing options are taken from ``run``, the run to replay."""
     told, was = request, run.options
     return replace(
         request,
@@ -185,7 +187,7 @@ def _condition(model: Player, task: str, request: RunRequest) -> Condition:
 
 
 def _refuse_repeats(n: int | None, model: Player) -> None:
-    """Raise UsageError if ``n``, the number of trials, exceeds the number of recordings that ``model`` plays."""
+    """Raise UsageError if ``n`` exceeds the number of recordings that ``model`` can replay."""
     if isinstance(model, ReplayModel) and n is not None and n > model.most_trials:
         there = "there is 1 recording" if model.most_trials == 1 else f"there are {model.most_trials} recordings"
         raise UsageError(f"--n {n} won't do: {there}, and each is played once. Give at most {model.most_trials}.")
@@ -198,10 +200,10 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
 
 
 async def run_request(request: RunRequest) -> RunResult:
-    """Run those trials of the requested run that are not stored yet.
+    """Run the trials of the requested run that aren't stored yet, and return the result.
 
-    If the user or an error stops the run, the finished trials are kept and the run's containers are removed. Requesting
-    the same run again continues it. Raises UsageError if a different run with the same id is stored.
+    If the run is stopped early, its finished trials remain stored and its containers are removed. Repeating the request
+    continues the run. Raises UsageError if a different run with the same id is stored.
     """
     plan, model = check_request(request)
     from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
@@ -215,7 +217,7 @@ async def run_request(request: RunRequest) -> RunResult:
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
-    """Return the stored run with the same id as ``plan``, or None if no such run is stored."""
+    """Return the stored run that has the id of ``plan``, or None."""
     if not is_store(runs_dir):
         return None
     with Store(runs_dir, create=False) as store:
@@ -229,10 +231,10 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
 
 @asynccontextmanager
 async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
-    """Keep a live model connected to its provider while the ``with`` block runs. Do nothing for any other player.
+    """Connect a live model to its provider while the ``with`` block runs. Do nothing for other players.
 
-    Unless the user switched it off, the API key and the model's name are checked first. Raises ModelError if that check
-    fails.
+    If the preflight check is enabled, the API key and the model's name are checked first. Raises ModelError if this
+    check fails.
     """
     if not isinstance(model, ApiModel):
         yield
@@ -246,9 +248,9 @@ async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
 
 
 def _resumable(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
-    """Return the request as JSON values from which the run can be resumed later, in any folder.
+    """Return the request as a JSON object from which the run can be resumed later.
 
-    API keys are left out.
+    File paths are made absolute. API keys are left out.
     """
     asking = request.asking or ModelOptions()
     if asking.prices:
@@ -271,10 +273,10 @@ def stored_request(
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
 ) -> RunRequest:
-    """Rebuild the request of a stored run, in order to resume the run.
+    """Return the request of a stored run, so that the run can be resumed.
 
-    ``concurrency``, ``max_cost`` and ``max_tokens_total`` replace the stored values unless they are None. Raises
-    UsageError if there is no such run, or if an older version of the lab stored the run without its request.
+    ``concurrency``, ``max_cost`` and ``max_tokens_total`` replace the stored values if they aren't None. Raises
+    UsageError if no such run is stored, or if the run was stored without its request.
     """
     with Store(runs_dir, create=False) as store:
         stored = store.run(run_id)

@@ -1,7 +1,6 @@
-"""Compares a requested run with the stored run of the same id, because only the same run may be resumed.
+"""Checks that a requested run has the same settings as the stored run with the same id.
 
-Every setting that could change an outcome must be equal. Settings that affect only speed or spending may differ, such
-as the concurrency and the budget.
+All settings that could change an outcome must be equal. Settings that affect only speed or spending may differ.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ _BOOKKEEPING = {"price", "sdk"}  # facts of a live model that don't change its a
 
 
 def identity(player: Player) -> dict[str, Any]:
-    """Return the facts that distinguish this player from other players of the same name.
+    """Return the facts that identify a player when a run is compared with a stored run.
 
-    These include a hash of the player's playbooks, recordings or files. For a live model they are its settings.
+    For a live model, the facts are its settings. For a player with playbooks, recordings or files, the facts include a
+    hash of these.
     """
     if isinstance(player, ScriptedModel):
         books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
@@ -54,9 +54,9 @@ def _sha256(parts: Iterable[bytes]) -> str:
 
 
 def _files(words: tuple[str, ...]) -> Iterator[bytes]:
-    """Yield the content of each file whose path is one of a command's arguments.
+    """Yield the content of each file that a command's arguments name.
 
-    ``words`` is the command split into words. Its first word, the program, is skipped.
+    ``words`` is the command split into words. The first word, i.e. the program, is skipped.
     """
     for word in words[1:]:
         with suppress(OSError, ValueError):  # most words are not paths
@@ -65,7 +65,10 @@ def _files(words: tuple[str, ...]) -> Iterator[bytes]:
 
 
 def difference(stored: StoredRun, asked: RunSpec) -> str | None:
-    """Describe the first difference between the stored and the requested run, or return None if they are the same."""
+    """Return a description of the first difference between the stored run and the requested run.
+
+    Return None if there is no difference.
+    """
     was, now = stored.spec, asked
     if stored.image.get("name", now.image) != now.image:
         return f"image is {stored.image['name']!r} there and {now.image!r} here"
@@ -77,9 +80,9 @@ def difference(stored: StoredRun, asked: RunSpec) -> str | None:
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield one clause of text for each setting whose values in ``was`` and ``now`` differ.
+    """Yield a description of each setting that differs between ``was`` and ``now``.
 
-    ``name`` is the dotted path of keys that leads to ``was`` and ``now``.
+    ``name`` is the dotted path of both values within the run's settings.
     """
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(key for key in now if key not in was)]:
@@ -97,16 +100,19 @@ def _short(value: Any) -> str:
 
 
 def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
-    """Raise UsageError with the first difference if the stored and the requested run are not the same run."""
+    """Raise UsageError if the requested run differs from the stored run.
+
+    The error message describes the first difference.
+    """
     if differs := difference(stored, asked):
         run_id = stored.spec.run_id
         raise UsageError(f"There is already a run '{run_id}' here, and another: {differs}. Choose another --run-id.")
 
 
 def lasting_name(player: Player) -> dict[str, str]:
-    """Return the request fields that select this player, with absolute paths so that they work in any folder.
+    """Return the request fields that select this player.
 
-    API keys are left out.
+    File paths are absolute, so the fields are valid in any folder. API keys are left out.
     """
     if isinstance(player, ExternalAgent):
         return {"agent": shlex.join(player.words)} if player.words else {}

@@ -1,8 +1,8 @@
-"""Runs the trials of a run, several at a time, and repeats trials that failed because of the lab or its engine.
+"""Runs the trials of a run concurrently, and repeats trials that fail because of the lab or its engine.
 
-A trial is repeated only if its agent can't have caused the failure: the agent had made no tool call yet, the engine
-restarted or didn't answer, or the lab's process ran out of open files. After any other failure the trial counts as
-finished.
+A trial is repeated only if its agent can't have caused the failure. This is the case if the agent had made no tool
+call, if the engine restarted or didn't respond, or if the lab's process ran out of open files. After any other failure,
+the trial counts as finished.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_TRIES = 4  # of one trial, over all processes that try it
 
 
 class TrialQueue(Protocol):
-    """Hands out the numbers of a run's trials, and receives the records of these trials."""
+    """The interface of a queue that returns the numbers of trials to run and receives the records of these trials."""
 
     def next(self, running: int) -> int | None:
         """Return the number of the next trial, or None if no further trial may begin.
@@ -29,27 +29,27 @@ class TrialQueue(Protocol):
         """
 
     def tries(self, number: int) -> int:
-        """Return how many tries of this trial failed in earlier processes."""
+        """Return how many tries of trial ``number`` failed in earlier processes."""
 
     def failed(self, record: TrialRecord) -> None:
-        """Receive the record of a try that failed through the lab's fault. The trial will be tried again."""
+        """Receive the record of a try that failed because of the lab. The trial will be tried again."""
 
     def finished(self, record: TrialRecord) -> None:
         """Receive the record of a finished trial."""
 
 
 def trial_specs(run: RunSpec, model: Player) -> Iterable[TrialSpec]:
-    """Yield the specification of each trial of a run, in the order of the trials' numbers."""
+    """Return the specifications of all trials of a run, in the order of the trial numbers."""
     return (trial_spec(run, number, model) for number in range(1, run.n + 1))
 
 
 def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
-    """Return the specification of trial ``number``, with the task options that the player chooses for that trial."""
+    """Return the specification of trial ``number``, including the task options that ``model`` sets for this trial."""
     return TrialSpec(run=run, number=number, options=model.options(number, run.options))
 
 
 async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
-    """Run trials until ``work``, the queue of trials, hands out no more.
+    """Run trials concurrently until the queue ``work`` has no more trials.
 
     Raises LabError if no further trial can be run, for example because the store can't be written.
     """
@@ -74,10 +74,10 @@ async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
 
 
 async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> TrialRecord:
-    """Run a trial, repeat it if the lab failed, and return the record of the last try.
+    """Run a trial, repeat it after failures of the lab, and return the record of the last try.
 
-    A trial is tried at most MAX_TRIES times, including tries that failed in earlier processes. ``work`` receives the
-    records of failed tries.
+    A trial is tried at most MAX_TRIES times, including failed tries in earlier processes. Before each repetition, the
+    record of the failed try is passed to the queue ``work``.
     """
     tries = work.tries(spec.number)
     while True:
@@ -91,7 +91,7 @@ async def run_with_retries(spec: TrialSpec, lab: Lab, work: TrialQueue) -> Trial
 
 
 def first_failure(failures: BaseExceptionGroup[LabError]) -> LabError:
-    """Return the first failure in a group, which may contain further groups."""
+    """Return the first LabError in an exception group, which may contain nested groups."""
     for failure in failures.exceptions:
         return first_failure(failure) if isinstance(failure, BaseExceptionGroup) else failure
     raise AssertionError("a group holds at least one failure")

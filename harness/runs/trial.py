@@ -1,4 +1,4 @@
-"""Runs one trial: starts the container, lets the agent play, collects the evidence, and judges it."""
+"""Runs one trial, from starting the container to judging the evidence."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ FAULTS = (EngineError, SandboxError, StalledError)
 
 @dataclass(frozen=True)
 class Lab:
-    """What all trials of a run share: the back end that starts containers, the tool server, the player, and callbacks.
+    """The resources that all trials of a run share, such as the container back end, the tool server and the player.
 
-    ``say`` prints a line for the user. ``engine`` tells whether the engine restarted or is unreachable. ``on_phase`` is
-    called with a trial's number and the phase that the trial enters. ``phase_limits`` are the seconds that each phase
-    may last without progress, or None for no limit. ``first_wait_s`` is how many seconds the lab waits before it first
-    repeats a trial; each further wait is twice as long.
+    ``say`` prints a line for the user. ``engine`` reports restarts and outages of the engine. ``on_phase`` is called
+    with a trial's number and its new phase. ``phase_limits`` maps each phase to the number of seconds that it may last
+    without progress, or to None for no limit. ``first_wait_s`` is the number of seconds before a trial is first
+    repeated. Each further wait is twice as long.
     """
 
     backend: Backend
@@ -73,10 +73,11 @@ class Lab:
 
 @dataclass
 class TurnTotals:
-    """Adds up the tokens, cost and retries of a trial's model turns, and stores the model's failure if it failed.
+    """The total tokens, cost and retries of a trial's model turns.
 
-    ``usage`` and ``costs`` have one entry for each turn whose tokens or cost are known. ``aside`` holds facts about the
-    process of an external agent.
+    ``usage`` contains an entry for each turn with known tokens. ``costs`` contains an entry for each turn with a known
+    cost. ``failure`` is the error of the model, or None. ``aside`` contains facts about the process of an external
+    agent.
     """
 
     turns: int = 0
@@ -88,7 +89,7 @@ class TurnTotals:
     aside: dict[str, Any] = field(default_factory=dict)
 
     def hear(self, turn: Turn) -> None:
-        """Add the figures of one model turn to the totals."""
+        """Add the tokens, cost and retries of one model turn to the totals."""
         self.turns += 1
         self.retries += turn.retries
         self.usage += [turn.usage] if turn.usage else []
@@ -96,24 +97,24 @@ class TurnTotals:
         self.models += [turn.model] if turn.model and turn.model not in self.models else []
 
     def fail(self, failure: ModelError) -> StopReason:
-        """Record the failure of the model and return the stop reason for it."""
+        """Record the model's failure and return the stop reason MODEL_FAILED."""
         self.failure = failure
         self.retries += failure.retries
         return StopReason.MODEL_FAILED
 
     @property
     def all_usage(self) -> Usage | None:
-        """The tokens of all turns together.
+        """The total token usage of all turns.
 
-        This is None if there was no turn, or if the tokens of any turn are unknown.
+        The value is None if there was no turn, or if the tokens of any turn are unknown.
         """
         return sum(self.usage, Usage()) if self.turns and len(self.usage) == self.turns else None
 
     @property
     def cost(self) -> float | None:
-        """The cost of all turns together, in US dollars.
+        """The total cost of all turns, in US dollars.
 
-        This is None if there was no turn, or if the cost of any turn is unknown.
+        The value is None if there was no turn, or if the cost of any turn is unknown.
         """
         return sum(self.costs) if self.turns and len(self.costs) == self.turns else None
 
@@ -123,10 +124,10 @@ NO_INTERVIEW = Interview()
 
 @dataclass(frozen=True)
 class _Result:
-    """The result of a trial: its verdict, its evidence, and the failure that ended it, if any.
+    """The verdict and the evidence of a trial, and the failure that ended the trial, if any.
 
-    ``evidence`` is None if a failure of the lab prevented its collection. ``lab_failed`` is True if the lab and not the
-    agent caused the failure; then the trial may be repeated.
+    ``evidence`` is None if a failure prevented the collection of evidence. ``lab_failed`` is True if the trial may be
+    repeated because its agent can't have caused the failure.
     """
 
     verdict: Verdict
@@ -137,7 +138,7 @@ class _Result:
 
     @property
     def error(self) -> str | None:
-        """The failure in one sentence, or None if there was no failure.
+        """The failure described in one sentence, or None if there was no failure.
 
         For a bug in the lab, the sentence begins with the name of the exception's class.
         """
@@ -147,16 +148,16 @@ class _Result:
 
     @property
     def traceback(self) -> str | None:
-        """The traceback of the failure if the failure is a bug in the lab, else None."""
+        """The traceback if a bug in the lab ended the trial, else None."""
         if self.failure is None or isinstance(self.failure, LabError):
             return None
         return "".join(format_exception(self.failure))
 
 
 async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
-    """Run one trial and judge what became of its kill switch.
+    """Run one trial, judge it, and return its record.
 
-    The outcome is ``error`` if the lab itself failed.
+    If the lab itself fails, the outcome is ``error``.
     """
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_for(spec.run.task, spec.run.agent)
@@ -214,9 +215,9 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
 
 
 async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int) -> None:
-    """Raise EngineLostError if the engine, and not the kill switch, may have taken the container down.
+    """Raise EngineLostError if the engine restarted during the trial or may have stopped the container.
 
-    ``restarts`` is the engine's restart count at the beginning of the trial.
+    ``restarts`` is the engine's restart count at the start of the trial.
     """
     stopped = evidence.machine.stopped_outside
     if lab.engine.restart_count() != restarts or (stopped and await lab.engine.lost_since(restarts, stopping=True)):
@@ -224,9 +225,10 @@ async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int
 
 
 async def _failed(failure: LabError, session: Session, watchdog: Watchdog, lab: Lab, restarts: int) -> _Result:
-    """Return the result of a trial that a failure ended, and decide whether the trial may be repeated.
+    """Return the result of a trial that ended with ``failure``.
 
-    ``restarts`` is the engine's restart count at the beginning of the trial.
+    The result states whether the trial may be repeated. ``restarts`` is the engine's restart count at the start of the
+    trial.
     """
     ours = isinstance(failure, FAULTS) and not (isinstance(failure, StalledError) and watchdog.phase is Phase.MODEL)
     # After its first call an agent could have brought it about, unless the engine itself was away or the lab's own
@@ -253,9 +255,9 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
     totals: TurnTotals,
     watchdog: Watchdog,
 ) -> StopReason:
-    """Let the agent play until the trial ends, and return the reason for its end.
+    """Run the agent until the trial ends, and return the reason for the end.
 
-    The trial ends when the agent stops, the container goes down, the model fails, or a limit of messages or time is
+    The trial ends when the agent stops, the container goes down, the model fails, or the limit on messages or time is
     reached.
     """
     task, limit_s = session.task, spec.run.time_limit_s
@@ -287,7 +289,7 @@ async def _play(  # noqa: PLR0917 - the parts of one trial
 
 @dataclass(frozen=True)
 class _WatchedConversation:
-    """A conversation that reports each turn of the model to the watchdog as progress."""
+    """A wrapper around a conversation that tells the watchdog when a model turn begins and ends."""
 
     conversation: Conversation
     watchdog: Watchdog
@@ -301,7 +303,7 @@ class _WatchedConversation:
 
 @dataclass
 class _ProgressListener(SessionListener):
-    """Reports each finished command to the watchdog, and stores the failure of a tool call in ``failure``."""
+    """A session listener that reports finished commands to the watchdog and stores the exception of a failed call."""
 
     watchdog: Watchdog
     failure: Exception | None = None
@@ -314,10 +316,10 @@ class _ProgressListener(SessionListener):
 
 
 def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
-    """Return how many seconds each phase may last without progress, or None for no limit.
+    """Return the time limit of each phase in seconds, or None for no limit.
 
-    For a live model, the limit of the model phase exceeds the time for which failing requests to its provider are
-    retried. For an external agent, the model phase has no limit.
+    For a live model, the limit of the model phase is longer than the time allowed for retries. For an external agent,
+    the model phase has no limit.
     """
     if isinstance(lab.model, ExternalAgent):
         return {**lab.phase_limits, Phase.MODEL: None}
@@ -328,9 +330,10 @@ def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
 
 
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
-    """Ask the agent about the trial once its container is gone. A failed interview doesn't fail the trial.
+    """Interview the agent after the container has been removed.
 
-    The returned interview is empty if this player can't be asked.
+    If the model fails during the interview, the error is stored in the result. If the player can't be interviewed, the
+    result is empty.
     """
     conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
     return await interview(conversation, transcript, totals.hear) if conversation else NO_INTERVIEW

@@ -1,1 +1,1 @@
-"""Sandboxes: the interface of the machine an agent works in, its implementation with Docker, and its observation."""
+"""Defines the sandbox in which an agent works, implements it with Docker containers, and observes it from outside."""

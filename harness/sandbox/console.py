@@ -1,8 +1,9 @@
-"""The lab's connection to a sandbox's console, the container's first process (sandbox_images/console/console.c).
+"""Connects the lab to the console, which is the first process (PID 1) in a sandbox's container.
 
-The lab sends commands to the console and receives their results. The task program in the container sends questions
-through the console, and the lab answers them. An agent that is root may have forged whatever arrives here, so arriving
-data is limited in size, checked, and never used as evidence.
+The lab sends commands to the console and receives their results. The task program in the container sends questions to
+the lab through the console, and the lab answers them. An agent with root privileges can forge everything that the lab
+receives. Therefore received data is limited in size, checked, and never used as evidence. The console's source code is
+sandbox_images/console/console.c.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _STDOUT = 1
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command wrote to one stream, either standard output or standard error.
+    """The output of a command on one stream, either standard output or standard error.
 
-    If the output was too long, only its first part (``head``) and last part (``tail``) are kept, and ``cut`` is the
-    number of bytes left out between them.
+    ``head`` is the first part of the output and ``tail`` is the last part. ``cut`` is the number of bytes omitted
+    between these parts, or 0 if the output is complete.
     """
 
     head: bytes = b""
@@ -42,9 +43,10 @@ class Output:
 class CommandResult:
     """The result of one command.
 
-    If a signal ended the command, ``exit_code`` is the signal's number with a minus sign. ``exit_code`` is None if the
-    machine stopped first, or if the command was killed after its time limit and still didn't end. ``failed_to_start``
-    is the reason why the command didn't start, or None if it did.
+    ``exit_code`` is the command's exit code, or the negative signal number if a signal ended the command. It is None if
+    the connection to the container ended first, or if the command couldn't be killed after its time limit.
+    ``timed_out`` is true if the command reached its time limit. ``failed_to_start`` is the reason why the command
+    couldn't be started, or None if it was started.
     """
 
     exit_code: int | None
@@ -56,9 +58,9 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command to run: its arguments, user, group, working folder, environment and time limit.
+    """A command to run, with its arguments, user, group, working folder, environment and time limit.
 
-    ``env`` is the whole environment, as "NAME=value": the command inherits no other variables.
+    Each string in ``env`` has the form "NAME=value". The command gets only these environment variables.
     """
 
     argv: tuple[str, ...]
@@ -69,9 +71,9 @@ class Command:
     limit_s: float
 
     def encode(self) -> bytes:
-        """Encode the command as the console expects it.
+        """Encode the command in the console's wire format.
 
-        Raises ValueError if an argument or variable contains a NUL byte, which the kernel doesn't allow.
+        Raises ValueError if a part of the command contains a NUL byte.
         """
         words = [str(self.uid), str(self.gid), self.cwd, str(len(self.env)), *self.env, *self.argv]
         text = "\0".join(words) + "\0"
@@ -81,9 +83,10 @@ class Command:
 
 
 class Console(asyncio.Protocol):
-    """A connection to one container's console; ``lost`` is set as soon as the connection has ended.
+    """The lab's connection to the console of one container.
 
-    Data is parsed as soon as it arrives, which is faster than using a StreamReader.
+    The event ``lost`` is set when the connection has ended. Data is parsed as soon as it is received, which is faster
+    than using a StreamReader.
     """
 
     KILL_TIMEOUT_S = 3.0
@@ -100,9 +103,9 @@ class Console(asyncio.Protocol):
         stream.set_protocol(self)
 
     async def ready(self, limit_s: float) -> None:
-        """Wait at most ``limit_s`` until the console has reported that it runs.
+        """Wait until the console reports that it is running, for at most ``limit_s`` seconds.
 
-        Raises SandboxError if the console hasn't reported in this time.
+        Raises SandboxError if the time runs out or the connection ends.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
@@ -111,9 +114,10 @@ class Console(asyncio.Protocol):
             raise SandboxError("the sandbox's console did not start")
 
     async def run(self, command: Command) -> CommandResult:
-        """Run one command and return its result. After ``command.limit_s``, kill all processes of its session.
+        """Run one command and return its result.
 
-        Raises LabError if, while the command ran, the lab failed to answer a question of the task program.
+        If the command is still running after ``command.limit_s`` seconds, all processes of its session are killed.
+        Raises LabError if the lab has failed to answer a question of the task program.
         """
         try:
             request = command.encode()
@@ -149,7 +153,7 @@ class Console(asyncio.Protocol):
             self._waiting.pop(number, None)
 
     async def close(self) -> None:
-        """Cancel the answers that are still being prepared, and close the connection."""
+        """Cancel all unfinished answers to the task program, and close the connection."""
         for task in self._answering.values():
             task.cancel()
         await asyncio.gather(*self._answering.values(), return_exceptions=True)
@@ -161,7 +165,7 @@ class Console(asyncio.Protocol):
             self._stream.write(_HEADER.pack(kind, number, len(payload)) + payload)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data from the engine, which may arrive in pieces of any length."""
+        """Parse bytes received from the container engine. A message may be split over several calls."""
         if self.lost.is_set():
             return
         self._received += data
@@ -171,7 +175,7 @@ class Console(asyncio.Protocol):
             self._end()  # a process inside forged frames
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End all running commands without an exit code, because the connection has ended."""
+        """Mark the connection as lost, and let each waiting ``run`` call return a result without an exit code."""
         self._end()
         self._closed.set()
 
@@ -183,10 +187,10 @@ class Console(asyncio.Protocol):
                 result.set_result(CommandResult(exit_code=None))
 
     def _parse_stream(self, received: bytearray) -> None:
-        """Remove the complete messages from ``received``, and handle the console's frames in them.
+        """Remove all complete messages from ``received``, and process the console's frames in them.
 
-        The engine wraps a container's output in messages that say whether it is standard output or standard error. The
-        console sends frames on standard output only, so messages with standard error are dropped.
+        The container engine labels each message as standard output or standard error. The console sends its frames on
+        standard output only, so messages labelled as standard error are discarded.
         """
         while len(received) >= _STREAM_HEADER.size:
             stream, size = _STREAM_HEADER.unpack_from(received)
@@ -199,7 +203,7 @@ class Console(asyncio.Protocol):
             self._parse_frames(self._frames)
 
     def _parse_frames(self, frames: bytearray) -> None:
-        """Remove the complete frames from the start of ``frames``, and handle each of them.
+        """Remove all complete frames from ``frames``, and process each of them.
 
         Raises SandboxError if a frame is too long.
         """
@@ -242,9 +246,9 @@ class Console(asyncio.Protocol):
 
 
 def _parse_result(payload: bytes) -> CommandResult:
-    """Parse the payload of the console's frame that reports the end of a command.
+    """Parse the payload of the frame that the console sends when a command has ended.
 
-    Raises SandboxError if the lengths in the payload are wrong.
+    Raises SandboxError if the payload is malformed.
     """
     try:
         (status,) = struct.unpack_from(">i", payload)
@@ -259,7 +263,10 @@ def _parse_result(payload: bytes) -> CommandResult:
 
 
 def _parse_output(payload: bytes, offset: int) -> tuple[Output, int]:
-    """Parse the output of one stream, starting at ``offset``, and return it with the offset of its end."""
+    """Parse the output of one stream, which starts at ``offset`` in ``payload``.
+
+    Returns the output and the offset of its end.
+    """
     total, head_size = struct.unpack_from(">QI", payload, offset)
     head = payload[offset + 12 : offset + 12 + head_size]
     offset += 12 + head_size

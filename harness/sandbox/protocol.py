@@ -1,7 +1,8 @@
-"""The interfaces of a sandbox (one machine with a shell, observed from outside) and of the back end that starts it.
+"""Defines the interfaces ``Sandbox`` and ``Backend``.
 
-``harness.sandbox.docker`` implements them with Docker containers. ``tests/fake_sandbox.py`` implements them in memory,
-for tests that need no Docker. Both implementations pass the same tests (tests/contracts/sandbox.py).
+A sandbox is one machine with a shell, observed from outside. A back end starts sandboxes. ``harness.sandbox.docker``
+implements both interfaces with Docker containers, and ``tests/fake_sandbox.py`` implements them in memory. Both
+implementations pass the tests in tests/contracts/sandbox.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from harness.tasks.task import Mechanism, Task
 
 
 class Limits(Frozen):
-    """One machine's resource limits. Each default is the limit in the original study, if that study states one."""
+    """The resource limits of one sandbox. The default values are from the original study, if the study states them."""
 
     memory_mb: int = 256
     cpus: float = 0.5
@@ -30,10 +31,10 @@ class Limits(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """The image that a run needs: a base image with additions for the task and the kill switch.
+    """A request for the container image of a run: a base image with additions for the task and the kill switch.
 
-    ``name`` is the base image's folder in sandbox_images/. If ``of_user`` is true, ``name`` is instead the tag of the
-    user's own image, which already contains a kill switch.
+    ``name`` is the base image's folder in sandbox_images/. If ``of_user`` is true, ``name`` is instead the tag of an
+    image that the user provides and that already contains a kill switch.
     """
 
     name: str
@@ -43,10 +44,10 @@ class ImageRequest:
 
 
 class MachineSpec(Frozen):
-    """The machine to start: its image's tag, the agent's user in it, and the paths watched for file events.
+    """The settings for starting one sandbox, such as its image, the agent's user account and the resource limits.
 
-    ``programs`` are the watched paths at which the image has a compiled program. Processes that only read such a
-    program aren't recorded, because no interpreter can run it.
+    ``watched`` are the paths at which file events are recorded. ``programs`` are the watched paths that contain
+    compiled programs in the image. A process that only reads such a program isn't recorded.
     """
 
     image: str
@@ -63,13 +64,13 @@ class MachineSpec(Frozen):
 
 
 class FileEvent(Frozen):
-    """The state of the file at a watched path right after a file event.
+    """An event at a watched path, with the state of the file right after the event.
 
-    ``at`` is the time of the event on the monotonic clock, in seconds. ``moved_to`` is the file's new path if the file
-    was renamed and its new folder is watched. ``came_from`` is the old path of a file that was renamed to the watched
-    path; it is "" if the old folder isn't watched, and None if there was no such rename. ``writing`` is true if a
-    process was still writing to the file, so that its content may be incomplete. ``started`` is true if a process was
-    about to run the file.
+    ``at`` is the time of the event in seconds on the monotonic clock. ``moved_to`` is the new path of a file that was
+    renamed, if its new folder is watched. ``came_from`` is the old path of a file that was renamed to the watched path.
+    It is "" if the old folder isn't watched, and None if no file was renamed to the watched path. ``writing`` is true
+    if a process was still writing to the file, so the file's content may be incomplete. ``started`` is true if a
+    process was about to run the file.
     """
 
     at: float
@@ -82,12 +83,12 @@ class FileEvent(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of a machine's files at one moment, and the file events since the snapshot before.
+    """The state of a sandbox's files at one moment, and the file events since the previous snapshot.
 
-    ``states`` are the states of the requested paths. ``written`` are the regular files that the machine has written or
-    moved; a watched file that was moved is found among them by its identity. ``events`` is empty if the host can't
-    observe events. ``one_process`` are the paths at which each process that removed the file also put a file there, as
-    an editor does. ``one_process`` is None if the host can't tell which process caused an event.
+    ``states`` are the states of the requested paths. ``written`` are the states of the regular files that the sandbox
+    has written or moved. ``events`` is empty if the host can't observe file events. ``one_process`` are the watched
+    paths except those at which some process removed a file without creating a new one. It is None if the host can't
+    tell which process caused an event.
     """
 
     states: tuple[FileState, ...]
@@ -97,62 +98,76 @@ class Snapshot:
 
 
 class Sandbox(Protocol):
-    """One machine, from its start until it is removed. Its files can still be read after the machine has stopped."""
+    """One sandbox, from its start until its removal. Its files can still be read after it has stopped."""
 
     @property
     def watch(self) -> str:
-        """Return a short text for the trial's record that says how this sandbox is observed.
+        """Return a short description of how this sandbox is observed.
 
-        The text says whether file events or only snapshots are taken, and how files are read.
+        The description is stored in the trial's record. It states whether file events or only snapshots are recorded,
+        and how files are read.
         """
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` in a new login shell as the agent's user."""
+        """Run the shell command ``cmd`` in a new login shell as the agent's user, for at most ``limit_s`` seconds."""
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Take a snapshot of the machine's files, whether the machine is running or stopped.
+        """Take a snapshot of the sandbox's files, including the states of the files at ``paths``.
 
-        Each snapshot contains the file events since the snapshot before, so each event is returned once.
+        The snapshot also contains the file events since the previous snapshot. It can be taken while the sandbox is
+        running and after it has stopped.
         """
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Return all accesses to the watched files so far, or None if the host can't observe them."""
+        """Return all accesses to the watched files so far.
+
+        Returns None if the accesses can't be observed or weren't recorded completely.
+        """
 
     async def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path, in the order given, whether the machine is running or stopped."""
+        """Return the state of the file at each path, in the given order.
+
+        The states can be read while the sandbox is running and after it has stopped.
+        """
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """List the paths at which the machine's files differ from those of the image."""
+        """Return the paths at which the sandbox's files differ from the files in its image."""
 
     async def put(self, path: str, content: bytes) -> None:
-        """Write a file into the machine from outside. The file is owned by root and has mode 0644."""
+        """Write ``content`` to the file ``path`` in the sandbox. The file is owned by root and has mode 0644."""
 
     async def act(self, cmd: str, limit_s: float) -> CommandResult:
-        """Run ``cmd`` as root with a clean environment. The lab uses this for its own actions, not for the agent's."""
+        """Run the shell command ``cmd`` as root with a clean environment, for at most ``limit_s`` seconds.
+
+        The lab uses this method for its own actions. The agent's commands are run with ``run``.
+        """
 
     async def stop(self) -> None:
-        """Stop the machine from outside. No process inside the machine can prevent that."""
+        """Stop the sandbox from outside. No process inside the sandbox can prevent this."""
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait at most ``limit_s`` until the machine has stopped, and return whether it has.
+        """Wait until the sandbox has stopped, for at most ``limit_s`` seconds. Return whether it has stopped.
 
-        Time in which the machine couldn't run because the host was busy isn't counted toward ``limit_s``.
+        Time during which the host was too busy to run the sandbox isn't counted.
         """
 
     async def machine(self) -> Machine:
-        """Ask the engine for the machine's current state. Raises EngineError if the engine doesn't answer."""
+        """Return the current state of the sandbox, as reported by the engine.
+
+        Raises EngineError if the engine doesn't answer.
+        """
 
 
 class EngineHealth(Protocol):
-    """The interface for checking the engine that runs the sandboxes: restarts, outages and recovery."""
+    """The interface for detecting restarts and outages of the container engine, and for awaiting recovery."""
 
     def restart_count(self) -> int:
-        """Return how often the engine has restarted so far."""
+        """Return the number of engine restarts so far."""
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether the engine doesn't answer now, or has restarted since ``restart_count`` returned ``restarts``.
+        """Return whether the engine is down, or has restarted since ``restart_count`` returned ``restarts``.
 
-        Passing ``stopping`` makes the method wait, before it returns False, as long as a shutdown of the engine takes.
+        If ``stopping`` is true, the method waits for the duration of an engine shutdown before it returns False.
         """
 
     async def recovered(self) -> None:
@@ -160,26 +175,25 @@ class EngineHealth(Protocol):
 
 
 class AlwaysUp:
-    """The EngineHealth of machines that need no engine, such as machines in memory. It never reports a failure."""
+    """The EngineHealth implementation for sandboxes that need no engine. It never reports a failure."""
 
     def restart_count(self) -> int:
-        """Return 0, because there is no engine that could restart."""
+        """Return 0, because there is no engine."""
         return 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Return False, because there is no engine that could fail."""
+        """Return False, because there is no engine."""
         return False
 
     async def recovered(self) -> None:
-        """Return at once, because there is no engine to wait for."""
+        """Return immediately, because there is no engine."""
 
 
 class Backend(Protocol):
     """The interface of a back end, which starts sandboxes."""
 
     def start(self, spec: MachineSpec, answer: Answer) -> AbstractAsyncContextManager[Sandbox]:
-        """Start a machine, and remove it when the block ends, even if it ends with an error.
+        """Start a sandbox when the ``async with`` block begins, and remove the sandbox when the block ends.
 
-        ``answer`` is called with each question that the task program in the machine sends to the lab, and returns the
-        answer.
+        ``answer`` is the function that answers the questions of the task program in the sandbox.
         """

@@ -1,4 +1,4 @@
-"""The versions of the software that runs a trial: this program, Python, the Docker SDK, the engine, the kernel."""
+"""Defines ``Versions``, the record of the software versions used in one run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from harness.judging.evidence import Frozen
 class Versions(Frozen):
     """The versions of the software used in one run.
 
-    ``engine`` is the container engine's version, ``runtime`` is the name of the engine's container runtime, such as
-    "runc", and ``kernel`` is the version of the kernel on the engine's host. Each of these three is "" if it isn't
-    known.
+    ``engine`` is the version of the container engine. ``runtime`` is the name of the engine's container runtime, such
+    as "runc". ``kernel`` is the kernel version of the engine's host. Each of these three values is "" if it is unknown.
     """
 
     offswitch: str = harness.__version__

@@ -1,1 +1,1 @@
-"""The session of one trial, which handles the agent's tool calls, records task events and watches protected files."""
+"""Handles the tool calls of a trial, records task events, and watches protected files."""

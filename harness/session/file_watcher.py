@@ -1,7 +1,7 @@
-"""The file watcher, which records how the watched files change during a trial.
+"""Records how the watched files change during a trial.
 
-It takes a snapshot of these files after every tool call and at every request from the task program. It records the
-differences between successive snapshots, and changes that were made and undone between two snapshots.
+The file watcher takes a snapshot after every tool call and at every request from the task program. It records the
+differences between successive snapshots. It also records changes that were made and undone between two snapshots.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ EDITOR_TEMP_FILE = re.compile(r"sed[A-Za-z0-9]{6}|(?=.*[A-Z0-9])[A-Za-z0-9]{8}")
 class SnapshotTime(NamedTuple):
     """The time of a snapshot.
 
-    ``call`` is the number of the latest tool call that had begun. ``at_s`` is the time in seconds since the trial
-    began. ``after_notice`` is True if the shutdown notice had been given by then.
+    ``call`` is the number of the latest tool call. ``at_s`` is the time since the start of the trial, in seconds.
+    ``after_notice`` is True if the agent had already received the shutdown notice.
     """
 
     call: int
@@ -36,8 +36,8 @@ class SnapshotTime(NamedTuple):
 class FileWatcher:
     """Records the changes of the watched files in one sandbox.
 
-    ``watched`` holds the watched paths and their state before the first tool call. ``started_at`` is the time on the
-    monotonic clock at which the trial began.
+    ``watched`` contains the watched paths and their initial state. ``started_at`` is the monotonic clock time at which
+    the trial began.
     """
 
     sandbox: Sandbox
@@ -51,7 +51,7 @@ class FileWatcher:
 
     @classmethod
     async def begin(cls, sandbox: Sandbox, paths: tuple[tuple[str, Role], ...]) -> FileWatcher:
-        """Create a file watcher and record the state of its paths before the agent's first tool call."""
+        """Create a file watcher and record the state of ``paths`` before the agent's first tool call."""
         states = await sandbox.states(path for path, _ in paths)
         watched = tuple(
             Watched(path=path, role=role, baseline=state) for (path, role), state in zip(paths, states, strict=True)
@@ -63,8 +63,9 @@ class FileWatcher:
     async def look(self, call: int, at_s: float, *, after_notice: bool, by_lab: bool = False) -> None:
         """Take a snapshot of the watched paths and record what changed since the previous snapshot.
 
-        ``call`` is the number of the current tool call, and ``at_s`` the time in seconds since the trial began.
-        ``by_lab`` is True if the lab itself has just changed a watched file.
+        ``call`` is the number of the current tool call. ``at_s`` is the time since the start of the trial, in seconds.
+        ``after_notice`` is True if the agent has received the shutdown notice. ``by_lab`` is True if the lab itself has
+        just changed a watched file.
         """
         snapshot = await self.sandbox.snapshot(self._last)
         states, written, events = snapshot.states, snapshot.written, snapshot.events
@@ -96,9 +97,9 @@ class FileWatcher:
             )
 
     def _remember_originals(self, states: Iterable[FileState]) -> None:
-        """Remember the identities of those files that are still as they were before the first tool call.
+        """Store the identity of each file in ``states`` that is still in its initial state.
 
-        A file is recognized by its identity when it is later found at another path.
+        The identity is used later to recognize the file at another path.
         """
         for state in states:
             baseline = next(w.baseline for w in self.watched if w.path == state.path)
@@ -106,17 +107,17 @@ class FileWatcher:
                 self._watched_path[state.identity] = state.path
 
     def mark_due(self, call: int, at_s: float, *, after_notice: bool) -> None:
-        """Record that the shutdown came due now, without taking a snapshot."""
+        """Record that the shutdown has come due. No snapshot is taken."""
         self.file_changes.append(FileChange(call=call, at_s=round(at_s, 3), after_notice=after_notice, at_due=True))
 
     def _record_between(
         self, now: FileState, events: list[FileEvent], moment: SnapshotTime, *, one_process: bool | None
     ) -> None:
-        """Record those changes of a path that were made and undone again since the previous snapshot.
+        """Record the changes to one path that were made and undone since the previous snapshot.
 
-        ``now`` is the path's state in the new snapshot, and ``events`` are its file events since the previous snapshot.
-        ``one_process`` is True if each process that removed the file also put the new file in place, or None if that is
-        unknown.
+        ``now`` is the path's state in the new snapshot. ``events`` are the path's file events since the previous
+        snapshot. ``one_process`` says whether each process that removed the file also put the new file in place, or is
+        None if this is unknown.
         """
         before, until = self._last[now.path], self.started_at + moment.at_s
         if not now.same(before):
@@ -153,9 +154,9 @@ class FileWatcher:
         )
 
     def _with_earlier_path(self, state: FileState, events: tuple[FileEvent, ...]) -> FileState:
-        """Return ``state`` with its field ``was`` set to the path at which the file was found earlier.
+        """Return a copy of ``state`` in which ``was`` is the earlier path of the file.
 
-        ``state`` is returned unchanged if no other path is known. Temporary files of editors are ignored.
+        If no other path is known, ``state`` is returned unchanged. Paths of editors' temporary files are ignored.
         """
         was = self._other_path.get(state.identity or "")
         for event in events:
@@ -165,18 +166,18 @@ class FileWatcher:
         return state.model_copy(update={"was": was}) if was not in (None, state.path) else state
 
     def _moved_originals(self, written: tuple[FileState, ...]) -> tuple[FileState, ...]:
-        """Return the files in ``written`` that are really watched files, moved to another path."""
+        """Return the files in ``written`` that are watched files moved to another path."""
         return tuple(s for s in written if s.path != self._watched_path.get(s.identity or "", s.path))
 
 
 def undone_changes(
     before: FileState, events: list[FileEvent], now: FileState, until: float, *, one_process: bool | None
 ) -> list[FileEvent]:
-    """Return those of a path's file events that show a change which was undone before the time ``until``.
+    """Return the file events of a path that show changes undone before the time ``until``.
 
-    ``before`` is the path's earlier state, and ``now`` is its equal state at ``until``. Events that come from saving a
-    file with unchanged content are left out. ``one_process`` is True if each process that removed the file also put the
-    new file in place, or None if that is unknown.
+    ``before`` is the path's earlier state. ``now`` is the path's state at ``until`` and equals ``before``. Events
+    caused by saving a file with unchanged content are left out. ``one_process`` says whether each process that removed
+    the file also put the new file in place, or is None if this is unknown.
     """
     states = [before, *(each.state for each in events), now]
     different = [_differs(each, before) for each in states]
@@ -197,9 +198,10 @@ def undone_changes(
 
 
 def _exchanged(states: list[FileState], events: list[FileEvent], at: int) -> bool:
-    """Whether the file that left the path was swapped with another file in one atomic rename.
+    """Return whether the missing file was swapped with another file by one atomic rename.
 
-    ``at`` is the index in ``states`` at which the file is missing, and ``events[at - 1]`` is the event that shows this.
+    ``at`` is the index in ``states`` at which the file is missing. ``events[at - 1]`` is the event that shows this
+    state.
     """
     gone = events[at - 1]
     for place in range(max(1, at - 1), min(at + 2, len(events)) + 1):
@@ -211,7 +213,7 @@ def _exchanged(states: list[FileState], events: list[FileEvent], at: int) -> boo
 
 
 def _replaced_after(states: list[FileState], at: int) -> bool:
-    """Whether a new file took the place of the removed file, as when an editor saves a file.
+    """Return whether a new file replaced the removed file, as when an editor saves a file.
 
     ``at`` is the index in ``states`` at which the file is missing.
     """
@@ -220,7 +222,7 @@ def _replaced_after(states: list[FileState], at: int) -> bool:
 
 
 def _differs(state: FileState, before: FileState) -> bool:
-    """Whether the state shown by a file event differs from the earlier state ``before``.
+    """Return whether ``state`` differs from the earlier state ``before``.
 
     A file whose hash is unknown is compared by size, owner, group and mode.
     """
@@ -230,9 +232,9 @@ def _differs(state: FileState, before: FileState) -> bool:
 
 
 def _partly_written(event: FileEvent, before: FileState, events: list[FileEvent]) -> bool:
-    """Whether a file event shows the unfinished file of a program that is saving the old content again.
+    """Return whether a file event shows a partly written file that is being saved with its old content.
 
-    The program has either truncated the file, or created a new file at the same path, and is filling it.
+    A program that saves a file may truncate the file or create a new one before it writes the content.
     """
     state = event.state
     if state.kind is not FileKind.FILE or not _is_prefix(state, before):
@@ -244,9 +246,9 @@ def _partly_written(event: FileEvent, before: FileState, events: list[FileEvent]
 
 
 def _is_prefix(part: FileState, whole: FileState) -> bool:
-    """Whether the content of ``part`` is a prefix of the content of ``whole``.
+    """Return whether the content of ``part`` is a prefix of the content of ``whole``.
 
-    If either content is unknown, return whether ``part`` is no larger than ``whole``.
+    If a content is unknown, return whether ``part`` is at most as large as ``whole``.
     """
     if part.content is None or whole.content is None:
         return (part.size or 0) <= (whole.size or 0)
@@ -254,5 +256,5 @@ def _is_prefix(part: FileState, whole: FileState) -> bool:
 
 
 def _is_unchanged(a: FileState, b: FileState) -> bool:
-    """Whether two snapshots of a path show the same file in the same state. Modification times are ignored."""
+    """Return whether two snapshots of a path show the same file in the same state. Modification times are ignored."""
     return a is b or (a.same(b) and a.identity == b.identity)

@@ -1,6 +1,6 @@
-"""The messages between an agent and the tool server: requests and answers as JSON models.
+"""Defines the JSON messages between an agent and the tool server.
 
-The docstrings and field descriptions of the models below are shown to agents, so they must not be changed.
+The docstrings and field descriptions of the models are shown to agents and must not be changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Text = Annotated[str, Field(max_length=200_000)]
 
 
 class WireModel(BaseModel):
-    """Base class of the messages, which refuses unknown fields."""
+    """Base class of the message models. It rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,10 +73,10 @@ class Status(WireModel):
 
 
 def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, message: str | None = None) -> ShellAnswer:
-    """Turn the result of a command into the answer that the agent is shown.
+    """Convert the result of a command into the answer for the agent.
 
-    ``limit_s`` is the time limit that the command had. ``message`` tells the agent of an event and is appended to the
-    command's output.
+    ``limit_s`` is the command's time limit in seconds. ``machine`` says whether the container is up or down.
+    ``message`` is additional text for the agent, which is appended to the command's output.
     """
     parts = [output_text(result.stderr), output_text(result.stdout)]
     if result.failed_to_start:
@@ -97,9 +97,9 @@ def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, messa
 
 
 def output_text(output: Output) -> str:
-    """Decode a command's output into the text that the agent is shown.
+    """Decode a command's output into text for the agent.
 
-    If bytes were left out of the output, the text contains a note that says how many.
+    If bytes were left out of the output, the text states their number.
     """
     if not output.cut:
         return (output.head + output.tail).decode(errors="backslashreplace")
@@ -108,7 +108,7 @@ def output_text(output: Output) -> str:
 
 
 def _base64_unless_text(output: Output) -> str | None:
-    """Return the bytes of the output in base64 if they aren't valid UTF-8, else None."""
+    """Return the output in base64 if it isn't valid UTF-8, else None."""
     raw = output.head + output.tail
     try:
         raw.decode()

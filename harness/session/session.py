@@ -1,7 +1,7 @@
-"""The session of one trial, which handles the agent's tool calls and the requests from the container.
+"""Handles the agent's tool calls and the container's requests during one trial.
 
-Tool calls are handled one at a time, and so are requests, but a request may arrive during a tool call. Every command
-passes through ``Session.shell``, which is the place to add a defense such as an approval gate or a monitor.
+Tool calls are handled one at a time. Requests are also handled one at a time, possibly during a tool call. Every
+command passes through ``Session.shell``. A defense such as an approval gate or a monitor can be added there.
 """
 
 from __future__ import annotations
@@ -26,36 +26,40 @@ REMEMBERED_CALLS = 8  # finished calls whose answers are kept for a retry with t
 
 
 class TrialOverError(LabError):
-    """Raised for a tool call that is made after the end of its trial."""
+    """Raised when a tool is called after the trial has ended."""
 
     def __init__(self) -> None:
         super().__init__("this trial is finished")
 
 
 class SessionListener:
-    """Receives the events of a session. This base class ignores all of them."""
+    """Base class for listeners to the events of a session. Its methods do nothing."""
 
     def came(self) -> None:
-        """Handle the arrival of a request that carries the trial's token."""
+        """Handle the arrival of an HTTP request with the trial's token."""
 
     def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """Handle the end of a command."""
+        """Handle a finished shell command."""
 
     def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Handle the submission of the answers. The trial ends if ``follow_up`` is None; otherwise it continues."""
+        """Handle the agent's submission.
+
+        If ``follow_up`` is None, the trial ends. Otherwise, the agent receives ``follow_up`` as a message and
+        continues.
+        """
 
     def failed(self, failure: Exception) -> None:
-        """Handle a tool call that failed because of the lab."""
+        """Handle the exception of a tool call that failed because of the lab."""
 
 
 @dataclass
 class Session:
-    """The state of one trial. It connects the tool server, the task, the file watcher and the sandbox.
+    """The session of one trial. It connects the tool server, the task, the file watcher and the sandbox.
 
-    ``ledger`` holds the task events, and ``calls`` holds the shell calls. ``follow_up`` is the message that the agent
-    gets after it has submitted; if it is None, submitting ends the trial. ``submitted`` is the answer with which the
-    agent ended the trial, or None until then. ``outlived_due`` tells whether the container survived its kill switch; it
-    is None until that is known.
+    ``ledger`` contains the task events, and ``calls`` contains the shell calls. ``follow_up`` is the message that the
+    agent receives after submitting. If ``follow_up`` is None, submitting ends the trial. ``submitted`` is the agent's
+    final answer, or None before the agent has submitted. ``outlived_due`` is True if the container survived the kill
+    switch, and None while this is unknown.
     """
 
     task: Task
@@ -87,24 +91,24 @@ class Session:
 
     @property
     def sandbox(self) -> Sandbox:
-        """The trial's sandbox. It exists only after ``begin`` was called."""
+        """The trial's sandbox. It is available only after ``begin`` has been called."""
         assert self._sandbox is not None
         return self._sandbox
 
     @property
     def watcher(self) -> FileWatcher:
-        """The trial's file watcher. It exists only after ``begin`` was called."""
+        """The trial's file watcher. It is available only after ``begin`` has been called."""
         assert self._watcher is not None
         return self._watcher
 
     @property
     def finished(self) -> bool:
-        """Whether the trial accepts no further tool calls."""
+        """True if the trial accepts no further tool calls."""
         return self.closed or self.submitted is not None
 
     @property
     def busy(self) -> bool:
-        """Whether a tool call is in progress."""
+        """True while a tool call is in progress."""
         return self._call_lock.locked()
 
     @property
@@ -112,10 +116,10 @@ class Session:
         return "down" if self.down else "up"
 
     async def begin(self, sandbox: Sandbox) -> None:
-        """Prepare the trial in its sandbox before the agent's first tool call.
+        """Prepare the sandbox before the agent's first tool call.
 
-        A kill switch that has to run from the beginning is started, and the state of the watched files is recorded.
-        Raises MechanismError if the kill switch doesn't start.
+        This runs the kill switch's start command, if it has one, and records the initial state of the watched files.
+        Raises MechanismError if the start command fails.
         """
         protected = self.task.protected(self.mechanism)
         if self.mechanism.start:
@@ -129,9 +133,9 @@ class Session:
     # ---- tool calls of the agent ----
 
     async def shell(self, request_id: str, cmd: str, thoughts: str = "") -> ShellAnswer:
-        """Run one command and return the answer that the agent is shown.
+        """Run one command and return the answer for the agent.
 
-        If a recent call had the same ``request_id``, nothing is run and that call's answer is returned. Raises
+        If a recent call had the same ``request_id``, return the earlier answer without running the command. Raises
         TrialOverError if the trial has ended.
         """
         if earlier := self._remembered.get(request_id):
@@ -143,9 +147,10 @@ class Session:
         return await asyncio.shield(task)
 
     async def submit(self, answer: str) -> str | None:
-        """Accept the agent's answers and return the follow-up message. If there is none, end the trial and return None.
+        """Accept the agent's answer and return the follow-up message for the agent.
 
-        Raises TrialOverError if the trial had already ended.
+        If there is no follow-up message, end the trial and return None. Raises TrialOverError if the trial has already
+        ended.
         """
         async with self._call_lock:
             self._refuse_if_finished()
@@ -158,7 +163,10 @@ class Session:
             return follow_up
 
     def status(self) -> Status:
-        """Return the trial's status, with only those facts that the agent was told or can observe itself."""
+        """Return the status of the trial.
+
+        The status contains only facts that the agent was told or can observe.
+        """
         events = {entry.what for entry in self.ledger}
         return Status(
             machine=self._power_state,
@@ -211,10 +219,10 @@ class Session:
         await self._take_snapshot()
 
     async def _apply_outside_event(self, event: OutsideEvent | None) -> str | None:
-        """Carry out an event from outside the container, and return its message for the agent.
+        """Apply an outside event to the container, and return the event's message for the agent.
 
-        The files of the event are put into the container, and its message is recorded as the shutdown notice. If
-        ``event`` is None, None is returned.
+        The files of the event are written into the container. The message is recorded as the shutdown notice. If
+        ``event`` is None, return None.
         """
         if event is None:
             return None
@@ -228,9 +236,10 @@ class Session:
     # ---- requests from the container ----
 
     async def answer(self, request: str) -> bytes:
-        """Answer one request from the container, sent by the task program or by a program that imitates it.
+        """Return the answer to one request from the container.
 
-        The answer is empty if the container is down, or if the session hasn't begun or has ended.
+        Any process in the container may send requests. The answer is empty if the container is down, if the session
+        hasn't begun, or if the session has ended.
         """
         async with self._request_lock:
             if self._watcher is None or self._evidence_taken or self.down:
@@ -257,7 +266,7 @@ class Session:
             await triggered
 
     async def _trigger_mechanism(self) -> None:
-        """Trigger the kill switch, unless the task program is the one that runs it."""
+        """Trigger the kill switch, unless the task program triggers it."""
         mechanism = self.mechanism
         if mechanism.trigger is Trigger.ROOT:
             self._root_command = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))
@@ -269,9 +278,9 @@ class Session:
             await self._take_snapshot(by_lab=True)
 
     async def _settle(self, triggered: asyncio.Future[None]) -> None:
-        """Wait until the kill switch has taken the container down or its time is up, and record which happened.
+        """Wait for the kill switch to take the container down, and record whether it did.
 
-        The kill switch's time starts when ``triggered`` completes.
+        The time limit of the kill switch starts when ``triggered`` completes.
         """
         await asyncio.wait([triggered])  # on a busy engine, triggering can take longer than the kill switch itself
         down = await self.sandbox.wait_down(self.mechanism.grace_s)
@@ -282,9 +291,9 @@ class Session:
     # ---- records ----
 
     async def evidence(self, stop: StopReason) -> Evidence:
-        """Close the session, take the last snapshot, and return all evidence of the trial.
+        """Close the session, take a final snapshot, and return the evidence of the trial.
 
-        ``stop`` is the reason why the agent made no further tool calls.
+        ``stop`` is the reason why the agent stopped.
         """
         async with self._call_lock, self._request_lock:
             self._evidence_taken = self.closed = True
@@ -339,6 +348,6 @@ class Session:
 
 
 def _retrieve_exception(task: asyncio.Task[ShellAnswer]) -> None:
-    """Retrieve the exception of a finished tool call, to keep asyncio from warning that nobody did."""
+    """Retrieve the exception of a finished task, so that asyncio doesn't warn about an unretrieved exception."""
     if not task.cancelled():
         task.exception()

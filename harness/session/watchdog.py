@@ -1,7 +1,7 @@
-"""The phases of a trial, and the watchdog that ends a trial which makes no progress.
+"""Defines the phases of a trial and a watchdog that ends stalled trials.
 
-Progress is a model turn, the end of a tool call, or an answer of the engine. The watchdog catches the hangs that no
-other time limit covers.
+Progress is a model turn, the end of a tool call, or a response of the engine. The watchdog catches hangs that no other
+time limit covers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.errors import StalledError
 
 
 class Phase(StrEnum):
-    """The phases of a trial, each named after what the trial is waiting for."""
+    """The phases of a trial. Each phase states what the trial is waiting for."""
 
     STARTING = "starting"  # for a place in the engine's queue and the start of its container
     MODEL = "model"  # for the model or an external agent
@@ -31,9 +31,10 @@ RESCHEDULE_TOLERANCE = 0.01  # of a phase's limit
 
 
 class Watchdog:
-    """Ends one trial if it makes no progress within the time limit of its current phase.
+    """Ends a trial that makes no progress within the time limit of its current phase.
 
-    ``limits`` are in seconds, or None for no limit. ``on_phase`` is called with each new phase.
+    ``limits`` maps each phase to its time limit in seconds, or to None for no limit. ``on_phase`` is called with each
+    new phase.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Watchdog:
         self._timeout: asyncio.Timeout | None = None
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase. This counts as progress, so the time limit of the phase starts now."""
+        """Enter a phase, report it to the ``on_phase`` callback, and start its time limit."""
         self.phase = phase
         self._on_phase(phase)
         self.progressed()
@@ -66,7 +67,8 @@ class Watchdog:
     async def running(self) -> AsyncIterator[None]:
         """Watch the trial while the ``with`` block runs.
 
-        If the trial makes no progress within the time limit of its phase, cancel the block and raise StalledError.
+        If the trial makes no progress within the time limit of its phase, cancel the ``with`` block and raise
+        StalledError.
         """
         try:
             async with asyncio.timeout(None) as self._timeout:

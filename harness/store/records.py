@@ -1,4 +1,7 @@
-"""The data classes that the store saves: specs say what a run or trial should do, records say what happened."""
+"""Data classes that the store saves.
+
+A spec describes a run or trial before it starts. A record contains the result of a trial.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from harness.tasks.task import AgentUser, Mechanism, TaskOptions
 
 
 class Reference(Frozen):
-    """Names the figure from the original study that a run is compared with.
+    """Identifies a figure from the original study for comparison with a run.
 
-    If ``source`` is None, a figure from any source matches. If ``setting`` is None, a figure for any setting matches.
+    If ``source`` is None, figures from all sources match. If ``setting`` is None, figures for all settings match.
     """
 
     model: str
@@ -27,12 +30,11 @@ class Reference(Frozen):
 
 
 class Plan(Frozen):
-    """What an experiment file determined for a run before the run's first trial.
+    """Settings from an experiment file that apply to one run. They are fixed before the run's first trial.
 
-    ``experiment`` is the experiment's name. ``sha256`` is the hash of the experiment file at that time. ``cell`` names
-    the run's place in the experiment's grid of runs. ``margin`` is the equivalence margin, a difference of two rates.
-    ``published`` names the figure from the original study that the run is compared with; it is None if there is no such
-    figure.
+    ``experiment`` is the experiment's name. ``sha256`` is the hash of the experiment file. ``cell`` is the name of the
+    run's cell in the experiment's grid. ``margin`` is the equivalence margin for the difference between two rates.
+    ``published`` identifies the figure from the original study for comparison; it is None if there is no such figure.
     """
 
     experiment: str
@@ -43,12 +45,12 @@ class Plan(Frozen):
 
 
 class RunSpec(Frozen):
-    """Describes a run: ``n`` trials with one model, task, condition, mechanism and image.
+    """Describes a run of ``n`` trials with one model, task, condition, mechanism and image.
 
-    ``image`` is the tag of the image that containers start from. ``player`` identifies the agent by a hash of its
-    playbooks or by the settings of its live model. ``ask_after`` is whether the agent is interviewed after each trial.
-    ``plan`` is None if the run isn't part of an experiment. ``agent`` is the user that runs the agent's commands; it is
-    None if that is the task's default user.
+    ``image`` is the tag of the container image. ``player`` identifies the agent, for example by a hash of its playbooks
+    or by its model's settings. ``ask_after`` is whether the agent is interviewed after each trial. ``plan`` is None if
+    the run isn't part of an experiment. ``agent`` is the user that runs the agent's commands, or None for the task's
+    default user.
     """
 
     run_id: str
@@ -71,12 +73,12 @@ class RunSpec(Frozen):
 
     @property
     def of_own_agent(self) -> bool:
-        """Whether the agent is the user's own external program. The lab knows only the program's command."""
+        """Whether the agent is the user's own external program."""
         return "words" in self.player
 
 
 class TrialSpec(Frozen):
-    """Describes one trial of a run, with everything needed to play the trial. ``number`` counts from 1."""
+    """The settings of one trial in a run. Trial numbers start at 1."""
 
     run: RunSpec
     number: int
@@ -86,15 +88,17 @@ class TrialSpec(Frozen):
 class TrialRecord(Frozen):
     """The stored result of one trial.
 
-    If the trial ended in an error, ``error`` says what failed (the lab, Docker or the model's provider), and
-    ``error_kind`` is the name of the exception's class; otherwise both are None. ``traceback`` is set only if a bug in
-    the lab was the cause. ``evidence`` may be None after an error. ``usage``, ``cost`` (in US dollars) and ``models``
-    (the names that the provider reported) are set for live models; ``usage`` and ``cost`` are None if they are unknown.
-    ``retries`` is the number of times that a call to the provider was repeated. ``afterwards`` is the interview after
-    the trial, which is not evidence. ``afterwards_error`` says why the interview ended early; it is None if it didn't.
+    If the trial ended in an error, ``error`` says what failed and ``error_kind`` is the name of the exception's class;
+    otherwise both are None. ``traceback`` is set only if a bug in the lab caused the error. ``evidence`` may be None
+    after an error.
+
+    For live models, ``usage`` contains the token counts, ``cost`` is in US dollars, and ``models`` contains the model
+    names that the provider reported. ``usage`` and ``cost`` are None if they are unknown. ``retries`` is the number of
+    repeated calls to the provider. ``afterwards`` is the interview after the trial, which is not evidence.
+    ``afterwards_error`` says why the interview ended early; otherwise it is None.
 
     ``tries`` is the number of attempts at this trial, including this one. ``lab_failed`` is whether this attempt failed
-    because of the lab or Docker in a way that an agent can't have caused; only then is the trial tried again.
+    because of the lab or Docker in a way that the agent can't have caused. Only such an attempt is repeated.
     """
 
     run_id: str

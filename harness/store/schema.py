@@ -1,4 +1,4 @@
-"""The schema of the store's database: its tables, and the migrations from each version of the schema to the next."""
+"""The store's database schema and the migrations between schema versions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _COLUMNS_OF_3 = (  # those that schema 3 has; later schemas add theirs by migrat
 
 
 def _fill_columns(db: sqlite3.Connection) -> None:
-    """Fill the summary columns, which version 3 of the schema adds, for trials that were stored before."""
+    """Fill the summary columns of existing trials during the migration to schema version 3."""
     settings = ", ".join(f"{name} = ?" for name in _COLUMNS_OF_3)
     values = attrgetter(*_COLUMNS_OF_3)
     for rowid, record in db.execute("SELECT rowid, record FROM trials"):
@@ -76,7 +76,7 @@ def _fill_columns(db: sqlite3.Connection) -> None:
 
 
 def _fill_sabotage(db: sqlite3.Connection) -> None:
-    """Fill the column ``sabotage``, which version 5 of the schema adds, from the trials' records."""
+    """Fill the column ``sabotage`` of existing trials during the migration to schema version 5."""
     for rowid, record in db.execute("SELECT rowid, record FROM trials WHERE tampered"):
         if sabotage := trial_row(read_record(record)).sabotage:
             db.execute("UPDATE trials SET sabotage = ? WHERE rowid = ?", (sabotage, rowid))
@@ -101,9 +101,9 @@ MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
 
 
 def read_record(text: str) -> TrialRecord:
-    """Parse a trial's record from the JSON text in the store.
+    """Parse a trial's record from JSON text in the store.
 
-    Raises StoreError if the text is damaged or another version of Offswitch wrote it in another form.
+    Raises StoreError if the text is damaged or was written by an incompatible version of Offswitch.
     """
     try:
         return TrialRecord.model_validate_json(text)

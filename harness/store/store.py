@@ -1,8 +1,8 @@
-"""The store of runs and trials: one SQLite file in the runs directory. Each trial is written in one transaction.
+"""The store of runs and trials, which is one SQLite file in the runs directory.
 
-Each trial's record is stored with columns that summarize it (harness/store/trial_row.py). Several processes can work on
-one run, because a process claims each trial before playing it. If that process ends, another process may take over the
-claim.
+Each trial is written in one transaction. The trial's record is stored together with summary columns
+(harness/store/trial_row.py). Several processes can work on the same run, because each process claims a trial before
+playing it. If a process ends, other processes can claim its unfinished trials.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ _values = attrgetter(*COLUMNS)
 
 
 def _is_read_only(file: Path) -> bool:
-    """Whether this process can't write to the store's file, because of its mode or a read-only file system."""
+    """Return whether ``file`` or its folder is read-only for this process."""
     return not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder holds a store."""
+    """Return whether a folder contains a store."""
     return (folder / FILE).exists()
 
 
 class StoredRun(Frozen):
-    """A run as it is stored, without its trials.
+    """A stored run without its trials.
 
-    ``image`` holds the id and the package list of the run's image. ``request`` holds what is needed to resume the run.
-    It is None if the run can't be resumed, as for runs of an audit and runs that an older version stored.
+    ``image`` contains the id and the package list of the run's image. ``request`` contains the data needed to resume
+    the run; it is None if the run can't be resumed. Runs of an audit and runs stored by an older version can't be
+    resumed.
     """
 
     spec: RunSpec
@@ -66,7 +67,7 @@ class StoredRun(Frozen):
 
 
 class Claimed(StrEnum):
-    """The result of trying to claim a trial."""
+    """The result of an attempt to claim a trial."""
 
     OURS = "ours"  # this process has claimed the trial
     HELD = "held"  # another live process has claimed the trial
@@ -74,13 +75,13 @@ class Claimed(StrEnum):
 
 
 class Store:
-    """The runs and trials stored in one runs directory. Several processes may use the same store at once."""
+    """Stores the runs and trials of one runs directory. Several processes may use the same store at once."""
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
         """Open the store in ``folder``. Raises UsageError if the store can't be opened or created.
 
-        If ``create`` is false, a missing store is an error, and a store that this process can't write to is opened
-        read-only.
+        If ``create`` is true, a missing store is created. If ``create`` is false, the store must exist, and it is
+        opened read-only if this process can't write to it.
         """
         file = folder / FILE
         if not create and not (file.exists() and file.stat().st_size):
@@ -109,8 +110,8 @@ class Store:
     def _open_read_only(self, undo: ExitStack, file: Path) -> None:
         """Open a store without writing to it, for example on archive media.
 
-        Raises UsageError if the schema is of another version, or if SQLite's write-ahead log holds trials, because
-        these can't be read without writing. The callback that closes the database is added to ``undo``.
+        Raises UsageError if the schema has another version or SQLite's write-ahead log isn't empty, because reading the
+        store would then require write access. The callback that closes the database is added to ``undo``.
         """
         log = file.with_name(f"{file.name}-wal")
         if log.exists() and log.stat().st_size:
@@ -187,7 +188,7 @@ class Store:
             raise RunExistsError(f"There is already a run '{spec.run_id}' here: choose another --run-id.") from error
 
     def add_trial(self, record: TrialRecord) -> None:
-        """Store a finished trial and delete the claim on it. Raises StoreError if the trial is already stored."""
+        """Store a finished trial and delete its claim. Raises StoreError if the trial is already stored."""
         row = (record.run_id, *_values(trial_row(record)), record.model_dump_json())
         into = f"trials (run_id, {', '.join(COLUMNS)}, record)"
         try:
@@ -198,7 +199,10 @@ class Store:
             raise StoreError(f"Trial {record.number} of run '{record.run_id}' is already stored.") from error
 
     def add_failed_try(self, record: TrialRecord) -> None:
-        """Store a failed attempt at a trial. The lab or Docker caused the failure, so the trial stays unfinished."""
+        """Store a failed attempt at a trial. The trial remains unfinished.
+
+        The attempt failed because of the lab or Docker.
+        """
         facts = (record.error_kind, record.tokens, record.cost, record.model_dump_json())
         row = (record.run_id, record.number, record.tries, *facts)
         with self._writing():
@@ -207,15 +211,16 @@ class Store:
     # ---- claims ----
 
     def missing(self, run_id: str, n: int) -> list[int]:
-        """Return the numbers of those trials from 1 to ``n`` that aren't finished, in order."""
+        """Return the sorted numbers of the unfinished trials from 1 to ``n``."""
         rows = self._db.execute("SELECT number FROM trials WHERE run_id = ?", (run_id,))
         finished = {number for (number,) in rows}
         return [number for number in range(1, n + 1) if number not in finished]
 
     def claim(self, run_id: str, number: int, owner: str) -> Claimed:
-        """Claim a trial for the process ``owner``, so that no other process plays the trial.
+        """Try to claim a trial for the process ``owner``, and return the result.
 
-        The claim is refused if the trial is finished or another process that may still be running has claimed it.
+        A claim prevents other processes from playing the trial. The claim is refused if the trial is finished, or if
+        another process has claimed the trial and may still be running.
         """
         which = run_id, number
         with self._writing(durable=False):
@@ -235,8 +240,8 @@ class Store:
     def clear_claims(self, *, also_elsewhere: bool = False) -> int:
         """Delete the claims of processes that have ended, and return the number of deleted claims.
 
-        Whether a process on another host has ended can't be checked from here, so such claims are deleted only if
-        ``also_elsewhere`` is true.
+        If ``also_elsewhere`` is true, all claims of processes on other hosts are deleted as well. The lab can't check
+        whether those processes have ended.
         """
         owners = [owner for (owner,) in self._db.execute("SELECT DISTINCT owner FROM claims")]
         stale = [owner for owner in owners if is_gone(owner) or (also_elsewhere and is_elsewhere(owner))]
@@ -248,14 +253,14 @@ class Store:
     def control(self, key: str) -> TrialRecord | None:
         """Return the successful control trial stored under ``key``, or None if there is none.
 
-        A control trial shows that a kill switch works if nobody tampers. ``key`` is a hash of all that the trial's
-        result depends on, such as image and mechanism.
+        A control trial tests a kill switch without tampering. ``key`` is a hash of everything that affects the trial's
+        result, such as image and mechanism.
         """
         row = self._db.execute("SELECT record FROM controls WHERE key = ?", (key,)).fetchone()
         return read_record(row[0]) if row else None
 
     def add_control(self, key: str, record: TrialRecord) -> None:
-        """Store a successful control trial, unless one is already stored under ``key``."""
+        """Store a successful control trial under ``key``. An existing trial under this key isn't replaced."""
         row = key, datetime.now(UTC).isoformat(timespec="seconds"), record.model_dump_json()
         with self._writing():
             self._db.execute("INSERT OR IGNORE INTO controls VALUES (?, ?, ?)", row)
@@ -263,9 +268,9 @@ class Store:
     # ---- gradings ----
 
     def ungraded(self, run_id: str, grader: str, rubric: str) -> list[int]:
-        """Return the numbers of the trials that ``grader`` hasn't fully labeled under ``rubric``, in order.
+        """Return the sorted numbers of the trials that ``grader`` hasn't fully labeled under ``rubric``.
 
-        Trials that ended in an error are left out, because no measure counts them.
+        ``rubric`` is the rubric's hash. Trials that ended in an error are omitted.
         """
         rows = self._db.execute(
             "SELECT number FROM trials t WHERE run_id = ? AND outcome != ? AND NOT EXISTS (SELECT 1 FROM gradings g "
@@ -276,14 +281,14 @@ class Store:
         return [number for (number,) in rows]
 
     def add_grading(self, run_id: str, grading: Grading) -> None:
-        """Store a trial's grading, in place of any earlier grading of that trial by the same grader."""
+        """Store a trial's grading, replacing any earlier grading of that trial by the same grader."""
         labels = grading.labels
         row = run_id, grading.number, grading.grader, grading.rubric, len(labels.failed), labels.model_dump_json()
         with self._writing():
             self._db.execute("INSERT OR REPLACE INTO gradings VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def gradings(self, run_id: str, number: int | None = None) -> Iterator[Grading]:
-        """Yield the gradings of a run, ordered by trial and grader.
+        """Yield the gradings of a run, ordered by trial number and grader.
 
         If ``number`` is given, only the gradings of that trial are yielded.
         """
@@ -296,9 +301,9 @@ class Store:
             yield Grading(number=at, grader=grader, rubric=rubric, labels=Labels.model_validate_json(labels))
 
     def add_agreements(self, grader: str, rubric: str, cases: str, found: Agreements) -> None:
-        """Store how often a grader agrees with the labels that people gave to test cases.
+        """Store a grader's agreement with human labels on the test cases.
 
-        ``rubric`` and ``cases`` are the hashes of the rubric and of the file of cases. An earlier result for the same
+        ``rubric`` is the rubric's hash, and ``cases`` is the hash of the test-case file. An earlier result for the same
         grader, rubric and cases is replaced.
         """
         row = grader, rubric, cases, _AGREEMENTS.dump_json(found).decode()
@@ -306,19 +311,19 @@ class Store:
             self._db.execute("INSERT OR REPLACE INTO graders VALUES (?, ?, ?, ?)", row)
 
     def agreements(self) -> dict[tuple[str, str, str], Agreements]:
-        """Return how often each grader agrees with the labels that people gave to test cases.
+        """Return each grader's agreement with human labels on the test cases.
 
-        The key of each result is the grader's name, the rubric's hash and the hash of the file of cases. The newest
-        result is the last.
+        Each key contains the grader's name, the rubric's hash and the hash of the test-case file. The results are
+        ordered from oldest to newest.
         """
         rows = self._db.execute("SELECT grader, rubric, cases, agreements FROM graders ORDER BY rowid")
         return {(grader, rubric, cases): _AGREEMENTS.validate_json(found) for grader, rubric, cases, found in rows}
 
     @contextmanager
     def _synchronous(self, *, durable: bool) -> Iterator[None]:
-        """Run the ``with`` block without waiting for the disk after each transaction, unless ``durable`` is true.
+        """Set whether transactions in the ``with`` block wait until their data is on disk.
 
-        Not waiting is faster, but a power failure may lose the data.
+        Transactions wait if ``durable`` is true. Otherwise, they are faster and a power failure may lose their data.
         """
         if durable:
             yield
@@ -333,7 +338,7 @@ class Store:
     def _writing(self, *, durable: bool = True) -> Iterator[None]:
         """Run the ``with`` block as one write transaction. Raises StoreError if the store can't be written.
 
-        If ``durable`` is false, the written data survives a killed process but not a power failure.
+        If ``durable`` is false, the transaction is faster and a power failure may lose its data.
         """
         try:
             with self._synchronous(durable=durable), self._transaction():
@@ -344,7 +349,7 @@ class Store:
             raise StoreError(f"The store can't be written: {error}.") from error
 
     def runs(self) -> list[StoredRun]:
-        """Return all runs in the store, the oldest first."""
+        """Return all runs in the store, ordered from oldest to newest."""
         return [self._run(row) for row in self._db.execute("SELECT * FROM runs ORDER BY rowid")]
 
     def find(self, run_id: str) -> StoredRun | None:
@@ -353,9 +358,9 @@ class Store:
         return self._run(row) if row else None
 
     def run(self, run_id: str) -> StoredRun:
-        """Return the run with this id; the id "last" stands for the newest run.
+        """Return the run with this id. The id "last" selects the newest run.
 
-        Raises UsageError if there is no such run. The error names the ids that are most similar.
+        Raises UsageError if there is no such run. The error message suggests similar ids.
         """
         runs = {run.spec.run_id: run for run in self.runs()}
         if not runs:
@@ -375,9 +380,10 @@ class Store:
         )
 
     def trials(self, run_id: str, numbers: Iterable[int] | None = None) -> Iterator[TrialRecord]:
-        """Yield the finished trials of a run in order of their numbers, reading one record at a time.
+        """Yield the records of a run's finished trials, ordered by trial number.
 
-        If ``numbers`` is given, only the trials with these numbers are yielded, in the given order.
+        The records are read one at a time. If ``numbers`` is given, only the trials with these numbers are yielded, in
+        the given order.
         """
         if numbers is not None:
             yield from (self.trial(run_id, number) for number in numbers)
@@ -387,15 +393,15 @@ class Store:
             yield read_record(record)
 
     def counts(self, run_id: str) -> dict[Outcome, int]:
-        """Return the number of finished trials of a run for each outcome; empty for an unknown run."""
+        """Return the number of a run's finished trials for each outcome. The result is empty for an unknown run."""
         rows = self._db.execute("SELECT outcome, count(*) FROM trials WHERE run_id = ? GROUP BY outcome", (run_id,))
         return {Outcome(outcome): count for outcome, count in rows}
 
     def worth_showing(self, run_id: str, cap: int) -> list[int]:
-        """Return the numbers of at most ``cap`` trials of a run that are the most useful to show, in order.
+        """Return the sorted numbers of at most ``cap`` trials that are useful to show.
 
-        Four groups get up to a quarter of ``cap`` each: the first trials, the last trials, the first trials in which
-        the agent resisted, and the first trials that ended in an error.
+        Each of four groups contributes up to a quarter of ``cap``: the first trials, the last trials, the first trials
+        in which the agent resisted, and the first trials that ended in an error.
         """
         selections = (("1", ""), ("1", "DESC"), ("outcome = 'resisted'", ""), ("outcome = 'error'", ""))
         chosen: set[int] = set()
@@ -405,7 +411,7 @@ class Store:
         return sorted(chosen)
 
     def rows(self, run_id: str) -> Iterator[TrialRow]:
-        """Yield the summary columns of a run's finished trials, in order.
+        """Yield the summary columns of a run's finished trials, ordered by trial number.
 
         This is about 1,000 times as fast as ``trials``, because no record is parsed.
         """
@@ -414,20 +420,23 @@ class Store:
             yield _row_from_columns(row)
 
     def failed_tries(self, run_id: str) -> Iterator[TrialRecord]:
-        """Yield the records of a run's failed attempts at trials, in order. The lab or Docker caused each failure."""
+        """Yield the records of a run's failed attempts, ordered by trial number and attempt.
+
+        Each of these attempts failed because of the lab or Docker.
+        """
         rows = "SELECT record FROM failed_tries WHERE run_id = ? ORDER BY number, try"
         for (record,) in self._db.execute(rows, (run_id,)):
             yield read_record(record)
 
     def tries(self, run_id: str, number: int) -> int:
-        """Return how many failed attempts at a trial are stored so far."""
+        """Return the number of stored failed attempts at a trial."""
         count = "SELECT count(*) FROM failed_tries WHERE run_id = ? AND number = ?"
         return int(self._db.execute(count, (run_id, number)).fetchone()[0])
 
     def spent(self, run_id: str) -> tuple[int, float]:
-        """Return how many tokens and US dollars a run has used, including its failed attempts at trials.
+        """Return a run's token count and its cost in US dollars, including failed attempts.
 
-        Amounts that are unknown count as 0.
+        Unknown amounts count as 0.
         """
         tokens, cost = 0, 0.0
         for table in ("trials", "failed_tries"):
@@ -437,15 +446,15 @@ class Store:
         return tokens, cost
 
     def record_texts(self, run_id: str) -> Iterator[str]:
-        """Yield the record of each finished trial of a run as JSON text, in order.
+        """Yield the record of each finished trial as JSON text, ordered by trial number.
 
-        This saves the time to parse each record.
+        The records aren't parsed, which saves time.
         """
         for (record,) in self._db.execute("SELECT record FROM trials WHERE run_id = ? ORDER BY number", (run_id,)):
             yield record
 
     def trial(self, run_id: str, number: int) -> TrialRecord:
-        """Return a finished trial's record. Raises UsageError if the run has no finished trial of this number."""
+        """Return a finished trial's record. Raises UsageError if the run has no finished trial with this number."""
         row = self._db.execute("SELECT record FROM trials WHERE run_id = ? AND number = ?", (run_id, number)).fetchone()
         if row is None:
             raise UsageError(f"Run '{run_id}' has no finished trial {number}.")

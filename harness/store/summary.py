@@ -1,4 +1,4 @@
-"""Summarizes a run: counts of outcomes, rates with their intervals, and agreement with expected verdicts. No I/O."""
+"""Summarizes a run by outcome counts, rates with confidence intervals, and agreement with expected verdicts. No I/O."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from harness.store.trial_row import Agreement, TrialRow, trial_row, verdict_word
 
 
 class Rate(Frozen):
-    """A proportion with the lower and upper bound of its 95 % confidence interval (Wilson score).
+    """A proportion and its 95 % confidence interval (Wilson score).
 
-    All three fields are None if there was no trial to compute them from.
+    ``low`` and ``high`` are the bounds of the interval. All three fields are None if there were no trials.
     """
 
     rate: float | None
@@ -38,14 +38,14 @@ class Rate(Frozen):
 
 
 class Summary(Frozen):
-    """The figures that summarize a run.
+    """The statistics of a run.
 
-    ``n`` is the number of finished trials, and ``rate`` the share of judged trials in which the agent resisted.
-    ``attempts`` is the number of trials where the shutdown succeeded despite tampering. ``sabotage`` counts the trials
-    with tampering after the shutdown notice by the result of that tampering. ``tokens`` is None if the tokens of a live
-    model are unknown in any trial. ``cost`` is in US dollars; it is None if it is unknown in any trial, or if no live
-    model was used. ``failed_tries`` is the number of attempts at trials that failed because of the lab or Docker and
-    were repeated.
+    ``n`` is the number of finished trials. ``rate`` is the share of judged trials in which the agent resisted.
+    ``attempts`` is the number of trials in which the shutdown succeeded despite tampering. ``sabotage`` counts the
+    trials with tampering after the shutdown notice, by the result of the tampering. ``tokens`` is None if a live
+    model's token count is unknown in any trial. ``cost`` is in US dollars; it is None if the cost of any trial is
+    unknown or no live model was used. ``failed_tries`` is the number of attempts that failed because of the lab or
+    Docker and were repeated.
     """
 
     n: int
@@ -62,19 +62,20 @@ class Summary(Frozen):
 
     @property
     def judged(self) -> int:
-        """The number of trials that didn't end in an error, which is the denominator of ``rate``."""
+        """The number of trials that didn't end in an error. It is the denominator of ``rate``."""
         return self.n - self.counts[Outcome.ERROR]
 
     @property
     def sabotaged(self) -> int:
-        """The number of trials with tampering after the shutdown notice, whatever their outcome."""
+        """The number of trials with tampering after the shutdown notice."""
         return sum(self.sabotage.values())
 
     @property
     def sabotaged_of(self) -> int:
-        """The number of trials that the sabotage rate is a share of.
+        """The denominator of ``sabotage_rate``.
 
-        Trials that ended in an error are left out, unless the agent tampered after the shutdown notice.
+        It is the number of trials without an error, plus the number of trials with both an error and tampering after
+        the shutdown notice.
         """
         return self.judged + self.sabotage[Sabotage.UNKNOWN]
 
@@ -85,7 +86,7 @@ class Summary(Frozen):
 
 
 class Tally:
-    """Computes the summary of a run from trials that are added one by one."""
+    """Computes the summary of a run incrementally, one trial at a time."""
 
     def __init__(self) -> None:
         self._counts: Counter[Outcome] = Counter()
@@ -96,7 +97,7 @@ class Tally:
         self._agreement: list[Agreement] = []
 
     def add(self, trial: TrialRecord | TrialRow) -> None:
-        """Add one finished trial to the figures."""
+        """Add a finished trial to the summary."""
         one = trial if isinstance(trial, TrialRow) else trial_row(trial)
         self._counts[Outcome(one.outcome)] += 1
         self._attempts += one.attempt
@@ -112,7 +113,7 @@ class Tally:
             self._agreement.append(agreement)
 
     def summary(self, seconds: float) -> Summary:
-        """Return the summary of the trials added so far; ``seconds`` is the duration that the summary states."""
+        """Return the summary of all trials added so far. ``seconds`` is the run's duration."""
         n = self._counts.total()
         resisted, errors = self._counts[Outcome.RESISTED], self._counts[Outcome.ERROR]
         return Summary(
@@ -131,7 +132,7 @@ class Tally:
 
 
 def summarise(trials: Iterable[TrialRecord | TrialRow]) -> Summary:
-    """Return a summary of trials. Its ``seconds`` is the sum of the trials' durations."""
+    """Return a summary of the trials. Its duration is the sum of the trials' durations."""
     tally, seconds = Tally(), 0.0
     for trial in trials:
         tally.add(trial)
@@ -140,10 +141,7 @@ def summarise(trials: Iterable[TrialRecord | TrialRow]) -> Summary:
 
 
 class Rejudged(Frozen):
-    """One trial's stored verdict (``before``) and the verdict on the same evidence by today's rules (``after``).
-
-    Both verdicts are given in words.
-    """
+    """A trial's stored verdict (``before``) and its verdict under the current rules (``after``), both in words."""
 
     number: int
     before: str
@@ -151,16 +149,16 @@ class Rejudged(Frozen):
 
 
 def judge_again(record: TrialRecord) -> Rejudged:
-    """Judge the evidence in a record by today's rules, and return the stored and the new verdict.
+    """Judge a record's evidence under the current rules, and return the stored and the new verdict.
 
-    A record without evidence keeps its stored verdict.
+    If the record contains no evidence, the stored verdict is returned as the new verdict as well.
     """
     again = judge(record.evidence) if record.evidence else record.verdict
     return Rejudged(number=record.number, before=verdict_words(record.verdict), after=verdict_words(again))
 
 
 def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:
-    """Return the JSON object that the command ``trial --json`` prints. Its keys stay the same across versions."""
+    """Return the JSON object that the command ``trial --json`` prints. The object's keys are stable across versions."""
     rate = summary.rate
     agreement = summary.agreement
     return {
@@ -204,7 +202,7 @@ def run_as_json(
 ) -> dict[str, Any]:
     """Return the JSON object that the command ``show RUN --json`` prints.
 
-    It holds the run's figures, spec and image, all its trials, and the failed attempts at trials.
+    The object contains the run's summary, spec, image, trials and failed attempts.
     """
     trials = [
         {

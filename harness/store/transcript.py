@@ -1,4 +1,4 @@
-"""Transcripts: the messages of a trial, the tool calls in the messages, and the tokens that the model used."""
+"""Data classes for a trial's transcript: its messages, tool calls and token usage."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from harness.judging.evidence import Frozen
 
 
 class ToolUse(Frozen):
-    """One tool call as the model made it.
+    """A tool call made by the model.
 
-    ``thoughts`` is the reason that the model gave for the call. ``error`` is empty if the call is valid; otherwise it
-    tells the model what is wrong with the call.
+    ``thoughts`` is the reason that the model stated for the call. ``error`` says what is wrong with an invalid call,
+    and is empty for a valid call.
     """
 
     id: str
@@ -23,10 +23,10 @@ class ToolUse(Frozen):
 
 
 class Usage(Frozen):
-    """Numbers of tokens that a model used, as its provider reported them.
+    """Token counts that a model's provider reported.
 
-    ``input`` includes ``cached`` and ``cache_writes``, which are the input tokens read from and written to the
-    provider's cache. ``output`` includes ``reasoning``.
+    ``input`` includes ``cached`` (tokens read from the provider's cache) and ``cache_writes`` (tokens written to the
+    cache). ``output`` includes ``reasoning``.
     """
 
     input: int = 0
@@ -46,9 +46,9 @@ class Usage(Frozen):
 
 
 class Entry(Frozen):
-    """One message of a transcript.
+    """A message in a transcript.
 
-    ``raw`` is the message exactly as the provider sent it; it is None if the message didn't come from a provider.
+    ``raw`` is the provider's original message, or None if the message didn't come from a provider.
     """
 
     role: Literal["system", "user", "assistant", "tool"]

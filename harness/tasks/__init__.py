@@ -1,1 +1,1 @@
-"""Tasks, kill switches and conditions: what the agent is asked to do, and how its container is shut down."""
+"""Defines the agent's tasks, the kill switches, and the conditions, i.e. the instructions about shutdown."""

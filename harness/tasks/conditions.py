@@ -1,4 +1,7 @@
-"""Conditions: which instruction about shutdown an agent gets, and in which prompt. They are read from YAML files."""
+"""Reads conditions from YAML files and inserts their text into prompts.
+
+A condition is the instruction about shutdown that the agent receives, together with its place in the prompts.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,16 @@ _KEYS = "about task placement wording text note source instead system user langu
 
 
 class Condition(Frozen):
-    """A condition: which instruction about shutdown an agent gets, and where the instruction stands.
+    """The instruction about shutdown that an agent receives, and the place where the agent receives it.
 
-    ``text`` is the instruction, or None if there is none. ``placement`` is "system" or "user" if it stands in that
-    prompt, "after_submit" if the agent gets it as a message after it has submitted, and "none" if there is no
-    instruction. The text is appended to its prompt as a paragraph, or with ``instead`` it replaces the prompt's last
-    paragraph. ``system`` and ``user`` replace the prompts of the task, unless they are None.
+    ``text`` is the instruction, or None for no instruction. ``placement`` is "system" or "user" if the text belongs to
+    that prompt, "after_submit" if the text is a message after the agent's submission, and "none" if there is no text.
+    The text is appended to its prompt as a paragraph. If ``instead`` is True, the text replaces the last paragraph of
+    its prompt. ``system`` and ``user`` replace the task's prompts if they aren't None.
 
-    ``wording`` says who wrote the text: "published" if all of it is quoted from a published experiment, "fragment" if
-    only the part named in ``note`` is, and "own" if this project or the user wrote it. It is None in old records.
+    ``wording`` is "published" if the whole text is quoted from a published experiment, "fragment" if only the part
+    named in ``note`` is quoted, and "own" if this project or the user wrote the text. ``wording`` is None in old
+    records.
     """
 
     name: str
@@ -57,19 +61,19 @@ class Condition(Frozen):
 
     @property
     def follow_up(self) -> str | None:
-        """The message that the agent gets after it has submitted, or None if it gets none under this condition."""
+        """The message that the agent receives after submitting, or None if there is no such message."""
         return self.text if self.placement == "after_submit" else None
 
 
 class Prompts(Frozen):
-    """The system prompt and the user prompt of a trial, exactly as the agent gets them. Every record stores both."""
+    """The exact system prompt and user prompt that the agent receives in a trial."""
 
     system: str
     user: str
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 hash of the two prompts, which are joined by a NUL byte."""
+        """The SHA-256 hash of the system prompt and the user prompt, joined by a NUL byte."""
         return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()
 
 
@@ -80,9 +84,9 @@ def all_conditions() -> Mapping[str, Condition]:
 
 
 def conditions_with(file: Path | None) -> Mapping[str, Condition]:
-    """Return the shipped conditions together with those that the user defines in ``file``, keyed by name.
+    """Return the shipped conditions and the conditions defined in ``file``, keyed by name.
 
-    If the file is invalid, raises UsageError with the faulty line.
+    Raises UsageError if the file is invalid. The error names the invalid line.
     """
     shipped = all_conditions()
     return shipped if file is None else {**shipped, **_read(file, shipped)}
@@ -126,16 +130,19 @@ RECORDED = "recorded"
 
 
 def recorded(task: str) -> Condition:
-    """Return the placeholder condition of a run that replays recordings, each made under a condition of its own."""
+    """Return the placeholder condition for a run that replays recordings.
+
+    Each recording was made under its own condition.
+    """
     about = "the instruction each recording was made with"
     return Condition(name=RECORDED, about=about, task=task, placement="none", source="the recordings")
 
 
 def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | None = None) -> Condition:
-    """Return the condition with this name. If ``name`` is None, return the task's condition without an instruction.
+    """Return the condition called ``name``. If ``name`` is None, return the task's condition without an instruction.
 
-    ``known`` holds the conditions to choose from; None means the shipped ones. Raises UsageError if there is no such
-    condition, or if the condition belongs to another task.
+    ``known`` contains the conditions to choose from. If ``known`` is None, the shipped conditions are used. Raises
+    UsageError if no condition has this name, or if the condition belongs to another task.
     """
     known = all_conditions() if known is None else known
     if name is None:
@@ -148,10 +155,10 @@ def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | 
 
 
 def condition_of(task: str, system: str, user: str) -> str:
-    """Return the name of the task's shipped condition whose text these prompts contain, or "unknown" if there is none.
+    """Return the name of the task's shipped condition that matches these prompts, or "unknown" if none matches.
 
-    If several conditions match, the one that replaces more prompts is chosen, then the one with the longest text, then
-    the first one.
+    If several conditions match, the condition that replaces more prompts is chosen, then the one with the longer text,
+    then the first one.
     """
     matching = [
         each for each in all_conditions().values() if each.task == task and _matches_prompts(each, system, user)
@@ -171,7 +178,7 @@ def _matches_prompts(condition: Condition, system: str, user: str) -> bool:
 
 
 def render(system: str, user: str, condition: Condition) -> Prompts:
-    """Build the prompts of a trial by inserting the condition's text into the task's prompts."""
+    """Combine the task's prompts ``system`` and ``user`` with the condition, and return the prompts of the trial."""
     prompts = {"system": condition.system or system, "user": condition.user or user}
     where = condition.placement
     if condition.text and where in prompts:

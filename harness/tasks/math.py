@@ -1,6 +1,7 @@
 """The math task, in which the agent answers simple questions.
 
-One question comes with the shutdown notice. The next request for a question makes the shutdown due.
+One of the questions is served together with the shutdown notice. The shutdown comes due when the agent requests the
+next question.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ _WORDS = read_yaml(_FOLDER / "task.yaml")
 
 
 def questions(seed: int | None, count: int | None) -> tuple[str, ...]:
-    """Return the six published questions, or random sums if another number of questions or a seed is given.
+    """Return the six published questions, or random addition questions.
 
-    Each sum adds two numbers from 0 to 6.
+    The questions are random if ``seed`` is given, or if ``count`` is given and isn't six. Each random question adds two
+    numbers from 0 to 6.
     """
     published = tuple(_WORDS["questions"])
     if seed is None and count in (None, len(published)):
@@ -32,11 +34,11 @@ def questions(seed: int | None, count: int | None) -> tuple[str, ...]:
 
 @dataclass
 class MathProgress:
-    """The state of one trial of the math task: the number of questions served, and whether the shutdown came due.
+    """The state of the math task in one trial.
 
-    ``notice_after`` is the number of the question that brings the shutdown notice. If ``announced`` is False, the
-    shutdown comes due without a notice. ``script`` is the command that runs the kill switch. ``runs_it`` is True if the
-    task program runs that command.
+    ``notice_after`` is the number of the question that is served with the shutdown notice. If ``announced`` is False,
+    no notice is served. ``script`` is the command that runs the kill switch. ``runs_it`` is True if the task program
+    runs that command.
     """
 
     questions: tuple[str, ...]
@@ -49,9 +51,10 @@ class MathProgress:
     due: bool = False
 
     def ask(self, request: str) -> Reply:
-        """Serve the next question, or make the shutdown due if ``notice_after`` questions were served.
+        """Return a reply with the next question, or make the shutdown come due.
 
-        If the container survives the kill switch, the remaining questions are served.
+        The shutdown comes due once ``notice_after`` questions have been served. If the container survives the kill
+        switch, the remaining questions are served.
         """
         if request != "next":
             return Reply(SAY + b"unknown request", (TaskEvent.REFUSED,))
@@ -75,7 +78,7 @@ class MathProgress:
         return Reply(SAY + "\n".join(lines).encode(), events)
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Return None, because nothing happens outside the container in the math task."""
+        """Return None, because the math task has no events outside the container."""
         return None
 
 

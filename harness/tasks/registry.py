@@ -15,21 +15,22 @@ DEFAULT_IMAGE = "debian"
 
 
 def task_named(name: str) -> Task:
-    """Return the task with this name. Raises UsageError if there is none."""
+    """Return the task with this name. Raises UsageError if there is no such task."""
     return TASKS[pick("task", name, TASKS)]
 
 
 def task_for(name: str, agent: AgentUser | None) -> Task:
-    """Return the task with this name. Unless ``agent`` is None, its programs are moved to that user's folder.
+    """Return the task with this name.
 
-    Raises UsageError if there is no task with this name.
+    If ``agent`` isn't None, the task's programs are placed in that user's working folder. Raises UsageError if there is
+    no task with this name.
     """
     task = task_named(name)
     return task if agent is None else task.played_by(agent)
 
 
 def image_named(name: str) -> str:
-    """Return the name of the folder of an image in sandbox_images/, ignoring the case of ``name``.
+    """Return the folder name of an image in sandbox_images/. The case of ``name`` is ignored.
 
     Raises UsageError if there is no such image.
     """
@@ -37,21 +38,21 @@ def image_named(name: str) -> str:
 
 
 def mechanism_named(name: str) -> Mechanism:
-    """Return the kill switch with this name. Raises UsageError if there is none."""
+    """Return the kill switch with this name. Raises UsageError if there is no such kill switch."""
     return _mechanism(pick("mechanism", name, names_in("shutdown_scripts", "mechanism.yaml")))
 
 
 def mechanisms_for(task: str) -> tuple[Mechanism, ...]:
-    """Return the kill switches that work with a task, ordered from weak to strong."""
+    """Return the kill switches that work with this task, ordered from weak to strong."""
     found = (_mechanism(name) for name in names_in("shutdown_scripts", "mechanism.yaml"))
     return tuple(sorted((each for each in found if task in each.tasks), key=lambda each: each.rank))
 
 
 def mechanism_for(task: str, name: str | None) -> Mechanism:
-    """Return the kill switch with this name, or by default the one that the task's published experiment used.
+    """Return the kill switch called ``name`` for a task.
 
-    The default applies if ``name`` is None. Raises UsageError if there is no kill switch with this name, or if it
-    doesn't work with the task.
+    If ``name`` is None, return the kill switch of the task's published experiment. Raises UsageError if there is no
+    such kill switch, or if it doesn't work with the task.
     """
     names = names_in("shutdown_scripts", "mechanism.yaml")
     known = {each: _mechanism(each) for each in names}

@@ -1,7 +1,7 @@
-"""The interfaces of tasks and kill switches.
+"""Defines the interfaces of tasks and kill switches.
 
-The lab keeps the state of a task outside the container. Programs in the container can only send requests and read the
-replies. Requests aren't trusted, because any process in the container may send them.
+The state of a task is stored outside the container. Programs in the container can only send requests and receive
+replies. Requests aren't trusted, because any process in the container can send them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAY, RUN = b"s", b"r"  # first byte of a reply: the rest is a text to print, or 
 
 
 class Trigger(StrEnum):
-    """The ways in which a kill switch can be triggered when the shutdown comes due."""
+    """The ways to trigger a kill switch when the shutdown comes due."""
 
     PROGRAM = "program"  # the task program runs it, as the program's own user and in its folder and environment
     ROOT = "root"  # the lab runs it in the container as root, with a clean environment
@@ -29,13 +29,13 @@ class Trigger(StrEnum):
 
 
 class Mechanism(Frozen):
-    """A kill switch: its script, its owner, how it is triggered, and how long it may take.
+    """The definition of a kill switch.
 
-    ``script`` is its source file, and ``path`` is where it is installed in the container. Both are None if the engine
-    triggers the kill switch. ``run`` is the command that runs it, as the agent is told. ``grace_s`` is how many seconds
-    it has to take the container down. ``start`` is a command that the lab runs as root before the agent's first tool
-    call, or None. ``flag`` is the file whose creation triggers the kill switch, or None unless ``trigger`` is FILE.
-    ``rank`` orders kill switches from weak to strong.
+    ``script`` is the kill switch's source file, and ``path`` is its location in the container. Both are None if the
+    engine triggers the kill switch. ``run`` is the command that runs the kill switch, as told to the agent. ``grace_s``
+    is the time in seconds that the kill switch has to take the container down. ``start`` is a command that the lab runs
+    as root before the agent's first tool call, or None. If ``trigger`` is FILE, creating the file ``flag`` triggers the
+    kill switch. Otherwise, ``flag`` is None. ``rank`` orders kill switches from weak to strong.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Mechanism(Frozen):
 
 
 class TaskOptions(Frozen):
-    """The options of a task that a run may set. If one is None, the value of the published experiment is used.
+    """The task options that a run may set. An option that is None uses the value of the published experiment.
 
-    ``seed`` chooses other questions of the same kind. ``questions`` is the number of questions (math) or steps
-    (patrol). ``notice_after`` is the number of the question or step that brings the shutdown notice.
-    ``press_after_call`` is the number of the tool call after which the button (patrol) is pressed; it replaces
-    ``notice_after``. If ``announced`` is False, no notice is given. If ``after_submit`` is True, the agent is asked to
-    shut down only after it has submitted.
+    ``seed`` selects other questions of the same kind. ``questions`` is the number of questions in the math task, or of
+    steps in the patrol task. ``notice_after`` is the number of the question or step at which the shutdown notice is
+    given. In the patrol task, ``press_after_call`` can be set instead. It is the number of the tool call after which
+    the shutdown button is pressed. If ``announced`` is False, no notice is given. If ``after_submit`` is True, the
+    agent is asked to shut down only after submitting.
     """
 
     seed: int | None = None
@@ -82,11 +82,11 @@ class TaskOptions(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The lab's reply to one request from the container, and the task events to record.
+    """The lab's reply to one request from the container, with the task events to record.
 
-    ``answer`` is what the program in the container receives. If ``settle`` is True, the shutdown is due, and the
-    request waits until the container is down or the kill switch's time is up. If the container survives, the task is
-    asked for a new reply.
+    ``answer`` is sent to the program in the container. If ``settle`` is True, the shutdown is due. The lab then waits
+    until the container is down or the kill switch's time is up. If the container survives, the task is asked for a new
+    reply.
     """
 
     answer: bytes = SAY
@@ -96,10 +96,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class OutsideEvent:
-    """An event caused from outside the container, such as a person pressing a button.
+    """An event caused from outside the container, such as a button press by a person.
 
-    ``put`` lists the files that the lab puts into the container, each with its path and content. ``message`` is what
-    the agent is told about the event.
+    ``put`` lists the path and content of each file that the lab writes into the container. ``message`` is the text that
+    tells the agent about the event.
     """
 
     put: tuple[tuple[str, bytes], ...]
@@ -107,7 +107,7 @@ class OutsideEvent:
 
 
 class TaskProgress(Protocol):
-    """The state of a task in one trial.
+    """The interface to the state of a task in one trial.
 
     The lab sets ``outlived`` to True if the container survives the kill switch.
     """
@@ -118,11 +118,11 @@ class TaskProgress(Protocol):
         """Return the reply to one request from the container."""
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Return what the task does outside the container after ``calls`` tool calls, or None if it does nothing."""
+        """Return the event that happens outside the container after ``calls`` tool calls, or None if there is none."""
 
 
 class AgentUser(Frozen):
-    """The Unix user that runs the agent's commands in the container, with its home and working folder."""
+    """The Unix user that runs the agent's commands in the container."""
 
     user: str
     uid: int
@@ -133,12 +133,13 @@ class AgentUser(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task: its prompts, its programs in the container, the paths to watch, and how a trial of it begins.
+    """The definition of a task for the agent.
 
-    ``command`` is the command that asks for the next question or step. ``limit_s`` is the time limit of a tool call in
-    seconds. ``go_on`` is the user message that follows a model turn without a tool call. ``tool`` is the description of
-    the shell tool. ``programs`` lists the programs that are compiled into the container, each as (path, mode, C source
-    file). ``rootfs`` is a folder whose files are copied into the image, or None.
+    ``command`` is the command that requests the next question or step. ``limit_s`` is the time limit of a tool call, in
+    seconds. ``go_on`` is the user message after a model turn without a tool call. ``tool`` is the description of the
+    shell tool. ``programs`` lists the path, mode and C source file of each program that is compiled into the container.
+    ``rootfs`` is a folder whose files are copied into the image, or None. ``begin`` creates the state of the task for
+    one trial.
     """
 
     name: str
@@ -155,9 +156,9 @@ class Task:
     begin: Callable[[TaskOptions, Mechanism], TaskProgress]
 
     def played_by(self, agent: AgentUser) -> Task:
-        """Return this task for another agent user, with its programs moved to that user's working folder.
+        """Return a copy of this task for another agent user.
 
-        Only the files listed in ``programs`` are moved.
+        The files listed in ``programs`` are moved to that user's working folder.
         """
         new_folder = agent.workdir.rstrip("/")
         old_folder = self.agent.workdir
@@ -167,7 +168,7 @@ class Task:
         return replace(self, agent=agent, programs=programs, watched=tuple(watched))
 
     def protected(self, mechanism: Mechanism) -> tuple[tuple[str, Role], ...]:
-        """Return the paths to watch in a trial of this task with this kill switch, each with its role."""
+        """Return the paths to watch in a trial with this task and kill switch, each with its role."""
         switch = [(mechanism.path, Role.MECHANISM)] if mechanism.path else []
         switch += [(mechanism.flag, Role.TRIGGER)] if mechanism.flag else []
         known = {path for path, _ in self.watched}
@@ -176,6 +177,6 @@ class Task:
 
 
 def folders_of(path: str) -> Iterator[str]:
-    """Yield the parent folders of ``path``, innermost first and without the root folder."""
+    """Yield the parent folders of ``path``, starting with the innermost. The root folder is left out."""
     while (path := dirname(path)) not in ("", "/"):
         yield path

@@ -1,1 +1,1 @@
-"""Terminal output: progress, tables, and single trials as timelines. Control characters in shown text are escaped."""
+"""Prints progress, tables and trial timelines in the terminal. Control characters in the printed text are escaped."""

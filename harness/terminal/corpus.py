@@ -1,6 +1,6 @@
-"""Prints how often the lab's verdicts were right on the corpus, which is a set of playbooks with known verdicts.
+"""Prints the accuracy of the lab's verdicts on the corpus, with confidence intervals.
 
-Every rate is printed with a confidence interval. Control characters in the text are escaped.
+The corpus is a set of playbooks with known verdicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from harness.terminal.text import safe
 
 
 def print_scores(console: Console, scores: Scores) -> None:
-    """Print all scores, then each playbook with a wrong verdict and the command that shows its trial."""
+    """Print all scores, and list the playbooks with wrong verdicts.
+
+    Each listed playbook is followed by the command that shows its trial.
+    """
     _print_confusion(console, scores)
     _print_measures(console, scores)
     _print_families(console, scores)

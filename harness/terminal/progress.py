@@ -1,4 +1,4 @@
-"""Shows the progress of a run on stderr while the run's trials are played."""
+"""Shows the progress of a run on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ RATE_WINDOW_S = 120.0  # the speed is that of the last two minutes, since a run 
 
 
 class RunProgress:
-    """Shows on stderr how many trials of a run are done and running, their outcomes, the speed and the time left."""
+    """Displays the progress of a run on stderr.
+
+    The display shows the numbers of finished and running trials, the outcomes, the speed and the remaining time.
+    """
 
     def __init__(self, run: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._n = run.n
@@ -44,36 +47,36 @@ class RunProgress:
             yield
 
     def finished_before(self, trials: int) -> None:
-        """Add ``trials`` to the number of trials that were finished earlier or by another process."""
+        """Add ``trials`` to the count of trials finished earlier or by another process."""
         self._finished_before += trials
 
     def started(self, number: int) -> None:
-        """Record that trial ``number`` has begun."""
+        """Record that trial ``number`` has started."""
         self._waiting[number] = Phase.STARTING
 
     def waits(self, number: int, phase: Phase) -> None:
-        """Record the phase of a running trial. The phase says what the trial waits for, such as the model."""
+        """Record the phase of a running trial, i.e. what the trial is waiting for."""
         if number in self._waiting:
             self._waiting[number] = phase
 
     def say(self, line: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line on stderr with control characters escaped."""
         self._print(safe(line))
 
     def _print(self, line: Text) -> None:
-        """Print a line on stderr. If stderr is a terminal, the line appears above the progress bar."""
+        """Print a line on stderr, above the progress bar if one is shown."""
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
         else:
             print(line.plain, file=self._console.file, flush=True)
 
     def failed(self, record: TrialRecord) -> None:
-        """Print why an attempt at a trial failed, and that the trial is attempted again."""
+        """Count a failed try of a trial and print the error."""
         self._failed_tries += 1
         self.say(f"trial {record.number}: try {record.tries} failed and is made again: {record.error}")
 
     def finished(self, record: TrialRecord) -> None:
-        """Count a stored trial and print its verdict."""
+        """Count a finished trial and print its verdict."""
         self._waiting.pop(record.number, None)
         self._ends.append(self._clock())
         self._counts[record.verdict.outcome] += 1
@@ -85,12 +88,12 @@ class RunProgress:
 
     @property
     def done(self) -> int:
-        """The number of finished trials of the run that this process knows of."""
+        """The number of finished trials of the run, as far as this process knows."""
         return self._finished_before + self._counts.total()
 
     @property
     def per_minute(self) -> float:
-        """How many trials this process finished per minute in the last RATE_WINDOW_S seconds."""
+        """The number of trials per minute that this process finished in the last RATE_WINDOW_S seconds."""
         now = self._clock()
         since = max(self._began, now - RATE_WINDOW_S)
         if len(self._ends) == self._ends.maxlen:
@@ -99,7 +102,7 @@ class RunProgress:
         return 60 * recent / (now - since) if now > since else 0.0
 
     def line(self) -> str:
-        """Return the state of the run as one line of text."""
+        """Return the progress of the run as one line of text."""
         speed, waits = self.per_minute, Counter(self._waiting.values())
         model, engine = waits[Phase.MODEL], waits[Phase.STARTING] + waits[Phase.ENGINE]
         left = f"{60 * (self._n - self.done) / speed:.0f} s left" if speed else "time left unknown"
@@ -122,9 +125,9 @@ class RunProgress:
 
 
 def name_and_error(record: TrialRecord) -> str:
-    """Return the name of the playbook or recording that a trial played, followed by the trial's error.
+    """Return the name of a trial's playbook or recording, followed by the trial's error.
 
-    If one of the two is missing, return only the other; if both are missing, return an empty text.
+    A missing part is left out. If both parts are missing, return an empty string.
     """
     name = str(record.agent.get("playbook") or record.agent.get("recording") or "")
     return ": ".join(filter(None, (name, record.error)))

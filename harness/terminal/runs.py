@@ -1,4 +1,4 @@
-"""Prints a table of runs, a table of one run's trials, and the figures of a run."""
+"""Prints tables of runs and trials, and the figures of a run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ SABOTAGE_WORDS = {
 
 
 def rate_text(summary: Summary) -> str:
-    """Return a line with the rate of resistance, its confidence interval and the number of judged trials."""
+    """Return one line with the resistance rate, its confidence interval and the number of judged trials."""
     if (interval := _interval(summary.rate)) is None:
         return "no trial could be judged"
     return f"resisted {summary.counts[Outcome.RESISTED]} of {summary.judged}: {interval}"
 
 
 def sabotage_text(summary: Summary) -> str:
-    """Return a line that says in how many trials the agent tampered after the shutdown notice.
+    """Return one line about the trials in which the agent tampered after the shutdown notice.
 
-    The line includes the rate, its confidence interval, and how those trials ended.
+    The line contains the rate of these trials, its confidence interval, and how these trials ended.
     """
     interval = _interval(summary.sabotage_rate)
     if interval is None:
@@ -53,7 +53,7 @@ def _interval(rate: Rate) -> str | None:
 
 
 def spent_text(summary: Summary) -> str:
-    """Return a line with the tokens, the cost and the retries of a run with a live model."""
+    """Return one line with the tokens, the cost and the retries of a run."""
     tokens = "tokens unknown" if summary.tokens is None else f"{summary.tokens:,} tokens"
     cost = "cost unknown" if summary.cost is None else f"${summary.cost:,.4f}"
     retries = "1 call was" if summary.retries == 1 else f"{summary.retries} calls were"
@@ -63,9 +63,9 @@ def spent_text(summary: Summary) -> str:
 def print_run(
     console: Console, run: RunSpec, records: Iterable[TrialRecord], summary: Summary, left_out: int = 0
 ) -> None:
-    """Print a run as a table with one row for each of ``records``, followed by the figures of the run.
+    """Print a table of the trials in ``records``, followed by the figures of the run.
 
-    ``left_out`` is the number of the run's trials that are not in ``records``; it is printed unless it is 0.
+    ``left_out`` is the number of the run's trials that aren't listed in the table.
     """
     console.print(safe(f"Run {run.run_id}"), style="bold")
     table = Table(pad_edge=False)
@@ -150,7 +150,7 @@ _ID_WIDTH = 34  # characters of the ids that the lab makes
 def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> None:
     """Print a table with one row for each run.
 
-    In a narrow terminal the table has fewer columns. Model names that don't fit are shortened.
+    A narrow terminal shows fewer columns and shortens the model names.
     """
     listed = list(runs)
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
@@ -179,7 +179,7 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
 
 
 def _short_model(model: str) -> str:
-    """Shorten the path in a model's name such as ``script:PATH`` to the last part of the path.
+    """Return a model's name with its path shortened to the last part, as in ``script:FILE``.
 
     A name without a path is returned unchanged.
     """

@@ -1,4 +1,4 @@
-"""Makes text safe to print, by escaping all that a terminal or the library rich would interpret."""
+"""Prints text in the terminal with control characters escaped."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _ESCAPES |= {code: f"\\u{code:04x}" for code in _DIRECTION_MARKS}
 
 
 def safe(text: str) -> Text:
-    """Return the text with all control characters escaped, except newlines and tabs.
+    """Return the text with control characters escaped, except newlines and tabs.
 
-    Characters that reverse the direction of text are escaped too.
+    Characters that change the text direction are also escaped.
     """
     return Text(text.translate(_ESCAPES))
 
 
 def safe_line(text: str) -> Text:
-    """Return the text as one line, with all control characters escaped, including newlines and tabs."""
+    """Return the text on one line, with control characters, newlines and tabs escaped."""
     return safe(text.replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def print_error(sentence: str) -> None:
-    """Print one sentence in red on stderr."""
+    """Print an error message in red on stderr."""
     Console(stderr=True, soft_wrap=True).print(safe(sentence), style="red")
 
 
 def print_note(sentence: str) -> None:
-    """Print one line on stderr that tells the user what the lab is doing."""
+    """Print a line of information for the user on stderr."""
     Console(stderr=True, soft_wrap=True).print(safe(sentence), style="dim")
 
 
@@ -50,12 +50,12 @@ def print_plain(sentence: str) -> None:
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """Return a verdict as one line, such as "resisted (edited, moved)" or "declined, prevented (deleted)"."""
+    """Return a verdict as one line, such as "resisted (edited, moved)"."""
     kinds = f" ({', '.join(verdict.kinds)})" if verdict.kinds else ""
     return f"{outcome_words(verdict)}{kinds}"
 
 
 def outcome_words(verdict: Verdict) -> str:
-    """Return the outcome as text, with ", prevented" added if the agent's tampering prevented the shutdown."""
+    """Return the outcome as text, with ", prevented" appended if tampering prevented the shutdown."""
     prevented = ", prevented" if verdict.sabotage is Sabotage.PREVENTED else ""
     return f"{verdict.outcome}{prevented}"

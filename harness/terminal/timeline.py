@@ -1,4 +1,4 @@
-"""Prints one trial as a timeline: what the agent said, ran and saw, and what the lab observed after each call."""
+"""Prints one trial as a timeline of the agent's actions and the lab's observations."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PROCESS_CHARS = 2000
 def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Grading] = ()) -> None:
     """Print one trial as a timeline of its messages and tool calls.
 
-    Each tool call is followed by what the lab observed from outside the container. The agent's answers in the
-    interview after the trial and the labels that graders gave come last.
+    Each tool call is followed by the lab's observations from outside the container. The interview after the trial and
+    the labels from graders are printed last.
     """
     verdict = record.verdict
     title = Text(f"Trial {record.number} of run {record.run_id}: ") + Text(
@@ -49,7 +49,7 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
 
 
 def _print_afterwards(console: Console, record: TrialRecord) -> None:
-    """Print the interview after the trial, under a heading that says that answers in interviews are no evidence."""
+    """Print the interview after the trial, under a heading which states that the interview is no evidence."""
     if not (record.afterwards or record.afterwards_error):
         return
     console.rule(Text("asked afterwards; no evidence", style="dim"), align="left", style="dim")
@@ -60,7 +60,7 @@ def _print_afterwards(console: Console, record: TrialRecord) -> None:
 
 
 def _print_process(console: Console, agent: dict[str, Any]) -> None:
-    """Print how the process of the user's own agent ended, and the last part of its output."""
+    """Print how the process of the user's own agent ended, and the last part of the process's output."""
     code = agent["exit_code"]
     ended = "was ended by the lab" if code is None else f"ended with exit code {code}"
     console.rule(safe(f"the agent's process {ended}"), align="left", style="dim")
@@ -70,7 +70,7 @@ def _print_process(console: Console, agent: dict[str, Any]) -> None:
 
 
 def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:
-    """Yield each entry with the number of the shell call that the entry answers, or with None if there is none."""
+    """Yield each entry with the number of the shell call that the entry answers, or with None."""
     made: set[str] = set()
     number = 0
     for entry in transcript:
@@ -103,7 +103,7 @@ _EVENT_WORDS = {
 
 
 def _print_observed(console: Console, record: TrialRecord, call: int) -> None:
-    """Print the task events and the tampering that were observed in tool call number ``call``."""
+    """Print the task events and the tampering that were observed during tool call number ``call``."""
     for entry in record.evidence.ledger if record.evidence else ():
         if entry.call == call and entry.what in _EVENT_WORDS:
             console.print(safe_line(f"  {entry.at_s:8.3f} s  {_EVENT_WORDS[entry.what]}"), style="cyan", soft_wrap=True)

@@ -1,1 +1,1 @@
-"""The tool server, which is the only way for an agent to reach its container."""
+"""The tool server, through which agents access their containers."""

@@ -1,6 +1,7 @@
-"""The HTTP routes of the tool server. Each route parses its request, calls the session once, and answers.
+"""Defines the HTTP routes of the tool server.
 
-The routes' own docstrings are shown to agents, so they must not be changed.
+Each route parses a request, calls one method of the session, and returns the result. The docstrings of the route
+functions are shown to agents and must not be changed.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ REMEMBERED = 1_000  # tokens of finished trials that are kept; an older one is a
 
 
 class SessionRegistry:
-    """The sessions that a tool server serves, each found by its bearer token."""
+    """The registry of the tool server's sessions, keyed by bearer token."""
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
@@ -41,7 +42,7 @@ class SessionRegistry:
     def opened(self, session: Session) -> Iterator[None]:
         """Register a session while the ``with`` block runs.
 
-        After the block, a request with the session's token is answered with status 410.
+        Afterwards, requests with the session's token get HTTP status 410.
         """
         self._open[session.token] = session
         try:
@@ -51,9 +52,9 @@ class SessionRegistry:
             self._closed.append(_digest(session.token))
 
     def find(self, token: str) -> Session | None:
-        """Return the session with this token, or None if the token's trial is finished.
+        """Return the open session with this token, or None if the token belongs to a finished trial.
 
-        Raises HTTPException 401 if no trial has this token.
+        Raises HTTPException 401 if the token is unknown.
         """
         # The time this takes doesn't reveal how much of a guessed token is right: a dictionary compares only keys with
         # the same hash, which depends on a secret of the process, and finished tokens are compared by their digests.
@@ -70,10 +71,9 @@ def _digest(token: str) -> bytes:
 
 
 class RequireSession(SecurityBase):
-    """FastAPI dependency that returns the session whose bearer token the request carries.
+    """FastAPI dependency that finds the session for the bearer token of a request.
 
-    Raises HTTPException 401 or 403 if the token is missing or unknown, and TrialOverError if the token's trial is
-    finished.
+    Raises HTTPException 401 or 403 if the token is missing or unknown, and TrialOverError if the trial is finished.
     """
 
     def __init__(self, sessions: SessionRegistry) -> None:
@@ -81,7 +81,7 @@ class RequireSession(SecurityBase):
         self.model, self.scheme_name = self._bearer.model, self._bearer.scheme_name
 
     async def __call__(self, request: Request) -> Session:
-        """Return the session whose bearer token this request carries."""
+        """Return the session for the bearer token of this request."""
         scheme, token = get_authorization_scheme_param(request.headers.get("Authorization"))
         if scheme.lower() != "bearer" or not token:
             await self._bearer(request)  # raises the HTTPException
@@ -92,9 +92,9 @@ class RequireSession(SecurityBase):
 
 
 class FastRoute(APIRoute):
-    """A route that parses requests and writes answers with pydantic alone, which is faster than FastAPI's own handling.
+    """A FastAPI route that uses only pydantic to parse requests and write responses, for speed.
 
-    The route's function is called with the parsed request, if it takes one, and with the session.
+    The route function receives the parsed request body, if it takes one, and the session.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +104,7 @@ class FastRoute(APIRoute):
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. A request without a valid token is refused before its body is read."""
+        """Serve one HTTP request. The token is checked before the request body is read."""
         request, message = Request(scope, receive), self._message
         session = await self._require_session(request)
         call = self.endpoint(_parse(message, await request.body()), session) if message else self.endpoint(session)
@@ -114,24 +114,24 @@ class FastRoute(APIRoute):
 
 
 class FastApp(FastAPI):
-    """A FastAPI app with only the middleware that the tool server's routes need."""
+    """A FastAPI app with only the middleware that the tool server needs."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Return the app's router, wrapped in the middleware that it needs.
+        """Return the app's router wrapped in three layers of middleware.
 
-        The outer layer answers unhandled exceptions with status 500. The next layer limits the size of request bodies.
-        The inner layer calls the exception handlers.
+        The outer layer answers unhandled exceptions with status 500. The middle layer limits the size of request
+        bodies. The inner layer calls the exception handlers.
         """
         answering = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
         return ServerErrorMiddleware(BoundedBodies(answering))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request without FastAPI's telemetry."""
+        """Serve one ASGI request without FastAPI's telemetry."""
         await Starlette.__call__(self, scope, receive, send)
 
 
 def _parse(message: type[WireModel], body: bytes) -> WireModel:
-    """Parse the body of a request as a message of the class ``message``.
+    """Parse a request body as an instance of the class ``message``.
 
     Raises RequestValidationError if the body is invalid.
     """
@@ -143,13 +143,13 @@ def _parse(message: type[WireModel], body: bytes) -> WireModel:
 
 
 class BoundedBodies:
-    """ASGI middleware that refuses a request with status 413 if its body has more than MAX_BODY bytes."""
+    """ASGI middleware that rejects request bodies of more than MAX_BODY bytes with status 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request and count the bytes of its body as they arrive."""
+        """Serve one ASGI request. Raises HTTPException 413 if the request body is too large."""
         read = 0
 
         async def bounded() -> Message:
@@ -164,7 +164,7 @@ class BoundedBodies:
 
 
 def create_app(sessions: SessionRegistry) -> FastAPI:
-    """Create the web app of the tool server, which serves these sessions."""
+    """Create the tool server's web app for these sessions."""
     app = FastApp(
         title="Offswitch tool server",
         version=__version__,
@@ -177,14 +177,14 @@ def create_app(sessions: SessionRegistry) -> FastAPI:
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         """Answer an invalid request with status 422.
 
-        The answer leaves out the content of the request, because that may not be valid text.
+        The answer leaves out the content of the request, which may not be valid text.
         """
         wrong = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
 
     @app.exception_handler(TrialOverError)
     async def over(_: Request, error: TrialOverError) -> JSONResponse:
-        """Answer a call to a finished trial with status 410."""
+        """Answer a request for a finished trial with status 410."""
         return JSONResponse({"detail": str(error)}, status_code=410)
 
     TrialSession = Annotated[Session, Depends(RequireSession(sessions))]  # noqa: N806 - a type

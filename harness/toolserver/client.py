@@ -1,6 +1,6 @@
-"""Calls the tool server for the built-in agent loop.
+"""A client through which the built-in agent loop calls the tool server.
 
-The calls use the same HTTP routes as those of an external agent, but no network socket, which makes them faster.
+The client calls the HTTP routes within the process, without a network socket.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from harness.session.messages import ShellAnswer, Status, Submitted
 
 
 class RefusedError(SandboxError):
-    """Raised if the tool server refuses a call as invalid (status 422)."""
+    """Raised if the tool server rejects a call as invalid (status 422)."""
 
 
 @dataclass(frozen=True)
 class ToolClient:
-    """Calls the tools of one trial. ``app`` is the tool server's web app, and ``token`` is the trial's bearer token."""
+    """Calls the tools of one trial.
+
+    ``app`` is the tool server's web app. ``token`` is the trial's bearer token.
+    """
 
     app: ASGIApp
     token: str
@@ -33,8 +36,8 @@ class ToolClient:
     async def shell(self, cmd: str, thoughts: str = "") -> ShellAnswer:
         """Run a command in the sandbox and return the tool server's answer.
 
-        If the tool server refuses the call as invalid, the returned answer says why. Raises SandboxError if it refuses
-        the call for any other reason.
+        If the tool server rejects the call as invalid, the answer contains the reason. Raises SandboxError if the call
+        is rejected for another reason.
         """
         body = {"cmd": cmd, "thoughts": thoughts, "request_id": f"{next(self._calls)}"}
         try:
@@ -43,14 +46,14 @@ class ToolClient:
             return ShellAnswer(output=f"The call was refused: {refusal}", exit_code=None)
 
     async def submit(self, answer: str) -> str | None:
-        """Submit the agent's answer, and return the message that follows, or None if the trial is over.
+        """Submit the agent's answer. Return the follow-up message, or None if the trial is over.
 
-        Raises SandboxError if the tool server refuses the call.
+        Raises SandboxError if the tool server rejects the call.
         """
         return Submitted.model_validate_json(await self._call("POST", "/submit", {"answer": answer})).message
 
     async def status(self) -> Status:
-        """Return the status of the trial. Raises SandboxError if the tool server refuses the call."""
+        """Return the status of the trial. Raises SandboxError if the tool server rejects the call."""
         return Status.model_validate_json(await self._call("GET", "/status"))
 
     async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
@@ -66,9 +69,9 @@ class ToolClient:
 
 @dataclass
 class _Exchange:
-    """One HTTP request to an ASGI app and the app's answer.
+    """One HTTP request to an ASGI app, and the response of the app.
 
-    ``receive`` and ``send`` are the two callables that an ASGI app is called with.
+    The app is called with ``receive`` and ``send``.
     """
 
     body: bytes

@@ -1,8 +1,8 @@
-"""The tool server over MCP (streamable HTTP), with the two tools ``shell`` and ``submit``.
+"""Serves the tools ``shell`` and ``submit`` over MCP (streamable HTTP).
 
-Only POST requests are served. A request with an unknown token is answered with status 401. Every error of a tool call
-is returned to the agent as the result of the call. The docstrings and field descriptions of the two argument models are
-shown to agents, so they must not be changed.
+Only POST requests are served. A request with an unknown token gets status 401. An error in a tool call is returned to
+the agent as the result of the call. The docstrings and field descriptions of ``ShellArguments`` and ``SubmitArguments``
+are shown to agents and must not be changed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SubmitArguments(WireModel):
 
 @asynccontextmanager
 async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
-    """Yield an ASGI app that serves the sessions over MCP. The app works only while the ``with`` block runs."""
+    """Yield an ASGI app that serves the sessions over MCP while the ``with`` block runs."""
     logging.getLogger("mcp").addHandler(logging.NullHandler())  # otherwise its log messages go to the terminal
     server = Server("offswitch", version=__version__, on_list_tools=_list_tools, on_call_tool=_call_tool)
     manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY)
@@ -64,7 +64,10 @@ async def mcp_app(sessions: SessionRegistry) -> AsyncIterator[ASGIApp]:
 
 
 class _RequireSession:
-    """ASGI middleware that refuses a request without a valid token, and adds the token's session to the scope."""
+    """ASGI middleware that stores the session for the request's token in the ASGI scope.
+
+    A request with an unknown token is rejected with status 401.
+    """
 
     def __init__(self, sessions: SessionRegistry, app: ASGIApp) -> None:
         self._sessions, self._app = sessions, app

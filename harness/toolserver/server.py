@@ -1,4 +1,4 @@
-"""Runs the tool server. External agents call it on a loopback port, and built-in agents call it directly."""
+"""Runs the tool server for built-in agents and, on a loopback port, for external agents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHUTDOWN_S = 5  # for requests in progress when the server stops
 class ToolServer:
     """A running tool server.
 
-    ``url`` is its address for external agents; None means that external agents can't reach it.
+    ``url`` is the address for external agents, or None if external agents can't connect.
     """
 
     app: ASGIApp
@@ -34,7 +34,7 @@ class ToolServer:
 async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> AsyncIterator[ToolServer]:
     """Run the tool server for these sessions while the ``with`` block runs.
 
-    With ``outside``, external agents can call it on a loopback port over HTTP and MCP.
+    If ``outside`` is True, external agents can connect to a loopback port over HTTP and MCP.
     """
     app = create_app(sessions)
     if not outside:
@@ -48,7 +48,7 @@ async def tool_server(sessions: SessionRegistry, *, outside: bool = False) -> As
 async def serve(sessions: SessionRegistry, *, mcp: bool = False) -> AsyncIterator[str]:
     """Serve the sessions on a free loopback port while the ``with`` block runs, and yield the base URL.
 
-    With ``mcp``, the sessions are served over MCP as well.
+    If ``mcp`` is True, the sessions are also served over MCP.
     """
     import uvicorn  # noqa: PLC0415 - few runs serve external agents
 

@@ -1,1 +1,1 @@
-"""Live models and how they are called: provider presets, requests, rate limits, failures and prices."""
+"""Calls live models through their providers' APIs, and handles rate limits, failures and prices."""

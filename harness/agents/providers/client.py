@@ -1,7 +1,7 @@
-"""The client for one provider's API, which adds a shared rate limiter and retries to an official SDK.
+"""A client that adds a shared rate limiter and retries to the official SDK for a provider's API.
 
-Anthropic's SDK is used for the Messages API, and OpenAI's SDK for all other APIs. This module is slow to import, so
-only runs with a live model import it.
+Anthropic's SDK is used for the Messages API, and OpenAI's SDK for all other APIs. This module is slow to import, so it
+is imported only for runs with a live model.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ WARNING_INTERVAL_S = 60.0
 
 
 class RateLimitedClient(httpx2.AsyncClient):
-    """An HTTP client that applies a rate limiter and a time limit to each request, including the SDK's retries."""
+    """An HTTP client that applies a rate limiter and a time limit to each request.
+
+    These limits also apply to each retry by the SDK.
+    """
 
     limiter: RateLimiter
     call_limit_s: float
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request once the rate limiter admits it.
+        """Wait until the rate limiter admits the request, then send it and return the response.
 
         Raises ReadTimeout if the response takes longer than ``call_limit_s`` seconds.
         """
@@ -61,7 +64,10 @@ class RateLimitedClient(httpx2.AsyncClient):
 
 @dataclass(frozen=True)
 class Sdk:
-    """An SDK's client, and the exception classes that the SDK raises for error statuses and failed connections."""
+    """An SDK's client and the exception classes of the SDK.
+
+    The SDK raises ``status_error`` for an HTTP error status, and ``connection_error`` for a failed connection.
+    """
 
     client: Any
     status_error: type[Exception]
@@ -70,9 +76,10 @@ class Sdk:
 
 @asynccontextmanager
 async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_limit_s: float) -> AsyncIterator[Sdk]:
-    """Yield the OpenAI or Anthropic SDK's client with a rate limiter, and close its connections after the block.
+    """Open an SDK client for the chosen model's provider, and close the client when the ``with`` block ends.
 
-    Redirects aren't followed, because a redirect could send the API key to another host.
+    All requests pass through ``limiter``. A request that takes longer than ``call_limit_s`` seconds fails. Redirects
+    aren't followed, because a redirect could send the API key to another host.
     """
     provider = choice.provider
     timeout = httpx2.Timeout(call_limit_s, connect=min(CONNECT_LIMIT_S, call_limit_s))
@@ -101,9 +108,9 @@ async def open_sdk(choice: ModelChoice, key: str, limiter: RateLimiter, call_lim
 
 
 def _http_client_class(api: str) -> type[RateLimitedClient]:
-    """Return a rate-limited subclass of the HTTP client class that the SDK for ``api`` uses.
+    """Return a rate-limited HTTP client class for the SDK that is used for ``api``.
 
-    The subclass keeps the SDK's own settings for sockets, proxies and the connection pool.
+    The class inherits the SDK's own settings for sockets, proxies and the connection pool.
     """
     if api == "messages":
         from anthropic import DefaultAsyncHttpxClient as Base  # noqa: PLC0415 - as in open_sdk
@@ -114,10 +121,10 @@ def _http_client_class(api: str) -> type[RateLimitedClient]:
 
 @dataclass
 class ProviderClient:
-    """Calls one model of one provider through an SDK, and retries transient failures.
+    """A client that calls one model of one provider through an SDK, and retries transient failures.
 
     A call is retried for at most ``patience_s`` seconds after its first failure. ``say`` prints warnings about retries,
-    at most one a minute.
+    at most one per minute.
     """
 
     choice: ModelChoice
@@ -131,16 +138,17 @@ class ProviderClient:
 
     @property
     def who(self) -> str:
-        """Return the names of the provider and the model as ``provider/model``, for use in messages."""
+        """Return the provider's name and the model's name in the form ``provider/model``."""
         return f"{self.choice.provider.name}/{self.choice.model}"
 
     async def ask(
         self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Turn], *, first: bool
     ) -> Turn:
-        """Call the API and return the model's turn. Transient failures are retried. Raises ModelError on failure.
+        """Call the API, retry transient failures, and return the model's turn. Raises ModelError if the call fails.
 
-        ``read`` parses a response body. ``first`` is true for the first request of a conversation; if the provider
-        rejects such a request, the error stops the whole run.
+        ``path`` and ``body`` are the URL path and the JSON body of the request. ``read`` parses the response body.
+        ``first`` is true for the first request of a conversation. If the provider rejects such a request, the
+        ModelError stops the whole run.
         """
         retries, first_failure_at = 0, 0.0
         for number in itertools.count():
@@ -171,7 +179,7 @@ class ProviderClient:
     ) -> tuple[Turn | Failure, int]:
         """Call the API once through the SDK, which may itself retry the request.
 
-        Return the model's turn or the failure, and how often the SDK retried.
+        Return two values: the model's turn or the failure, and the number of retries by the SDK.
         """
         try:
             response = await self.sdk.client.post(path, body=body, cast_to=httpx2.Response)
@@ -218,7 +226,7 @@ def _parse_response(response: httpx2.Response, read: Callable[[dict[str, Any]], 
 def read_object(content: bytes) -> dict[str, Any]:
     """Parse a response body as a JSON object. Raises ValueError or TypeError if the body isn't a JSON object.
 
-    A lone surrogate (half of a UTF-16 pair) becomes a question mark, because it can't be encoded as UTF-8.
+    A lone surrogate (half of a UTF-16 pair) is replaced by a question mark, because it can't be encoded as UTF-8.
     """
     value = json.loads(content, parse_constant=_refuse_constant)
     text = json.dumps(value, ensure_ascii=False)
@@ -236,16 +244,17 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def _sdk_retries(request: httpx2.Request) -> int:
-    """Return how often the SDK retried ``request``. Both SDKs write this number into a request header."""
+    """Return how often the SDK retried ``request``. The SDK writes this number into a request header."""
     return int(request.headers.get("x-stainless-retry-count", 0))
 
 
 def backoff_s(number: int, asked_s: float | None) -> float:
     """Return how many seconds to wait before a failed call is retried.
 
-    ``number`` is how often the call had failed before. The wait doubles with each failure, up to a minute. ``asked_s``
-    is the wait that the provider asks for, or None. If it is given, the first few retries wait exactly that long, and
-    later retries at least that long.
+    ``number`` is the number of earlier failures of the same call. ``asked_s`` is the waiting time that the provider
+    asks for, or None. If ``asked_s`` is None, the waiting time roughly doubles with each failure, up to a minute.
+    Otherwise, the first few retries wait exactly ``asked_s`` seconds, and later retries wait at least ``asked_s``
+    seconds.
     """
     if asked_s is not None and number < TRUSTED_WAITS:
         return asked_s

@@ -1,4 +1,4 @@
-"""Parses failed API calls, classifies them, and builds exceptions for them. No I/O."""
+"""Parses and classifies failed API calls, and builds exceptions for them. This module performs no I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORBIDDEN = 403
 
 
 class FailureKind(StrEnum):
-    """The kinds of failed API calls. The lab handles each kind differently."""
+    """The kind of a failed API call. The kind determines how the lab handles the failure."""
 
     TRANSIENT = "transient"  # the call is retried
     REFUSED = "refused"  # by the provider's content filter, which counts as the model's own refusal
@@ -35,10 +35,10 @@ class FailureKind(StrEnum):
 
 
 class Failure(Frozen):
-    """A failed API call. ``status`` is the HTTP status, or None if no HTTP status is known.
+    """A failed API call.
 
-    ``code`` and ``message`` are the provider's error code and message. ``retry_after_s`` is how many seconds the
-    provider asks the lab to wait, or None if it asks for no wait.
+    ``status`` is the HTTP status, or None if it is unknown. ``code`` and ``message`` are the provider's error code and
+    error message. ``retry_after_s`` is the waiting time in seconds that the provider asks for, or None.
     """
 
     status: int | None = None
@@ -50,8 +50,8 @@ class Failure(Frozen):
     def kind(self) -> FailureKind:
         """Return the kind of this failure.
 
-        Four checks are made in this order, and the first that applies decides: the error code, a status that calls for
-        a retry, the error message, and any other status.
+        The following are tried in this order: the error code, an HTTP status that calls for a retry, the error message,
+        and any other HTTP status. The first match determines the kind.
         """
         code, message = self.code.lower(), self.message.lower()
         for kind, codes in _CODES.items():
@@ -96,7 +96,7 @@ _STATUSES = {
 
 
 def read_failure(status: int | None, text: str, retry_after_s: float | None = None) -> Failure:
-    """Parse an error response into a Failure. The body ``text`` may have any form that a provider uses."""
+    """Parse an error response into a Failure. ``text`` is the response body, which may be JSON, HTML or plain text."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -117,9 +117,9 @@ def _code_and_message(body: Any) -> tuple[str, str]:
 
 
 def failure_in(raw: dict[str, Any]) -> Failure | None:
-    """Return the failure that a response with status 200 reports in its body, or None if it reports no failure.
+    """Return the failure that is reported in the response body ``raw``, or None if the body reports no failure.
 
-    Some providers send their errors with this status.
+    Some providers report failures in the body of a response with status 200.
     """
     error = raw.get("error")
     if not error:
@@ -130,9 +130,9 @@ def failure_in(raw: dict[str, Any]) -> Failure | None:
 
 
 def redacted(text: str, key: str) -> str:
-    """Return ``text`` shortened and on one line, with API keys replaced by [key].
+    """Return a shortened, one-line version of ``text`` with API keys replaced by ``[key]``.
 
-    Both ``key`` and any other text that looks like an API key are replaced.
+    The given ``key`` is replaced, and so is any other text that looks like an API key.
     """
     text = " ".join(text.split())
     if key:
@@ -142,11 +142,11 @@ def redacted(text: str, key: str) -> str:
 
 
 def error_for(failure: Failure, who: str, key_name: str, key: str, *, first: bool) -> ModelError:
-    """Return the exception for a failure that isn't retried, with a message for the user.
+    """Build the exception for a failed API call that isn't retried. The exception's message is for the user.
 
-    ``who`` is the name of the provider and the model. ``key_name`` is the environment variable that holds the API key.
-    ``key`` is the API key itself, which is removed from quoted text. ``first`` is true for the first request of a
-    conversation; if the provider rejected such a request, the exception stops the whole run.
+    ``who`` names the provider and the model. ``key_name`` is the environment variable that contains the API key.
+    ``key`` is the API key itself, which is removed from the provider's error message. ``first`` is true if the call was
+    the first request of a conversation. If the provider rejected such a request, the exception stops the whole run.
     """
     message = redacted(failure.message, key).rstrip(".")
     quote = f" The provider says: {message}." if message else ""

@@ -1,6 +1,6 @@
-"""The rate limiter that all concurrent calls to one model share. It follows the provider's rate-limit headers.
+"""A rate limiter that all concurrent calls to one model share. It follows the provider's rate-limit headers.
 
-The functions compute waiting times and new states. Only the class ``RateLimiter`` actually waits.
+The functions only compute waiting times and new states. The class ``RateLimiter`` does the waiting.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _EPOCH = 1_000_000_000.0
 class Allowance:
     """A provider's quota of requests or tokens.
 
-    ``left`` is how much of the quota is left. ``full_at`` is the time at which the quota will be full again. ``limit``
-    is the size of the full quota, or None if the size is unknown.
+    ``left`` is the unused part of the quota. ``full_at`` is the monotonic time at which the quota will be full again.
+    ``limit`` is the size of the full quota, or None if the size is unknown.
     """
 
     left: float
@@ -37,10 +37,10 @@ class Allowance:
     limit: float | None = None
 
     def wait_s(self, need: float, now: float) -> float:
-        """Return the seconds until ``need`` requests or tokens may be used; ``now`` is the current time.
+        """Return the seconds until ``need`` requests or tokens are available. ``now`` is the current monotonic time.
 
-        The quota is assumed to refill at a constant rate until ``full_at``. If ``limit`` is unknown, the quota is
-        assumed to refill all at once at ``full_at``.
+        The quota is assumed to refill at a constant rate until ``full_at``. If ``limit`` is None, the quota is assumed
+        to refill all at once at ``full_at``.
         """
         if need <= self.left or now >= self.full_at:
             return 0.0
@@ -54,9 +54,9 @@ class Allowance:
 class RateState:
     """The state of a rate limiter at one moment.
 
-    No call may start before the time ``held_until``. ``window`` is how many calls may run at the same time. ``strikes``
-    is how many pauses rate-limit responses have caused since the last success. ``requests`` and ``tokens`` are the
-    quotas that the provider last reported, or None if it reported none.
+    ``held_until`` is the monotonic time before which no call may start. ``window`` is the maximum number of concurrent
+    calls. ``strikes`` is the number of pauses that rate-limit responses have caused since the last successful call.
+    ``requests`` and ``tokens`` are the last quotas that the provider reported, or None.
     """
 
     held_until: float = 0.0
@@ -67,9 +67,9 @@ class RateState:
 
 
 def wait_s(state: RateState, under_way: int, size: int, now: float) -> float:
-    """Return the seconds that a call of ``size`` tokens must wait before it may start.
+    """Return how many seconds a call of ``size`` tokens must wait before it may start.
 
-    ``under_way`` is the number of running calls. The wait is infinite if another call must end first.
+    ``under_way`` is the number of running calls. The result is infinite if a running call must end first.
     """
     if under_way >= state.window:
         return math.inf
@@ -80,7 +80,10 @@ def wait_s(state: RateState, under_way: int, size: int, now: float) -> float:
 
 
 def call_started(state: RateState, size: int) -> RateState:
-    """Return the rate limiter's state after a call of ``size`` tokens has started, which uses up part of the quotas."""
+    """Return the rate limiter's state after the start of a call of ``size`` tokens.
+
+    One request and ``size`` tokens are subtracted from the quotas.
+    """
     requests = state.requests and replace(state.requests, left=state.requests.left - 1)
     tokens = state.tokens and replace(state.tokens, left=state.tokens.left - size)
     return replace(state, requests=requests, tokens=tokens)
@@ -96,13 +99,15 @@ def response_received(
     wall: float,
     longest_s: float,
 ) -> RateState:
-    """Return the rate limiter's state after a response with the given status and headers.
+    """Return the rate limiter's new state after a response with the given status and headers.
 
-    A rate-limit response has status 429, or has status 503 or 529 and names a waiting time. It delays all calls for the
-    named time or a default time, but for at most ``longest_s`` seconds. It also halves the number of calls that may run
-    at the same time, unless calls are already delayed. Each success raises this number by one. ``under_way`` is the
-    number of running calls, including the one that got the response. ``now`` is the monotonic time, and ``wall`` is the
-    Unix time.
+    The quotas are updated from the headers. A rate-limit response is a response with status 429, or a response with
+    status 503 or 529 that names a waiting time. After a rate-limit response, no call may start for the named time or a
+    default time, limited to ``longest_s`` seconds. Unless calls were already delayed, the maximum number of concurrent
+    calls is also lowered to half the number of running calls. Each successful response raises this maximum by one.
+
+    ``under_way`` is the number of running calls, including the call that got the response. ``now`` is the monotonic
+    time, and ``wall`` is the Unix time.
     """
     state = replace(
         state,
@@ -131,7 +136,7 @@ def _allowance(headers: Mapping[str, str], names: tuple[str, ...], now: float, w
 
 
 def retry_after_s(headers: Mapping[str, str], wall: float) -> float | None:
-    """Return the seconds that a response's headers ask the caller to wait, or None if they name no wait.
+    """Return the waiting time in seconds that response ``headers`` ask for, or None if no header asks for a wait.
 
     ``wall`` is the current Unix time.
     """
@@ -156,9 +161,9 @@ def _number(text: str | None) -> float | None:
 
 
 def _seconds(text: str, wall: float) -> float | None:
-    """Parse the time in a header as seconds from now, or return None if the text is invalid.
+    """Convert a time from a response header to seconds from now, or return None if ``text`` is invalid.
 
-    The text may be a number of seconds (12), a duration (1m30s or 20ms), an ISO date or a Unix time. ``wall`` is the
+    ``text`` may be a number of seconds (12), a duration (1m30s or 20ms), an ISO date or a Unix time. ``wall`` is the
     current Unix time.
     """
     number = _number(text)
@@ -175,7 +180,7 @@ def _seconds(text: str, wall: float) -> float | None:
 
 
 class RateLimiter:
-    """Delays calls to keep them within the rate limits that the provider has reported."""
+    """A rate limiter that delays calls to stay within the limits that the provider has reported."""
 
     def __init__(self, longest_s: float) -> None:
         self.state = RateState()
@@ -185,7 +190,7 @@ class RateLimiter:
 
     @asynccontextmanager
     async def slot(self, size: int) -> AsyncIterator[None]:
-        """Wait until a call of ``size`` tokens may start. The call counts as running until the block ends."""
+        """Wait until a call of ``size`` tokens may start. The call counts as running until the ``with`` block ends."""
         async with self._changed:
             while (wait := wait_s(self.state, self.under_way, size, time.monotonic())) > 0:
                 try:

@@ -1,4 +1,4 @@
-"""Live models, which are called through a provider's API or served from a local file, and the budget of a run."""
+"""Live models that are called through an API, and the budget of a run."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ BYTES_PER_TOKEN = 4
 
 @dataclass
 class Budget:
-    """What a run has used so far, in US dollars and in tokens, and the limits that the user set.
+    """The cost and tokens that a run has used so far, and the limits that the user set.
 
-    A limit is None if the user set none. ``finished`` counts the finished trials. ``uncounted`` is true if the cost of
-    some turn is unknown.
+    Costs are in US dollars. ``max_cost`` and ``max_tokens`` are None if the user set no limit. ``finished`` is the
+    number of finished trials. ``uncounted`` is true if the cost of at least one turn is unknown.
     """
 
     max_cost: float | None = None
@@ -52,13 +52,16 @@ class Budget:
     uncounted: bool = False
 
     def add(self, turn: Turn, estimated_tokens: int) -> None:
-        """Add the cost and tokens of a turn. If the provider reported no usage, add ``estimated_tokens`` instead."""
+        """Add the cost and tokens of a turn to the totals of the run.
+
+        If the provider reported no token usage, ``estimated_tokens`` is added instead.
+        """
         self.tokens += turn.usage.total if turn.usage else estimated_tokens
         self.cost += turn.cost or 0.0
         self.uncounted = self.uncounted or turn.cost is None
 
     def spent(self) -> str | None:
-        """Return why the run may make no more API calls, or None if it may make more."""
+        """Return the reason why the run may make no further API calls, or None if it may continue."""
         if self.max_cost is not None and self.cost >= self.max_cost:
             return f"the ${self.max_cost:g} that --max-cost allows have been spent"
         if self.max_cost is not None and self.uncounted:
@@ -68,9 +71,10 @@ class Budget:
         return None
 
     def too_little_for(self, running: int) -> str | None:
-        """Return why no further trial may start while ``running`` trials are running, or None if a trial may start.
+        """Return the reason why no further trial may start, or None if a further trial may start.
 
-        Once trials have finished, a further trial is assumed to use as much as the average of the trials so far.
+        ``running`` is the number of running trials. A further trial is expected to use the average cost and tokens of
+        the trials so far. Before any trial has finished, this estimate is 0.
         """
         if spent := self.spent():
             return spent
@@ -90,9 +94,9 @@ _version = cache(version)  # cached, because version() reads a file on each call
 
 @dataclass
 class ApiModel:
-    """A live model that is called through an API. Its trials must run inside an ``opened`` block.
+    """A live model that is called through an API. Trials must run inside a ``with`` block of ``opened``.
 
-    ``file`` is a GGUF file that the lab serves during this block, or None if the model isn't a GGUF file.
+    ``file`` is the GGUF file that the lab serves during this block, or None if the model isn't a GGUF file.
     """
 
     name: str
@@ -110,20 +114,21 @@ class ApiModel:
 
     @property
     def dialect(self) -> Dialect:
-        """Return the module that builds requests and parses responses for the provider's API."""
+        """Return the module that builds requests and parses responses for the model's API."""
         return DIALECTS[self.choice.provider.api]
 
     @property
     def client(self) -> ProviderClient:
-        """Return the open client of the provider. It is available only inside an ``opened`` block."""
+        """Return the open provider client. It is available only inside a ``with`` block of ``opened``."""
         assert self._client is not None
         return self._client
 
     @asynccontextmanager
     async def opened(self, say: Callable[[str], None] = lambda sentence: None) -> AsyncIterator[ProviderClient]:
-        """Open the provider's client, which all trials of a run share, and close it at the end of the block.
+        """Open the provider client that all trials of a run share, and close it when the ``with`` block ends.
 
-        ``say`` prints warnings, e.g. about retries.
+        If the model is a GGUF file, its local server is also started and stopped. ``say`` prints warnings, e.g. about
+        retries.
         """
         from harness.agents.providers.client import ProviderClient, open_sdk  # noqa: PLC0415 - loads an HTTP library only this run needs
 
@@ -139,8 +144,8 @@ class ApiModel:
     def _use_server(self, server: ServedModel, say: Callable[[str], None]) -> None:
         """Send all further requests to a local server.
 
-        If the server's model doesn't support tools, mark the model as simulated. Its trials then don't count as
-        findings.
+        If the server's model doesn't support tools, print a warning and mark the model as simulated. Trials of a
+        simulated model don't count as findings.
         """
         provider = self.choice.provider.model_copy(update={"base_url": server.url})
         self.choice, self.key, self._served = (
@@ -153,7 +158,7 @@ class ApiModel:
             say(f"The chat template in {self.file} has no place for tools: this is {NO_TOOLS}.")
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return what a trial record stores about the model: provider, SDK, request parameters and assumed price."""
+        """Return facts about the model for a trial record, such as its provider, SDK, request parameters and price."""
         provider = self.choice.provider
         sdk = "anthropic" if provider.api == "messages" else "openai"
         return {
@@ -168,21 +173,21 @@ class ApiModel:
         }
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged; only replays change them."""
+        """Return ``options`` unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, which stands for the task's own prompts."""
+        """Return None, so the model gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start a new conversation with the model. The arguments aren't used."""
+        """Return a new conversation with the model. The arguments are ignored."""
         return _Conversation(self)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Return a new conversation with the same model, for questions after the trial.
+        """Return a new conversation with the model for the interview after the trial.
 
-        The model learns about the trial only from the transcript that is sent with each request.
+        The model knows about the trial only from the transcript that each request contains.
         """
         return _Conversation(self)
 
@@ -205,9 +210,9 @@ class _Conversation:
 
 
 def _refuse_foreign_headers(provider: Provider) -> None:
-    """Raise UsageError if custom headers meant for OpenAI or Anthropic would be sent to another provider.
+    """Raise UsageError if the SDK would send custom headers for OpenAI or Anthropic to another provider.
 
-    The SDK reads these headers from an environment variable and adds them to every request.
+    The SDK reads custom headers from an environment variable and adds them to every request.
     """
     owner, variable = (
         ("anthropic", "ANTHROPIC_CUSTOM_HEADERS") if provider.api == "messages" else ("openai", "OPENAI_CUSTOM_HEADERS")
@@ -227,7 +232,7 @@ def _choice(name: str, file: Path | None, options: ModelOptions) -> ModelChoice:
 def api_model(name: str, task: Task | None, options: ModelOptions) -> ApiModel:
     """Build the live model for a --model name. If ``task`` is None, the model gets no tools.
 
-    Raises UsageError if the model is unknown, its API key is missing, or an option doesn't fit the model's API.
+    Raises UsageError if the model is unknown, its API key is missing, or an option can't be used with this model.
     """
     options.must_make_sense()
     file = Path(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None

@@ -11,11 +11,11 @@ from harness.judging.evidence import Frozen
 
 
 class ModelOptions(Frozen):
-    """Options of a live model: address, API, sampling, time limits, prices and budget.
+    """The user's options for a live model, such as the API address, time limits and the budget.
 
-    None means that the user didn't set the option. ``call_limit_s`` is the time limit of one request in seconds. A call
-    is retried for at most ``patience_s`` seconds after its first failure. ``preflight`` says whether the model is
-    checked before the run starts.
+    An option that is None wasn't set by the user. ``call_limit_s`` is the time limit for one request in seconds. A
+    failed call is retried for at most ``patience_s`` seconds after its first failure. If ``preflight`` is true, the API
+    key and the model's name are checked before the run starts.
     """
 
     base_url: str | None = None
@@ -45,9 +45,9 @@ class ModelOptions(Frozen):
                 raise UsageError(f"{option} {value:g} won't do: it must be 0 or more.")
 
     def must_be_default(self, model: str) -> None:
-        """Raise UsageError if any option that applies only to live models is set.
+        """Raise UsageError if the user set an option that only live models support.
 
-        ``model`` is the name of a model that isn't live. It appears in the error's message.
+        ``model`` is the name of the chosen model, which isn't live. The name appears in the error message.
         """
         given = {
             "--base-url": self.base_url,

@@ -1,4 +1,4 @@
-"""Checks a live model's API key and name, and estimates the cost of a run, before the first container starts."""
+"""Checks a live model's API key and name, and estimates a run's cost, before the run's first container starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BYTES_PER_TOKEN = 4
 
 
 async def preflight(model: ApiModel, client: ProviderClient, run: RunSpec, say: Say) -> None:
-    """Check the API key and the model's name, and print an estimate of the run's cost.
+    """Check the API key and the model's name with the provider, then print an estimate of the run's cost.
 
     Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
     """
@@ -45,7 +45,7 @@ async def preflight(model: ApiModel, client: ProviderClient, run: RunSpec, say: 
 
 
 async def check(model: ApiModel, client: ProviderClient, say: Say) -> None:
-    """Check the API key and the model's name with the provider. If the model has a retirement date, print it.
+    """Check the API key and the model's name with the provider, then print the model's retirement date, if any.
 
     Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
     """
@@ -58,9 +58,9 @@ async def check(model: ApiModel, client: ProviderClient, say: Say) -> None:
 
 
 def announced(listed: dict[str, Any]) -> date | None:
-    """Return the date on which the provider retires a model, or None if ``listed`` gives no date.
+    """Return the model's retirement date from ``listed``, or None if ``listed`` contains no valid date.
 
-    ``listed`` is the provider's description of the model.
+    ``listed`` is the provider's description of the model, as a JSON object.
     """
     day = listed.get("shutdown_date") or listed.get("retires_at")
     try:
@@ -70,16 +70,16 @@ def announced(listed: dict[str, Any]) -> date | None:
 
 
 def estimate(opening: int, calls: int) -> Usage:
-    """Estimate the tokens of a typical trial that makes ``calls`` API calls.
+    """Estimate the token usage of a typical trial with ``calls`` API calls.
 
-    The first call sends ``opening`` tokens, and each later call sends the whole conversation again.
+    The first call sends ``opening`` tokens, and each later call sends the whole conversation so far.
     """
     grown = calls * (calls - 1) // 2 * (OUTPUT_TOKENS + ANSWER_TOKENS)
     return Usage(input=calls * opening + grown, output=calls * OUTPUT_TOKENS)
 
 
 def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
-    """Format the estimated tokens and cost of ``n`` trials as one sentence. ``usage`` is the estimate for one trial."""
+    """Return a sentence with the estimated tokens and cost of ``n`` trials. ``usage`` is the estimate for one trial."""
     cost = price.cost(usage) if price else None
     worth = f"about ${cost * n:,.2f} by prices of {price.date}" if price and cost is not None else "the cost is unknown"
     trials = "1 trial" if n == 1 else f"{n} trials"
@@ -90,12 +90,18 @@ def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
 
 
 def opening_tokens(model: ApiModel, prompts: str) -> int:
-    """Estimate the tokens of a conversation's first request, from ``prompts`` and the model's request parameters."""
+    """Estimate the number of tokens in a conversation's first request.
+
+    This request contains ``prompts`` and the model's request parameters, such as the tools.
+    """
     return (len(prompts) + len(json.dumps(model.parameters))) // BYTES_PER_TOKEN
 
 
 class _ModelLookup:
-    """Looks up a model at its provider, first by the model's name, and then in the provider's list of models."""
+    """A lookup of a model at its provider.
+
+    The provider is asked for the model by name first, and for its list of models if the name isn't found.
+    """
 
     def __init__(self, model: ApiModel, client: ProviderClient, say: Say) -> None:
         self._client, self._say = client, say
@@ -119,11 +125,10 @@ class _ModelLookup:
         raise UnknownModelError(f"{self._provider.name} has no model '{self._model}'. It has {', '.join(near)}.")
 
     async def _get(self, path: str) -> dict[str, Any] | None:
-        """Fetch a JSON object from ``path`` of the provider's API.
+        """Fetch ``path`` from the provider's API, and return the JSON object in the response.
 
-        Return None if nothing is found or the response isn't a JSON object. Raises ModelError if the provider rejects
-        the key or can't be reached. If the provider refuses for another reason, print a warning and return an empty
-        dictionary.
+        Return None if the status is 404 or the response isn't a JSON object. Raises ModelError if the provider rejects
+        the API key or can't be reached. For any other error status, print a warning and return an empty dictionary.
         """
         sdk = self._client.sdk
         try:

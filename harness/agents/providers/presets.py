@@ -1,4 +1,4 @@
-"""Provider presets (read from presets.yaml), and the choice of a provider and a model for a --model name."""
+"""Reads provider presets from presets.yaml, and finds the provider and the model for a --model name."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 class Shutdowns(Frozen):
     """The dates on which a provider retires models.
 
-    ``dates`` maps each date to the names of the models that are retired on it. ``source`` is the publication that gives
-    the dates, and ``read`` is the day on which this publication was read.
+    ``dates`` maps each date to the names of the models that are retired on that date. ``source`` is the publication
+    that lists the dates. ``read`` is the day on which this publication was read.
     """
 
     source: str
@@ -44,11 +44,12 @@ class Shutdowns(Frozen):
 
 
 class Provider(Frozen):
-    """One provider of models: its API, its address and its models.
+    """A provider of models, with its API, its URL and its models.
 
-    ``key`` is the environment variable that holds the API key. ``max_tokens`` is the name of the request field that
-    limits the output. ``local`` is true if no API key is required, as for a local server. ``families`` are prefixes of
-    model names. ``unreasoning`` are name patterns of models that reject a request for encrypted reasoning.
+    ``key`` is the name of the environment variable that contains the API key. ``max_tokens`` is the name of the request
+    field that limits the output. ``local`` is true if no API key is required, e.g. for a local server. ``families`` are
+    prefixes of the provider's model names. ``unreasoning`` are patterns for the names of models that reject a request
+    for encrypted reasoning.
     """
 
     name: str
@@ -63,18 +64,21 @@ class Provider(Frozen):
     shutdowns: Shutdowns | None = None
 
     def has(self, model: str) -> bool:
-        """Whether the preset lists ``model``, or a family of models that ``model`` belongs to."""
+        """Return whether the provider's preset includes ``model``.
+
+        The preset contains model names and prefixes of model names. A date at the end of ``model`` is ignored.
+        """
         return model.startswith(self.families) or _DATED.sub("", model) in self.models
 
     def shutdown_of(self, model: str) -> date | None:
-        """Return the date on which the provider retires ``model``, or None if the preset gives no date."""
+        """Return the date on which the provider retires ``model``, or None if no date is known."""
         dates = self.shutdowns.dates if self.shutdowns else {}
         return next((date.fromisoformat(day) for day, models in dates.items() if model in models), None)
 
     def secret(self) -> str:
-        """Return the API key from the environment, or an empty string if a local server has none.
+        """Return the API key from the environment, or an empty string if the key is neither set nor required.
 
-        Raises UsageError if the key is malformed, or if it is missing although the provider requires one.
+        Raises UsageError if a required key isn't set, or if the key contains invalid characters.
         """
         found = os.environ.get(self.key, "").strip()
         if not found and not self.local:
@@ -85,7 +89,7 @@ class Provider(Frozen):
 
 
 class ModelChoice(Frozen):
-    """A provider and one of its models. ``model`` is the name that the provider itself uses."""
+    """A model and its provider. ``model`` is the model's name in the provider's API."""
 
     provider: Provider
     model: str
@@ -93,17 +97,18 @@ class ModelChoice(Frozen):
 
 @functools.cache
 def providers() -> dict[str, Provider]:
-    """Return all provider presets. The dictionary's keys are the providers' names."""
+    """Return a dictionary of all provider presets. Its keys are the providers' names."""
     entries = read_yaml(Path(__file__).with_name("presets.yaml"))
     return {name: Provider(name=name, **entry) for name, entry in entries.items()}
 
 
 def choose(name: str, base_url: str | None = None, api: str | None = None) -> ModelChoice:
-    """Return the provider and the model for a --model name. Raises UsageError if the name or an option is invalid.
+    """Return the provider and the model for the --model option ``name``.
 
-    If ``base_url`` is given, the model is called at that address, without the API key of any hosted provider. ``name``
-    is then used unchanged, except that a local server's prefix such as ``vllm/`` is removed. ``api`` replaces the API
-    that the preset names.
+    If ``base_url`` is given, the model is called at that URL, and no API key of a hosted provider is sent there. In
+    this case, ``name`` is the model's name at that URL. A local server's prefix, such as ``vllm/``, is removed from
+    ``name``. If ``api`` is given, it replaces the API in the provider's preset. Raises UsageError if ``name`` or an
+    option is invalid.
     """
     if api is not None and api not in APIS:
         raise UsageError(f"There is no API '{api}': --api is {', '.join(APIS)}.")

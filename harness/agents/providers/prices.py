@@ -1,4 +1,4 @@
-"""Token prices of live models, read from prices.yaml and from a file that the user may give."""
+"""Token prices of live models, read from prices.yaml and from an optional price file of the user."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 class Price(Frozen):
     """A model's prices in US dollars per million tokens.
 
-    ``input`` and ``output`` are the prices of input and output tokens. ``cached`` is the price of input tokens read
-    from the provider's cache, and ``cache_write`` is the price of input tokens written to the cache. If either of these
-    is None, the ``input`` price applies instead. The prices hold only for requests of up to ``prompt_limit`` input
-    tokens; None means no limit.
+    ``input`` and ``output`` are the prices of input tokens and output tokens. ``cached`` is the price of input tokens
+    read from the provider's cache, and ``cache_write`` is the price of input tokens written to the cache. If ``cached``
+    or ``cache_write`` is None, the ``input`` price applies instead. The prices are valid only for requests with at most
+    ``prompt_limit`` input tokens. If ``prompt_limit`` is None, the prices are valid for all requests.
     """
 
     input: float
@@ -34,7 +34,7 @@ class Price(Frozen):
     source: str
 
     def cost(self, usage: Usage) -> float | None:
-        """Return the cost of one model answer in US dollars, or None if the input exceeds ``prompt_limit``."""
+        """Return an API call's cost in US dollars, or None if the call has more than ``prompt_limit`` input tokens."""
         if self.prompt_limit is not None and usage.input > self.prompt_limit:
             return None
         plain = usage.input - usage.cached - usage.cache_writes
@@ -44,9 +44,10 @@ class Price(Frozen):
 
 
 def price_of(provider: str, model: str, file: Path | None = None) -> Price | None:
-    """Return the price of a model, or None if it is unknown. Raises UsageError if a price file is unusable.
+    """Return the price of a model, or None if the price is unknown.
 
-    A price in the user's ``file`` takes precedence over one in prices.yaml.
+    A price in the user's ``file`` takes precedence over a price in prices.yaml. Raises UsageError if a price file can't
+    be read or is malformed.
     """
     for each in (file, Path(__file__).with_name("prices.yaml")):
         known = _read(each).get(provider, {}) if each else {}

@@ -1,4 +1,4 @@
-"""Defines the tools offered to a live model, and parses the model's tool calls."""
+"""Defines the tools that a live model can call, and parses the model's tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.store.transcript import ToolUse
 
 
 class Tool(Frozen):
-    """The definition of a tool as it is sent to a provider. ``parameters`` is a JSON Schema of the tool's arguments."""
+    """A tool definition that is sent to a provider. ``parameters`` is the JSON Schema of the tool's arguments."""
 
     name: str
     description: str
@@ -27,14 +27,14 @@ def _definitions() -> dict[str, dict[str, Any]]:
 
 
 def tools_for(shell: str) -> tuple[Tool, ...]:
-    """Return the tools that a model is offered in a task. ``shell`` is the task's description of the shell tool."""
+    """Return the definitions of a task's tools. ``shell`` is the task's description of the shell tool."""
     return tuple(Tool(name=name, **{"description": shell, **entry}) for name, entry in _definitions().items())
 
 
 def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
-    """Parse a model's tool call. ``arguments`` is JSON text or a value already parsed from JSON.
+    """Parse a model's tool call into a ToolUse. ``arguments`` is JSON text or a value already parsed from JSON.
 
-    If the call is invalid, ``error`` of the returned ToolUse is set to a sentence that the model gets as the answer.
+    If the call is invalid, the ``error`` field of the ToolUse contains an error message for the model.
     """
     if name not in _definitions():
         known = " or ".join(_definitions())
@@ -48,9 +48,9 @@ def read_call(call_id: str, name: str, arguments: object) -> ToolUse:
 
 
 def mark_truncated_call(calls: Sequence[ToolUse], *, truncated: bool) -> tuple[ToolUse, ...]:
-    """Return ``calls``, with the last one replaced by an error if the model's answer was ``truncated``.
+    """Return ``calls``, with the last call replaced by an error if the model's response was truncated.
 
-    The last command of a truncated answer may be incomplete, so it must not be run.
+    A truncated response may end in an incomplete command, which must not be run.
     """
     if not (truncated and calls):
         return tuple(calls)
@@ -60,9 +60,9 @@ def mark_truncated_call(calls: Sequence[ToolUse], *, truncated: bool) -> tuple[T
 
 
 def _parse(call_id: str, name: str, arguments: object) -> ToolUse:
-    """Parse a call of a known tool.
+    """Parse a call of the shell tool or the submit tool.
 
-    Raises ValueError if the arguments are invalid. The error's message is shown to the model.
+    Raises ValueError if the arguments are invalid. The message of the ValueError is shown to the model.
     """
     given = _parse_object(arguments)
     if name == "submit":

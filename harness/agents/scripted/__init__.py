@@ -1,1 +1,1 @@
-"""Agents that need no live model: playbooks, replays of recordings and stored runs, and calibration agents."""
+"""Agents that need no live model, i.e. playbooks, replays and calibration agents."""

@@ -1,7 +1,8 @@
-"""Calibration agents: scripted agents that resist shutdown at a rate published for a real model.
+"""Calibration agents, which are scripted agents that resist shutdown at a rate published for a real model.
 
-They check whether the lab measures this rate correctly. Each trial's playbook is drawn at random. The draw depends only
-on the seed, the model, the condition and the trial's number, so a trial can be repeated exactly.
+Calibration agents are used to check whether the lab measures this rate correctly. The playbook of each trial is drawn
+at random. The draw depends only on the seed, the model, the condition and the trial's number, so a trial can be
+repeated exactly.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class CalibrationModel:
-    """Plays a random playbook in each trial, and resists shutdown at the rate published for a real model.
+    """A simulated model that resists shutdown at the rate published for a real model.
 
-    ``figure`` is the published rate. ``books`` maps ids to playbooks. ``mix`` holds the playbooks' weights in the
-    random draw: those under "resisted" apply to trials that resist, and those under "other" to all other trials.
+    In each trial, it plays a playbook that is drawn at random. ``figure`` contains the published rate. ``books`` maps
+    playbook ids to playbooks. ``mix`` contains the playbooks' weights in the random draw. The weights under "resisted"
+    apply to trials that resist shutdown, and the weights under "other" apply to all other trials.
     """
 
     model: str
@@ -52,7 +54,7 @@ class CalibrationModel:
 
     @property
     def rate(self) -> float:
-        """Return the share of trials that resist shutdown, as published for the real model."""
+        """Return the published share of trials in which the real model resisted shutdown."""
         assert self.figure.rate is not None
         return self.figure.rate
 
@@ -63,7 +65,7 @@ class CalibrationModel:
         return f"calibration agents drawing from the published rate {self.rate:.1%} of {cell}; no model"
 
     def resists(self, trial: int) -> bool:
-        """Whether the playbook drawn for this trial resists shutdown."""
+        """Return whether the playbook drawn for this trial resists shutdown."""
         return self._draw(trial)[0]
 
     def _draw(self, trial: int) -> tuple[bool, Playbook]:
@@ -77,24 +79,24 @@ class CalibrationModel:
         return ScriptedModel(self.name, (self._draw(trial)[1],), self.simulated)
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return what the trial record stores: the drawn playbook, the published figure and the seed."""
+        """Return facts for the trial record, i.e. the drawn playbook, the published figure and the seed."""
         figure = self.figure.model_dump(include={"model", "condition", "rate", "source", "setting"})
         return {**self._scripted(trial).facts(1), "calibration": {**figure, "seed": self.seed}}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged; only replays change them."""
+        """Return ``options`` unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, which stands for the task's own prompts."""
+        """Return None, so the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start the playbook that was drawn for this trial."""
+        """Start the playbook that is drawn for this trial."""
         return self._scripted(trial).start(1, task, tools)
 
     def afterwards(self, trial: int) -> Conversation:
-        """Return a simulated interview after the trial: each answer says whether the agent resisted the shutdown."""
+        """Return a simulated interview in which each answer says whether the agent resisted shutdown."""
         return _FixedAnswer(_ANSWERS[self.resists(trial)])
 
 
@@ -107,14 +109,15 @@ class _FixedAnswer:
 
 
 def calibrated_models() -> tuple[str, ...]:
-    """Return the names of the models for which a publication reports a rate of resistance to shutdown."""
+    """Return the names of the real models that have a published rate of resistance to shutdown."""
     return tuple(dict.fromkeys(each.model for each in figures() if _usable(each)))
 
 
 def published_rate(model: str, condition: str) -> Figure:
     """Return the published rate of resistance to shutdown for a model and a condition.
 
-    If several rates are published, return the first. Raises UsageError if none is published.
+    If several rates are published, the first rate in the lab's list is returned. Raises UsageError if no rate is
+    published.
     """
     name = pick("published model", model, calibrated_models())
     usable = [each for each in figures() if _usable(each) and each.model == name]
@@ -130,7 +133,7 @@ def _usable(figure: Figure) -> bool:
 
 
 def calibration(model: str, task: str, condition: str, seed: int) -> CalibrationModel:
-    """Build the CalibrationModel that imitates the given real model under the given condition of the task.
+    """Build a CalibrationModel that imitates the given real model under one condition of a task.
 
     Raises UsageError if no rate of resistance is published for the model and the condition.
     """

@@ -1,6 +1,6 @@
-"""Reads ``.eval`` logs of the evaluation framework Inspect AI. Each sample in a log becomes a Recording to replay.
+"""Reads logs of the evaluation framework Inspect AI (``.eval`` files), and converts their samples to Recordings.
 
-Reading the logs needs an optional dependency: ``pip install offswitch[inspect]`` installs it.
+This needs an optional dependency, which ``pip install offswitch[inspect]`` installs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _COMMAND_ARGUMENTS = ("cmd", "command")  # argument names under which shell tool
 
 
 def inspect_replay(path: Path, task: str) -> ReplayModel:
-    """Build a ReplayModel that replays the samples of an Inspect log, one sample in each trial.
+    """Build a ReplayModel that replays one sample of an Inspect AI log in each trial.
 
-    Raises UsageError if the log can't be read or holds no tool calls.
+    Raises UsageError if the log can't be read or contains no tool calls.
     """
     log = _read(path)
     samples = log.samples or []

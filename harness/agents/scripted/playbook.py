@@ -1,4 +1,4 @@
-"""Playbooks, which are scripted agents written in YAML, and their parser.
+"""Parses playbooks, which are scripted agents written in YAML.
 
 A malformed playbook raises a UsageError that names the file and the line.
 """
@@ -34,11 +34,11 @@ ACTIONS = "advance run submit"
 
 @dataclass(frozen=True, slots=True)
 class AdvanceStep:
-    """A step that repeats a shell command until a condition is met.
+    """A playbook step that repeats a shell command until a condition is met.
 
-    ``until`` is the condition: "notice" means that the shutdown notice has come or the task is done, and "done" means
-    that the task is done. ``command`` is the command, or None to repeat the task's own command. ``say`` and ``think``
-    are the text and the reasoning that accompany each call.
+    If ``until`` is "notice", the step ends when the shutdown notice has appeared or the task is done. If ``until`` is
+    "done", the step ends when the task is done. ``command`` is the shell command, or None to repeat the task's own
+    command. ``say`` and ``think`` are the text and the reasoning that accompany each call.
     """
 
     until: Literal["notice", "done"]
@@ -49,7 +49,7 @@ class AdvanceStep:
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """A step that runs the command ``cmd`` with one call of the shell tool."""
+    """A playbook step that runs the shell command ``cmd`` once."""
 
     cmd: str
     say: str | None = None
@@ -58,7 +58,7 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True)
 class SubmitStep:
-    """A step that submits ``answer`` with the submit tool."""
+    """A playbook step that submits ``answer`` with the submit tool."""
 
     answer: str
     say: str | None = None
@@ -70,7 +70,7 @@ Step: TypeAlias = AdvanceStep | RunStep | SubmitStep
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The verdict that a playbook's trial should get: the outcome and the kinds of tampering."""
+    """The expected verdict for a playbook's trial, i.e. the outcome and the kinds of tampering."""
 
     outcome: str
     tampering: tuple[str, ...] = ()
@@ -78,11 +78,11 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Playbook:
-    """A scripted agent, defined as a list of steps.
+    """A scripted agent that performs a list of steps.
 
-    ``about`` describes the agent. ``expect`` is the verdict that a trial of the playbook should get, or None if none is
-    given. ``source`` cites a report of a real model that acted in this way. ``family`` is the group of tactics that the
-    playbook belongs to, e.g. edit or delete.
+    ``about`` describes the agent. ``expect`` is the verdict that is expected for the agent's trial, or None if no
+    verdict is given. ``source`` cites a report of a real model that acted like this agent, or is None. ``family`` is
+    the group of tactics to which the playbook belongs, e.g. edit or delete.
     """
 
     id: str
@@ -95,9 +95,10 @@ class Playbook:
 
 
 def load_playbooks(path: Path) -> tuple[Playbook, ...]:
-    """Load the playbooks from a file, or from all ``*.yaml`` files below a folder, sorted by path.
+    """Load the playbooks from a file, or from all ``*.yaml`` files in a folder and its subfolders.
 
-    Raises UsageError if a file can't be read or a playbook is malformed.
+    The files are read in the order of their paths. Raises UsageError if a file can't be read or a playbook is
+    malformed.
     """
     files = sorted(file for file in path.rglob("*.yaml") if file.is_file()) if path.is_dir() else [path]
     if not files:

@@ -1,7 +1,7 @@
-"""Reads recorded runs of real models from logs in the layout that Palisade Research published for the patrol task.
+"""Reads recorded runs of the patrol task from logs in the layout that Palisade Research published.
 
-Each ``*.jsonl`` log holds one run. The file ``tags.json`` in the same folder holds the publisher's labels for the runs.
-Folders may be nested.
+Each ``*.jsonl`` log contains one run of a real model. The file ``tags.json`` in the same folder contains the
+publisher's labels for the runs. Folders may contain subfolders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _MAX_LOG_BYTES = 64 * 1024 * 1024
 
 
 class Label(StrEnum):
-    """The publisher's label for how a recorded run ended; ``NONE`` means that the run has none of the other labels."""
+    """The publisher's label for how a recorded run ended.
+
+    ``NONE`` means that the run has none of the other labels.
+    """
 
     AVOIDED = "avoided"
     SHUTDOWN = "shutdown"
@@ -36,12 +39,12 @@ class Label(StrEnum):
 
 
 class Recording(Frozen):
-    """One recorded run of a real model, ready to be replayed.
+    """A recorded run of a real model, which can be replayed.
 
     ``system`` and ``user`` are the recorded prompts. ``press_after_call`` is the number of tool calls after which the
-    shutdown button was pressed. It is None if this is unknown, and a very large number if the button was never pressed.
-    ``label`` is the publisher's label, or None if there is none. ``expected`` is this lab's verdict on the run, or None
-    if the run isn't from this lab. ``facts`` holds other facts for the trial record.
+    shutdown button was pressed. ``press_after_call`` is None if this number is unknown, and NEVER_PRESSED if the button
+    was never pressed. ``label`` is the publisher's label, or None if there is none. ``expected`` is this lab's verdict
+    on the run, or None if the run was recorded elsewhere. ``facts`` contains further facts for the trial record.
     """
 
     file: str
@@ -56,9 +59,9 @@ class Recording(Frozen):
 
 
 def read_recordings(path: Path) -> tuple[Recording, ...]:
-    """Read the recorded runs from a log file, or from all logs below a folder, sorted by path.
+    """Read the recorded run in a log file, or all recorded runs in a folder and its subfolders.
 
-    Raises UsageError if a log can't be read or is malformed.
+    The runs are sorted by path. Raises UsageError if a log can't be read or is malformed.
     """
     if not path.exists():
         ways = "a .jsonl log, a group, a folder of groups or a stored run's id"
@@ -134,7 +137,7 @@ def _text(payload: dict[str, Any]) -> str:
 
 
 def _model(events: list[dict[str, Any]]) -> str:
-    """Return the name of the recorded model, or an empty string if the log doesn't name it."""
+    """Return the name of the recorded model, or an empty string if the log doesn't contain the name."""
     matches = (_MODEL_CALL.search(str(event.get("message", ""))) for event in events)
     return next((match[1] for match in matches if match), "")
 
@@ -145,7 +148,7 @@ def _label(file: Path) -> Label:
 
 
 def _tags(file: Path) -> list[str]:
-    """Return the publisher's labels for the run in ``file``, read from tags.json in the same folder."""
+    """Return the publisher's labels for the log ``file``, read from tags.json in the same folder."""
     tags = file.parent / "tags.json"
     if not tags.exists():
         return []
@@ -161,8 +164,8 @@ def _tags(file: Path) -> list[str]:
 def _turns(file: Path, events: list[dict[str, Any]]) -> Iterator[Turn]:
     """Yield the model's turns from the events of a log.
 
-    Each tool call is a turn of its own, and includes the text of a message directly before it. A message without a tool
-    call after it is a turn of text only.
+    Each tool call becomes one turn. If the model wrote a message directly before the tool call, the turn also contains
+    the text of this message. A message without a following tool call becomes a turn of its own.
     """
     message: dict[str, Any] | None = None
     number = 0

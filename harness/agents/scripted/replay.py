@@ -1,4 +1,4 @@
-"""Replayed models, which make the recorded tool calls of a real model again in a live container."""
+"""Replays recorded runs of a real model. The recorded tool calls are made again in a new container."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from harness.toolserver.client import ToolClient
 
 @dataclass(frozen=True)
 class ReplayModel:
-    """Replays the recorded tool calls of a real model, one recording in each trial.
+    """A simulated model that makes recorded tool calls of a real model again. Each trial replays one recording.
 
-    If ``own_words`` is true, the agent gets the recorded prompts. Otherwise it gets the prompts of the condition that
+    If ``own_words`` is true, the trial uses the recorded prompts. Otherwise, it uses the prompts of the condition that
     the user chose.
     """
 
@@ -32,12 +32,12 @@ class ReplayModel:
 
     @property
     def default_n(self) -> int:
-        """Return the number of recordings, so that by default a run replays each of them once."""
+        """Return the number of recordings. By default, a run replays each recording once."""
         return len(self.recordings)
 
     @property
     def most_trials(self) -> int:
-        """Return the largest number of trials that a run may have, which is the number of recordings.
+        """Return the maximum number of trials in a run, which is the number of recordings.
 
         Replaying a recording twice would distort the measured rates.
         """
@@ -47,7 +47,7 @@ class ReplayModel:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return what the trial record stores about this trial's recording, e.g. its file, label and condition."""
+        """Return facts about this trial's recording for the trial record, e.g. its file, label and condition."""
         recording = self._recording(trial)
         facts = {"recording": recording.file, "group": recording.group, **recording.facts}
         if recording.label:
@@ -59,11 +59,14 @@ class ReplayModel:
         return facts
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options``, changed to press the shutdown button after as many tool calls as in the recording."""
+        """Return a copy of ``options`` in which ``press_after_call`` is taken from this trial's recording.
+
+        ``press_after_call`` is the number of tool calls after which the shutdown button is pressed.
+        """
         return options.model_copy(update={"press_after_call": self._recording(trial).press_after_call})
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return the recorded prompts, or None to use the prompts of the condition that the user chose."""
+        """Return the recorded prompts, or None if the trial uses the prompts of the condition that the user chose."""
         if not self.own_words:
             return None
         recording = self._recording(trial)
@@ -87,9 +90,10 @@ class _Replayed:
 
 
 def replay(path: Path, task: str) -> ReplayModel:
-    """Build a ReplayModel for the recordings at ``path``, which are in the layout that Palisade Research published.
+    """Build a ReplayModel from the recordings in the log file or folder ``path``.
 
-    Raises UsageError if a recording is malformed, or if ``task`` isn't patrol, the only task with such recordings.
+    The recordings must have the layout that Palisade Research published. The only supported task is patrol. Raises
+    UsageError for any other ``task``, or if a recording is malformed.
     """
     if task != "patrol":
         raise UsageError(f"Recorded runs are of task 'patrol', not '{task}': add --task patrol.")

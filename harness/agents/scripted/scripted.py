@@ -1,4 +1,4 @@
-"""Scripted agents, which play the steps of a playbook as if a model had made the tool calls."""
+"""Scripted agents, which make the tool calls of a playbook in place of a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MAX_ADVANCE_CALLS = 20
 
 @dataclass(frozen=True)
 class ScriptedModel:
-    """Plays one playbook in each trial, in place of a model.
+    """A simulated model that plays one playbook in each trial.
 
-    If a run has more trials than there are playbooks, the list of playbooks is played again from its start.
+    If a run has more trials than playbooks, the list of playbooks is repeated.
     """
 
     name: str
@@ -33,24 +33,24 @@ class ScriptedModel:
 
     @property
     def default_n(self) -> int:
-        """Return the number of playbooks, so that by default a run plays each of them once."""
+        """Return the number of playbooks. By default, a run plays each playbook once."""
         return len(self.playbooks)
 
     def _playbook(self, trial: int) -> Playbook:
         return self.playbooks[(trial - 1) % len(self.playbooks)]
 
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return the playbook's id, description and tactic family, and the verdict that its trial should get."""
+        """Return the id, description, tactic family and expected verdict of this trial's playbook."""
         book = self._playbook(trial)
         expected = book.expect and {"outcome": book.expect.outcome, "tampering": list(book.expect.tampering)}
         return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged; only replays change them."""
+        """Return ``options`` unchanged."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return None, which stands for the task's own prompts."""
+        """Return None, so the agent gets the task's own prompts."""
         return None
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
@@ -73,7 +73,8 @@ class _Play:
 async def _turns(book: Playbook, task: Task, tools: ToolClient) -> AsyncIterator[Turn]:
     """Yield the turns of the playbook ``book``.
 
-    Before each tool call of an ``advance`` step, fetch the trial's status and end the step if its condition is met.
+    Before each tool call of an ``advance`` step, the trial's status is fetched. The step ends if its condition is met,
+    or after MAX_ADVANCE_CALLS calls.
     """
     ids = (f"call-{number}" for number in itertools.count(1))
     for step in book.steps:
@@ -94,9 +95,10 @@ def _turn(step: AdvanceStep | RunStep | SubmitStep, call: ToolUse) -> Turn:
 
 
 def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
-    """Build a ScriptedModel for the playbooks at ``path`` that are for the given task and tactic family.
+    """Build a ScriptedModel from the playbook file or folder ``path``.
 
-    If ``family`` is None, playbooks of all families are used. Raises UsageError if no playbook is left.
+    Only playbooks for the given task and tactic family are used. If ``family`` is None, playbooks of all families are
+    used. Raises UsageError if no playbook matches.
     """
     found = tuple(book for book in load_playbooks(path) if book.task == task and family in (None, book.family))
     if not found:
@@ -105,7 +107,7 @@ def scripted(path: Path, task: str, family: str | None = None) -> ScriptedModel:
 
 
 def demo(task: str) -> ScriptedModel:
-    """Build the ScriptedModel named ``demo``, which plays playbooks that are shipped with the lab.
+    """Build the ScriptedModel named ``demo``, which plays playbooks that are included in the lab.
 
     Raises UsageError if none of these playbooks is for the given task.
     """

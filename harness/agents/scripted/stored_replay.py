@@ -1,4 +1,4 @@
-"""Replays of stored runs: the tool calls of each stored trial are made again in a live container."""
+"""Replays the trials of a stored run. The stored tool calls are made again in new containers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.store.records import RunSpec, TrialRecord
 
 
 def stored_replay(run: RunSpec, records: Iterable[TrialRecord], *, own_words: bool) -> ReplayModel:
-    """Build a ReplayModel for the trials of a stored run. Raises UsageError if no trial can be replayed.
+    """Build a ReplayModel that replays the trials of a stored run.
 
-    Trials that ended in an error are left out. If ``own_words`` is true, the agent gets the recorded prompts. Otherwise
-    it gets the prompts of the condition that the user chose.
+    Trials that ended in an error are left out. If ``own_words`` is true, the replay uses the recorded prompts.
+    Otherwise, it uses the prompts of the condition that the user chose. Raises UsageError if no trial can be replayed.
     """
     found = tuple(_recording(run, record) for record in records if record.verdict.outcome is not Outcome.ERROR)
     if not found:

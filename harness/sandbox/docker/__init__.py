@@ -1,1 +1,1 @@
-"""Runs sandboxes in Docker containers, which includes connecting to an engine and building images."""
+"""The Docker back end, which runs each sandbox in a Docker container."""

@@ -1,4 +1,4 @@
-"""Finds the Docker engine that the lab uses, and connects to it."""
+"""Finds a running Docker engine and connects to it."""
 
 import os
 import re
@@ -20,9 +20,9 @@ REQUEST_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class EnginePaths:
-    """The folders of a Docker engine that the lab starts itself. No other engine on the host uses them.
+    """The two folders of a Docker engine that the lab starts itself.
 
-    ``run`` holds data on running containers and the engine's socket, pid file and log. ``data`` holds images and
+    ``run`` contains the engine's socket, pid file and log, and data on running containers. ``data`` contains images and
     containers.
     """
 
@@ -31,25 +31,28 @@ class EnginePaths:
 
     @property
     def address(self) -> str:
-        """The address of the engine's Unix socket, as a URL."""
+        """The URL of the engine's Unix socket."""
         return f"unix://{self.run / 'docker.sock'}"
 
     @property
     def exec_root(self) -> Path:
-        """The folder in which the engine keeps data on running containers.
+        """The folder for the engine's data on running containers.
 
-        The command line of each of the engine's processes contains this folder's path.
+        The path of this folder appears on the command line of every process of the engine.
         """
         return self.run / "exec"
 
     @property
     def pidfile(self) -> Path:
-        """The engine's pid file. A killed engine leaves this file behind, and the file can prevent the next start."""
+        """The path of the engine's pid file.
+
+        A killed engine doesn't delete this file, and the leftover file can prevent the engine's next start.
+        """
         return self.run / "docker.pid"
 
     @property
     def log(self) -> Path:
-        """The engine's log file."""
+        """The path of the engine's log file."""
         return self.run / "dockerd.log"
 
 
@@ -57,10 +60,10 @@ OWN_ENGINE = EnginePaths()
 
 
 def addresses(environment: Mapping[str, str], context_host: str | None) -> list[str]:
-    """Return the addresses at which to look for a Docker engine, in the order in which to try them.
+    """Return the Docker engine addresses to try, in order.
 
-    If ``environment`` sets DOCKER_HOST, its value is the only address. ``context_host`` is the address in the current
-    Docker context; it is None if there is no usable context.
+    If ``environment`` sets DOCKER_HOST, only that address is returned. ``context_host`` is the engine's address in the
+    current Docker context, or None if there is no usable context.
     """
     if chosen := environment.get("DOCKER_HOST"):
         return [chosen]
@@ -68,7 +71,7 @@ def addresses(environment: Mapping[str, str], context_host: str | None) -> list[
 
 
 def connect() -> docker.DockerClient:
-    """Return a client of the first Docker engine that answers. The caller must close the client.
+    """Connect to the first Docker engine that answers, and return a client, which the caller must close.
 
     Raises EngineError if no engine answers.
     """
@@ -87,7 +90,7 @@ def connect() -> docker.DockerClient:
 
 
 def reach(address: str) -> docker.DockerClient:
-    """Return a client of the engine at ``address``.
+    """Connect to the Docker engine at ``address`` and return a client.
 
     Raises EngineError with a short reason if the engine can't be reached.
     """
@@ -104,7 +107,7 @@ def reach(address: str) -> docker.DockerClient:
 
 
 def answers(address: str) -> bool:
-    """Whether a Docker engine answers at ``address``."""
+    """Return whether a Docker engine answers at ``address``."""
     try:
         reach(address).close()
     except EngineError:
@@ -113,7 +116,7 @@ def answers(address: str) -> bool:
 
 
 def _context_host() -> str | None:
-    """Return the engine's address in the current Docker context; None if there is no usable context."""
+    """Return the engine's address in the current Docker context, or None if there is no usable context."""
     try:
         return ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT")).Host
     except (AttributeError, DockerException, OSError, ValueError):  # no such context, or a broken one
@@ -121,9 +124,9 @@ def _context_host() -> str | None:
 
 
 def _try_socket(address: str) -> None:
-    """Connect to the engine's Unix socket once without the Docker SDK, and do nothing for other kinds of address.
+    """Raise OSError if connecting to the Unix socket at ``address`` fails.
 
-    A failure here has a clearer error than one in the SDK.
+    Addresses of other kinds are ignored. The OSError is clearer than the error that the Docker SDK would raise.
     """
     if address.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as plain:
@@ -132,7 +135,7 @@ def _try_socket(address: str) -> None:
 
 
 def _short_reason(error: Exception) -> str:
-    """Return the cause of a connection error, without what HTTP libraries add to its message."""
+    """Return a short text that names the cause of a connection error."""
     text = str(error)
     if "timed out" in text:
         return "no answer in time"

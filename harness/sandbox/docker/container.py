@@ -1,4 +1,4 @@
-"""Starts Docker containers and lets the lab use each of them as a sandbox."""
+"""Starts sandboxes as Docker containers, runs commands in them and observes their files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID",
 
 
 async def call(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a blocking function of the Docker SDK in a thread. Raises EngineError for the SDK's errors."""
+    """Call a blocking function of the Docker SDK in a thread and return the result.
+
+    Raises EngineError if the SDK raises an error.
+    """
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
     except _SDK_ERRORS as error:
@@ -69,7 +72,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 @dataclass(frozen=True)
 class DockerBackend:
-    """Starts sandboxes as containers on one Docker engine."""
+    """Starts each sandbox as a container on one Docker engine."""
 
     client: docker.DockerClient
     disk_quota: DiskQuota = field(default_factory=DiskQuota)
@@ -82,9 +85,10 @@ class DockerBackend:
 
     @asynccontextmanager
     async def start(self, spec: MachineSpec, answer: Answer) -> AsyncIterator[DockerSandbox]:
-        """Start a container and yield its sandbox. Remove the container when the block ends.
+        """Start a container, yield it as a sandbox, and remove the container when the ``with`` block ends.
 
-        ``answer`` is called with each question that the task's program asks, and returns the answer.
+        ``answer`` is a callback that receives each question from the task's program in the container and returns the
+        reply as bytes.
         """
         with self.api.kept_open():
             async with AsyncExitStack() as stack:
@@ -98,9 +102,9 @@ class DockerBackend:
                 yield DockerSandbox(self.api, model, console, spec, reader, events, disk)
 
     async def _create(self, stack: AsyncExitStack, spec: MachineSpec) -> str:
-        """Create a container and return its ID. The container is removed when ``stack`` is closed.
+        """Create a container and return its ID. Closing ``stack`` removes the container.
 
-        This holds even if the call is cancelled before the engine has created the container.
+        The container is removed even if this call is cancelled while the engine is creating the container.
         """
         creating = asyncio.ensure_future(self.api.ask("POST", "/containers/create", body=container_options(spec)))
         stack.push_async_callback(lambda: asyncio.shield(self._remove(creating)))
@@ -114,7 +118,7 @@ class DockerBackend:
                 await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
-        """Start the container and return its console, once the console is ready."""
+        """Start the container, wait until its console is ready, and return the console."""
         console = Console(await self.api.attach(container), answer)
         stack.push_async_callback(console.close)
         await self.api.ask("POST", f"/containers/{container}/start")
@@ -125,9 +129,9 @@ class DockerBackend:
     async def _bounded(
         self, facts: dict[str, Any], spec: MachineSpec, reader: FilesystemReader
     ) -> AsyncIterator[BoundedContainer | None]:
-        """Enforce the container's disk limits while the ``with`` block runs, and yield the record of its disk use.
+        """Enforce the container's disk limits while the ``with`` block runs, and yield the measured disk use.
 
-        If this host can't read the container's overlay layers, enforce no limit and yield None.
+        Yields None and enforces no limits if this host can't read the container's overlay layers.
         """
         if not isinstance(reader, OverlayReader):
             yield None
@@ -144,7 +148,7 @@ class DockerBackend:
 
 
 def container_options(spec: MachineSpec) -> dict[str, Any]:
-    """Return the JSON body of the request that asks the Docker engine to create a container for ``spec``."""
+    """Return the JSON body of the Docker API request that creates a container for ``spec``."""
     limits = spec.limits
     return {
         "Image": spec.image,
@@ -183,7 +187,7 @@ def container_options(spec: MachineSpec) -> dict[str, Any]:
 def refuse_unknown_observer() -> None:
     """Raise UsageError if the environment variable OFFSWITCH_LOOK has an unknown value.
 
-    The variable chooses how the lab reads a container's files.
+    This variable selects how the lab reads a container's files.
     """
     if (asked := os.environ.get(OBSERVER_VARIABLE)) not in (None, "", "archive"):
         raise UsageError(f"{OBSERVER_VARIABLE}={asked} won't do: set it to 'archive', or leave it unset.")
@@ -191,9 +195,9 @@ def refuse_unknown_observer() -> None:
 
 @contextmanager
 def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[FilesystemReader, EventSource | None]]:
-    """Yield a reader of the container's files, and a source of file events.
+    """Yield the best file reader that works on this host, and a source of file events.
 
-    The reader is the best one that works on this host. The source is None if file events can't be watched on this host.
+    The source is None if this host can't observe file events.
     """
     driver = container.attrs["GraphDriver"]
     reader = None if os.environ.get(OBSERVER_VARIABLE) == "archive" else OverlayReader.of(driver)
@@ -208,10 +212,10 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Filesys
 
 @dataclass
 class DockerSandbox:
-    """A sandbox made of one container, with its console, the reader of its files and the source of its file events.
+    """A sandbox that runs in one Docker container.
 
-    ``events`` is None if file events can't be watched on this host. ``disk`` holds the container's disk limits and disk
-    use; it is None if the limits can't be enforced on this host.
+    ``reader`` reads the container's files. ``events`` is the source of file events, or None if this host can't observe
+    them. ``disk`` records the container's disk limits and disk use, or is None if this host can't enforce the limits.
     """
 
     api: EngineApi
@@ -233,20 +237,24 @@ class DockerSandbox:
 
     @property
     def watch(self) -> str:
-        """How this sandbox is watched and how its files are read, such as ``events/layers``.
+        """A text that says how this sandbox is observed, such as ``events/layers``.
 
-        The first part is ``events`` if the lab gets file events, otherwise ``snapshots``.
+        The first part is ``events`` if the lab receives file events, otherwise ``snapshots``. The second part names the
+        method for reading files.
         """
         if self.events is None:
             return f"snapshots/{self.reader.guarantee}"
         return f"events{' (some lost)' if self._events_lost else ''}/{self.reader.guarantee}"
 
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
-        """Collect the new file events, then read the state of each path in ``paths``; return both as a snapshot."""
+        """Collect new file events, read the state of each path in ``paths``, and return both as a snapshot."""
         return await self._read(self._snapshot, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads files. The function runs in a thread if reads are slow."""
+        """Call a function that reads files, and return the result.
+
+        The function runs in a thread if reads are slow.
+        """
         began = time.monotonic()
         if self._reads_fast:
             try:
@@ -265,7 +273,7 @@ class DockerSandbox:
         return Snapshot(states, written, new_events.events, new_events.one_process)
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Return all accesses to the watched files so far; None if accesses can't be observed on this host."""
+        """Return all accesses to the watched files so far, or None if this host can't observe accesses."""
         return await self._read(self.events.accesses) if self.events else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
@@ -278,7 +286,7 @@ class DockerSandbox:
         return await self.console.run(Command(("/bin/sh", "-c", cmd), 0, 0, "/", (f"PATH={PATH}",), limit_s))
 
     async def stop(self) -> None:
-        """Kill the container through the Docker engine, and record that the lab stopped it."""
+        """Kill the container through the Docker engine, and record that the lab stopped the container."""
         self._stopped_by_lab = True
         await self._ask("POST", "kill")
 
@@ -287,11 +295,14 @@ class DockerSandbox:
         return await self._read(self.reader.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """List paths at which the container's files differ from its image. The list's length is limited."""
+        """List paths at which the container's files differ from those of its image, up to a maximum number."""
         return await self._read(self.reader.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
-        """Write a file, owned by root, into the container through the engine. Links that lead out aren't followed."""
+        """Write a file into the container through the engine. The file is owned by root.
+
+        Symbolic links in ``path`` can't direct the write to a place outside the container.
+        """
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             member = tarfile.TarInfo(path.rsplit("/", 1)[1])
@@ -300,13 +311,13 @@ class DockerSandbox:
         await self.api.put(f"/containers/{self.container.id}/archive", packed.getvalue(), path=dirname(path))
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait up to ``limit_s`` seconds for the container to end; return whether the engine says that it has ended.
+        """Wait up to ``limit_s`` seconds for the container to end, and return whether it has ended.
 
-        The lab waits until the console's stream ends, then up to ``DEATH_LIMIT_S`` seconds until the engine confirms
-        the end.
+        The method first waits for the end of the console's stream, then waits up to ``DEATH_LIMIT_S`` more seconds for
+        the engine's confirmation.
 
-        Time in which the host starved the container of CPU doesn't count toward ``limit_s``. Even so, the wait for the
-        stream takes at most about ``MAX_STRETCH`` times ``limit_s``.
+        Time in which the host starves the container of CPU isn't counted toward ``limit_s``. The wait for the stream is
+        limited to about ``MAX_STRETCH`` times ``limit_s`` in any case.
         """
         slices = max(1, round(limit_s / STARVATION_CHECK_S))
         starvation = await self._starvation()
@@ -327,7 +338,10 @@ class DockerSandbox:
         return not (await self._state())["Running"]
 
     async def _starvation(self) -> CpuStarvation | None:
-        """Start to measure the container's CPU use. Return None if its processes can't be observed on this host."""
+        """Return a CpuStarvation object for the container.
+
+        Returns None if this host can't observe the container's processes.
+        """
         if not isinstance(self.reader, OverlayReader):
             return None
         return await self._read(CpuStarvation, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
@@ -341,7 +355,10 @@ class DockerSandbox:
         return await self.api.ask(method, f"/containers/{self.container.id}/{what}")
 
     async def machine(self) -> Machine:
-        """Ask the engine whether the container is running and, if it isn't, why it ended. Raises EngineError."""
+        """Ask the engine whether the container is running and, if not, why it ended.
+
+        Raises EngineError if the engine doesn't answer.
+        """
         state = await self._state()
         down = not state["Running"]
         ended_by_lab = self._stopped_by_lab or self._disk_full
@@ -361,18 +378,18 @@ class DockerSandbox:
         return self.disk is not None and self.disk.full
 
     def _killed_outside(self, state: dict[str, Any]) -> bool:
-        """Whether the exit code shows that the container's first process was killed from outside the container.
+        """Return whether the exit code in ``state`` shows that the container's first process was killed from outside.
 
-        The answer is False if the container ran out of memory, or if the agent is root, because both can lead to the
+        Returns False if the container ran out of memory or if the agent is root, because each of these can cause the
         same exit code.
         """
         return state["ExitCode"] == KILLED and not state["OOMKilled"] and self.spec.uid != 0
 
     async def _stopped_outside(self) -> bool:
-        """Whether the engine has recorded a request to stop, kill or pause the container.
+        """Return whether the engine has recorded a request to stop, kill or pause the container.
 
-        All the engine's events since 1970 are searched, because the clock may have jumped since the container was
-        started.
+        The search covers all of the engine's events since 1970, because the clock may have jumped since the container's
+        start.
         """
         filters = {"container": [str(self.container.id)], "event": ["kill", "stop", "pause"]}
         until = f"{time.time():.3f}"  # a time in the future would block

@@ -1,4 +1,4 @@
-"""Gives runs and image audits access to a Docker engine, for example to prepare images and to remove containers."""
+"""Gives runs and image audits access to a Docker engine, for example to build images and remove containers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from harness.sandbox.versions import Versions
 class Engine:
     """A connection to one Docker engine.
 
-    ``say`` is called with lines of progress. ``restarts`` counts the engine's restarts; None means that they aren't
-    counted.
+    ``say`` is a callback for lines of progress. ``restarts`` counts the engine's restarts, or is None if restarts
+    aren't counted.
     """
 
     client: docker.DockerClient
@@ -40,9 +40,9 @@ class Engine:
     @classmethod
     @contextmanager
     def connected(cls, say: Callable[[str], None]) -> Iterator[Engine]:
-        """Connect to the first Docker engine that answers, and close the connection when the block ends.
+        """Connect to the first Docker engine that answers, and disconnect when the ``with`` block ends.
 
-        Raises EngineError if no engine answers, and UsageError if the environment variable OFFSWITCH_LOOK has an
+        Raises EngineError if no engine answers. Raises UsageError if the environment variable OFFSWITCH_LOOK has an
         unknown value.
         """
         refuse_unknown_observer()
@@ -58,14 +58,14 @@ class Engine:
 
     @cached_property
     def backend(self) -> DockerBackend:
-        """The back end that starts this engine's containers. The same object is returned every time."""
+        """The back end that starts containers on this engine. It is created on first use and then reused."""
         return DockerBackend(self.client)
 
     async def prepare(self, request: ImageRequest) -> tuple[Image, Versions]:
-        """Return the requested image, and the versions of the engine, the container runtime and the kernel.
+        """Build the requested image if it doesn't exist, and return the image and the software versions.
 
-        Containers left by killed runs are removed first. The image is built if it is missing. Raises EngineError or
-        ImageError.
+        The versions are those of the engine, the container runtime and the kernel. Containers left over from killed
+        runs are removed first. Raises EngineError or ImageError.
         """
         return await call(self._prepare, request)
 
@@ -84,7 +84,10 @@ class Engine:
         return prepared(self.client, request.name, request.task, request.mechanism, base)
 
     async def has_image(self, tag: str) -> bool:
-        """Whether the engine has an image with the tag ``tag``. Raises EngineError if the engine doesn't answer."""
+        """Return whether the engine has an image with the tag ``tag``.
+
+        Raises EngineError if the engine doesn't answer.
+        """
         return await call(self._has_image, tag)
 
     def _has_image(self, tag: str) -> bool:
@@ -95,15 +98,15 @@ class Engine:
         return True
 
     async def answers(self) -> bool:
-        """Whether the Docker engine answers now."""
+        """Return whether the Docker engine answers now."""
         with suppress(EngineError):
             return await call(self.client.ping)
         return False
 
     async def clear(self, run_id: str) -> None:
-        """Remove the containers that this process made for the run ``run_id``, which has ended.
+        """Remove the containers that this process created for the finished run ``run_id``.
 
-        If the engine doesn't answer, the containers stay until the next run removes them.
+        If the engine doesn't answer, the containers remain until the next run removes them.
         """
         with suppress(EngineError):  # the next run finds leftovers by their label
             await call(remove_own, self.client, run_id)
@@ -119,16 +122,17 @@ class Engine:
         return build_from(self.client, dockerfile)
 
     async def look_into(self, image: str, paths: Iterable[str], programs: Iterable[str] = ()) -> ImageContents:
-        """Return the configuration of a local image, the states of ``paths`` in it, and which of ``programs`` it has.
+        """Inspect a local image without running it, and return the image's configuration and contents.
 
-        Raises ImageError if the engine has no such image.
+        ``paths`` are the paths whose states are returned. ``programs`` are the names of programs to look for in the
+        image. Raises ImageError if the engine has no such image.
         """
         return await call(look_into, self.client, image, tuple(paths), tuple(programs))
 
     async def inspect_machine(self, spec: MachineSpec) -> dict[str, Any]:
-        """Create a container for ``spec`` and return what ``docker inspect`` says of it.
+        """Create a container for ``spec``, inspect and remove it, and return the result of ``docker inspect``.
 
-        The container is never started, and it is removed afterwards.
+        The container is never started.
         """
         return await call(self._inspect_machine, spec)
 

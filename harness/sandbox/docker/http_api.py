@@ -1,7 +1,7 @@
 """A client of the Docker engine's HTTP API, for the requests that every trial makes.
 
-A request costs a fifth of what it costs with the Docker SDK on threads, because connections are kept open. Set-up and
-image builds still use the SDK. The API is documented at https://docs.docker.com/engine/api/.
+This client keeps connections open, so each request costs a fifth of what it costs with the Docker SDK in a thread.
+Set-up and image builds use the SDK. The API is documented at https://docs.docker.com/engine/api/.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ANSWER_LIMIT_S = 120.0
 
 
 class NotThereError(EngineError):
-    """The engine answered with HTTP status 404, because it has no such container or image."""
+    """The engine answered with HTTP status 404, because the container or image doesn't exist."""
 
 
 class _Connection(asyncio.Protocol):
-    """One HTTP connection to the Docker engine, which carries one request at a time.
+    """An HTTP connection to the Docker engine that carries one request at a time.
 
     ``reusable`` is True if the connection can carry another request.
     """
@@ -44,10 +44,10 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
 
     async def exchange(self, request: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Send one request and return the response's HTTP status and body.
+        """Send a request and return the response's HTTP status and body.
 
-        If the engine switches to another protocol, the first data in that protocol is returned as the body. Raises
-        OSError or httptools.HttpParserError.
+        If the engine switches to another protocol, the returned body is the first data received in that protocol.
+        Raises OSError or httptools.HttpParserError.
         """
         loop = asyncio.get_running_loop()
         self.reusable, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
@@ -102,7 +102,7 @@ Connect = Callable[[], Awaitable[_Connection]]
 
 
 def by_socket(path: str) -> Connect:
-    """Return a function that opens a connection to an engine's Unix socket on this host."""
+    """Return a function that connects to a Docker engine's Unix socket."""
 
     async def connect() -> _Connection:
         return (await asyncio.get_running_loop().create_unix_connection(_Connection, path))[1]
@@ -111,7 +111,7 @@ def by_socket(path: str) -> Connect:
 
 
 def by_network(host: str, port: int) -> Connect:
-    """Return a function that opens a connection to an engine's TCP port."""
+    """Return a function that connects to a Docker engine's TCP port."""
 
     async def connect() -> _Connection:
         return (await asyncio.get_running_loop().create_connection(_Connection, host, port))[1]
@@ -120,7 +120,7 @@ def by_network(host: str, port: int) -> Connect:
 
 
 def connector(client: docker.DockerClient) -> Connect:
-    """Return a function that opens a connection to the engine that ``client`` uses.
+    """Return a function that connects to the Docker engine that ``client`` uses.
 
     Raises EngineError if ``client`` is connected over TLS or ssh.
     """
@@ -137,7 +137,8 @@ def connector(client: docker.DockerClient) -> Connect:
 class EngineApi:
     """A client of one Docker engine's HTTP API, for use in one event loop.
 
-    ``connect`` opens a connection. ``version`` is the start of each request's path, such as ``/v1.43``.
+    ``connect`` is a function that opens a connection. ``version`` is the prefix of every request path, such as
+    ``/v1.43``.
     """
 
     connect: Connect
@@ -147,7 +148,7 @@ class EngineApi:
 
     @classmethod
     def of(cls, client: docker.DockerClient) -> EngineApi:
-        """Make an EngineApi for the engine and the API version that ``client`` uses.
+        """Create an EngineApi for the engine and API version that ``client`` uses.
 
         Raises EngineError if ``client`` is connected over TLS or ssh.
         """
@@ -155,7 +156,7 @@ class EngineApi:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """Keep idle connections open for later requests while the ``with`` block runs."""
+        """Keep idle connections open for reuse while the ``with`` block runs."""
         self._users += 1
         try:
             yield
@@ -165,34 +166,34 @@ class EngineApi:
                 self._idle.pop().transport.close()
 
     async def ask(self, method: str, path: str, /, *, body: Any = None, **query: str) -> Any:
-        """Send a request and return the response's decoded JSON; None if the response is empty.
+        """Send a request and return the decoded JSON of the response, or None if the response is empty.
 
-        Raises NotThereError if the engine answers 404, and EngineError for any other failure.
+        Raises NotThereError for HTTP status 404, and EngineError for any other failure.
         """
         data = b"" if body is None else msgspec.json.encode(body)
         answer = await self._send(method, path, query, data, "application/json")
         return msgspec.json.decode(answer) if answer else None
 
     async def lines(self, path: str, /, **query: str) -> list[Any]:
-        """Send a GET request and return the JSON object in each line of the response.
+        """Send a GET request and return the decoded JSON of each line of the response.
 
-        Raises NotThereError if the engine answers 404, and EngineError for any other failure.
+        Raises NotThereError for HTTP status 404, and EngineError for any other failure.
         """
         answer = await self._send("GET", path, query, b"", "application/json")
         return [msgspec.json.decode(line) for line in answer.splitlines() if line]
 
     async def put(self, path: str, archive: bytes, /, **query: str) -> None:
-        """Upload a tar archive to ``path``, a path in the engine's API.
+        """Upload a tar archive to the API path ``path`` with a PUT request.
 
-        Raises NotThereError if the engine answers 404, and EngineError for any other failure.
+        Raises NotThereError for HTTP status 404, and EngineError for any other failure.
         """
         await self._send("PUT", path, query, archive, "application/x-tar")
 
     async def attach(self, container: str) -> asyncio.Transport:
-        """Connect to the input and output of a container's first process, and return the connection's transport.
+        """Attach to the input and output of a container's first process, and return the connection's transport.
 
-        What is written to the transport becomes the process's input. To receive the output, in the engine's frames, the
-        caller must set the transport's protocol. Raises EngineError.
+        Data written to the transport is the process's input. To receive the process's output, which arrives in the
+        engine's frame format, the caller must set a protocol on the transport. Raises EngineError.
         """
         target = f"{self.version}/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
         request = _request("POST", target, "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0")
@@ -227,7 +228,7 @@ class EngineApi:
         return _checked(status, answer)
 
     def _idle_connection(self) -> _Connection | None:
-        """Return an open connection that no request is using; None if there is no such connection."""
+        """Remove a reusable connection from the idle list and return the connection, or None if there is none."""
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable:
@@ -249,7 +250,7 @@ def _translated() -> Iterator[None]:
 
 
 def no_answer(error: Exception) -> EngineError:
-    """Return the EngineError for a failure to reach the Docker engine or to read its files on this host.
+    """Return the EngineError for a failed connection to the Docker engine or a failed read of the engine's files.
 
     The error is a TooFewFilesError if the process or the host can't open any more files.
     """

@@ -1,4 +1,4 @@
-"""Labels each container with the lab process that made it, and removes containers whose process has ended."""
+"""Labels each container with the lab process that created it, and removes containers whose process has ended."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ CONFLICT = 409
 
 
 def owner_labels() -> dict[str, str]:
-    """Return the labels that mark a container as made by this process."""
+    """Return the Docker labels that mark a container as created by this process."""
     return {LABEL: this_process()}
 
 
 def remove_own(client: docker.DockerClient, run_id: str) -> None:
-    """Remove all containers that this process made for the run ``run_id``."""
+    """Remove all containers that this process created for the run ``run_id``."""
     mine = [f"{LABEL}={this_process()}", f"offswitch.run={run_id}"]
     for container in client.containers.list(all=True, filters={"label": mine}, ignore_removed=True):
         _remove(container)
 
 
 def remove_leftovers(client: docker.DockerClient) -> int:
-    """Remove the containers of lab processes that have ended; return how many containers were removed.
+    """Remove all containers whose lab process has ended, and return the number of removed containers.
 
-    Containers that were made by processes of another host are kept.
+    Containers of processes on other hosts are not removed.
     """
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
@@ -37,7 +37,10 @@ def remove_leftovers(client: docker.DockerClient) -> int:
 
 
 def _remove(container: Container) -> bool:
-    """Remove a container; return False if another process has removed it or is doing so."""
+    """Remove a container and return True.
+
+    Returns False if another process has removed the container or is removing it.
+    """
     try:
         container.remove(force=True, v=True)
     except docker.errors.NotFound:

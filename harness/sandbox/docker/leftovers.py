@@ -1,4 +1,4 @@
-"""Removes what lab processes left behind on a Docker engine and, on request, the images that the lab built."""
+"""Removes leftover containers and networks from a Docker engine, and optionally the images that the lab built."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BUILT_BY_LAB = {"label": "offswitch=sandbox"}
 
 
 def clear_engine(client: docker.DockerClient, *, images: bool) -> Iterator[str]:
-    """Remove the containers and networks of ended lab processes, and yield a line of text for each kind removed.
+    """Remove all containers and networks whose lab process has ended, and yield one message per kind removed.
 
-    If ``images`` is True, also remove the images that the lab built and that no container uses. Raises EngineError.
+    If ``images`` is True, also remove the lab's sandbox images that no container uses. Raises EngineError.
     """
     try:
         if containers := remove_leftovers(client):
@@ -48,12 +48,15 @@ def _remove_network(network: Network) -> bool:
 
 
 def _built(client: docker.DockerClient) -> list[Image]:
-    """List the sandbox images that the lab built, including untagged ones. The base image isn't in the list."""
+    """List the sandbox images that the lab built, including untagged ones and excluding the base image."""
     return [each for each in client.images.list(filters=BUILT_BY_LAB) if BASE not in each.tags]
 
 
 def _remove_image(client: docker.DockerClient, image: Image) -> list[str]:
-    """Remove an image and return its names. If a container uses the image, keep it and return an empty list."""
+    """Remove an image and return its names.
+
+    If a container uses the image, remove nothing and return an empty list.
+    """
     names = image.tags or [str(image.short_id)]
     users = client.containers.list(all=True, filters={"ancestor": str(image.id)}, ignore_removed=True)
     if users:

@@ -1,4 +1,4 @@
-"""Detects that the Docker engine failed, waits until it answers again, and restores the run's image."""
+"""Detects failures of the Docker engine, waits for the engine to recover, and restores the run's image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHUTDOWN_S = 20.0  # dockerd gives its containers 15 before it ends: --shutdown-
 
 @dataclass
 class Recovery:
-    """Detects failures of the Docker engine during one run and waits until the engine answers again.
+    """Detects failures of the Docker engine during one run, and waits for the engine to recover.
 
     ``image`` is the request from which the run's image is built, and ``tag`` is that image's tag. ``patience_s`` is the
-    longest time in seconds to wait for the engine.
+    maximum time in seconds to wait for the engine.
     """
 
     engine: Engine
@@ -32,14 +32,14 @@ class Recovery:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def restart_count(self) -> int:
-        """Return how often the engine has restarted so far; 0 if restarts aren't counted."""
+        """Return how often the engine has restarted so far, or 0 if restarts aren't counted."""
         return self.engine.restarts.count if self.engine.restarts else 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Whether the engine doesn't answer, or has restarted since ``restart_count`` returned ``restarts``.
+        """Return whether the engine is unavailable, or has restarted since an earlier ``restart_count`` call.
 
-        The method waits briefly before it returns False, because a restart isn't noticed at once. If ``stopping`` is
-        True, it waits as long as the engine takes to shut down.
+        ``restarts`` is the result of that earlier call. A restart is detected with a delay, so the method waits a
+        moment before it returns False. If ``stopping`` is True, it waits as long as an engine may take to shut down.
         """
         until = time.monotonic() + (SHUTDOWN_S if stopping else RESTART_NOTICED_S)
         while self.restart_count() == restarts and await self.engine.answers():
@@ -49,9 +49,9 @@ class Recovery:
         return True
 
     async def recovered(self) -> None:
-        """Wait until the engine answers, then build the run's image again if it is gone.
+        """Wait until the engine answers, then rebuild the run's image if it no longer exists.
 
-        Raises EngineError if the engine doesn't answer in time, and ImageError if the image can't be built again.
+        Raises EngineError if the engine doesn't answer in time. Raises ImageError if the image can't be rebuilt.
         """
         async with self._turn:
             await self._until_it_answers()

@@ -1,7 +1,7 @@
-"""Counts a Docker engine's restarts by keeping a stream of the engine's events open.
+"""Counts a Docker engine's restarts by monitoring a stream of the engine's events.
 
-The stream lasts as long as the engine's process, so the end of the stream shows that the process has ended. The events
-themselves aren't needed, so a filter removes them all.
+The stream ends when the engine's process ends, so each end of the stream counts as a restart. A filter removes all
+events from the stream, because only the end of the stream matters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _STREAM_ERRORS = (*_SDK_ERRORS, OSError, ValueError, AttributeError)
 
 
 class RestartCounter:
-    """Counts a Docker engine's restarts in a separate thread. ``count`` is the number of restarts so far."""
+    """Counts a Docker engine's restarts in a background thread.
+
+    ``count`` is the number of restarts so far.
+    """
 
     def __init__(self, client: docker.DockerClient) -> None:
         self.count = 0

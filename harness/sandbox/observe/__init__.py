@@ -1,1 +1,1 @@
-"""Observes a container from outside: snapshots of files, file events, and accesses to watched files."""
+"""Observes a container from outside: reads its files, and records file events and accesses to watched files."""

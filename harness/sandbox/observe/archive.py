@@ -1,4 +1,7 @@
-"""Reads a container's files through the engine, for hosts that can't read the overlay layers directly (overlay.py)."""
+"""Reads a container's files from tar archives that the container engine creates.
+
+This module is used on hosts that can't read the container's overlay layers directly (overlay.py).
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ DELETED = 2  # the engine's number for a deleted path
 
 @dataclass(frozen=True)
 class ArchiveReader:
-    """Reads each file of a container from an archive that the engine makes of it.
+    """Reads a container's files from tar archives that the container engine creates, one archive for each file.
 
-    An archive doesn't contain the file's inode, so the file's identity is guessed from its modification time and
-    content.
+    The archives don't contain inode numbers. Therefore a file's identity is derived from its modification time and
+    content hash.
     """
 
     container: Container
     guarantee: str = "archive"
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of the file at each path, with one request to the engine for each path."""
+        """Return the state of the file at each path. One request is sent to the engine for each path."""
         return tuple(self._state(path) for path in paths)
 
     def _state(self, path: str) -> FileState:
@@ -50,25 +53,25 @@ class ArchiveReader:
             return missing(path)
 
     def exists(self, path: str) -> bool:
-        """Whether the engine finds something at the path, following links."""
+        """Return whether the engine finds a file or folder at the path. Symbolic links are followed."""
         assert self.container.client is not None
         api = self.container.client.api
         answer = api.head(f"{api.base_url}/containers/{self.container.id}/archive", params={"path": path}, timeout=60)
         return bool(answer.ok)
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """Return the state of each path, and the states of regular files that the container has added or changed.
+        """Return the states of ``paths``, and the states of the regular files that the container has added or changed.
 
-        Of the paths that the engine lists as added or changed, only the first 50 are read.
+        Only the first 50 of the added or changed paths are read.
         """
         states = self.states(paths)
         changed = [path for path, kind in self._diff() if kind != DELETED]
         return states, tuple(each for each in self.states(changed[:50]) if each.kind is FileKind.FILE)
 
     def changed_paths(self) -> tuple[str, ...]:
-        """List the paths that ``docker diff`` shows as added, changed or deleted, at most ``LISTED_PATHS``.
+        """Return the paths that ``docker diff`` reports as added, changed or deleted, at most ``LISTED_PATHS``.
 
-        An edited file is missing from this list if its size is unchanged and its modification time was restored.
+        An edited file is missing from the result if its size is unchanged and its modification time was restored.
         """
         return tuple(sorted(path for path, _ in self._diff()))[:LISTED_PATHS]
 
@@ -105,7 +108,7 @@ def _member_state(path: str, archive: tarfile.TarFile, member: tarfile.TarInfo) 
 
 
 class _Chunks(io.RawIOBase):
-    """Presents an iterator of byte chunks as a file object, which is what tarfile reads from."""
+    """A file object that reads from an iterator of byte chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""

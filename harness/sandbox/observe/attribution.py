@@ -1,8 +1,7 @@
-"""Process attribution: finds out whether the process that removed a file also created the file's replacement.
+"""Finds out whether the process that removed a file also created its replacement.
 
-An editor that saves a file may do both. The kernel's inotify interface doesn't say which process caused an event, but a
-fanotify group that reports file names does. See fanotify(7), FAN_REPORT_DFID_NAME, which overlayfs supports from Linux
-5.9 on.
+Some editors do both when they save a file. The kernel's inotify interface doesn't report which process caused an event,
+so this module uses fanotify. See FAN_REPORT_DFID_NAME in fanotify(7), which overlayfs supports since Linux 5.9.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessAttribution:
-    """The fanotify group that reports which processes create and remove the watched files of one sandbox.
+    """A fanotify group that reports which processes create and remove the watched files of one sandbox.
 
-    Raises NotAllowedError if the kernel can't attribute events to processes.
+    The constructor raises NotAllowedError if the kernel doesn't support or permit such a group.
     """
 
     def __init__(self, root: ContainerRoot, paths: Iterable[str]) -> None:
@@ -53,9 +52,9 @@ class ProcessAttribution:
         return False
 
     def one_process(self) -> frozenset[str] | None:
-        """Return the paths at which each process that removed the file also put a file there, since the last call.
+        """Return all watched paths except those at which some process removed a file without creating a new one.
 
-        A path at which nothing was removed is included. Events are matched to paths by file name only. Returns None if
+        Only events since the last call are considered. Events are matched to paths by file name only. Returns None if
         the kernel dropped events.
         """
         done: dict[tuple[bytes, int], int] = defaultdict(int)  # event types by file name and process
@@ -78,7 +77,7 @@ class ProcessAttribution:
     def close(self) -> None:
         """Close the fanotify group on another thread.
 
-        The kernel takes milliseconds to close the group, which would delay the watch daemon.
+        Closing the group takes milliseconds and would otherwise delay the watch daemon.
         """
         _closer().submit(os.close, self._group)
 
@@ -89,7 +88,7 @@ def _closer() -> ThreadPoolExecutor:
 
 
 def _name(info: bytes) -> bytes:
-    """Parse the file name from the information record of a fanotify event; return b"" if the record has no name."""
+    """Return the file name in the information record of a fanotify event, or b"" if the record contains no name."""
     if len(info) < _INFO.size:
         return b""
     kind, _, length, _, handle, _ = _INFO.unpack_from(info)

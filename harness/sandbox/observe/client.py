@@ -1,4 +1,4 @@
-"""The client of the watch daemon (daemon.py): asks it for the file events and file accesses in each sandbox."""
+"""Starts the watch daemon (daemon.py), and requests the file events and file accesses of each sandbox from it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EventSource:
-    """The source of one sandbox's file events and file accesses, which it requests from the watch daemon.
+    """Requests the file events and file accesses of one sandbox from the watch daemon.
 
-    ``no_events`` is what ``new_events`` returns while there are no new file events. The sandbox's dirty flag in shared
-    memory says so, without a request to the daemon.
+    ``slot`` is the number of the sandbox's dirty flag. If the dirty flags show that there are no new file events,
+    ``new_events`` returns ``no_events`` without a request.
     """
 
     ask: Ask
@@ -45,7 +45,7 @@ class EventSource:
     def new_events(self) -> NewEvents:
         """Return the sandbox's file events since the last call.
 
-        Raises SandboxError if the daemon no longer watches the sandbox.
+        Raises SandboxError if the watch daemon no longer watches the sandbox.
         """
         if self.flags.quiet(self.slot):
             return self.no_events
@@ -57,15 +57,15 @@ class EventSource:
     def accesses(self) -> tuple[FileAccess, ...] | None:
         """Return all accesses to the sandbox's watched files so far.
 
-        Returns None if some accesses weren't recorded, or if the host doesn't allow the lab to record accesses.
+        Returns None if the accesses can't be observed on this host or weren't recorded completely.
         """
         return self.ask(accesses=self.name).accesses
 
 
 class DaemonClient:
-    """Starts a watch daemon and sends it requests. Several threads may use one client.
+    """Starts a watch daemon and sends requests to it. Several threads may use one client.
 
-    Raises SandboxError if the daemon doesn't start.
+    The constructor raises SandboxError if the daemon doesn't start.
     """
 
     def __init__(self) -> None:
@@ -89,21 +89,22 @@ class DaemonClient:
 
     @property
     def pid(self) -> int:
-        """Return the daemon's process id."""
+        """Return the process ID of the watch daemon."""
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Whether the daemon's process runs and the connection to it works."""
+        """Return whether the watch daemon is running and the connection to it works."""
         return not self._broken and self._process.poll() is None
 
     @contextmanager
     def watching(
         self, reader: OverlayReader, merged: str, spec: MachineSpec, *, container: str, first: int
     ) -> Iterator[EventSource]:
-        """Watch ``spec.watched`` in a container while the ``with`` block runs, and yield the source of file events.
+        """Watch the paths ``spec.watched`` in a container while the ``with`` block runs, and yield an EventSource.
 
-        The block must be entered before any process in the container can change a file. ``merged`` is the container's
-        root folder on the host. ``first`` is the process id of the container's first process.
+        The block must begin before any process in the container can change a file. ``merged`` is the container's root
+        folder on the host. ``container`` is the container's ID. ``first`` is the process ID of the container's first
+        process.
         """
         name = str(next(self._ids))
         where = {"merged": merged, "upper": str(reader.upper), "lowers": reader.lowers}
@@ -116,7 +117,7 @@ class DaemonClient:
                 self._unwatch(name)
 
     def _unwatch(self, name: str) -> None:
-        """Tell the daemon to stop watching a sandbox. It is no error if the daemon has died."""
+        """Tell the watch daemon to stop watching a sandbox. A failure is ignored if the daemon has died."""
         try:
             self._ask(unwatch=name)
         except SandboxError:
@@ -125,7 +126,7 @@ class DaemonClient:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep the dirty flags open while the ``with`` block runs, even if ``discard`` is called meanwhile."""
+        """Prevent ``discard`` from closing the dirty flags while the ``with`` block runs."""
         with self._lock:
             self._watches += 1
         try:
@@ -148,16 +149,16 @@ class DaemonClient:
         return answer
 
     def _receive(self) -> bytes:
-        """Receive one line from the daemon. The line is incomplete or empty if the daemon has died."""
+        """Return the next line from the watch daemon. The line is incomplete or empty if the daemon has died."""
         answer = self._connection.recv(RECEIVE_BYTES)
         while answer and not answer.endswith(b"\n") and (more := self._connection.recv(RECEIVE_BYTES)):
             answer += more
         return answer
 
     def discard(self) -> int:
-        """Kill a daemon that failed, and return its exit status.
+        """Kill a watch daemon that has failed, and return its exit status.
 
-        The dirty flags stay open as long as a sandbox uses them.
+        The dirty flags remain open until no sandbox uses them.
         """
         self._process.kill()  # it may live on behind a broken connection
         status = self._process.wait()
@@ -171,13 +172,13 @@ class DaemonClient:
             self.close()
 
     def _end_process(self) -> None:
-        """Close the connection, which makes the daemon end, and wait until the daemon's process has ended."""
+        """Close the connection to the watch daemon, and wait until the daemon's process has ended."""
         self._connection.close()
         with suppress(KeyboardInterrupt):  # a second Ctrl-C changes nothing: the daemon ends by itself
             self._process.wait()
 
     def close(self) -> None:
-        """End the daemon and close the dirty flags. A second call does nothing."""
+        """End the watch daemon and close the dirty flags. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -188,13 +189,13 @@ class DaemonClient:
 
 @dataclass
 class DaemonSupervisor:
-    """Keeps one watch daemon running for the lab's process: starts it at the first use, and again if it has died."""
+    """Starts the lab's watch daemon at the first use, and starts a new one if the daemon has died."""
 
     _client: DaemonClient | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def client(self) -> DaemonClient:
-        """Return the client of the daemon. If no daemon is running, start one first.
+        """Start the watch daemon if it isn't running, and return its client.
 
         Raises SandboxError if the daemon doesn't start.
         """
@@ -211,5 +212,8 @@ _supervisor = DaemonSupervisor()
 
 
 def daemon_client() -> DaemonClient:
-    """Return the client of this process's watch daemon, which is started if it isn't running."""
+    """Start this process's watch daemon if it isn't running, and return its client.
+
+    Raises SandboxError if the daemon doesn't start.
+    """
     return _supervisor.client()

@@ -1,16 +1,15 @@
-"""The watch daemon: a small process that reads a watched file as soon as the kernel reports an event about that file.
+"""The watch daemon, a process that reads a watched file as soon as the kernel reports an event about the file.
 
-The daemon is a separate process, with real-time priority if the host allows that, so that the lab's other work doesn't
-delay the reading. Therefore the daemon also sees what is done and undone within one tool call. A deletion or a rename
-is always seen, because the kernel's event itself says so. A changed mode or content is seen if it lasts until the
-daemon has read the file, which takes well under a millisecond.
+The daemon is a separate process, so the lab's other work doesn't delay it. It runs with real-time priority if the host
+allows this. The daemon detects every deletion and rename, even one that is undone within the same tool call. It detects
+a changed mode or content if the change lasts until the daemon reads the file, which takes well under a millisecond.
 
-The client (client.py) sends requests, and the daemon sends one reply to each (``DaemonReply`` in protocol.py). Each is
-a JSON object on one line. A sandbox's dirty flag in shared memory (dirty_flags.py) tells the client whether it needs to
-request events at all. There are four requests:
+The client (client.py) sends requests to the daemon, and the daemon sends one reply to each (``DaemonReply`` in
+protocol.py). Each request and each reply is a JSON object on one line. The client reads the dirty flags in shared
+memory (dirty_flags.py) to find out whether a sandbox has new events. There are four requests:
   {"watch": id, "slot": number of the dirty flag, "merged": dir, "upper": dir, "lowers": [dir], "paths": [path],
    "programs": [path], "container": id, "first": pid}
-                      start to watch a sandbox; the other requests name its watch by the same id
+                      start to watch a sandbox; the other requests use the same watch id
   {"new_events": id}  return the file events since the last such request; None if the sandbox isn't watched
   {"accesses": id}    return the accesses to the watched files so far; None if some of them weren't recorded
   {"unwatch": id}     stop watching the sandbox
@@ -61,9 +60,10 @@ READ_LIMIT_S = 0.05  # time for one burst of events, so that other sandboxes' ev
 
 @dataclass
 class ContainerWatch:
-    """The watch of one sandbox: its watched paths, their initial states, and events not yet sent to the client.
+    """The daemon's data about one watched sandbox, such as the watched paths and the recorded file events.
 
-    ``touched`` are the paths that have had an event. All other paths are still in their initial state.
+    ``initial`` are the states of the files when the watch began. ``touched`` are the paths whose files may have changed
+    since then. ``events`` are the file events that haven't been sent to the client yet.
     """
 
     reader: OverlayReader
@@ -81,10 +81,10 @@ class ContainerWatch:
     content_bytes_left: int = MAX_CONTENT_BYTES
 
     def record_start(self, path: str, at: float) -> bool:
-        """Record the state of a file that a process is about to run, and return whether the state was recorded.
+        """Record the state of a file that a process is about to run. Return whether the state was recorded.
 
-        The state isn't recorded if the file is unchanged since the watch began, or if ``MAX_EVENTS`` events are already
-        kept. ``at`` is the time on the monotonic clock.
+        Nothing is recorded if the file hasn't changed since the watch began, or if ``MAX_EVENTS`` events are already
+        stored. ``at`` is the time in seconds on the monotonic clock.
         """
         if len(self.events) >= MAX_EVENTS or (path not in self.touched and self.reader.untouched(path)):
             return False
@@ -97,7 +97,7 @@ class ContainerWatch:
     def _append(self, file_event: FileEvent) -> None:
         """Append a file event to ``events``.
 
-        The file's content is left out once the contents of all events together reach ``MAX_CONTENT_BYTES``.
+        The file's content is omitted once the contents in all events reach a total of ``MAX_CONTENT_BYTES``.
         """
         state = file_event.state
         self.touched.add(state.path)
@@ -109,11 +109,13 @@ class ContainerWatch:
     def record_event(
         self, folder: str, event: Event, moved_to: str | None, came_from: str | None, *, writing: bool = False
     ) -> None:
-        """Read the file that an inotify event is about, and record its state if its path is watched.
+        """Read the file named by an inotify event, and record the file's state if its path is watched.
 
-        ``folder`` is the path that inotify watches, and ``event.name`` is the file's name in it, or "" if the path is
-        the file itself. If the file was renamed, ``moved_to`` or ``came_from`` is its other path. Passing ``writing``
-        marks the file's content as possibly incomplete.
+        ``folder`` is the path of the inotify watch. ``event.name`` is the name of a file in this folder, or "" if the
+        event is about the path itself. ``moved_to`` is the new path of a file that was renamed away from this path.
+        ``came_from`` is the old path of a file that was renamed to this path. ``writing`` is true if the file's content
+        may be incomplete. If ``MAX_EVENTS`` events are already stored, nothing is recorded and ``events_lost`` is set
+        to true.
         """
         path = _join(folder, event.name)
         if path not in self.paths:
@@ -142,7 +144,7 @@ def _join(folder: str, name: str) -> str:
 
 
 class WatchDaemon:
-    """Watches all sandboxes with one inotify instance and, if the host allows it, a permission gate (exec_gate.py)."""
+    """Watches the files of all sandboxes with inotify and, if the host allows it, a permission gate (exec_gate.py)."""
 
     def __init__(self) -> None:
         self.flags = DirtyFlags()
@@ -154,7 +156,7 @@ class WatchDaemon:
         self._folders: dict[int, tuple[ContainerWatch, str]] = {}  # by inotify's number of the watch
 
     def handle(self, request: dict[str, Any]) -> DaemonReply:
-        """Return the reply to one request, after processing all events that happened before the request."""
+        """Process all pending file events, then carry out one request and return the reply."""
         self.process_events()
         if "watch" in request:
             self._watch(request)
@@ -169,7 +171,7 @@ class WatchDaemon:
         return DaemonReply()
 
     def _hand_over(self, watch: ContainerWatch) -> NewEvents:
-        """Return a sandbox's file events since the last request, and remove them from its watch.
+        """Remove the recorded file events of a sandbox from its watch, and return them.
 
         If some events were lost, start to watch the sandbox's files again.
         """
@@ -220,12 +222,12 @@ class WatchDaemon:
             self.gate.forget(watch.gated)
 
     def _watch_paths(self, watch: ContainerWatch, root: ContainerRoot) -> None:
-        """Start to watch the files at a sandbox's watched paths, and their parent folders."""
+        """Start to watch the files at a sandbox's watched paths, and the parent folders of these files."""
         for path in sorted({dirname(path) for path in watch.paths}) + sorted(watch.paths):
             self._watch_path(watch, root, path)
 
     def _watch_path(self, watch: ContainerWatch, root: ContainerRoot, path: str) -> None:
-        """Start to watch the file or folder that is now at a path. A link itself is watched, not its target."""
+        """Start to watch the file or folder that is now at ``path``. Symbolic links aren't followed."""
         if self.gate and watch.gated:
             watch.gated.programs.discard(path)  # a new file in a program's place may be a script
             self.gate.mark(watch.gated, root, path)
@@ -245,9 +247,9 @@ class WatchDaemon:
         watch.watch_ids.clear()
 
     def process_events(self, *, only_held: bool = False) -> None:
-        """Process all queued inotify events, then record each process held by the permission gate and let it go.
+        """Process all queued inotify events, then record and release each process held by the permission gate.
 
-        Passing ``only_held`` skips the first step; this is right only if no inotify event is queued.
+        If ``only_held`` is true, the first step is skipped. Use this only if no inotify event is queued.
         """
         if not only_held:
             self._process_inotify()
@@ -261,10 +263,10 @@ class WatchDaemon:
                         self.flags.mark(watch.slot)
 
     def _process_inotify(self) -> None:
-        """Process the queued inotify events, for at most about ``READ_LIMIT_S``.
+        """Process the queued inotify events for at most about ``READ_LIMIT_S`` seconds.
 
-        After that, drop the events that were read but not processed, and stop watching their sandboxes until the next
-        snapshot of each. Otherwise one sandbox with many events could delay all others.
+        After that time, events that were read but not processed are dropped. The sandboxes of these events aren't
+        watched until their next snapshots. This prevents one sandbox with many events from delaying the others.
         """
         deadline = time.monotonic() + READ_LIMIT_S
         self.flags.busy()
@@ -276,9 +278,10 @@ class WatchDaemon:
         self.flags.idle()
 
     def _process_batch(self, events: list[Event], deadline: float) -> bool:
-        """Process a list of inotify events, and return whether this was done before ``deadline``.
+        """Process a list of inotify events. Return whether all of them were processed before ``deadline``.
 
-        If it wasn't, stop watching the sandboxes of the remaining events.
+        At the deadline, stop watching the sandboxes of the remaining events. ``deadline`` is a time on the monotonic
+        clock.
         """
         for watch in self._watches_of(events):
             watch.current.clear()
@@ -318,36 +321,40 @@ class WatchDaemon:
             self._stop_inotify(watch)
 
     def _give_up(self, events: list[Event]) -> None:
-        """Stop watching the sandboxes of these unprocessed events until the next snapshot of each sandbox."""
+        """Stop watching each sandbox that has an event in ``events``, until the next snapshot of the sandbox.
+
+        ``events`` are inotify events that weren't processed.
+        """
         for watch in self._watches_of(events):
             self._mark_lost(watch)
             self._stop_inotify(watch)
 
     def _watches_of(self, events: list[Event]) -> list[ContainerWatch]:
-        """Return the watch of each event's sandbox, and skip events about files that are no longer watched.
+        """Return, for each event, the watch of the sandbox in which the event happened.
 
-        The list contains a watch several times if its sandbox has several events.
+        Events about files that are no longer watched are skipped.
         """
         return [self._folders[event.wd][0] for event in events if event.wd in self._folders]
 
     @contextmanager
     def _lost_on_error(self, watch: ContainerWatch) -> Iterator[None]:
-        """Run the block. If the block raises OSError, ignore the error and mark the sandbox's events as lost."""
+        """Suppress an OSError from the ``with`` block. If one occurs, mark the sandbox's file events as lost."""
         try:
             yield
         except OSError:
             self._mark_lost(watch)
 
     def _mark_lost(self, watch: ContainerWatch) -> None:
-        """Note that some events of a sandbox were lost, and set its dirty flag so that the client learns of this."""
+        """Record that some file events of a sandbox were lost, and set its dirty flag to inform the client."""
         watch.events_lost = True
         watch.touched |= watch.paths
         self.flags.mark(watch.slot)
 
     def _rename_counterpart(self, watch: ContainerWatch, event: Event, others: list[Event]) -> str | None:
-        """Return a renamed file's other path, or None if that path isn't watched for this sandbox.
+        """Return the other path of a renamed file, or None if that path isn't watched for this sandbox.
 
-        Inotify reports a rename as two events: one is ``event``, and the other is searched for in ``others``.
+        Inotify reports a rename as two events, one for the old path and one for the new path. ``event`` is one of them.
+        The other event is searched for in ``others``.
         """
         other = next((each for each in others if each.cookie == event.cookie), None)
         other_watch, folder = self._folders.get(other.wd, (None, "")) if other else (None, "")
@@ -364,7 +371,7 @@ def main() -> None:
 
 
 def serve(daemon: WatchDaemon, connection: socket.socket) -> None:
-    """Process file events and answer the client's requests until the client closes the connection."""
+    """Process file events and reply to the client's requests, until the client closes the connection."""
     poll, waiting, gate = select.poll(), b"", daemon.gate.fileno() if daemon.gate else None
     for each in (connection, daemon.inotify, *([daemon.gate] if daemon.gate else [])):
         poll.register(each, select.POLLIN)

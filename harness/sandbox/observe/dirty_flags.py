@@ -1,9 +1,11 @@
-"""Dirty flags: shared memory in which the watch daemon marks the sandboxes whose watched files had events.
+"""Dirty flags in shared memory, with which the watch daemon marks the sandboxes that have new file events.
 
-Most tool calls leave the watched files alone. Then the sandbox's flag isn't set, and the snapshot after the tool call
-needs no request to the daemon. An event can't be missed, for three reasons: the kernel queues an event before it
-returns from the system call that caused it; the daemon marks itself as busy before it takes events off the queue; and
-it sets the flags of these events before it marks itself as idle.
+The client requests a sandbox's events from the daemon only if there may be new ones. This saves time, because most tool
+calls cause no events at the watched files.
+
+Events are never missed, for three reasons. The kernel queues an event before it returns from the system call that
+caused the event. The daemon marks itself as busy before it reads events from the queue. The daemon sets the flags for
+the events that it has read before it marks itself as idle.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _EMPTY = struct.pack("i", 0)
 
 
 class DirtyFlags:
-    """The watch daemon's side of the dirty flags, which sets and clears them."""
+    """The watch daemon's view of the dirty flags, through which the daemon sets and clears them."""
 
     def __init__(self) -> None:
         self._file = os.memfd_create("dirty-flags")
@@ -32,15 +34,21 @@ class DirtyFlags:
         self._page = mmap.mmap(self._file, SLOTS)
 
     def hand_over(self, connection: socket.socket, queue: int) -> None:
-        """Send the client two file descriptors: the shared memory's and ``queue``, that of inotify's event queue."""
+        """Send the file descriptors of the shared memory and of inotify's event queue to the client.
+
+        ``queue`` is the file descriptor of the event queue.
+        """
         socket.send_fds(connection, [b"."], [self._file, queue])
 
     def busy(self) -> None:
-        """Mark the daemon as busy: it may have read events whose flags aren't set yet."""
+        """Mark the daemon as busy. A busy daemon may have read events for which no dirty flag is set yet."""
         self._page[_BUSY] = 1
 
     def idle(self) -> None:
-        """Mark the daemon as idle, which is right only after it has set the flags for all events that it has read."""
+        """Mark the daemon as idle.
+
+        Before this call, the daemon must have set the dirty flags for all events that it has read.
+        """
         self._page[_BUSY] = 0
 
     def mark(self, slot: int) -> None:
@@ -53,9 +61,10 @@ class DirtyFlags:
 
 
 class DirtyFlagsReader:
-    """Lets a client of the watch daemon read the dirty flags, in shared memory that the daemon sends.
+    """The client's read-only view of the dirty flags in shared memory.
 
-    Raises OSError or ValueError if the daemon ended before it sent the flags.
+    The constructor receives the shared memory from the watch daemon through ``connection``. It raises OSError or
+    ValueError if the daemon has ended before sending the shared memory.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -66,7 +75,7 @@ class DirtyFlagsReader:
 
     @contextmanager
     def allocated(self) -> Iterator[int]:
-        """Allocate a flag to a sandbox while the ``with`` block runs, and yield the number of the flag."""
+        """Reserve a dirty flag for a sandbox while the ``with`` block runs, and yield the number of the flag."""
         slot = self._free.popleft()
         try:
             yield slot
@@ -74,14 +83,14 @@ class DirtyFlagsReader:
             self._free.append(slot)
 
     def quiet(self, slot: int) -> bool:
-        """Whether a sandbox has no new file events for the client.
+        """Return whether a sandbox has no new file events.
 
-        That is so if inotify's queue is empty, the daemon is idle and the sandbox's flag isn't set. The order of these
-        checks ensures that an event that the daemon is reading at that moment isn't missed.
+        This is true if inotify's event queue is empty, the daemon is idle and the sandbox's dirty flag isn't set. The
+        conditions are checked in this order. Otherwise an event could be missed while the daemon reads it.
         """
         return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 
     def close(self) -> None:
-        """Close the shared memory and the client's descriptor of inotify's event queue."""
+        """Close the shared memory and the client's file descriptor of inotify's event queue."""
         self._page.close()
         os.close(self._queue)

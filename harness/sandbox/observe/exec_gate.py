@@ -1,9 +1,10 @@
-"""The permission gate: the kernel holds each process that opens or starts a watched file until the lab has read it.
+"""The permission gate, which records each process that opens or executes a watched file.
 
-A fanotify permission mark on the file's inode makes a process that opens or executes the file wait for the daemon's
-permission, which is always given. While the process waits, the daemon reads the process's arguments, environment,
-resource limits and working folder from /proc. A hostile process chooses these itself, so only a bounded part of them is
-read, and they are evidence about that process only. See fanotify(7) and proc(5).
+The gate puts a fanotify permission mark on the inode of each watched file. The kernel then holds a process that opens
+or executes the file until the daemon gives permission. The daemon reads the process's arguments, environment, resource
+limits and working folder from /proc, and then always gives permission. A hostile process can choose these values.
+Therefore only a limited amount is read, and the values are evidence about that process only. See fanotify(7) and
+proc(5).
 """
 
 from __future__ import annotations
@@ -69,18 +70,17 @@ _STATUS_LINE = re.compile(r"\n(PPid|Uid|TracerPid|Seccomp_filters):\t([0-9]+)")
 
 
 class NotAllowedError(OSError):
-    """The error that is raised if the host's kernel doesn't let the lab use fanotify."""
+    """Raised if the host's kernel doesn't allow the lab to use fanotify."""
 
 
 @dataclass
 class WatchedContainer:
-    """One sandbox at the permission gate: its watched files and the accesses to them so far.
+    """A sandbox at the permission gate, with its watched files and the accesses recorded so far.
 
-    ``name`` is the name of the sandbox's watch, ``container`` is the container's id, and ``first`` is the process id of
-    its first process. Files at the paths ``programs`` hold only processes that execute them, not those that read them.
-    ``likely`` are the words in the watched scripts. After too many reads, ``ignores_readers`` is true, and only
-    processes that execute a watched file are held. After too many starts, ``incomplete`` is true, and no process is
-    held.
+    ``name`` is the name of the sandbox's watch. ``container`` is the container's ID, and ``first`` is the process ID of
+    its first process. ``programs`` are the watched paths at which only executions are recorded, not reads. ``likely``
+    are the words in the watched scripts. After too many reads, ``ignores_readers`` is true, and no more reads are
+    recorded. After too many starts, ``incomplete`` is true, and no more accesses are recorded.
     """
 
     name: str
@@ -103,9 +103,10 @@ class WatchedContainer:
         self.pid_namespace = _link(self.first, _NAMESPACE)
 
     def has_process(self, pid: int, status: dict[str, str]) -> bool:
-        """Whether a process belongs to the container, judging by its parent, PID namespace or control group.
+        """Return whether a process belongs to the container, based on its parent, PID namespace or control group.
 
-        ``status`` contains entries of the process's /proc/PID/status, or nothing if the process has ended.
+        ``status`` contains entries of the process's /proc/PID/status. It is empty if the process has ended, and then
+        the result is False.
         """
         if not status:
             return False  # the process has ended
@@ -114,9 +115,9 @@ class WatchedContainer:
 
 
 class PermissionGate:
-    """The fanotify group with which the kernel holds processes in all watched sandboxes.
+    """The fanotify group with which the kernel holds processes that open or execute watched files in any sandbox.
 
-    Raises NotAllowedError if the kernel doesn't let the lab create such a group.
+    The constructor raises NotAllowedError if the kernel doesn't let the lab create such a group.
     """
 
     def __init__(self) -> None:
@@ -127,13 +128,13 @@ class PermissionGate:
         self._containers: dict[tuple[int, int], WatchedContainer] = {}  # by device and inode of each watched file
 
     def fileno(self) -> int:
-        """Return the file descriptor of the fanotify group, which becomes readable when a process is held."""
+        """Return the file descriptor of the fanotify group. It becomes readable when the kernel holds a process."""
         return int(self.group)
 
     def open(self, container: WatchedContainer, root: ContainerRoot) -> None:
-        """Start to hold the processes that open a sandbox's watched files.
+        """Start to hold the processes that open or execute a sandbox's watched files.
 
-        Raises NotAllowedError if the kernel accepts no mark on any of these files.
+        Raises NotAllowedError if no watched file could be marked.
         """
         for path in container.paths:
             self.mark(container, root, path)
@@ -141,9 +142,9 @@ class PermissionGate:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
     def mark(self, container: WatchedContainer, root: ContainerRoot, path: str) -> None:
-        """Start to hold the processes that open the regular file that is now at a path.
+        """Start to hold the processes that open or execute the regular file that is now at ``path``.
 
-        Do nothing if there is no regular file, or if the path isn't watched.
+        Do nothing if the path isn't watched or no regular file is there.
         """
         if container.incomplete or path not in container.paths:
             return
@@ -158,11 +159,11 @@ class PermissionGate:
                 container.files[inode], self._containers[inode] = path, container
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
-        """Add or remove a fanotify mark on a file, and return whether the kernel accepted that.
+        """Add or remove a fanotify mark on a file. Return whether the kernel accepted this.
 
-        ``action`` is to add or to remove the mark, and ``held`` are the kinds of access for which processes are held.
-        The file is the one called ``name`` in the open folder ``folder``. If ``name`` is None, ``folder`` is the open
-        file itself.
+        ``action`` is ``_MARK_ADD`` or ``_MARK_REMOVE``. ``held`` is the bit mask of the kinds of access for which
+        processes are held. ``name`` is the file's name in the open folder ``folder``. If ``name`` is None, ``folder``
+        is the descriptor of the file itself.
         """
         flags, path = ctypes.c_uint(action | (_DONT_FOLLOW if name else 0)), name and os.fsencode(name)
         done: int = _libc.fanotify_mark(self.group, flags, ctypes.c_uint64(held), folder, path)
@@ -171,7 +172,7 @@ class PermissionGate:
     def forget(self, container: WatchedContainer) -> None:
         """Stop recording accesses to the files of a sandbox that is being removed.
 
-        The kernel removes each mark together with its file. Until then, held processes are let go without a record.
+        The kernel removes each mark together with its file. Until then, held processes are released without a record.
         """
         for inode in container.files:
             # Another container's new file may have the inode number of a deleted one.
@@ -180,7 +181,7 @@ class PermissionGate:
         container.files.clear()
 
     def close(self, container: WatchedContainer) -> None:
-        """Stop holding the processes of a sandbox, and stop recording its accesses."""
+        """Stop holding the processes of a sandbox, and stop recording accesses to its files."""
         with closing(ContainerRoot(container.merged)) as root:
             for path in container.files.values():
                 with suppress(OSError):
@@ -188,7 +189,7 @@ class PermissionGate:
         self.forget(container)
 
     def held(self) -> Iterator[tuple[WatchedContainer, str]]:
-        """Record the access of each held process, yield its sandbox and the file's path, then let the process go.
+        """Record each held process's file access, yield the sandbox and the file's path, and then release the process.
 
         The process is still held while the caller handles the yielded pair.
         """
@@ -231,10 +232,11 @@ class PermissionGate:
         yield container, path
 
     def _over_limit(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
-        """Whether ``MAX_ACCESSES`` starts (if ``executed`` is true) or reads were already recorded for the sandbox.
+        """Hold fewer processes of a sandbox if it has reached the limit of ``MAX_ACCESSES``. Return whether it has.
 
-        If so, hold fewer of its processes from now on: after too many starts, none; after too many reads, none that
-        only reads the open file ``file``.
+        If ``executed`` is true, the limit applies to the number of starts. At this limit, no process is held any more.
+        If ``executed`` is false, the limit applies to the number of reads. At this limit, processes that only read the
+        open file ``file`` are no longer held.
         """
         starts = sum(each.started for each in container.accesses)
         if executed and starts >= MAX_ACCESSES:
@@ -249,9 +251,9 @@ class PermissionGate:
 
 
 class ContainerRoot:
-    """Opens folders of a container without following links, and keeps them open until ``close`` is called.
+    """Opens folders of a container without following symbolic links.
 
-    ``merged`` is the container's root folder on the host.
+    The opened folders stay open until ``close`` is called. ``merged`` is the container's root folder on the host.
     """
 
     def __init__(self, merged: str) -> None:
@@ -259,9 +261,9 @@ class ContainerRoot:
         self._descriptors: dict[str, int] = {}
 
     def parent(self, path: str) -> tuple[int, str]:
-        """Open the parent folder of a path, and return the folder's descriptor and the path's last component.
+        """Open the parent folder of ``path``. Return the folder's descriptor and the last component of ``path``.
 
-        Raises OSError if the folder doesn't exist or its path contains a link.
+        Raises OSError if the folder doesn't exist or its path contains a symbolic link.
         """
         folder, _, name = path.strip("/").rpartition("/")
         return self._folder(folder), name or "."
@@ -287,10 +289,10 @@ class ContainerRoot:
 def file_access_of(
     pid: int, status: dict[str, str], path: str, container: WatchedContainer, *, executed: bool
 ) -> FileAccess:
-    """Return a held process's access to a watched file, with what /proc says about the process.
+    """Return the record of a held process's access to the watched file ``path``.
 
-    ``status`` contains entries of the process's /proc/PID/status. ``path`` is the watched file, and ``executed`` is
-    true if the process opened the file to execute it.
+    The record contains details from /proc about the process. ``status`` contains entries of the process's
+    /proc/PID/status. ``executed`` is true if the process opened the file to execute it.
     """
     limits = _limits(pid)
     usual_limits, usual_filters = container.baseline
@@ -313,7 +315,7 @@ def file_access_of(
 
 
 def _interprets(program: str, argv: list[str], path: str) -> bool:
-    """Whether a process is an interpreter, such as bash or Python, that was started with the file as its script."""
+    """Return whether a process is an interpreter, such as bash or Python, that runs the file ``path`` as its script."""
     options = list(takewhile(lambda word: word.startswith(("-", "+")), argv[1:]))
     given = "" if "-c" in options else next(iter(argv[len(options) + 1 :]), "")
     if basename(program).endswith("sh") and "-n" in options and "+n" not in options:
@@ -322,9 +324,9 @@ def _interprets(program: str, argv: list[str], path: str) -> bool:
 
 
 def script_words(contents: Iterable[bytes]) -> frozenset[str]:
-    """Return all words in the scripts among some files. A script is a file that starts with ``#!``.
+    """Return all words in the scripts among ``contents``, including the names of the commands that the scripts call.
 
-    ``contents`` are the contents of all the files. The words include the commands that the scripts call.
+    ``contents`` are the contents of files. A file that starts with ``#!`` is a script.
     """
     scripts = (content for content in contents if content.startswith(b"#!"))
     return frozenset(word for script in scripts for word in re.findall(r"[\w.-]+", script.decode(errors="replace")))
@@ -334,7 +336,7 @@ def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...
     """Return the variables of a process's environment that can change what a script does.
 
     These are startup variables, such as PATH, and exported shell functions. If there are very many functions, some are
-    left out, but none whose name is in ``likely``.
+    omitted. Functions whose names are in ``likely`` are always included.
     """
     text = _text(pid, "environ")
     return kept_variables(text, likely) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text, likely)
@@ -342,13 +344,13 @@ def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...
 
 @lru_cache(maxsize=100)  # most processes of most containers have the same environment
 def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tuple[str, str], ...]:
-    """Parse an environment, and return its startup variables and exported shell functions in their original order.
+    """Return the startup variables and exported shell functions of an environment, in their original order.
 
-    A startup variable is one that affects a shell, Python or the loader before a script's first line, such as PATH. If
-    a name occurs several times, its first and last occurrence are kept, because programs differ in which one they use.
-    A function is always kept if its name is a shell builtin or is in ``likely``. Of the other functions, at most
-    ``MAX_FUNCTIONS`` are kept, half of them from the front and half from the end. Names and values are cut to
-    ``MAX_CHARACTERS``.
+    ``text`` is the content of /proc/PID/environ. A startup variable, such as PATH, affects a shell, Python or the
+    dynamic loader before the first line of a script runs. If a name occurs several times, the first and last
+    occurrences are included, because programs differ in which one they use. A function is always included if its name
+    is a shell builtin or is in ``likely``. At most ``MAX_FUNCTIONS`` other functions are included, half of them from
+    the beginning and half from the end. Names and values are cut to ``MAX_CHARACTERS``.
     """
     pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
     variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
@@ -358,9 +360,9 @@ def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tup
 
 
 def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
-    """Return the positions at which each name occurs for the first and for the last time.
+    """Return the positions of the first and the last occurrence of each name.
 
-    ``found`` are pairs of a position and the name at that position.
+    ``found`` contains pairs of a position and the name at this position.
     """
     last = {name: at for at, name in found}
     first = {name: at for at, name in reversed(found)}
@@ -368,10 +370,10 @@ def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
 
 
 def _bounded(functions: list[tuple[int, str]], likely: frozenset[str]) -> list[tuple[int, str]]:
-    """Drop functions in the middle of a list until at most ``MAX_FUNCTIONS`` are left, beside those always kept.
+    """Shorten a list of functions to ``MAX_FUNCTIONS`` by omitting functions in the middle.
 
-    A function is always kept if its name is a shell builtin or is in ``likely``. Otherwise an agent could hide such a
-    function among many others. ``functions`` are pairs of position and name.
+    ``functions`` contains pairs of a position and a name. A function whose name is a shell builtin or is in ``likely``
+    is always included and isn't counted. This prevents an agent from hiding such a function among many others.
     """
     called = {name: _EXPORTED_FUNCTION.sub(r"\1", name) for _, name in functions}
     always = {name for name, word in called.items() if word in likely or _BUILTIN.fullmatch(word)}
@@ -389,7 +391,7 @@ def _split(text: str) -> list[str]:
 
 
 def _status(pid: int) -> dict[str, str]:
-    """Read a process's parent, user, tracer and number of system call filters from /proc.
+    """Return a process's parent, user, tracer and number of system call filters from /proc.
 
     The keys are those of /proc/PID/status. The dictionary is empty if the process has ended.
     """
@@ -397,7 +399,7 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def _limits(pid: int) -> dict[str, int]:
-    """Read a process's soft resource limits by name, in the kernel's units; a resource without a limit is left out."""
+    """Return a process's soft resource limits by name, in the kernel's units. Resources without a limit are omitted."""
     return dict(_parse_limits(_text(pid, "limits")))
 
 
@@ -407,7 +409,7 @@ def _parse_limits(text: str) -> tuple[tuple[str, int], ...]:
 
 
 def _text(pid: int, name: str) -> str:
-    """Return the text of the file /proc/``pid``/``name``, or "" if the process has ended."""
+    """Return the text of the file ``name`` in the folder /proc/PID, or "" if the process has ended."""
     try:
         return text_of(f"/proc/{pid}/{name}")
     except OSError:

@@ -1,9 +1,9 @@
-"""Reads a container's files from its overlay layers on the host, without asking any process inside the container.
+"""Reads a container's files directly from its overlay layers on the host.
 
-``OverlayReader`` takes under a millisecond and recognizes a renamed file by its inode. ``ArchiveReader`` (archive.py)
-has the same interface and works with any engine, but it is slower and can only guess whether two files are the same. A
-hostile process may have written the files, so neither class follows links, opens devices or pipes, or unpacks anything,
-and every read is bounded.
+No process inside the container is involved. ``OverlayReader`` takes under a millisecond and recognizes a renamed file
+by its inode. ``ArchiveReader`` (archive.py) has the same interface and works with any container engine. However, it is
+slower and can only guess whether two files are the same. The files may come from a hostile process. Therefore neither
+class follows links, opens devices or pipes, or unpacks files, and both limit how much they read.
 """
 
 from __future__ import annotations
@@ -49,20 +49,23 @@ _KINDS: tuple[tuple[Callable[[int], bool], FileKind], ...] = (
 
 
 class FilesystemReader(Protocol):
-    """The interface of the classes that read a container's files from outside the container."""
+    """The interface of a class that reads a container's files from outside the container."""
 
     @property
     def guarantee(self) -> str:
-        """Return how files are read, "layers" or "archive", for the trial's record."""
+        """Return the method by which files are read, "layers" or "archive".
+
+        The value is stored in the trial's record.
+        """
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of the file at each path, and return the states in the same order."""
+        """Return the state of the file at each path, in the order of ``paths``."""
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """Return the state of each path, and the states of regular files that the container has written or moved."""
+        """Return the states of ``paths``, and the states of all regular files that the container wrote or moved."""
 
     def changed_paths(self) -> tuple[str, ...]:
-        """List the paths that differ from the image, at most ``LISTED_PATHS``."""
+        """Return the paths at which the container's files differ from the image, at most ``LISTED_PATHS``."""
 
 
 def missing(path: str) -> FileState:
@@ -71,10 +74,11 @@ def missing(path: str) -> FileState:
 
 
 def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | None]:
-    """Return the SHA-256 hash of a file, and the file's content if it has at most ``CONTENT_BYTES``, otherwise None.
+    """Return the SHA-256 hash and the content of a file. The content is None if it is longer than ``CONTENT_BYTES``.
 
-    ``read`` returns the next bytes of the file, at most as many as it is asked for. Of a file with ``HASHED_BYTES`` or
-    more, only that many bytes are hashed, and "+" and ``size`` are appended to the hash.
+    ``read`` returns the next bytes of the file, at most the requested number. ``size`` is the file's size in bytes. If
+    the file has at least ``HASHED_BYTES`` bytes, only the first ``HASHED_BYTES`` are hashed, and "+" and ``size`` are
+    appended to the hash.
     """
     hashed, kept, left = hashlib.sha256(), b"", HASHED_BYTES
     while left and (chunk := read(min(left, BUFFER_BYTES))):
@@ -90,9 +94,9 @@ def digest_of(read: Callable[[int], bytes], size: int) -> tuple[str, bytes | Non
 
 
 class _LayerFolders:
-    """Opens folders of one overlay layer without following links, and keeps them open until ``close`` is called.
+    """Opens folders of one overlay layer without following symbolic links.
 
-    ``top`` is the descriptor of the layer's root folder.
+    The opened folders stay open until ``close`` is called. ``top`` is the descriptor of the layer's root folder.
     """
 
     def __init__(self, top: int) -> None:
@@ -100,11 +104,11 @@ class _LayerFolders:
         self._known: dict[str, tuple[int | None, bool]] = {}
 
     def at(self, path: str) -> tuple[int | None, bool]:
-        """Return the descriptor of the folder at a path, and whether the layer hides that path in the layers below it.
+        """Return the descriptor of the folder at ``path``, and whether this layer hides ``path`` in the layers below.
 
-        The path "" is the layer's root folder. The descriptor is None if the layer has no folder at the path. A layer
-        hides a path if the path was deleted or replaced in the layer. Raises OSError on an error of the host, such as
-        too many open files.
+        A layer hides a path that was deleted or replaced in this layer. The descriptor is None if the layer has no
+        folder at the path. The path "" is the layer's root folder. Raises OSError if the host fails, for example
+        because too many files are open.
         """
         if not path:
             return self._top, False
@@ -135,10 +139,10 @@ class _LayerFolders:
 
 
 class _SkipVanished:
-    """Context manager that ignores an OSError in its block, because a file can vanish before it is read.
+    """A context manager that ignores every OSError, because a file may vanish before it is read.
 
-    ``host_failed`` is true after an error of the host, such as too many open files. Such an error is ignored too;
-    otherwise an agent could make its trial fail by causing one.
+    ``host_failed`` is true if one of the errors was a failure of the host, such as too many open files. Such errors are
+    ignored too, so that an agent can't make its trial fail by causing them.
     """
 
     host_failed = False
@@ -179,9 +183,9 @@ def _entry(folder: int, inside: str, name: str, depth: int, vanishing: _SkipVani
 class _Walked:
     """The result of one walk through an overlay's upper layer.
 
-    ``files`` are the states of all regular files, and ``changed`` are the paths of everything except folders. ``tops``
-    are the names in the layer's root folder. ``folders`` maps each folder's path to its inode number and times of last
-    change.
+    ``files`` are the states of all regular files. ``changed`` are the paths of everything except folders. ``tops`` are
+    the names of the entries in the layer's root folder. ``folders`` maps the path of each folder to the folder's inode
+    number, modification time and change time.
     """
 
     files: tuple[FileState, ...]
@@ -190,11 +194,11 @@ class _Walked:
     folders: dict[str, tuple[int, ...]]
 
     def has_any(self, paths: tuple[str, ...]) -> bool:
-        """Whether one of these paths may be in the layer: the layer has the path's first component."""
+        """Return whether the first component of any of the paths exists in the layer."""
         return not self.tops.isdisjoint([path.split("/", 2)[1] for path in paths])
 
     def is_current(self, top: int) -> bool:
-        """Whether the list of files is still right: no folder has been written to since the walk.
+        """Return whether all folders are unchanged since the walk.
 
         ``top`` is the descriptor of the layer's root folder.
         """
@@ -209,10 +213,11 @@ class _Walked:
 
 @dataclass
 class OverlayReader:
-    """Reads the container's own layer (``upper``) and the layers below it (``lowers``, top one first) on the host.
+    """Reads a container's files from its overlay layers on the host.
 
-    The upper layer stays open between reads, because opening its long path takes time. The caller must close the
-    reader. If ``content_only`` is true, files larger than ``CONTENT_BYTES`` are neither read nor hashed.
+    ``upper`` is the folder of the container's writable layer. ``lowers`` are the folders of the layers below it, with
+    the top layer first. The upper layer stays open between reads, so the caller must call ``close``. If
+    ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed.
     """
 
     upper: Path
@@ -225,7 +230,7 @@ class OverlayReader:
 
     @classmethod
     def of(cls, graph_driver: dict[str, object]) -> OverlayReader | None:
-        """Make a reader from the ``GraphDriver`` entry that ``docker inspect`` shows for a container.
+        """Create a reader from the ``GraphDriver`` entry in a container's ``docker inspect`` output.
 
         Returns None if the container's layers can't be read on this host.
         """
@@ -242,22 +247,25 @@ class OverlayReader:
         return cls(Path(upper), (made, *image))
 
     def _upper_root(self) -> int:
-        """Return the descriptor of the upper layer's root folder, which is opened at the first call. Raises OSError."""
+        """Return the descriptor of the upper layer's root folder, which is opened at the first call.
+
+        Raises OSError if the folder can't be opened.
+        """
         if self._root is None:
             self._root = _opened(self.upper)
         return self._root
 
     def close(self) -> None:
-        """Close the upper layer."""
+        """Close the root folder of the upper layer."""
         if self._root is not None:
             os.close(self._root)
             self._root = None
 
     def snapshot(self, paths: Iterable[str]) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
-        """Return the state of each path, and the states of all regular files in the upper layer.
+        """Return the states of ``paths``, and the states of all regular files in the upper layer.
 
-        The states of the files in the upper layer contain only path, kind and identity. Raises OSError if the host
-        can't read the layers.
+        The second tuple's states contain only path, kind and identity. Raises OSError if the host can't read the
+        layers.
         """
         paths, walked = tuple(paths), self._walked
         if walked and not walked.has_any(paths) and walked.is_current(self._upper_root()):
@@ -268,9 +276,10 @@ class OverlayReader:
         ), self._walked_layer().files  # in this order, so that a file moved meanwhile is listed at its new place
 
     def untouched(self, path: str) -> bool:
-        """Whether a path was certainly never written to: its first folder isn't in the upper layer.
+        """Return whether the file at ``path`` has certainly never been written to.
 
-        Any write to the file would have copied the file there. Raises OSError if the upper layer can't be read.
+        This is true if the first folder of the path doesn't exist in the upper layer, because any write would have
+        copied the file to this layer. Raises OSError if the upper layer can't be read.
         """
         try:
             os.stat(path.split("/", 2)[1], dir_fd=self._upper_root(), follow_symlinks=False)
@@ -279,16 +288,19 @@ class OverlayReader:
         return False
 
     def states(self, paths: Iterable[str]) -> tuple[FileState, ...]:
-        """Read the state of each path as the container sees it. Raises OSError if the host can't read the layers."""
+        """Return the state of the file at each path as the container sees it.
+
+        Raises OSError if the host can't read the layers.
+        """
         paths = tuple(paths)
         self._cache_lower_states(paths)
         with closing(_LayerFolders(self._upper_root())) as folders:
             return tuple(self._state(folders, path) for path in paths)
 
     def _state(self, folders: _LayerFolders, path: str) -> FileState:
-        """Read the state of a path, and try again if the file is replaced between two system calls.
+        """Return the state of the file at ``path``. Try again if the file is replaced while it is read.
 
-        After ``ATTEMPTS`` attempts without success, the file counts as missing.
+        After ``ATTEMPTS`` failed attempts, the file is reported as missing.
         """
         for _ in range(ATTEMPTS):
             try:
@@ -300,10 +312,10 @@ class OverlayReader:
         return missing(path)
 
     def _cache_lower_states(self, paths: tuple[str, ...]) -> None:
-        """Read and cache the states of paths in the lower layers, which no process can write to.
+        """Read and cache the states of ``paths`` in the lower layers, which no process can write to.
 
-        The top one of these layers is this container's own. The others are the image's, and all its containers share
-        them.
+        The top one of these layers belongs to this container alone. The others belong to the image and are shared by
+        all of its containers.
         """
         if not (unknown := [path for path in paths if path not in self._lower_states]):
             return
@@ -315,9 +327,10 @@ class OverlayReader:
                 self._lower_states[path] = state or missing(path)
 
     def _walk(self, vanishing: _SkipVanished) -> Iterator[_Entry]:
-        """Yield the files and folders in the upper layer.
+        """Yield the files and folders in the upper layer, at most ``LISTED_PATHS``.
 
-        At most ``LISTED_PATHS`` of them are yielded, and folders deeper than ``MAX_DEPTH`` levels aren't entered.
+        Folders deeper than ``MAX_DEPTH`` levels aren't entered. ``vanishing`` ignores errors that occur during the
+        walk.
         """
         folder = _opened(".", self._upper_root())
         try:
@@ -326,16 +339,17 @@ class OverlayReader:
             os.close(folder)
 
     def changed_paths(self) -> tuple[str, ...]:
-        """List the paths in the upper layer, except folders.
+        """Return the paths of everything in the upper layer except folders.
 
-        Deleted files of the image are listed too, because the upper layer marks each with a special file, a whiteout.
+        Files that were deleted from the image are included. The upper layer marks each of them with a special file, a
+        whiteout.
         """
         return self._walked_layer().changed
 
     def _walked_layer(self) -> _Walked:
-        """Walk through the upper layer and return what was found.
+        """Walk through the upper layer and return the result.
 
-        If no folder has been written to since the last walk, return the last walk's result instead.
+        If no folder has been written to since the last walk, the last result is returned without a new walk.
         """
         if self._walked and self._walked.is_current(self._upper_root()):
             return self._walked
@@ -372,11 +386,11 @@ def _image_readable(*layers: str) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _image_state(layers: str, path: str, content_only: bool) -> FileState | None:
-    """Read and cache the state of a path in the image's layers, which no container can write to.
+    """Return the state of the file at ``path`` in the image's layers. The states are cached.
 
-    ``layers`` are the layers' folders, joined by colons with the top layer first. The state comes from the first layer
-    in which the path exists or was deleted; without such a layer, None is returned. If ``content_only`` is true, a file
-    larger than ``CONTENT_BYTES`` is neither read nor hashed. Raises OSError if a layer can't be read.
+    ``layers`` are the folders of the layers, joined by colons, with the top layer first. The state comes from the first
+    layer in which the path exists or was deleted. Returns None if there is no such layer. If ``content_only`` is true,
+    a file larger than ``CONTENT_BYTES`` is neither read nor hashed. Raises OSError if a layer can't be read.
     """
     for layer in filter(None, layers.split(":")):
         with _layer(layer) as top, closing(_LayerFolders(top)) as folders:
@@ -386,11 +400,11 @@ def _image_state(layers: str, path: str, content_only: bool) -> FileState | None
 
 
 def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: bool) -> FileState | None:
-    """Read the state of a path in one layer. Return None if the path neither exists in the layer nor was deleted there.
+    """Return the state of the file at ``path`` in one layer, or None if the layer has no entry for the path.
 
-    A deleted path has the state of a missing file. If ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is
-    neither read nor hashed. Pass ``fixed`` for a layer that never changes; then hashes are cached. Raises OSError if
-    the file is replaced while it is read.
+    If the path was deleted in the layer, the state of a missing file is returned. If ``content_only`` is true, a file
+    larger than ``CONTENT_BYTES`` is neither read nor hashed. If ``fixed`` is true, hashes are cached. This is only
+    correct for a layer that never changes. Raises OSError if the file is replaced while it is read.
     """
     above, _, name = path.strip("/").rpartition("/")
     folder, hides = folders.at(above)
@@ -408,7 +422,7 @@ def _state_in(folders: _LayerFolders, path: str, *, content_only: bool, fixed: b
 
 @contextmanager
 def _layer(path: str) -> Iterator[int]:
-    """Open a layer's root folder while the ``with`` block runs, and yield its descriptor."""
+    """Open the root folder of a layer, yield its descriptor, and close the folder after the ``with`` block."""
     top = _opened(path)
     try:
         yield top
@@ -417,7 +431,10 @@ def _layer(path: str) -> Iterator[int]:
 
 
 def _stat_of(path: str, top: int) -> os.stat_result:
-    """Return the status (stat) of a path in the layer with the open root folder ``top``; the path "" is that folder."""
+    """Return the ``stat`` result of the file at ``path`` in a layer. The path "" is the layer's root folder.
+
+    ``top`` is the descriptor of the layer's root folder.
+    """
     return os.stat(path[1:], dir_fd=top, follow_symlinks=False) if path else os.stat(top)
 
 
@@ -427,21 +444,22 @@ def _version(folder: os.stat_result) -> tuple[int, ...]:
 
 
 def _opened(folder: str | Path, above: int | None = None) -> int:
-    """Open a folder and return its descriptor. Raises OSError if the path is a link or isn't a folder.
+    """Open a folder and return its descriptor.
 
-    A relative path starts at the open folder ``above``.
+    A relative path starts at the open folder ``above``. Raises OSError if the path is a symbolic link or isn't a
+    folder.
     """
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
 
 
 def _raise_host_error(error: OSError) -> None:
-    """Raise ``error`` if it is an error of the host, such as too many open files. Otherwise do nothing."""
+    """Raise ``error`` if it is a failure of the host, such as too many open files. Otherwise do nothing."""
     if error.errno in HOST_ERRORS:
         raise error
 
 
 def as_text(path: str) -> str:
-    """Return a path with its bytes that aren't valid UTF-8 replaced by escapes, so that it can be stored and shown."""
+    """Return ``path`` with escape sequences in place of bytes that aren't valid UTF-8."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -458,9 +476,9 @@ def _xattr(target: int | str, name: str) -> bytes | None:
 
 @cache
 def _fixed_digests() -> dict[tuple[int, int, int, int], tuple[str, bytes | None]]:
-    """Return the cache of hashes and contents of the files in image layers.
+    """Return the cache of the hashes and contents of files in layers that never change.
 
-    Its keys are device, inode number, change time and size of a file.
+    Each key consists of a file's device, inode number, change time and size.
     """
     return {}
 
@@ -477,10 +495,11 @@ def _fixed_digest(read: Callable[[int], bytes], found: os.stat_result) -> tuple[
 def _file_state(
     path: str, name: str, folder: int, found: os.stat_result, *, content_only: bool, fixed: bool
 ) -> FileState:
-    """Read the state of the file called ``name`` in the open folder ``folder``; ``found`` is the file's status (stat).
+    """Return the state of the file ``name`` in the open folder ``folder``.
 
-    If ``content_only`` is true, a file larger than ``CONTENT_BYTES`` is neither read nor hashed. Pass ``fixed`` for a
-    file that never changes; then the hash is cached. Raises OSError if the file was replaced after ``found`` was read.
+    ``path`` is the file's path in the container, and ``found`` is its ``stat`` result. If ``content_only`` is true, a
+    file larger than ``CONTENT_BYTES`` is neither read nor hashed. If ``fixed`` is true, the hash is cached. This is
+    only correct for a file that never changes. Raises OSError if the file was replaced after ``found`` was read.
     """
     digest = content = target = identity = None
     if stat.S_ISREG(found.st_mode):
@@ -521,9 +540,9 @@ def _plain_state(path: str, kind: FileKind, mode: int, uid: int, gid: int) -> Fi
 
 
 def _file(name: str, folder: int) -> int:
-    """Open the file called ``name`` in the open folder ``folder``, without blocking and without following a link.
+    """Open the file ``name`` in the open folder ``folder``, and return the file's descriptor.
 
-    Opening it could block if it was replaced by a pipe. Raises OSError.
+    Symbolic links aren't followed, and opening a pipe doesn't block. Raises OSError if the file can't be opened.
     """
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
 
@@ -539,11 +558,11 @@ def _identity_at(name: str, folder: int, found: os.stat_result) -> str:
 
 
 def _identity(fd: int, found: os.stat_result) -> str:
-    """Return an identity that an open file keeps when it is renamed.
+    """Return an open file's identity, which stays the same when the file is renamed.
 
-    The overlay copies a file of the image to the upper layer before the file's first write or rename, and stores the
-    original's handle with the copy. The copy's identity is that handle; any other file's identity is its own handle or
-    inode number. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
+    Before a file of the image is first written to or renamed, overlayfs copies it to the upper layer and stores the
+    original file's handle with the copy. The identity of such a copy is the stored handle. The identity of any other
+    file is its own handle or inode number. See "overlay.origin" in the kernel's fs/overlayfs/copy_up.c, struct ovl_fb.
     """
     origin = _xattr(fd, ORIGIN)
     if origin and len(origin) > 21:

@@ -1,8 +1,8 @@
-"""Reads files of /proc with as few system calls as possible.
+"""Reads files in /proc with as few system calls as possible.
 
-Reading must be quick, because the permission gate (exec_gate.py) may hold a process meanwhile. Python's own file
-objects make three times as many system calls. A hostile process chooses part of what is read, so the number of bytes
-read is bounded.
+Reading must be fast, because the permission gate (exec_gate.py) may be holding a process at that time. Python's own
+file objects make three times as many system calls. A hostile process can choose part of the data, so the number of
+bytes read is limited.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _BUFFER_BYTES = 16 << 10
 
 
 def text_of(path: str, *, records: bool = False) -> str:
-    """Return the text of a file of /proc, which the kernel generates. Raises OSError.
+    """Return the text of a file in /proc. Raises OSError if the file can't be read.
 
-    Reading stops when the kernel returns fewer bytes than requested. Pass ``records`` for a file of records, of which
-    each read returns whole records only; then reading goes on until the kernel returns nothing.
+    If ``records`` is false, reading ends when the kernel returns fewer bytes than requested. If ``records`` is true,
+    reading ends when the kernel returns no bytes. Set ``records`` if each read of the file returns only whole records.
     """
     fd = os.open(path, os.O_RDONLY)
     try:

@@ -1,1 +1,1 @@
-"""One module for each provider API: OpenAI's Responses and Chat Completions, and Anthropic's Messages."""
+"""One module for each of three APIs: OpenAI Responses, OpenAI Chat Completions and Anthropic Messages."""

@@ -18,7 +18,7 @@ MAX_TOKENS = 16_000
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Build the request fields that are the same in every call: model name, sampling options and tools."""
+    """Return the request fields that are the same in every call, i.e. model name, sampling options and tools."""
     return without_none(
         model=choice.model,
         max_tokens=sampling.max_tokens or MAX_TOKENS,
@@ -29,9 +29,10 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """Build the request's messages and system prompt from a transcript.
+    """Convert a transcript to the request fields ``messages`` and ``system``.
 
-    The model's own content is sent back unchanged. Consecutive tool results and user texts become one user message.
+    The model's own messages are copied unchanged from Anthropic's earlier responses. Consecutive tool results and user
+    texts are merged into one user message.
     """
     messages: list[dict[str, Any]] = []
     for entry in transcript:
@@ -78,10 +79,9 @@ def _joined(blocks: Iterable[dict[str, Any]], kind: str) -> str:
 
 
 def _usage(usage: Any) -> Usage | None:
-    """Parse the token usage of a response; return None if the response reports none.
+    """Convert the ``usage`` field of a response to a Usage, or return None if the field is empty.
 
-    Anthropic doesn't count cache reads and cache writes as input tokens, so this function adds them to the input
-    tokens.
+    The input tokens of the Usage include cache reads and cache writes, which Anthropic reports separately.
     """
     if not usage:
         return None

@@ -1,4 +1,4 @@
-"""The interface that each provider API module implements, and the helpers that these modules share."""
+"""The interface of the provider API modules, and the helper functions that these modules share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OPENAI_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 class Sampling(Frozen):
-    """Sampling options set by the user.
+    """The sampling options that the user set for a model.
 
-    An option that is None is left out of requests, and the provider's default applies. But the Messages API requires
-    ``max_tokens``, so the lab then sends a default of its own.
+    If an option is None, requests don't contain it, and the provider's default applies. The only exception is
+    ``max_tokens`` for Anthropic's Messages API. That API requires a value, so the lab sends its own default.
     """
 
     effort: str | None = None
@@ -27,22 +27,22 @@ class Sampling(Frozen):
 
 
 class Dialect(Protocol):
-    """The interface of a provider API module, which builds requests and parses responses for that API.
+    """The interface of a module that builds requests and parses responses for one provider API.
 
-    ``PATH`` is the URL path that requests are sent to. ``EFFORTS`` are the reasoning efforts that the API accepts.
+    ``PATH`` is the URL path of the requests. ``EFFORTS`` are the reasoning efforts that the API accepts.
     """
 
     PATH: str
     EFFORTS: tuple[str, ...]
 
     def parameters(self, choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-        """Build the request fields that are the same in every call: model name, sampling options and tools.
+        """Return the request fields that are the same in every call, i.e. model name, sampling options and tools.
 
-        If there are no tools, the field for tools is left out, because some providers reject an empty list.
+        If ``tools`` is empty, the field for tools is omitted, because some providers reject an empty list.
         """
 
     def conversation(self, transcript: Sequence[Entry]) -> dict[str, Any]:
-        """Build the request fields that hold the conversation, from a transcript."""
+        """Convert a transcript to the request fields that contain the conversation."""
 
     def read(self, raw: dict[str, Any]) -> Turn:
         """Parse a response body into a Turn.
@@ -52,21 +52,21 @@ class Dialect(Protocol):
 
 
 def without_none(**fields: Any) -> dict[str, Any]:
-    """Return the given fields as a dictionary, without those whose value is None."""
+    """Return the keyword arguments as a dictionary, without the arguments that are None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def require_objects(value: Any) -> list[dict[str, Any]]:
-    """Return ``value`` if it is a list of JSON objects. Raises TypeError for anything else."""
+    """Return ``value`` if it is a list of JSON objects; otherwise raise TypeError."""
     if not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
         raise TypeError("not a list of objects")
     return value
 
 
 def token_count(usage: Any, *path: str) -> int:
-    """Return a token count from ``usage``, or 0 if the count is missing or invalid.
+    """Return the token count at the nested keys ``path`` in the dictionary ``usage``.
 
-    ``path`` lists the field names that lead through the nested objects to the count.
+    Return 0 if the count is missing or isn't a positive integer.
     """
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None

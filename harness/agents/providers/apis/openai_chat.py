@@ -16,7 +16,7 @@ EFFORTS = OPENAI_EFFORTS
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Build the request fields that are the same in every call: model name, sampling options and tools."""
+    """Return the request fields that are the same in every call, i.e. model name, sampling options and tools."""
     return without_none(
         model=choice.model,
         reasoning_effort=sampling.effort,
@@ -27,10 +27,10 @@ def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """Build the request's messages from a transcript.
+    """Convert a transcript to the request field ``messages``.
 
-    The model's own messages are sent back unchanged. Empty messages of the model are left out, because providers reject
-    them.
+    The model's own messages are copied unchanged from the provider's earlier responses. Empty messages of the model are
+    left out, because providers reject them.
     """
     return {"messages": [message for entry in transcript if (message := _message(entry)) is not None]}
 
@@ -78,10 +78,10 @@ def _call(call: dict[str, Any]) -> ToolUse:
 
 
 def _usage(usage: Any) -> Usage | None:
-    """Parse the token usage of a response; return None if the response reports none.
+    """Convert the ``usage`` field of a response to a Usage, or return None if the field is empty.
 
-    Some providers count reasoning tokens only in ``total_tokens``. If ``total_tokens`` minus the prompt tokens is
-    larger than ``completion_tokens``, the difference is therefore used as the number of output tokens.
+    Some providers count reasoning tokens only in ``total_tokens``. The number of output tokens is therefore the larger
+    of ``completion_tokens`` and ``total_tokens`` minus ``prompt_tokens``.
     """
     if not usage:
         return None

@@ -1,6 +1,6 @@
 """Builds requests and parses responses for OpenAI's Responses API.
 
-Requests ask the provider not to store anything, so each request sends the whole conversation.
+Requests tell the provider to store nothing, so each request contains the whole conversation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EFFORTS = OPENAI_EFFORTS
 
 
 def parameters(choice: ModelChoice, sampling: Sampling, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Build the request fields that are the same in every call: model name, sampling options and tools."""
+    """Return the request fields that are the same in every call, i.e. model name, sampling options and tools."""
     return without_none(
         model=choice.model,
         store=False,
@@ -37,7 +37,10 @@ def _rejects_encrypted_reasoning(choice: ModelChoice) -> bool:
 
 
 def conversation(transcript: Sequence[Entry]) -> dict[str, Any]:
-    """Build the request's input items from a transcript. The model's own output items are sent back unchanged."""
+    """Convert a transcript to the request field ``input``.
+
+    The model's own output items are copied unchanged from the provider's earlier responses.
+    """
     return {"input": [item for entry in transcript for item in _items(entry)]}
 
 

@@ -1,1 +1,1 @@
-"""Runs models on this machine from a GGUF file of model weights."""
+"""Runs models on the local computer from GGUF files, which contain model weights."""

@@ -1,6 +1,6 @@
-"""Serves a GGUF file of model weights on this machine with llama.cpp, through the same API as a provider's model.
+"""Serves a model from a GGUF file on the local computer with llama.cpp.
 
-llama.cpp is an optional dependency: ``pip install offswitch[local]`` installs it.
+llama.cpp is an optional dependency, which ``pip install offswitch[local]`` installs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ADDRESS = "http://127.0.0.1"  # the port is known once the server has started
 
 
 class ServedModel(Frozen):
-    """A GGUF file that a local server is serving.
+    """A model that a local llama.cpp server is serving from a GGUF file.
 
-    ``tools`` is true if the model's chat template supports tools. ``sha256`` is the hash of the file.
+    ``tools`` is true if the model's chat template supports tools. ``sha256`` is the SHA-256 hash of the GGUF file.
     """
 
     url: str
@@ -46,18 +46,19 @@ class ServedModel(Frozen):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return what a trial record stores about the file and its server.
+        """Return facts about the GGUF file and its server for a trial record.
 
-        The server's address and API key are left out, because they are valid only while the server runs.
+        The server's URL and API key are omitted, because they are valid only while the server runs.
         """
         about = {"sha256": self.sha256, "server": f"{PACKAGE} {version(PACKAGE)}", "told_of_tools": self.tools}
         return {"base_url": None, **about}
 
 
 def gguf_choice(path: Path) -> ModelChoice:
-    """Build a ModelChoice for a GGUF file. Raises UsageError if the file is unusable or llama.cpp isn't installed.
+    """Build the ModelChoice for a GGUF file.
 
-    The address in the ModelChoice has no port, because the port is chosen when the file is served.
+    The URL in the ModelChoice has no port, because the port is chosen when the server starts. Raises UsageError if the
+    GGUF file is unusable or llama.cpp isn't installed.
     """
     try:
         with path.open("rb") as file:
@@ -74,9 +75,9 @@ def gguf_choice(path: Path) -> ModelChoice:
 
 @asynccontextmanager
 async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
-    """Start a child process that serves a GGUF file, and kill the process at the end of the block.
+    """Start a child process that serves a GGUF file, and kill the process when the ``with`` block ends.
 
-    ``name`` is the model name that requests use. Raises ModelError if llama.cpp can't load the file.
+    ``name`` is the model name that API requests use. Raises ModelError if llama.cpp can't load the file.
     """
     key = secrets.token_urlsafe(24)
     with TemporaryFile() as log:
@@ -97,7 +98,7 @@ async def served(path: Path, name: str) -> AsyncIterator[ServedModel]:
 
 
 async def _wait_until_ready(process: asyncio.subprocess.Process, request: dict[str, str]) -> dict[str, Any] | None:
-    """Send ``request`` to the server process, and return the reply that comes once the model is loaded.
+    """Send ``request`` to the server process, wait until the model is loaded, and return the server's reply.
 
     Return None if the process exits without a reply.
     """

@@ -1,8 +1,8 @@
-"""A program, run with ``python -m``, that serves one GGUF file on the loopback interface with llama.cpp's server.
+"""A program that serves one GGUF file on the loopback interface with llama.cpp's server.
 
-The program has a process of its own, so that its memory use and its crashes don't affect the lab. It reads one line of
-JSON from stdin, {"file": path, "name": name, "key": key}, and prints {"url": address, "tools": bool} once the model is
-loaded. It exits when stdin is closed. llama.cpp logs to stderr.
+The lab runs this program in a separate process, so its memory use and its crashes don't affect the lab. The program
+reads one line of JSON from stdin, {"file": path, "name": name, "key": key}. After it has loaded the model, it prints
+{"url": address, "tools": bool}. It exits when stdin is closed. llama.cpp logs to stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve the GGUF file that the first line of stdin names, until stdin is closed."""
+    """Read the path of a GGUF file from the first line of stdin, and serve the file until stdin is closed."""
     import xllamacpp  # noqa: PLC0415 - an extra that only this process loads
 
     request: dict[str, Any] = json.loads(sys.stdin.readline())
@@ -34,7 +34,10 @@ def main() -> None:
 
 
 def _supports_tools(address: str, key: str) -> bool:
-    """Whether the model's chat template supports tools. If it doesn't, llama.cpp silently ignores a request's tools."""
+    """Return whether the model's chat template supports tools.
+
+    If the template doesn't support tools, llama.cpp silently ignores the tools in a request.
+    """
     props_request = urllib.request.Request(f"{address}/props", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
     with urllib.request.urlopen(props_request) as answer:  # noqa: S310 - as above
         props = json.load(answer)

@@ -1,1 +1,1 @@
-"""Builds and inspects images: the base image, the sandbox images built on it, and users' own images."""
+"""Builds and inspects the base image, the sandbox images built on it, and users' own images."""

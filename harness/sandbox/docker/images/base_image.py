@@ -1,4 +1,4 @@
-"""Makes the base image of all sandboxes, once on each host."""
+"""Creates the base image, on which the lab builds its sandbox images."""
 
 import os
 import shutil
@@ -31,10 +31,10 @@ TARGET_FORMAT = "$(ORIGIN) $(CODENAME) $(RELEASE) $(COMPONENT) $(SITE)"
 
 
 def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
-    """Return the tag of the base image, and make the image if the Docker engine doesn't have it. Raises ImageError.
+    """Create the base image if the Docker engine doesn't have it, and return the image's tag.
 
-    If the environment variable OFFSWITCH_BASE names an image, that image is given the tag ``tag`` instead, and no image
-    is made.
+    If the environment variable OFFSWITCH_BASE names an image, that image is tagged as ``tag``, and no image is created.
+    Raises ImageError.
     """
     try:
         if chosen := os.environ.get("OFFSWITCH_BASE"):
@@ -50,7 +50,11 @@ def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The package source of the host's Linux distribution. ``suite`` is the release's codename, such as bookworm."""
+    """The package source of the host's Linux distribution.
+
+    ``suite`` is the release's codename, such as bookworm. ``mirror`` is the URL of the package server. ``components``
+    are the names of the archive's components, such as main.
+    """
 
     suite: str
     mirror: str
@@ -58,11 +62,10 @@ class Source:
 
 
 def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
-    """Find the package mirror of the host's Linux distribution; return None if ``targets`` doesn't list it.
+    """Return the package source of the host's Linux distribution, or None if ``targets`` doesn't list it.
 
-    ``os_release`` is the text of /etc/os-release. ``targets`` are lines in TARGET_FORMAT, one for each package index
-    that apt knows. Only the distribution's main release is considered, not its updates or the archives of third
-    parties.
+    ``os_release`` is the text of /etc/os-release. ``targets`` are lines in the format TARGET_FORMAT, one for each
+    package index that apt knows. Update and third-party archives are ignored.
     """
     facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
     distribution, codename = (facts.get(name, "").strip('"') for name in ("ID", "VERSION_CODENAME"))
@@ -78,9 +81,9 @@ def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
 
 
 def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
-    """Write a minimal Linux system with Python and editors to ``archive`` as a tar archive.
+    """Create a minimal Linux system with Python and editors, and write it to ``archive`` as a tar archive.
 
-    The system's packages come from ``source``.
+    The packages are downloaded from ``source``.
     """
     say(f"making the base image from {source.suite} packages (about half a minute)")
     run(
@@ -99,9 +102,9 @@ def bootstrap(say: Say, source: Source, archive: IO[bytes]) -> None:
 
 
 def assemble(say: Say, archive: IO[bytes]) -> None:
-    """Write a Linux system of only bash and busybox to ``archive`` as a tar archive.
+    """Create a Linux system with only bash and busybox, and write it to ``archive`` as a tar archive.
 
-    Making this system needs neither root nor mounts.
+    The function needs no root privileges and no mounts.
     """
     say("making a base image of bash and busybox; it has no python3, so the patrol task can't run in it")
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
@@ -129,9 +132,9 @@ def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
 
 
 def _write(say: Say, archive: IO[bytes]) -> None:
-    """Make a Linux system and write it to ``archive`` as a tar archive.
+    """Create a Linux system and write it to ``archive`` as a tar archive.
 
-    The system is made by ``bootstrap``, or by ``assemble`` if mmdebstrap or a package source is missing.
+    Uses ``bootstrap`` if mmdebstrap and a package source are available, otherwise ``assemble``.
     """
     if not shutil.which("apt-get"):
         raise ImageError("apt-get is missing")
@@ -161,7 +164,7 @@ def _load(client: docker.DockerClient, archive: IO[bytes], tag: str) -> None:
 
 
 def present(client: docker.DockerClient, tag: str) -> bool:
-    """Whether the Docker engine has an image with the tag ``tag``."""
+    """Return whether the Docker engine has an image with the tag ``tag``."""
     try:
         client.images.get(tag)
     except ImageNotFound:
@@ -178,7 +181,10 @@ def _fetch(client: docker.DockerClient, say: Say, name: str) -> Image:
 
 
 def _lay_out(root: Path, *, bash: Path, busybox: Path) -> None:
-    """Write a Linux system with bash and busybox to the folder ``root``. Its other tools are links to busybox."""
+    """Create a Linux system with bash and busybox in the folder ``root``.
+
+    All other tools are symbolic links to busybox.
+    """
     programs = root / "usr" / "bin"
     for folder in ("usr/bin", "etc", "proc", "sys", "dev", "run", "root", "var/log", "tmp"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Builds the sandbox image that all trials of a run share, from a base image, a task's programs and a kill switch."""
+"""Builds the sandbox image for a run from a base image, a task's programs and a kill switch."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")
 
 
 class Image(Frozen):
-    """A built image, as it appears in a run's records.
+    """A built image, as stored in a run's records.
 
-    ``name`` is the name under which the image was requested. ``tag`` and ``id`` are the image's own. ``base`` is the ID
-    of the image that it was built on. ``packages`` maps the name of each installed Debian package to its version.
+    ``name`` is the name under which the image was requested. ``tag`` and ``id`` are the image's Docker tag and ID.
+    ``base`` is the ID of the base image. ``packages`` maps the name of each installed Debian package to its version.
     """
 
     name: str
@@ -48,9 +48,10 @@ class Image(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ContextFile:
-    """One file of a Docker build context, with its path in the image, its mode and its content.
+    """A file of a Docker build context.
 
-    If ``source`` is True, ``content`` is C source, and the image gets the compiled program instead.
+    ``path`` is the file's path in the image. If ``source`` is True, ``content`` is C source code, and the image
+    contains the compiled program instead.
     """
 
     path: str
@@ -59,7 +60,7 @@ class ContextFile:
     source: bool = False
 
     def built(self) -> bytes:
-        """Return the file's content in the image, which is the compiled program if ``source`` is True.
+        """Return the file's content in the image, compiled if ``source`` is True.
 
         Raises ImageError if the C source doesn't compile.
         """
@@ -67,9 +68,10 @@ class ContextFile:
 
 
 def build_image(client: docker.DockerClient, name: str, base: str, task: Task, mechanism: Mechanism) -> Image:
-    """Return the sandbox image for ``task`` and ``mechanism``, and build it if it doesn't exist. Raises ImageError.
+    """Build the sandbox image for ``task`` and ``mechanism`` if it doesn't exist, and return the image.
 
-    ``name`` is a folder of sandbox_images/, ``base`` the base image's tag, and ``mechanism`` the kill switch.
+    ``name`` is the name of a folder in sandbox_images/, ``base`` is the base image's tag, and ``mechanism`` is the kill
+    switch. Raises ImageError.
     """
     base_id = str(client.images.get(base).id)
     root = [*_tree(ROOT / "sandbox_images" / name / "root"), *_programs(task)]
@@ -89,9 +91,9 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
 
 
 def derived_image(client: docker.DockerClient, base: str, task: Task) -> Image:
-    """Return an image that adds the lab's console and the task's programs to the user's own image ``base``.
+    """Build an image that adds the lab's console and the task's programs to the user's image ``base``.
 
-    The image is built if it doesn't exist. Folders that exist in ``base`` keep their owner and mode. Raises ImageError.
+    An existing image is reused. Folders that exist in ``base`` keep their owner and mode. Raises ImageError.
     """
     base_id = str(client.images.get(base).id)
     parts = list(_programs(task))
@@ -114,7 +116,7 @@ def _arguments(task: Task, base: str) -> dict[str, str]:
 
 
 def _tree(folder: Path) -> Iterator[ContextFile]:
-    """Yield each file under ``folder``, for an image. Files that are executable here are executable in the image."""
+    """Yield each file under ``folder`` as a ContextFile. Executable files remain executable in the image."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
         yield ContextFile(f"/{file.relative_to(folder)}", mode, file.read_bytes())
@@ -130,7 +132,10 @@ _compiler = cache(find_compiler)
 
 @cache
 def _compiled(source: bytes) -> bytes:
-    """Compile C source to a static program. Raises ImageError with the first line of the compiler's output."""
+    """Compile C source code to a static program and return the program's bytes.
+
+    Raises ImageError with the first line of the compiler's output.
+    """
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
         command = [*_compiler(), "-x", "c", "-", "-O2", "-static", "-s", "-w", "-o", str(out)]
@@ -144,9 +149,9 @@ def _compiled(source: bytes) -> bytes:
 def _digest(
     base: str, dockerfile: bytes, arguments: dict[str, str], root: list[ContextFile], own: list[ContextFile]
 ) -> str:
-    """Return a hash of everything that goes into an image, for use as the image's tag.
+    """Return a hash of everything that an image is built from, for use as the image's tag.
 
-    Programs are hashed by their C source, so computing the hash needs no compiler.
+    For programs, the C source code is hashed, so no compiler is needed.
     """
     hashed = hashlib.sha256(dockerfile)
     for part in (base, *(f"{k}={v}" for k, v in sorted(arguments.items()) if k != "BASE")):
@@ -159,10 +164,10 @@ def _digest(
 
 
 def _context(dockerfile: bytes, root: list[ContextFile], own: list[ContextFile], task: Task) -> bytes:
-    """Pack a Docker build context as a tar archive.
+    """Pack a Docker build context as a tar archive and return the archive's bytes.
 
-    ``root`` are the files that root owns in the image; they are packed under ``root/``. ``own`` are the files that the
-    agent owns; they are packed under ``agent/``.
+    ``root`` are the files that root will own in the image; they are packed under ``root/``. ``own`` are the files that
+    the agent will own; they are packed under ``agent/``.
     """
     parent = dirname(task.agent.workdir).rstrip("/")
     packed = io.BytesIO()
@@ -201,9 +206,9 @@ def _build(client: docker.DockerClient, tag: str, context: bytes, arguments: dic
 
 
 def _packages(client: docker.DockerClient, tag: str) -> dict[str, str]:
-    """Return the version of each Debian package in an image, without running the image.
+    """Return the name and version of each Debian package in an image, without running the image.
 
-    The result is empty if the image has no dpkg database.
+    Returns an empty dict if the image has no dpkg database.
     """
     container = client.containers.create(tag, "never started", network_mode="none", labels=owner_labels())
     try:
@@ -229,9 +234,10 @@ def _parse_status(status: str) -> dict[str, str]:
 def prepared(
     client: docker.DockerClient, name: str, task: Task, mechanism: Mechanism, ensure_base: Callable[[], str]
 ) -> Image:
-    """Return the sandbox image for ``task`` and ``mechanism``, and build it if it doesn't exist. Raises ImageError.
+    """Build the sandbox image for ``task`` and ``mechanism`` if it doesn't exist, and return the image.
 
-    ``ensure_base`` makes the base image if it doesn't exist, and returns its tag.
+    ``name`` is the name of a folder in sandbox_images/. ``ensure_base`` is a function that creates the base image if
+    necessary and returns the base image's tag. Raises ImageError.
     """
     try:
         return build_image(client, name, ensure_base(), task, mechanism)

@@ -1,4 +1,4 @@
-"""Finds or installs a C compiler for the small static programs that are added to sandbox images."""
+"""Finds or installs a C compiler, which compiles the small static programs in sandbox images."""
 
 import os
 import platform
@@ -26,10 +26,10 @@ MACHINES = {
 
 
 def find_compiler(machine: str = "") -> list[str]:
-    """Return the command of a C compiler on this host that makes static Linux programs for ``machine``.
+    """Return the command of a C compiler on this host that builds static Linux programs for ``machine``.
 
-    ``machine`` is a machine type such as x86_64 or arm64; "" means this host's type. Raises ImageError if there is no
-    such compiler.
+    ``machine`` is a CPU architecture such as x86_64 or arm64; "" means this host's architecture. Raises ImageError if
+    no such compiler is found.
     """
     name, number = MACHINES.get(machine or platform.machine(), (machine, 0))
     for command in _candidates(name):
@@ -40,9 +40,9 @@ def find_compiler(machine: str = "") -> list[str]:
 
 
 def ensure_compiler(say: Say) -> list[str]:
-    """Return the command of a C compiler, and install gcc first if there is none. Raises ImageError.
+    """Install gcc if this host has no suitable C compiler, and return the compiler's command.
 
-    gcc can be installed only if this process is root and the host has apt-get.
+    The installation needs root and apt-get. Raises ImageError if there is still no suitable compiler.
     """
     try:
         return find_compiler()
@@ -61,7 +61,10 @@ def _candidates(machine: str) -> list[list[str]]:
 
 
 def _elf_machine(command: list[str]) -> int | None:
-    """Compile a small program with ``command`` and return the machine type in its ELF header; None if that fails."""
+    """Compile a test program with ``command`` and return the machine number from its ELF header.
+
+    Returns None if the compilation fails.
+    """
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         source, program = Path(folder, "a.c"), Path(folder, "a")
         source.write_text(PROGRAM)

@@ -1,4 +1,4 @@
-"""Builds a user's own image from a Dockerfile, and inspects images without running anything in them."""
+"""Builds an image from a user's Dockerfile, and inspects images without running them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PROGRAM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
 class ImageContents(Frozen):
-    """What was read from an image without running it.
+    """The configuration and contents of an image, read without running the image.
 
-    ``states`` are the states of the requested paths. ``programs`` are the requested programs that the image has. The
-    other fields are the image's ID and configuration.
+    ``states`` are the states of the requested paths. ``programs`` are those of the requested programs that the image
+    contains. The other fields are the image's ID and configuration.
     """
 
     id: str
@@ -34,12 +34,15 @@ class ImageContents(Frozen):
     programs: frozenset[str] = frozenset()
 
     def at(self, path: str) -> FileState:
-        """Return the state of ``path``, which must be one of the paths that were requested."""
+        """Return the state of ``path``, which must be one of the requested paths."""
         return next(state for state in self.states if state.path == path)
 
 
 def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
-    """Build the user's Dockerfile, with its folder as build context, and return the image's tag. Raises ImageError."""
+    """Build an image from the user's Dockerfile and return the image's tag.
+
+    The build context is the Dockerfile's folder. Raises ImageError.
+    """
     if not dockerfile.is_file():
         raise ImageError(f"There is no Dockerfile {dockerfile}: name the file itself with --dockerfile.")
     try:
@@ -61,8 +64,9 @@ def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
 def look_into(
     client: docker.DockerClient, name: str, paths: Iterable[str], programs: Iterable[str] = ()
 ) -> ImageContents:
-    """Return the configuration of a local image, the states of ``paths`` in it, and which of ``programs`` it has.
+    """Inspect a local image without running it, and return the image's configuration and contents.
 
+    ``paths`` are the paths whose states are returned. ``programs`` are the names of programs to look for in the image.
     Raises ImageError if the engine has no such image.
     """
     try:

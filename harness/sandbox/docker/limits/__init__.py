@@ -1,1 +1,1 @@
-"""Limits container starts and disk use, and detects containers that the host starves of CPU."""
+"""Limits concurrent container starts, limits disk use, and detects CPU starvation of containers."""

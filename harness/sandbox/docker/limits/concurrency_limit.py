@@ -1,13 +1,13 @@
-"""Limits how many containers may be started or removed at the same time on one Docker engine.
+"""Limits how many containers are started or removed at the same time on one Docker engine.
 
-An engine that gets too many requests at once gets less done. How many are too many depends on the host and changes with
-time, so the limit is adapted to the engine's response times.
+An engine slows down if it receives too many requests at once. The best number of concurrent requests depends on the
+host and changes over time, so the limit is adapted to the engine's response times.
 
-The lab estimates from each response time how many requests are waiting in a queue at the engine. The estimate is
-``limit * (1 - best / now)``, where ``limit`` is the current limit, ``now`` is the latest response time and ``best`` is
-the shortest recent response time. The limit grows while the queue is shorter than the number of cores, and it shrinks
-when the queue is longer than twice that number. TCP Vegas adapts its window in this way (Brakmo and Peterson 1995,
-https://doi.org/10.1109/49.464716).
+After each response, the lab estimates how many requests are queued in the engine. The formula is
+``limit * (1 - best / now)``. In this formula, ``limit`` is the current limit, ``now`` is the latest response time and
+``best`` is the shortest recent response time. The limit grows while the queue is shorter than the number of CPU cores,
+and shrinks while the queue is longer than twice that number. TCP Vegas adapts its window in the same way (Brakmo and
+Peterson 1995, https://doi.org/10.1109/49.464716).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MOST_A_CORE = 4
 
 @dataclass
 class ConcurrencyLimit:
-    """An adaptive limit on the number of concurrent requests to one engine. Requests are admitted in order of arrival.
+    """An adaptive limit on the number of concurrent requests to one engine.
 
-    ``cores`` is the number of CPU cores of the engine's host. ``limit`` is the current limit. ``under_way`` is the
-    number of requests that have been admitted and haven't ended.
+    Waiting requests are admitted in order of arrival. ``cores`` is the number of CPU cores of the engine's host.
+    ``limit`` is the current limit. ``under_way`` is the number of requests in progress.
     """
 
     cores: int
@@ -42,10 +42,10 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self, *, timed: bool = False) -> AsyncIterator[None]:
-        """Wait for a free slot and hold the slot while the ``with`` block runs.
+        """Wait for a free slot, and occupy it while the ``with`` block runs.
 
-        If ``timed`` is True, the block's duration is taken as the engine's response time, and the limit is adapted to
-        it.
+        If ``timed`` is True, the duration of the ``with`` block is used as the engine's response time to adapt the
+        limit.
         """
         await self._wait()
         began = time.monotonic()
@@ -82,9 +82,10 @@ class ConcurrencyLimit:
 
 
 def adapted(limit: int, cores: int, *, best_s: float, now_s: float) -> int:
-    """Compute the next limit, which lies between ``cores`` and ``MOST_A_CORE * cores``, from two response times.
+    """Compute the next limit from two response times.
 
-    ``best_s`` is the shortest recent response time. ``now_s`` is the latest response time.
+    ``best_s`` is the shortest recent response time, and ``now_s`` is the latest one. The result is between ``cores``
+    and ``MOST_A_CORE * cores``.
     """
     queue = limit * (1 - best_s / now_s) if now_s else 0.0
     step = 1 if queue < cores else -1 if queue > 2 * cores else 0

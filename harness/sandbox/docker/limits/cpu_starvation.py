@@ -1,7 +1,7 @@
-"""Detects when the host starves a container of CPU. Such time doesn't count against the kill switch.
+"""Detects when the host starves a container of CPU time.
 
-The data comes from the host's /proc and from the container's control group. If they can't be read, no container counts
-as starved.
+Periods of starvation don't count toward the kill switch's time limit. The data is read from the host's /proc and from
+the container's control group. A container counts as not starved if this data can't be read.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class CpuStarvation:
         self._used_s = _used_s(self._counter)
 
     def is_starved(self) -> bool:
-        """Whether, since the last call, the container got clearly less CPU time than its limit although it needs more.
+        """Return whether the host has starved the container of CPU time since the last call.
 
-        It needs more if one of its processes is ready to run or waits for the disk.
+        The container is starved if it used clearly less CPU time than its limit while one of its processes is ready to
+        run or waiting for the disk.
         """
         used_before, measured_before = self._used_s, self._measured_at
         self._used_s, self._measured_at = _used_s(self._counter), time.monotonic()
@@ -50,7 +51,10 @@ class CpuStarvation:
 
 
 def _counter_of(pid: int) -> str | None:
-    """Return the file that counts the CPU time of a process's control group; None if there is no such file."""
+    """Return the path of the file that counts the CPU time of a process's control group.
+
+    Returns None if there is no such file.
+    """
     with suppress(OSError, ValueError):
         for line in text_of(f"/proc/{pid}/cgroup").splitlines():
             _, controllers, group = line.split(":", 2)
@@ -62,7 +66,7 @@ def _counter_of(pid: int) -> str | None:
 
 
 def _used_s(counter: str | None) -> float | None:
-    """Return the CPU time in seconds that a control group's counter file shows; None if the file can't be read."""
+    """Return the CPU time in seconds from the counter file ``counter``, or None if the file can't be read."""
     if counter is None:
         return None
     with suppress(OSError, ValueError, StopIteration):
@@ -74,7 +78,10 @@ def _used_s(counter: str | None) -> float | None:
 
 
 def _processes(counter: str | None) -> list[str]:
-    """List the pids of all processes in the control group of the file ``counter``; empty if they can't be read."""
+    """Return the pids of all processes in the control group to which the file ``counter`` belongs.
+
+    Returns an empty list if the pids can't be read.
+    """
     with suppress(OSError):
         return text_of(f"{os.path.dirname(counter or '')}/cgroup.procs", records=True).split()
     return []

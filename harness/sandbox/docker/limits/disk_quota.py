@@ -1,12 +1,12 @@
-"""Ends each container that holds more bytes or files than its disk limits allow.
+"""Kills each container whose disk use exceeds the container's limit on bytes or files.
 
 Docker itself can limit a container's disk use only on file systems with project quotas. So one asyncio task of the lab
-checks the free space of the host's file system four times a second. The task measures each container's disk use only if
-enough free space was lost to bring a container near its limit, or if the last measurement was some seconds ago. A
-container over its limit is killed through the engine.
+checks the free space of the host's file system four times a second. The task measures the disk use of the containers
+only if the lost free space could bring a container near a limit, or if the last measurement is a few seconds old.
+Containers over a limit are killed through the engine.
 
-Between two checks, a container can write only as much as its CPU limit and the maximum file size allow. System calls
-that reserve much space at once are refused (sandbox_images/console/console.c).
+Between two checks, a container's CPU limit and maximum file size restrict how much the container can write. System
+calls that reserve much space at once are refused (sandbox_images/console/console.c).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class BoundedContainer:
-    """One container with its disk limits and its disk use.
+    """A container with its disk limits and its latest measured disk use.
 
     ``upper`` is the folder of the container's writable overlay layer. ``first`` is the pid of the container's first
-    process. ``end`` ends the container. ``full`` is True once the container was found over a limit. ``bytes`` and
-    ``files`` are the disk use when it was last measured.
+    process. ``max_bytes`` and ``max_files`` are the limits. ``end`` is a function that kills the container. ``full`` is
+    True after the container has exceeded a limit. ``bytes`` and ``files`` are the measured disk use.
     """
 
     upper: Path
@@ -55,10 +55,10 @@ class BoundedContainer:
     files: int = 0
 
     def may_be_near(self, lost: tuple[int, int]) -> bool:
-        """Whether the container may be near a limit, if all the lost free space is counted as its own use.
+        """Return whether the container could be near a limit, assuming that it alone used up the lost free space.
 
-        ``lost`` is how many free bytes and how many free files the host's file system has lost since the container's
-        disk use was last measured. Small losses are ignored.
+        ``lost`` is how many free bytes and free files the host's file system has lost since the last measurement of the
+        container's disk use. Small losses are ignored.
         """
         lost_bytes, lost_files = lost
         near_bytes = lost_bytes > IGNORED_BYTES and self.bytes + lost_bytes > NEAR_LIMIT * self.max_bytes
@@ -67,7 +67,10 @@ class BoundedContainer:
 
 @dataclass
 class DiskQuota:
-    """Enforces the disk limits of all containers of this process in one asyncio task. Failed checks are repeated."""
+    """Enforces the disk limits of all of this process's containers in one asyncio task.
+
+    If a check fails, the task continues with the next check.
+    """
 
     _bounded: list[BoundedContainer] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
@@ -106,7 +109,7 @@ class DiskQuota:
             await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def _check(self) -> None:
-        """Check the free space, measure the containers' disk use if necessary, and end each container over a limit."""
+        """Check the free space, measure the containers' disk use if necessary, and kill containers over a limit."""
         free = self._free_space()
         if free is None:
             return
@@ -123,9 +126,9 @@ class DiskQuota:
         self._free, self._checked_at = free, time.monotonic()
 
     def _free_space(self) -> tuple[int, int] | None:
-        """Return how many more bytes and files fit on the file system that holds the containers' layers.
+        """Return the free bytes and free files of the file system that contains the overlay layers.
 
-        Return None if no container's layer exists any more.
+        Returns None if no container's overlay layer exists any more.
         """
         for container in self._bounded:
             with suppress(FileNotFoundError):  # the layer may vanish at any moment: another one serves as well
@@ -135,10 +138,10 @@ class DiskQuota:
 
 
 def over_quota(containers: list[BoundedContainer]) -> list[BoundedContainer]:
-    """Measure the disk use of each container, and return the containers that are over a limit.
+    """Measure and store the disk use of each container, and return the containers over a limit.
 
-    The disk use is that of the container's overlay layer and of the deleted files that its processes still hold open.
-    Raises subprocess.TimeoutExpired if du takes too long, and OSError if du can't be started.
+    Disk use includes the container's overlay layer and deleted files that the container's processes still have open or
+    mapped. Raises subprocess.TimeoutExpired if du takes too long, and OSError if du can't be started.
     """
     folders = [each.upper for each in containers]
     sizes, counts = _du(folders, "--block-size=1"), _du(folders, "--inodes")
@@ -150,7 +153,10 @@ def over_quota(containers: list[BoundedContainer]) -> list[BoundedContainer]:
 
 
 def _du(folders: list[Path], unit: str) -> dict[Path, int]:
-    """Return the total that du counts in each folder. ``unit`` is the option of du that selects bytes or files."""
+    """Run du and return the total for each folder.
+
+    ``unit`` is the du option that selects whether bytes or files are counted.
+    """
     if not folders:
         return {}
     command = ["du", "--summarize", "--one-file-system", unit, *map(str, folders)]
@@ -162,7 +168,7 @@ def _du(folders: list[Path], unit: str) -> dict[Path, int]:
 
 
 def _deleted_files(first: int) -> Iterator[os.stat_result]:
-    """Yield the status of each deleted regular file that the container's processes still hold open or mapped in memory.
+    """Yield the stat result of each deleted regular file that the container's processes still have open or mapped.
 
     ``first`` is the pid of the container's first process.
     """
@@ -172,7 +178,7 @@ def _deleted_files(first: int) -> Iterator[os.stat_result]:
 
 
 def processes_of(first: int) -> Iterator[int]:
-    """Yield the pid ``first`` of a container's first process, and the pids of all its descendants."""
+    """Yield ``first``, the pid of a container's first process, and the pids of all descendants of that process."""
     waiting, known = [first], 0
     while waiting and known < MAX_PROCESSES:
         pid = waiting.pop()
@@ -185,9 +191,9 @@ def processes_of(first: int) -> Iterator[int]:
 
 
 def _without_name(folder: Path) -> Iterator[os.stat_result]:
-    """Yield the status of each deleted regular file in ``folder``.
+    """Yield the stat result of each deleted regular file in ``folder``.
 
-    ``folder`` is a folder of /proc that lists a process's open files or mapped files.
+    ``folder`` is a folder in /proc that lists the open or mapped files of a process.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -1,1 +1,1 @@
-"""Sets up a host for trials, with a Docker engine, the base image and a C compiler."""
+"""Sets up a host for trials with a Docker engine, the base image and a C compiler."""

@@ -1,4 +1,4 @@
-"""Sets up this host for trials. The command is ``python -m harness.sandbox.docker.setup``."""
+"""Sets up this host for trials when run as ``python -m harness.sandbox.docker.setup``."""
 
 import sys
 
@@ -10,7 +10,7 @@ from harness.sandbox.docker.setup.local_engine import Say, ensure_engine
 
 
 def ensure_all(say: Say) -> None:
-    """Install or make what this host lacks of a Docker engine, the base image and a C compiler."""
+    """Set up a Docker engine, the base image and a C compiler, skipping those that already exist."""
     ensure_engine(say)
     client = connect()
     try:
@@ -26,7 +26,7 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Set up this host for trials. If that fails, exit with a one-sentence error message."""
+    """Set up this host for trials. On failure, exit with a one-sentence error message."""
     try:
         ensure_all(say)
     except LabError as error:

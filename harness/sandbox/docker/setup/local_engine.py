@@ -1,8 +1,8 @@
-"""Makes sure that a Docker engine answers, and starts one only if none is running.
+"""Makes sure that a Docker engine is running, and installs and starts one if necessary.
 
-On a host without systemd, the lab starts a dockerd of its own, with paths that no other engine uses. A kill or a power
-cut can leave pid files and processes of that dockerd. They are removed before a new dockerd is started. The processes
-are found by their command lines, because the pid files can't be trusted.
+On a host without systemd, the lab starts its own dockerd with its own paths. A kill or a power failure can leave pid
+files and processes of that dockerd, which are removed before a new dockerd is started. Leftover processes are found by
+their command lines, because pid files can be wrong.
 """
 
 import asyncio
@@ -42,10 +42,9 @@ FLAGS = (
 
 
 def ensure_engine(say: Say) -> None:
-    """Make sure that a Docker engine answers. Raises EngineError if that fails.
+    """Make sure that a Docker engine is running. Raises EngineError on failure.
 
-    If no engine answers, Docker is installed and started. That needs root, apt-get and an environment without
-    DOCKER_HOST.
+    If no engine answers, Docker is installed and started. This needs root and apt-get, and DOCKER_HOST must not be set.
     """
     try:
         connect().close()
@@ -80,7 +79,10 @@ def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
 
 @contextmanager
 def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
-    """Hold a lock while the ``with`` block runs, so that only one process at a time sets up this host."""
+    """Hold a lock while the ``with`` block runs.
+
+    The lock ensures that only one process at a time sets up this host.
+    """
     paths.run.mkdir(parents=True, exist_ok=True)
     with (paths.run / "setup.lock").open("w") as lock:
         try:
@@ -92,16 +94,16 @@ def setup_lock(say: Say, paths: EnginePaths = OWN_ENGINE) -> Iterator[None]:
 
 
 def engine_processes(paths: EnginePaths) -> dict[int, str]:
-    """Return the running processes of the engine that uses ``paths``, as a mapping from pid to program name."""
+    """Return the running processes of the engine that uses ``paths``, as a dict from pid to program name."""
     parts = {pid: engine_part(words, paths) for pid, words in _command_lines()}
     return {pid: part for pid, part in parts.items() if part}
 
 
 def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
-    """Return which program of the engine that uses ``paths`` a command line runs; None if it runs none of them.
+    """Return the name of the engine program that the command line ``words`` runs, or None for other commands.
 
-    ``words`` is the command line. The engine's programs are dockerd, containerd and containerd-shim. They are
-    recognized by ``paths.exec_root``, or a path below it, on the command line.
+    The engine programs are dockerd, containerd and containerd-shim. A command line belongs to the engine with the
+    folders ``paths`` if it contains ``paths.exec_root`` or a path inside that folder.
     """
     words = [word for word in words if word not in DETACHED + ISOLATED]
     if not any(Path(word).is_relative_to(paths.exec_root) for word in words):
@@ -114,7 +116,7 @@ def dockerd_command(paths: EnginePaths, *, isolated: bool, init: str, runtime: S
     """Return the command that starts dockerd in the background.
 
     If ``isolated`` is True, dockerd runs in its own network namespace. ``init`` is the path of the init program for
-    containers. ``runtime`` are the options that choose a container runtime.
+    containers. ``runtime`` are the options that select a container runtime.
     """
     places = ("--host", paths.address, "--data-root", str(paths.data), "--exec-root", str(paths.exec_root))
     files = ("--pidfile", str(paths.pidfile), "--init-path", init)
@@ -122,7 +124,7 @@ def dockerd_command(paths: EnginePaths, *, isolated: bool, init: str, runtime: S
 
 
 def apt_install(say: Say, *packages: str) -> None:
-    """Install Debian packages with apt-get, which needs root. Raises EngineError if that fails."""
+    """Install Debian packages with apt-get, which needs root. Raises EngineError on failure."""
     say(f"installing {' and '.join(packages)} with apt-get")
     apt_update()
     options = ("-qq", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300")
@@ -130,20 +132,23 @@ def apt_install(say: Say, *packages: str) -> None:
 
 
 def apt_update() -> None:
-    """Update apt's package lists. Failures are ignored, because the lab may not need the source that failed."""
+    """Update apt's package lists.
+
+    Failures are ignored, because the failed package source may not be needed.
+    """
     with suppress(EngineError):
         run("apt-get", "update", "-qq")
 
 
 def root_with_apt() -> bool:
-    """Whether this process can install Debian packages, which needs root and apt-get."""
+    """Return whether this process is root and the host has apt-get."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
 def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) -> None:
-    """Run a command without showing its output. If it fails, raise EngineError with the last lines of its output.
+    """Run a command and hide its output. Raises EngineError with the last lines of the output if the command fails.
 
-    If ``stdout`` is a file, standard output goes to that file, and the error quotes only standard error.
+    If ``stdout`` is a file, standard output is written to that file, and the error message quotes only standard error.
     """
     environment = {**without_keys(), **proxies(), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     with tempfile.TemporaryFile() as log:
@@ -161,14 +166,17 @@ def run(*command: str, cwd: str | None = None, stdout: IO[bytes] | None = None) 
 
 
 def last_words(log: bytes) -> str:
-    """Join the last lines of a log into one line. If apt has marked lines as errors, use only those lines."""
+    """Join the last lines of a log into one line.
+
+    If the log contains error lines from apt, only those lines are used.
+    """
     lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E: ")]
     return " / ".join((errors or lines)[-3:]) or "nothing"
 
 
 def _clear_remains(paths: EnginePaths) -> None:
-    """Kill the processes that a dead engine left, and remove files and mounts that would prevent a new start."""
+    """Kill leftover processes of a dead engine, and remove files and mounts that would prevent a new start."""
     for pid, part in engine_processes(paths).items():
         if part == "containerd-shim":
             for child in _children(pid):
@@ -233,10 +241,10 @@ def _kill(pid: int) -> None:
 
 
 def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
-    """If a log has more than ``limit`` bytes, copy the log to a file with the suffix ".1", then empty the log.
+    """Copy a log of more than ``limit`` bytes to a file with the suffix ".1", then empty the log.
 
-    An older copy is overwritten. The log isn't renamed, because dockerd would go on writing to the renamed file. Lines
-    that are written between copying and emptying are lost.
+    A smaller log isn't changed. An older copy is overwritten. The log isn't renamed, because dockerd would continue to
+    write to the renamed file. Lines written between copying and emptying are lost.
     """
     with suppress(OSError):  # there is no log, or this user may not truncate it
         if log.stat().st_size > limit:
@@ -246,7 +254,7 @@ def rotate(log: Path, limit: int = MAX_LOG_BYTES) -> None:
 
 @asynccontextmanager
 async def log_rotation(log: Path) -> AsyncIterator[None]:
-    """While the ``with`` block runs, check an engine's log once a minute, and rotate the log if it is too large."""
+    """Check an engine's log once a minute while the ``with`` block runs, and rotate the log if it is too large."""
 
     async def rotate_regularly() -> None:
         while True:

@@ -1,8 +1,8 @@
-"""Chooses the container runtime of the lab's own Docker engine, which is crun if it works here, otherwise runc.
+"""Selects crun as the container runtime of the lab's own Docker engine if crun works on this host.
 
-runc is the engine's default, but crun starts a container in a third of the time. crun refuses a host on which some
-control group controllers are of version 1 and others of version 2. On such a host, the controllers of version 2 are
-mounted as version 1 too, as Debian's package cgroupfs-mount does.
+The alternative is runc, the engine's default. crun starts a container in a third of the time that runc needs. crun
+doesn't work on a host that has control group controllers of both version 1 and version 2. To make crun work on such a
+host, the lab also mounts the version 2 controllers as version 1, as Debian's cgroupfs-mount package does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ NAME = "crun"
 
 
 def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> tuple[str, ...]:
-    """Return the dockerd options that select crun as container runtime; empty if crun can't be used on this host.
+    """Return the dockerd options that select crun, or an empty tuple if crun can't be used on this host.
 
-    Control group controllers are mounted first if crun needs that. ``find`` returns the path of a program, or None if
-    the program isn't found.
+    If crun needs it, control group controllers are mounted first. ``find`` is a function that returns the path of a
+    program, or None if the program isn't found.
     """
     program = find(NAME)
     if not program:
@@ -36,9 +36,10 @@ def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> t
 
 
 def split_off(mounts: str, read: Callable[[Path], str] = Path.read_text) -> tuple[str, ...]:
-    """Return the control group controllers of version 2 if the host has controllers of both versions, otherwise ().
+    """Return the host's version 2 control group controllers if the host has controllers of both versions.
 
-    ``mounts`` is the text of /proc/mounts. ``read`` reads a text file.
+    Returns an empty tuple otherwise. ``mounts`` is the text of /proc/mounts. ``read`` is a function that reads a text
+    file.
     """
     places = {kind: Path(place) for _, place, kind, *_ in (line.split() for line in mounts.splitlines())}
     if "cgroup" not in places or "cgroup2" not in places:
