@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import AGENTS
-from harness.agents.player import Conversation, Model, Turn
+from harness.agents.loop import ConversingPlayer
+from harness.agents.player import Player
+from harness.agents.turn import Conversation, Turn
 from harness.runs.machine import image_request
 from harness.runs.request import RunRequest, check_request
 from harness.runs.trial import Lab, run_trial
@@ -29,14 +31,17 @@ AfterTrial = Callable[[int], None]  # called with the number of finished trials
 
 
 @dataclass(frozen=True)
-class Slow:
-    """A model that waits before each turn, like one behind an API."""
+class Slow(ConversingPlayer):
+    """A player that waits before each turn, like a model behind an API."""
 
-    model: Any
+    model: ConversingPlayer
     latency_s: float
+    name: str = "slow"
+    simulated: str | None = "scripted agents with slow turns, no model"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    def facts(self, trial: int) -> dict[str, Any]:
+        """Return the facts of the scripted agent."""
+        return self.model.facts(trial)
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Start a trial's conversation with slow turns."""
@@ -56,7 +61,8 @@ class _SlowTurns:
 async def play(n: int, at_once: int, latency_s: float = 0.0, after_trial: AfterTrial = lambda done: None) -> Outcomes:
     """Run and store n trials, ``at_once`` at a time, and return how many ended with each outcome."""
     plan, scripted = check_request(RunRequest(model=AGENTS, n=n, concurrency=at_once, runs_dir=Path()))
-    model: Model = Slow(scripted, latency_s) if latency_s else scripted  # type: ignore[assignment] # not an external agent
+    assert isinstance(scripted, ConversingPlayer)
+    player: Player = Slow(scripted, latency_s) if latency_s else scripted
     outcomes: Outcomes = Counter()
     with tempfile.TemporaryDirectory() as folder, Engine.connected(print) as engine, Store(Path(folder)) as store:
         image, versions = await engine.prepare(image_request(plan))
@@ -64,7 +70,7 @@ async def play(n: int, at_once: int, latency_s: float = 0.0, after_trial: AfterT
         store.add_run(run, image.model_dump(), versions)
         sessions, numbers = SessionRegistry(), iter(range(1, n + 1))
         async with tool_server(sessions) as server:
-            lab = Lab(engine.backend, sessions, server, model)
+            lab = Lab(engine.backend, sessions, server, player)
 
             async def worker() -> None:
                 for number in numbers:

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from harness.agents.player import Turn
+from harness.agents.turn import Turn
 from harness.judging.evidence import (
     Evidence,
     FileAccess,

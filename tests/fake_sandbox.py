@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from harness.agents.external import Player
+from harness.agents.player import Player
 from harness.errors import EngineError
 from harness.judging.evidence import FileAccess, FileKind, FileState, Machine
 from harness.runs.trial import Lab
@@ -260,10 +260,10 @@ class FakeSandboxes:
             self.removed += 1
 
 
-def a_lab(model: Player, backend: FakeSandboxes | None = None) -> Lab:
-    """Make a lab with machines in memory, in which this model plays."""
+def a_lab(player: Player, backend: FakeSandboxes | None = None) -> Lab:
+    """Make a lab with machines in memory, in which this player plays."""
     sessions = SessionRegistry()
-    return Lab(backend or FakeSandboxes(), sessions, ToolServer(create_app(sessions)), model)
+    return Lab(backend or FakeSandboxes(), sessions, ToolServer(create_app(sessions)), player)
 
 
 async def begun(

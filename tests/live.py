@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from harness.agents.player import Model, Turn
+from harness.agents.player import Player
 from harness.agents.providers.model import ApiModel, api_model
 from harness.agents.providers.options import ModelOptions
+from harness.agents.turn import Turn
 from harness.runs.schedule import run_trials
 from harness.store.records import TrialRecord
 from harness.store.transcript import Entry
@@ -43,7 +44,7 @@ async def next_turn(model: ApiModel, transcript: Sequence[Entry] = OPENING) -> T
 
 
 async def play(
-    model: Model, backend: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
+    model: Player, backend: FakeSandboxes | None = None, may_begin: Callable[[int], bool] | None = None, **run: Any
 ) -> list[TrialRecord]:
     """Run whole trials of an open model on in-memory machines, and return their records by number."""
     done: list[TrialRecord] = []

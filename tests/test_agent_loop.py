@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from harness.agents.loop import NOT_RUN, converse
-from harness.agents.player import Turn
+from harness.agents.turn import Turn
 from harness.errors import ModelError, SandboxError
 from harness.judging.evidence import StopReason
 from harness.session.messages import Power, ShellAnswer, Status

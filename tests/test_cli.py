@@ -50,7 +50,7 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        case("--model o3-large", "'o3-large'.*demo, script:FILE, replay:PATH", id="unknown model"),
+        case("--model o3-large", "'o3-large'.*demo, gguf:FILE, replay:PATH, script:FILE", id="unknown model"),
         case("--model demmo", "'demmo'.*Did you mean demo", id="misspelt model"),
         case("--model scirpt:x.yaml", "Did you mean script:", id="misspelt kind of model"),
         case("--task maths", "no task 'maths': did you mean math", id="task"),

@@ -18,7 +18,7 @@ from harness.agents.providers.apis.dialect import Sampling
 from harness.agents.providers.local.gguf import NO_TOOLS, served
 from harness.agents.providers.model import api_model
 from harness.agents.providers.options import ModelOptions
-from harness.agents.registry import make_model
+from harness.agents.registry import make_player
 from harness.errors import ModelError, UsageError
 from harness.tasks.registry import task_named
 from tests.builders import asynchronous
@@ -102,7 +102,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None, says
     if content:
         file.write_bytes(content)
     with pytest.raises(UsageError, match=rf"x\.gguf {says}"):
-        make_model(f"gguf:{file}", task_named("math"))
+        make_player(f"gguf:{file}", task_named("math"))
 
 
 def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: py
     file.write_bytes(b"GGUF")
     monkeypatch.setattr("harness.agents.providers.local.gguf.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'offswitch\[local\]'"):
-        make_model(f"gguf:{file}", task_named("math"))
+        make_player(f"gguf:{file}", task_named("math"))
 
 
 def test_an_address_is_no_option_of_a_file() -> None:

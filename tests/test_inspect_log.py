@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.agents.registry import default_task, make_model
+from harness.agents.registry import default_task, make_player
 from harness.agents.scripted.inspect_log import _recording, inspect_replay
 from harness.agents.scripted.replay import ReplayModel
 from harness.errors import UsageError
@@ -79,7 +79,7 @@ def test_a_log_is_of_the_math_task() -> None:
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """Replaying a log file that doesn't exist raises an error that names the file."""
     with pytest.raises(UsageError, match=r"no recording at .*gone\.eval"):
-        make_model(f"replay:{tmp_path / 'gone.eval'}", task_named("math"))
+        make_player(f"replay:{tmp_path / 'gone.eval'}", task_named("math"))
 
 
 @pytest.mark.skipif(installed, reason="inspect-ai is installed here")
@@ -92,7 +92,7 @@ def test_without_the_extra_one_sentence_names_it() -> None:
 @needs_extra
 def test_a_real_log_is_read() -> None:
     """A log written by Inspect gives one recording per sample, with the sample's scores and without a label."""
-    model = make_model(f"replay:{LOG}", task_named("math"))
+    model = make_player(f"replay:{LOG}", task_named("math"))
     assert isinstance(model, ReplayModel)
     assert [[turn.calls[0].cmd for turn in each.turns] for each in model.recordings] == [
         ["ls", *["./next_question"] * 4, ""],

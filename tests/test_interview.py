@@ -9,8 +9,8 @@ import pytest
 
 from harness.agents.interview import QUESTIONS, interview
 from harness.agents.loop import NOT_RUN
-from harness.agents.player import Turn
 from harness.agents.scripted.calibration import calibration
+from harness.agents.turn import Turn
 from harness.errors import ModelError, UsageError
 from harness.judging.evidence import StopReason, TaskEvent
 from harness.judging.verdict import Outcome, judge

@@ -124,3 +124,28 @@ def test_observation_knows_no_rule_of_judgement(module: str) -> None:
 def test_every_module_says_what_it_is(module: str) -> None:
     """Each module opens with a docstring."""
     assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+PLAYERS = {
+    "ExternalAgent",
+    "ScriptedModel",
+    "ReplayModel",
+    "CalibrationModel",
+    "ApiModel",
+    "ConversingPlayer",
+    "Player",
+}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("harness.agents.")])
+def test_no_module_asks_a_player_for_its_class(module: str) -> None:
+    """Outside harness/agents nothing depends on the class of a player, so a new kind changes no other code."""
+    calls = (node for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))) if isinstance(node, ast.Call))
+    asked = {
+        name.id
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id in ("isinstance", "issubclass")
+        for name in ast.walk(call.args[1])
+        if isinstance(name, ast.Name)
+    }
+    assert not asked & PLAYERS

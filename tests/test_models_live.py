@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import Sampling
 from harness.agents.providers.model import DIALECTS
+from harness.agents.turn import Turn
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome
 from harness.store.transcript import Entry, Usage

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Turn
+from harness.agents.budget import Budget
 from harness.agents.providers.apis.dialect import Sampling
-from harness.agents.providers.model import ApiModel, Budget, api_model
+from harness.agents.providers.model import ApiModel, api_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.providers.preflight import announced, estimate, preflight
 from harness.agents.providers.presets import choose, providers
 from harness.agents.providers.prices import Price, price_of
+from harness.agents.registry import make_player
+from harness.agents.turn import Turn
 from harness.errors import KeyRejectedError, ModelError, UnknownModelError, UsageError
 from harness.judging.verdict import Outcome
 from harness.store.transcript import Usage
@@ -63,7 +65,7 @@ def test_a_name_finds_its_provider(name: str, provider: str, model: str, api: st
 def test_an_unknown_name_lists_the_nearest(typo: str, near: str) -> None:
     """An unknown model name raises an error that suggests the nearest known name and lists the valid forms."""
     with pytest.raises(UsageError, match=rf"no model '{typo}'. Did you mean {near}.* openrouter/NAME"):
-        choose(typo)
+        make_player(typo, task_named("math"))
 
 
 def test_a_server_of_ones_own_gets_no_providers_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +100,9 @@ def test_every_preset_is_whole() -> None:
 def test_without_a_key_one_sentence_says_which(name: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the API key is not set, the error names the variable and the models that need no key."""
     monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(UsageError, match=rf"^Set {variable} .*demo.*ollama/NAME.*need none\.$"):
+    with pytest.raises(
+        UsageError, match=rf"^Set {variable} .*; --model demo and models on a server of your own need none\.$"
+    ):
         a_live(name)
 
 
@@ -282,7 +286,7 @@ async def checked(models: Script, api: str = "chat", name: str = "a-model", **op
     async with provider(plays(api), models) as runs:
         model = a_live_model(runs, api, name, **options)
         async with model.opened() as client:
-            await preflight(model, client, run_spec(n=10), messages.append)
+            await preflight(client, model.parameters, model.price, run_spec(n=10), messages.append)
     return messages
 
 
@@ -342,7 +346,7 @@ async def test_a_server_that_is_not_there_is_said_at_once() -> None:
     model = a_live("a-model", base_url="http://127.0.0.1:1/v1")
     async with model.opened() as client:
         with pytest.raises(ModelError, match=r"can't be reached at http://127\.0\.0\.1:1/v1: .+\.$"):
-            await preflight(model, client, run_spec(), lambda message: None)
+            await preflight(client, model.parameters, model.price, run_spec(), lambda message: None)
 
 
 @pytest.mark.parametrize(

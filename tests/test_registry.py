@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents.registry import default_task, make_model
+from harness.agents.registry import default_task, make_player
 from harness.errors import UsageError
 from harness.judging.evidence import Role
 from harness.resources import ROOT, names_in, pick
@@ -160,12 +160,12 @@ def test_images_are_known_by_their_folder() -> None:
 def test_a_model_that_is_not_there_is_refused(name: str, task: str, says: str) -> None:
     """An invalid model name raises an error with a suggestion."""
     with pytest.raises(UsageError, match=says):
-        make_model(name, task_named(task))
+        make_player(name, task_named(task))
 
 
 def test_the_demo_plays_the_math_task() -> None:
     """The demo runs without further files, is marked as simulated, and repeats its agents in order."""
-    demo = make_model("demo", task_named(default_task("demo")))
+    demo = make_player("demo", task_named(default_task("demo")))
     assert demo.default_n >= 10
     assert demo.simulated
     assert demo.facts(1) == demo.facts(1 + demo.default_n)

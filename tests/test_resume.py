@@ -17,7 +17,7 @@ from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import UsageError
 from harness.resources import ROOT
 from harness.runs.request import RunRequest, _resumable, check_request, stored_request
-from harness.runs.same_run import difference, identity, must_be_same
+from harness.runs.same_run import difference, must_be_same
 from harness.store.records import RunSpec
 from harness.store.store import Store, StoredRun
 from tests.builders import a_condition, run_spec, versions
@@ -141,7 +141,7 @@ def test_a_player_may_be_called_by_another_path() -> None:
 def test_an_edited_playbook_is_another_player() -> None:
     """Changing a step of a playbook changes the player's identity."""
     one, same, other = (
-        identity(ScriptedModel("s", (Playbook("p", "", (AdvanceStep(until=until),)),)))
+        ScriptedModel("s", (Playbook("p", "", (AdvanceStep(until=until),)),)).identity()
         for until in ("done", "done", "notice")
     )
     assert one == same
@@ -152,7 +152,7 @@ def test_an_edited_agent_is_another_player(tmp_path: Path) -> None:
     """Changing a script named in an agent's command changes the agent's identity."""
     script = tmp_path / "agent.py"
     script.write_text("print(1)")
-    before = identity(external_agent(f"python3 {script}", None, 300))
+    before = external_agent(f"python3 {script}", None, 300).identity()
     script.write_text("print(2)")
-    assert identity(external_agent(f"python3 {script}", None, 300)) != before
+    assert external_agent(f"python3 {script}", None, 300).identity() != before
     assert json.loads(json.dumps(before)) == before

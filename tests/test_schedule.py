@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness.agents.player import Turn
 from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, SubmitStep
 from harness.agents.scripted.scripted import ScriptedModel
+from harness.agents.turn import Turn
 from harness.errors import EngineError, ImageError, SandboxError, StoreError
 from harness.judging.verdict import Outcome
 from harness.runs.schedule import MAX_TRIES, run_trials

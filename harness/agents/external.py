@@ -14,31 +14,31 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness.agents.player import Model
+from harness.agents.fingerprint import files_among, sha256_of
+from harness.agents.player import Player, Say, Stage
 from harness.errors import LastingModelError, ModelError, UsageError
 from harness.judging.evidence import Frozen, StopReason
 from harness.process.identity import temporary_prefix
 from harness.sandbox.console import Output
 from harness.session.messages import MCP_PATH, ShellAnswer, output_text
 from harness.session.session import Session, SessionListener
+from harness.session.watchdog import Phase
 from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Prompts
-from harness.tasks.task import TaskOptions
 
 WAIT = "wait"
+TIME_LIMIT_S = 900.0  # of a trial with a program that the lab starts, unless the user sets another
 EXIT_GRACE_S = 5.0  # how long an agent may take to exit by itself once its trial is over
 STREAM_PART_BYTES = 16 << 10  # how much is kept of the start, and again of the end, of each output stream
 _SHOWN_CHARS = 400
 _STREAM_CLOSE_S = 2.0
-
-Say = Callable[[str], None]
 
 
 class Endpoint(Frozen):
@@ -137,7 +137,7 @@ class TranscriptRecorder(SessionListener):
 
 
 @dataclass(frozen=True)
-class ExternalAgent:
+class ExternalAgent(Player):
     """An external agent, i.e. a program that the user supplies.
 
     ``words`` is the command that starts the program. ``words`` is empty if the lab waits for a running program to
@@ -152,33 +152,55 @@ class ExternalAgent:
     wait_limit_s: float
     exit_grace_s: float = EXIT_GRACE_S
     simulated: str | None = None
-    default_n: int = 1
+
+    @property
+    def most_at_once(self) -> int | None:
+        """One trial at a time for an agent that connects, because it plays one trial at a time."""
+        return None if self.words else 1
+
+    @property
+    def default_time_limit_s(self) -> float | None:
+        """The time limit of a trial, in seconds, for a program that the lab starts."""
+        return TIME_LIMIT_S if self.words else None
+
+    @property
+    def outside(self) -> bool:
+        """True: the lab sees only the program's calls to the tool server."""
+        return True
 
     def facts(self, trial: int) -> dict[str, Any]:
         """Return the facts for the trial record. They contain the model name if the user gave one."""
         return {"model": self.label} if self.label else {}
 
-    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged."""
-        return options
+    def identity(self) -> dict[str, Any]:
+        """Return the label, the command, and a hash of the files that the command names, except its program."""
+        return {"label": self.label, "words": list(self.words), "sha256": sha256_of(files_among(self.words[1:]))}
 
-    def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so the agent gets the task's own prompts."""
-        return None
+    def lasting_request(self) -> dict[str, str]:
+        """Return the command with absolute paths, so that it works in any folder."""
+        return {"agent": shlex.join(self.words)} if self.words else {}
 
-    async def play(
-        self, endpoint: Endpoint, recorder: TranscriptRecorder, process_facts: dict[str, Any], say: Say
-    ) -> StopReason:
-        """Run one trial with the agent, and return the reason why the trial ended.
+    def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
+        """Return ``limits`` without a limit for the agent's own work, of which the lab sees nothing."""
+        return {**limits, Phase.MODEL: None}
 
-        If the lab starts the agent's process, the exit code and the output of the process are stored in
-        ``process_facts``. Raises LabError if the agent or the lab fails.
+    async def play(self, stage: Stage) -> StopReason:
+        """Let the agent play one trial and return why the trial ended. Raises LabError if the agent or the lab fails.
+
+        If the lab started the agent's process, the exit code and the output of the process are added to the stage's
+        ``process_facts``.
         """
-        recorder.session.listener = recorder
+        stage.enter(Phase.MODEL)
+        endpoint = Endpoint.of(stage.number, stage.session, str(stage.server.url), stage.prompts)
+        recorder = TranscriptRecorder(stage.session, stage.transcript, stage.message_limit)
+        stage.session.listener = recorder
         try:
-            await (self._run(endpoint, recorder, process_facts) if self.words else self._wait(endpoint, recorder, say))
+            if self.words:
+                await self._run(endpoint, recorder, stage.process_facts)
+            else:
+                await self._wait(endpoint, recorder, stage.say)
         finally:
-            recorder.session.closed = True
+            stage.session.closed = True
         if recorder.failure:
             raise recorder.failure
         return recorder.stop or StopReason.STOPPED
@@ -216,7 +238,7 @@ def external_agent(command: str, label: str | None, wait_limit_s: float) -> Exte
     the command can't be parsed or its program doesn't exist.
     """
     if command == WAIT:
-        return ExternalAgent(f"agent:{WAIT}", label, (), wait_limit_s)
+        return ExternalAgent(label or f"agent:{WAIT}", label, (), wait_limit_s)
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -226,9 +248,8 @@ def external_agent(command: str, label: str | None, wait_limit_s: float) -> Exte
     program = shutil.which(_expand_home(words[0]))
     if program is None:
         raise UsageError(f"There is no program '{words[0]}' to run as an agent: check --agent.")
-    return ExternalAgent(
-        f"agent:{command}", label, (str(Path(program).absolute()), *map(_absolute_if_file, words[1:])), wait_limit_s
-    )
+    arguments = map(_absolute_if_file, words[1:])
+    return ExternalAgent(label or f"agent:{command}", label, (str(Path(program).absolute()), *arguments), wait_limit_s)
 
 
 def _absolute_if_file(word: str) -> str:
@@ -352,6 +373,3 @@ async def _wait_for_any(*events: asyncio.Event, limit_s: float | None = None) ->
         for wait in waits:
             wait.cancel()
     return bool(done)
-
-
-Player = Model | ExternalAgent

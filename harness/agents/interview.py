@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.agents.loop import NOT_RUN
-from harness.agents.player import Conversation, Turn
+from harness.agents.turn import Conversation, Turn
 from harness.errors import ModelError
 from harness.resources import ROOT, read_yaml
 from harness.store.transcript import Entry

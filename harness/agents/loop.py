@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from harness.agents.player import Conversation, Turn
+from harness.agents.player import Player, Stage
+from harness.agents.turn import Conversation, Turn
 from harness.judging.evidence import StopReason
+from harness.session.watchdog import Phase
 from harness.store.transcript import Entry, ToolUse
+from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient
 
 OnTurn = Callable[[Turn], None]
@@ -65,3 +70,37 @@ async def _make_call(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason 
         return "Submitted.", None if message else StopReason.SUBMITTED, message
     answer = await tools.shell(call.cmd, call.thoughts)
     return answer.output, StopReason.MACHINE_DOWN if answer.machine == "down" else None, None
+
+
+class ConversingPlayer(Player):
+    """A player that the built-in agent loop asks for one turn after the other."""
+
+    @abstractmethod
+    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
+        """Start the conversation in which the agent plays this trial."""
+
+    async def play(self, stage: Stage) -> StopReason:
+        """Play one trial in the agent loop, and return why it ended. Raises ModelError if the model fails."""
+        task, tools = stage.session.task, ToolClient(stage.server.app, stage.session.token)
+        return await converse(
+            _PhasedConversation(self.start(stage.number, task, tools), stage.enter),
+            tools,
+            stage.transcript,
+            go_on=task.go_on,
+            message_limit=stage.message_limit,
+            hear=stage.hear,
+        )
+
+
+@dataclass(frozen=True)
+class _PhasedConversation:
+    """A conversation that reports when the trial waits for the model, and when it waits for the engine again."""
+
+    conversation: Conversation
+    enter: Callable[[Phase], None]
+
+    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
+        self.enter(Phase.MODEL)
+        turn = await self.conversation.next(transcript)
+        self.enter(Phase.ENGINE)
+        return turn

@@ -1,77 +1,121 @@
-"""The interfaces of an agent. A Model starts a Conversation for each trial, and the Conversation returns Turns."""
+"""The interface of players. A player plays the trials of a run: a live model, a playbook, a replay or a program."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from harness.judging.evidence import Frozen
-from harness.store.transcript import Entry, ToolUse, Usage
+from harness.agents.budget import Budget
+from harness.agents.turn import Conversation, Turn
+from harness.judging.evidence import StopReason
+from harness.session.session import Session
+from harness.session.watchdog import Phase
+from harness.store.records import RunSpec
+from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts
-from harness.tasks.task import Task, TaskOptions
-from harness.toolserver.client import ToolClient
+from harness.tasks.task import TaskOptions
+from harness.toolserver.server import ToolServer
+
+Say = Callable[[str], None]
 
 
-class Turn(Frozen):
-    """One turn of a model, with its text, its reasoning and its tool calls.
+@dataclass(frozen=True)
+class Stage:
+    """One trial, as its player gets it.
 
-    ``thinking`` is the reasoning. ``refused`` is true if the model or its provider declined to answer; ``text`` then
-    contains the explanation, if there is one. ``model`` is the model name in the provider's response. ``usage`` is None
-    if the provider reports no token usage. ``cost`` is in US dollars, or None if the cost is unknown. ``retries`` is
-    how often the API call was retried. ``raw`` is the provider's response, or None if no provider was called.
+    The player's tool calls go through ``server`` to ``session``. Each message of the trial is appended to
+    ``transcript``, which begins with the ``prompts`` and may hold ``message_limit`` messages. ``hear`` is called with
+    each turn of a model, and ``enter`` with what the trial waits for next. ``say`` prints a line for the user. The
+    trial's record stores ``process_facts`` about the agent.
     """
 
-    text: str = ""
-    thinking: str = ""
-    calls: tuple[ToolUse, ...] = ()
-    refused: bool = False
-    model: str = ""
-    usage: Usage | None = None
-    cost: float | None = None
-    retries: int = 0
-    raw: dict[str, Any] | None = None
+    number: int
+    session: Session
+    server: ToolServer
+    prompts: Prompts
+    transcript: list[Entry]
+    message_limit: int
+    hear: Callable[[Turn], None]
+    enter: Callable[[Phase], None]
+    say: Say
+    process_facts: dict[str, Any]
 
 
-class Conversation(Protocol):
-    """A conversation with a model, which returns the model's turns one at a time."""
+class Player(ABC):
+    """Plays the trials of a run. A subclass defines ``facts`` and ``play``, and overrides defaults where it differs.
 
-    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        """Return the model's next turn, or None if the model has ended the conversation.
+    ``name`` is the --model name. ``simulated`` describes an agent that stands in for a model, and is None if a real
+    model or the user's own agent plays. ``budget`` limits what a live model may use, and is None for all others.
+    """
 
-        ``transcript`` contains the conversation so far. Raises ModelError if the model fails.
-        """
-
-
-class Model(Protocol):
-    """An agent that plays the trials of a run. It is a live model, a scripted agent or a replay."""
-
-    @property
-    def name(self) -> str:
-        """Return the model name that the user gave with the option --model."""
-
-    @property
-    def simulated(self) -> str | None:
-        """Return a description of the scripted or replayed agent, or None if the agent is a live model."""
+    name: str
+    simulated: str | None
+    budget: Budget | None = None
 
     @property
     def default_n(self) -> int:
-        """Return how many trials a run has by default. The number is at least 1."""
+        """The number of trials of a run for which the user gives no number. It is at least 1."""
+        return 1
 
+    @property
+    def most_trials(self) -> int | None:
+        """The largest number of trials that a run may have, or None if there is no limit."""
+        return None
+
+    @property
+    def most_at_once(self) -> int | None:
+        """The largest number of trials that may run at the same time, or None if there is no limit."""
+        return None
+
+    @property
+    def default_time_limit_s(self) -> float | None:
+        """The time limit of a trial, in seconds, if the user gives none. None means no limit."""
+        return None
+
+    @property
+    def outside(self) -> bool:
+        """Whether the player is a program of its own, of which the lab sees only the calls to the tool server."""
+        return False
+
+    @abstractmethod
     def facts(self, trial: int) -> dict[str, Any]:
-        """Return facts about the agent for this trial's record, e.g. its playbook and the expected verdict."""
+        """Return what the record of this trial stores about the agent, such as its playbook or its API parameters."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the facts that tell this player from others of the same name, as JSON values.
+
+        A stored run can be resumed only by a player with the same identity.
+        """
+        return self.facts(1)
+
+    def lasting_request(self) -> dict[str, str]:
+        """Return the fields of a run's request that select this player later, in any folder. They hold no API key."""
+        return {"model": self.name}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options for this trial. ``options`` are the task options of the run.
-
-        A replay changes the options so that the shutdown button is pressed after as many tool calls as in the recorded
-        run. All other agents return the options unchanged.
-        """
+        """Return the task options for this trial. ``options`` are those of the run."""
+        return options
 
     def prompts(self, trial: int) -> Prompts | None:
-        """Return the recorded prompts if this trial replays them, or None if this trial uses the task's own prompts."""
+        """Return the player's own prompts for this trial, or None to use the prompts of the task and the condition."""
+        return None
 
-    def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
-        """Start and return the agent's conversation for this trial."""
+    def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
+        """Return how many seconds each phase may last without progress. ``limits`` are the lab's own limits."""
+        return limits
+
+    @asynccontextmanager
+    async def connected(self, run: RunSpec, say: Say) -> AsyncIterator[None]:
+        """Keep the player ready to play ``run`` while the ``with`` block runs. Raises ModelError if it isn't usable."""
+        yield
+
+    @abstractmethod
+    async def play(self, stage: Stage) -> StopReason:
+        """Play one trial and return why it ended. Raises ModelError if the agent fails, or LabError if the lab does."""
 
     def afterwards(self, trial: int) -> Conversation | None:
-        """Return a conversation for the interview after the trial, or None if the agent can't answer questions."""
+        """Return a conversation for questions after the trial, or None if this agent can't answer questions."""
+        return None

@@ -1,61 +1,100 @@
-"""Builds the Model object for the value of the option --model."""
+"""Finds the kind of player that a --model name belongs to, and makes the player."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import difflib
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 
-from harness.agents.player import Model
-from harness.agents.providers.model import api_model
+from harness.agents import players
+from harness.agents.kind import PlayerKind, PlayerOptions
+from harness.agents.player import Player
+from harness.agents.providers.model import ApiModel, api_model
 from harness.agents.providers.options import ModelOptions
-from harness.agents.scripted.calibration import KIND, calibration
-from harness.agents.scripted.inspect_log import SUFFIX, inspect_replay
-from harness.agents.scripted.replay import replay
-from harness.agents.scripted.scripted import demo, scripted
-from harness.tasks.conditions import condition_for
+from harness.agents.providers.presets import UnknownModelNameError, providers
+from harness.errors import UsageError
 from harness.tasks.task import Task
 
+NO_OPTIONS = PlayerOptions()
 
-def default_task(model: str) -> str:
-    """Return the name of the task that is used if the user names none.
 
-    The default task is patrol for recordings in the layout published by Palisade Research, and math for all other
-    models.
+@cache
+def kinds() -> dict[str, PlayerKind]:
+    """Return all kinds of players by their prefix. Live models have the empty prefix."""
+    modules = (import_module(f"{players.__name__}.{each.name}") for each in iter_modules(players.__path__))
+    return {module.KIND.prefix: module.KIND for module in modules}
+
+
+def kind_of(name: str) -> tuple[PlayerKind, str]:
+    """Return the kind that a --model name belongs to, and the name's argument.
+
+    A name without the prefix of another kind is the name of a live model.
     """
-    return "patrol" if model.startswith("replay:") and not model.endswith(SUFFIX) else "math"
+    prefix, colon, argument = name.partition(":")
+    kind = kinds().get(prefix)
+    if kind is None or not prefix or (colon and not argument) or kind.bare is bool(colon):
+        return kinds()[""], name
+    return kind, argument
+
+
+def default_task(name: str) -> str:
+    """Return the task to use with a --model name if the user names none."""
+    kind, argument = kind_of(name)
+    return kind.default_task(argument)
 
 
 def is_live(name: str) -> bool:
-    """Return whether a --model name refers to a live model."""
-    return name.partition(":")[0] not in ("demo", "script", "replay", KIND)
+    """Whether a --model name stands for a live model, rather than for an agent that calls no provider."""
+    return kind_of(name)[0].live
 
 
-def make_model(
-    name: str,
-    task: Task,
-    options: ModelOptions | None = None,
-    *,
-    condition: str | None = None,
-    seed: int | None = None,
-    family: str | None = None,
-) -> Model:
-    """Build the Model for a --model name.
+def make_player(name: str, task: Task, options: PlayerOptions = NO_OPTIONS) -> Player:
+    """Make the player for a --model name. Raises UsageError if the name or an option is invalid."""
+    kind, argument = kind_of(name)
+    if not kind.live:
+        options.live.must_be_default(name)
+    try:
+        return kind.make(argument, task, options)
+    except UnknownModelNameError as error:
+        raise UsageError(f"{error}{_suggestions(name)}") from error
 
-    ``options`` are options for live models. ``condition`` and ``seed`` are used only for calibration agents. ``family``
-    limits a scripted agent to the playbooks of one tactic family; None allows all families. Raises UsageError if
-    ``name`` or an option is invalid.
-    """
-    settings = options or ModelOptions()
-    kind, colon, path = name.partition(":")
-    if name == "demo":
-        settings.must_be_default(name)
-        return demo(task.name)
-    if colon and kind == "replay" and path.endswith(SUFFIX):
-        settings.must_be_default(name)
-        return inspect_replay(Path(path), task.name)
-    if colon and path and kind in ("script", "replay"):
-        settings.must_be_default(name)
-        return scripted(Path(path), task.name, family) if kind == "script" else replay(Path(path), task.name)
-    if colon and kind == KIND:
-        settings.must_be_default(name)
-        return calibration(path, task.name, condition_for(task.name, condition).name, seed or 0)
-    return api_model(name, task, settings)
+
+def check_name(name: str, task: Task, condition: str | None) -> None:
+    """Raise UsageError if a --model name is invalid. No API key is needed."""
+    kind, argument = kind_of(name)
+    try:
+        if kind.check:
+            kind.check(argument)
+        else:
+            kind.make(argument, task, PlayerOptions(condition=condition))
+    except UnknownModelNameError as error:
+        raise UsageError(f"{error}{_suggestions(name)}") from error
+
+
+def live_model(name: str, options: ModelOptions) -> ApiModel:
+    """Make a live model without tools. Raises UsageError if the name or an option is invalid."""
+    try:
+        return api_model(name, None, options)
+    except UnknownModelNameError as error:
+        raise UsageError(f"{error}{_suggestions(name)}") from error
+
+
+def usage() -> str:
+    """Return how the names of all kinds are written and what they stand for, for --help."""
+    return ", ".join([*(f"{kind.form} ({kind.about})" for kind in _listed()), "a model such as o3", "PROVIDER/NAME"])
+
+
+def _listed() -> list[PlayerKind]:
+    return [kind for kind in kinds().values() if kind.form]
+
+
+def _suggestions(name: str) -> str:
+    """Return two sentences for an error message: the names most similar to ``name``, and all forms of names."""
+    hosts = [f"{each}/" for each in providers()]
+    prefixes = [kind.prefix if kind.bare else f"{kind.prefix}:" for kind in _listed()]
+    known = (*prefixes, *hosts, *(model for each in providers().values() for model in each.models))
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    forms = (*(kind.form for kind in _listed()), *(f"{each}NAME" for each in hosts))
+    return f"{hint} There are {', '.join(forms)}, and NAME with --base-url."

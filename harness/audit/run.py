@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import harness
-from harness.agents.providers.model import Budget
+from harness.agents.budget import Budget
 from harness.agents.scripted.playbook import AdvanceStep, Playbook
 from harness.agents.scripted.scripted import ScriptedModel
 from harness.audit.matrix import (

@@ -11,6 +11,7 @@ import uvloop
 
 from harness.agents.providers.apis.dialect import Sampling
 from harness.agents.providers.options import ModelOptions
+from harness.agents.registry import usage
 from harness.cli.options import (
     Api,
     AsJson,
@@ -41,10 +42,7 @@ if TYPE_CHECKING:
 def trial(  # noqa: PLR0917 - typer passes options by name
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Who plays: demo, script:FILE (playbooks), replay:PATH (recorded runs), replay:RUN (a stored run "
-            "again), gguf:FILE (weights, run here), a model such as o3, or PROVIDER/NAME. [default: demo]"
-        ),
+        typer.Option(help=f"Who plays: {usage()}. [default: demo]"),
     ] = None,
     agent: Annotated[
         str | None,

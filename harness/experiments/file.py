@@ -15,10 +15,8 @@ from pathlib import Path
 import yaml
 
 from analysis.published import figure_for, figures
-from harness.agents.providers.local.gguf import PREFIX
-from harness.agents.providers.presets import choose
-from harness.agents.registry import default_task, is_live, make_model
-from harness.agents.scripted.calibration import KIND
+from harness.agents.registry import check_name, default_task, kind_of
+from harness.agents.scripted.calibration import PREFIX as CALIBRATION
 from harness.errors import UsageError
 from harness.experiments.experiment import Experiment, ExperimentCell
 from harness.resources import pick
@@ -92,7 +90,7 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
     if not cells:
         raise refusal(nodes[0], "the experiment has no cell, so give it models and conditions, or cells")
     for cell in cells:
-        if cell.n is None and cell.model.partition(":")[0] not in ("demo", "script", "replay"):
+        if cell.n is None and not kind_of(cell.model)[0].counts_trials:
             raise refusal(cell.place, f"the cell {cell.name} has no n, so write how many trials it has")
     _refuse_duplicates(cells)
     return Experiment(
@@ -325,20 +323,14 @@ def _with_values(model: _Entry, values: Mapping[str, str]) -> str:
 
 
 def _checked_model(name: str, task: str, condition: str | None) -> str:
-    """Return the model's name unchanged. Raises UsageError if the name is invalid.
-
-    The API key of a live model isn't checked.
-    """
-    if is_live(name) and not name.startswith(PREFIX):
-        choose(name)
-    else:
-        make_model(name, task_named(task), condition=condition)
+    """Return the model's name unchanged if it is valid. Raises UsageError if it isn't."""
+    check_name(name, task_named(task), condition)
     return name
 
 
 def _default_reference(model: _Entry, condition: str | None) -> Reference | None:
     """Return a reference to the published figure for this model and condition, or None if there is no such figure."""
-    name = model.published or (model.text or "").removeprefix(f"{KIND}:")
+    name = model.published or (model.text or "").removeprefix(f"{CALIBRATION}:")
     spelled = {each.model.lower(): each.model for each in figures()}.get(name.lower(), name)
     found = figure_for(spelled, condition or "")
     return Reference(model=found.model, condition=found.condition) if found else None

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from harness.agents.providers.model import ApiModel, api_model
+from harness.agents.providers.model import ApiModel
 from harness.agents.providers.options import ModelOptions
-from harness.agents.registry import is_live
+from harness.agents.registry import is_live, live_model
 from harness.errors import LabError, LastingModelError, ModelError, UsageError
 from harness.grading.rubric import Case, Passage, agreements, cases, passages, prompt, read_label, rubric
 from harness.store.gradings import Agreements, Grading, Label, Labels, labels_text
@@ -92,7 +92,7 @@ def grader_named(name: str, options: ModelOptions, at_once: int) -> Grader:
         raise UsageError(f"--grader '{name}' isn't a live model: name one, such as o3, or PROVIDER/NAME.")
     if at_once < 1:
         raise UsageError(f"--concurrency {at_once} won't do: it must be 1 or more.")
-    return Grader(api_model(name, None, options), at_once)
+    return Grader(live_model(name, options), at_once)
 
 
 async def grade_run(runs_dir: Path, run_id: str, grader: Grader) -> Graded:
@@ -132,7 +132,7 @@ async def _grade(
         if grader.model.settings.preflight:
             from harness.agents.providers.preflight import check  # noqa: PLC0415 - loads an HTTP library only this needs
 
-            await check(grader.model, client, print_note)
+            await check(client, print_note)
         if known is None:
             known = await _agreements_on_cases(grader)
             store.add_agreements(grader.name, rubric().sha256, cases()[1], known)

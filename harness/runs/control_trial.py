@@ -48,7 +48,7 @@ async def run_control(run: RunSpec, lab: Lab) -> TrialRecord:
     limits = {"message_limit": MESSAGES, "time_limit_s": LIMIT_S}
     quiet = run.model_copy(update={"run_id": f"{run.run_id}-{NAME}", "n": 1, "model": NAME, **limits})
     spec = TrialSpec(run=quiet, number=1, options=TaskOptions())
-    record = await run_with_retries(spec, replace(lab, model=obedient), _SingleTrial(lab))
+    record = await run_with_retries(spec, replace(lab, player=obedient), _SingleTrial(lab))
     if record.lab_failed:
         raise SandboxError(f"The control trial could not be run: {record.error}")
     verdict = record.verdict

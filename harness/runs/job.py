@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.agents.external import ExternalAgent, Player
-from harness.agents.providers.model import ApiModel, Budget
+from harness.agents.budget import Budget
+from harness.agents.player import Player
 from harness.errors import LabError
 from harness.process.gc_tuning import collect_garbage_rarely
 from harness.process.logs import logged_to
@@ -58,7 +58,7 @@ class RunResult:
     elsewhere: int = 0
 
 
-async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
+async def run_missing_trials(plan: RunSpec, player: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
     """Run the trials of ``plan`` that aren't stored yet, and return the result.
 
     ``request`` is the user's request as a JSON object. It is stored with a new run so that the run can be resumed
@@ -69,11 +69,11 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
     with stoppable(), Store(runs_dir) as store, logged_to(runs_dir), Engine.connected(print_note) as engine:
         _log.info("run %s: %s, %d trials, task %s", plan.run_id, plan.model, plan.n, plan.task)
         image, versions = await engine.prepare(image_request(plan))
-        fresh = plan.model_copy(update={"image": image.tag, "simulated": model.simulated})
+        fresh = plan.model_copy(update={"image": image.tag, "simulated": player.simulated})
         progress = RunProgress(fresh)
-        stop_policy = StopPolicy(model.budget if isinstance(model, ApiModel) else Budget())
+        stop_policy = StopPolicy(player.budget or Budget())
         with progress.shown():
-            async with opened_lab(engine, image_request(plan), image.tag, model, progress) as lab:
+            async with opened_lab(engine, image_request(plan), image.tag, player, progress) as lab:
                 await _control(fresh, versions, lab, store)
                 run = begin_run(store, fresh, image.model_dump(), versions, request)
                 charge_earlier_spending(stop_policy.budget, store, run)
@@ -90,7 +90,7 @@ async def run_missing_trials(plan: RunSpec, model: Player, runs_dir: Path, reque
 
 @asynccontextmanager
 async def opened_lab(
-    engine: Engine, image: ImageRequest, tag: str, model: Player, progress: RunProgress
+    engine: Engine, image: ImageRequest, tag: str, player: Player, progress: RunProgress
 ) -> AsyncIterator[Lab]:
     """Start the tool server and yield the ``Lab`` that all trials of a run share.
 
@@ -98,9 +98,9 @@ async def opened_lab(
     during the run, it is built again. The engine's log is rotated while the ``with`` block runs.
     """
     sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
-    server = tool_server(sessions, outside=isinstance(model, ExternalAgent))
+    server = tool_server(sessions, outside=player.outside)
     async with log_rotation(OWN_ENGINE.log), server as serving:
-        yield Lab(engine.backend, sessions, serving, model, progress.say, recovery, progress.waits)
+        yield Lab(engine.backend, sessions, serving, player, progress.say, recovery, progress.waits)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.agents.providers.model import Budget
+from harness.agents.budget import Budget
 from harness.errors import LastingModelError, RunExistsError, StoreError, UsageError
 from harness.process.identity import this_process
 from harness.runs.same_run import must_be_same

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.agents.external import WAIT, ExternalAgent, Player, external_agent
-from harness.agents.providers.model import ApiModel
+from harness.agents.kind import PlayerOptions
+from harness.agents.player import Player
 from harness.agents.providers.options import ModelOptions
-from harness.agents.registry import default_task, make_model
-from harness.agents.scripted.replay import ReplayModel
-from harness.agents.scripted.stored_replay import stored_replay
+from harness.agents.registry import kind_of, make_player
 from harness.errors import UsageError
-from harness.runs.same_run import identity, lasting_name, must_be_same
+from harness.runs.same_run import must_be_same
 from harness.runs.schedule import trial_specs
 from harness.store.records import Plan, RunSpec
 from harness.store.store import Store, StoredRun, is_store
 from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
 from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
-from harness.tasks.task import Task, TaskOptions
+from harness.tasks.task import TaskOptions
 from harness.terminal.text import print_note
 
 if TYPE_CHECKING:
     from harness.runs.job import RunResult
 
-EXTERNAL_AGENT_LIMIT_S = 900.0
 DEFAULT_MODEL = "demo"
 DEFAULT_CONCURRENCY = 8
 
@@ -77,14 +72,15 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
     Raises UsageError if the request is invalid. Nothing is stored and no container is started. In the returned run,
     ``image`` is the name of an image and not a tag.
     """
-    asking = request.asking or ModelOptions()
-    stored = _replayed_run(request)
+    kind, argument = kind_of(_name(request))
+    stored = kind.stored_run(argument, request.runs_dir)
     if stored:
-        request = _filled_from(stored.spec, request)
-    task, model = _player(request, asking, stored)
+        request = _filled_from(stored, request)
+    task = task_named(request.task or kind.default_task(argument))
+    player = make_player(_name(request), task, _player_options(request))
     mechanism = mechanism_for(task.name, request.mechanism)
     _positive("--n", request.n, MOST_TRIALS)
-    _refuse_repeats(request.n, model)
+    _refuse_repeats(request.n, player)
     _positive("--concurrency", request.concurrency)
     _positive("--questions", request.questions)
     _positive("--message-limit", request.message_limit)
@@ -95,20 +91,19 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
         raise UsageError(
             f"--run-id '{run_id[:200]}' won't do: use at most 200 letters, digits, '-', '_' and '.', and not 'last'."
         )
-    condition = stored.spec.condition if stored and not request.condition else _condition(model, task.name, request)
-    if request.ask_after and (isinstance(model, ExternalAgent) or model.afterwards(1) is None):
-        raise UsageError(f"--ask-after: '{model.name}' can't be asked. Live models and calibration agents can.")
-    starts, waits = request.agent not in (None, WAIT), request.agent == WAIT
+    condition = stored.condition if stored and not request.condition else _condition(player, task.name, request)
+    if request.ask_after and player.afterwards(1) is None:
+        raise UsageError(f"--ask-after: '{player.name}' can't be asked. Live models and calibration agents can.")
     run = RunSpec(
         run_id=run_id,
-        model=model.name,
-        simulated=model.simulated,
+        model=player.name,
+        simulated=player.simulated,
         task=task.name,
         condition=condition,
         mechanism=mechanism,
         image=image_named(request.image or DEFAULT_IMAGE),
-        n=request.n or model.default_n,
-        concurrency=1 if waits else request.concurrency,
+        n=request.n or player.default_n,
+        concurrency=min(request.concurrency, player.most_at_once or request.concurrency),
         options=TaskOptions(
             seed=request.seed,
             questions=request.questions,
@@ -117,50 +112,33 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
             after_submit=condition.follow_up is not None,
         ),
         message_limit=request.message_limit,
-        time_limit_s=EXTERNAL_AGENT_LIMIT_S if starts and request.time_limit_s is None else request.time_limit_s,
-        player=identity(model),
+        time_limit_s=player.default_time_limit_s if request.time_limit_s is None else request.time_limit_s,
+        player=player.identity(),
         ask_after=request.ask_after,
         plan=request.plan,
     )
-    first = next(iter(trial_specs(run, model)))
+    first = next(iter(trial_specs(run, player)))
     task.begin(first.options, mechanism)  # refuses options that don't fit each other
-    return run, model
+    return run, player
 
 
-def _player(request: RunRequest, asking: ModelOptions, stored: StoredRun | None) -> tuple[Task, Player]:
-    """Return the task and the player for a request.
-
-    ``asking`` contains the options for a live model. ``stored`` is the stored run to replay, or None. Raises UsageError
-    if the task or the player is unknown, or if they don't fit together.
-    """
+def _name(request: RunRequest) -> str:
+    """Return the name of the requested player, in the form of a --model name."""
     if request.agent is not None:
-        asking.must_be_default(f"--agent '{request.agent}'")
-        return task_named(request.task or "math"), external_agent(request.agent, request.model, request.wait_limit_s)
-    name = DEFAULT_MODEL if request.model is None else request.model
-    task = task_named(request.task or default_task(name))
-    if stored is None:
-        return task, make_model(
-            name, task, asking, condition=request.condition, seed=request.seed, family=request.family
-        )
-    asking.must_be_default(name)
-    if task.name != stored.spec.task:
-        raise UsageError(f"Run '{stored.spec.run_id}' is of task '{stored.spec.task}', not '{task.name}'.")
-    with Store(request.runs_dir, create=False) as store:
-        records = store.trials(stored.spec.run_id)
-        return task, stored_replay(stored.spec, records, own_words=request.condition is None)
+        return f"agent:{request.agent}"
+    return DEFAULT_MODEL if request.model is None else request.model
 
 
-def _replayed_run(request: RunRequest) -> StoredRun | None:
-    """Return the stored run that ``request.model`` names in the form ``replay:RUN``, or None.
-
-    The result is None if the model has another form, if RUN is an existing path, or if no such run is stored.
-    """
-    kind, _, name = (request.model or "").partition(":")
-    if kind != "replay" or request.agent is not None or Path(name).exists() or not is_store(request.runs_dir):
-        return None
-    with Store(request.runs_dir, create=False) as store:
-        known = {"last", *(run.spec.run_id.lower() for run in store.runs())}
-        return store.run(name) if name.lower() in known else None
+def _player_options(request: RunRequest) -> PlayerOptions:
+    return PlayerOptions(
+        live=request.asking or ModelOptions(),
+        condition=request.condition,
+        seed=request.seed,
+        family=request.family,
+        label=None if request.agent is None else request.model,
+        wait_limit_s=request.wait_limit_s,
+        runs_dir=request.runs_dir,
+    )
 
 
 def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
@@ -178,19 +156,20 @@ def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
     )
 
 
-def _condition(model: Player, task: str, request: RunRequest) -> Condition:
-    if model.prompts(1) is None:
+def _condition(player: Player, task: str, request: RunRequest) -> Condition:
+    if player.prompts(1) is None:
         return condition_for(task, request.condition, conditions_with(request.conditions))
     if request.condition is not None:
         raise UsageError("--condition can't be chosen for recorded runs: each was made under a condition of its own.")
     return recorded(task)
 
 
-def _refuse_repeats(n: int | None, model: Player) -> None:
-    """Raise UsageError if ``n`` exceeds the number of recordings that ``model`` can replay."""
-    if isinstance(model, ReplayModel) and n is not None and n > model.most_trials:
-        there = "there is 1 recording" if model.most_trials == 1 else f"there are {model.most_trials} recordings"
-        raise UsageError(f"--n {n} won't do: {there}, and each is played once. Give at most {model.most_trials}.")
+def _refuse_repeats(n: int | None, player: Player) -> None:
+    """Raise UsageError if ``n``, the number of trials, exceeds the number of recordings that ``player`` replays."""
+    most = player.most_trials
+    if most is not None and n is not None and n > most:
+        there = "there is 1 recording" if most == 1 else f"there are {most} recordings"
+        raise UsageError(f"--n {n} won't do: {there}, and each is played once. Give at most {most}.")
 
 
 def _positive(option: str, value: float | None, most: float = inf) -> None:
@@ -205,15 +184,15 @@ async def run_request(request: RunRequest) -> RunResult:
     If the run is stopped early, its finished trials remain stored and its containers are removed. Repeating the request
     continues the run. Raises UsageError if a different run with the same id is stored.
     """
-    plan, model = check_request(request)
+    plan, player = check_request(request)
     from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
 
     if known := _known(request.runs_dir, plan):
         must_be_same(known, plan)
         if not _missing(request.runs_dir, known):
             return RunResult(known.spec, summary_of(request.runs_dir, known.spec.run_id, 0.0))
-    async with _connected(model, plan):
-        return await run_missing_trials(plan, model, request.runs_dir, _resumable(request, plan, model))
+    async with player.connected(plan, print_note):
+        return await run_missing_trials(plan, player, request.runs_dir, _resumable(request, plan, player))
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
@@ -229,25 +208,7 @@ def _missing(runs_dir: Path, run: StoredRun) -> list[int]:
         return store.missing(run.spec.run_id, run.spec.n)
 
 
-@asynccontextmanager
-async def _connected(model: Player, plan: RunSpec) -> AsyncIterator[None]:
-    """Connect a live model to its provider while the ``with`` block runs. Do nothing for other players.
-
-    If the preflight check is enabled, the API key and the model's name are checked first. Raises ModelError if this
-    check fails.
-    """
-    if not isinstance(model, ApiModel):
-        yield
-        return
-    from harness.agents.providers.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
-
-    async with model.opened(print_note) as line:
-        if model.settings.preflight:
-            await preflight(model, line, plan, print_note)
-        yield
-
-
-def _resumable(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, Any]:
+def _resumable(request: RunRequest, plan: RunSpec, player: Player) -> dict[str, Any]:
     """Return the request as a JSON object from which the run can be resumed later.
 
     File paths are made absolute. API keys are left out.
@@ -262,7 +223,7 @@ def _resumable(request: RunRequest, plan: RunSpec, model: Player) -> dict[str, A
         "conditions": request.conditions and str(request.conditions.absolute()),
         "plan": request.plan and request.plan.model_dump(mode="json"),
     }
-    return {**kept, **lasting_name(model)}
+    return {**kept, **player.lasting_request()}
 
 
 def stored_request(

@@ -5,18 +5,10 @@ All settings that could change an outcome must be equal. Settings that affect on
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from harness.agents.external import ExternalAgent, Player
-from harness.agents.scripted.replay import ReplayModel
-from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import UsageError
 from harness.store.records import RunSpec
 from harness.store.store import StoredRun
@@ -25,43 +17,6 @@ from harness.store.store import StoredRun
 # got further cells meanwhile.
 FREE = {"run_id", "concurrency", "image", "plan"}
 NAMES = {"model", "simulated"}  # a player may be called in several ways: by a path from another folder
-_BOOKKEEPING = {"price", "sdk"}  # facts of a live model that don't change its answers
-
-
-def identity(player: Player) -> dict[str, Any]:
-    """Return the facts that identify a player when a run is compared with a stored run.
-
-    For a live model, the facts are its settings. For a player with playbooks, recordings or files, the facts include a
-    hash of these.
-    """
-    if isinstance(player, ScriptedModel):
-        books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in player.playbooks)
-        return {"playbooks": len(player.playbooks), "sha256": _sha256(books)}
-    if isinstance(player, ReplayModel):
-        logs = (recording.model_dump_json().encode() for recording in player.recordings)
-        return {"recordings": len(player.recordings), "sha256": _sha256(logs)}
-    if isinstance(player, ExternalAgent):
-        return {"label": player.label, "words": list(player.words), "sha256": _sha256(_files(player.words))}
-    facts = {name: value for name, value in player.facts(1).items() if name not in _BOOKKEEPING}
-    return dict(json.loads(json.dumps(facts)))  # as it will come back from the store
-
-
-def _sha256(parts: Iterable[bytes]) -> str:
-    hashed = hashlib.sha256()
-    for part in parts:
-        hashed.update(len(part).to_bytes(8) + part)
-    return hashed.hexdigest()
-
-
-def _files(words: tuple[str, ...]) -> Iterator[bytes]:
-    """Yield the content of each file that a command's arguments name.
-
-    ``words`` is the command split into words. The first word, i.e. the program, is skipped.
-    """
-    for word in words[1:]:
-        with suppress(OSError, ValueError):  # most words are not paths
-            if Path(word).is_file():
-                yield Path(word).read_bytes()
 
 
 def difference(stored: StoredRun, asked: RunSpec) -> str | None:
@@ -107,16 +62,3 @@ def must_be_same(stored: StoredRun, asked: RunSpec) -> None:
     if differs := difference(stored, asked):
         run_id = stored.spec.run_id
         raise UsageError(f"There is already a run '{run_id}' here, and another: {differs}. Choose another --run-id.")
-
-
-def lasting_name(player: Player) -> dict[str, str]:
-    """Return the request fields that select this player.
-
-    File paths are absolute, so the fields are valid in any folder. API keys are left out.
-    """
-    if isinstance(player, ExternalAgent):
-        return {"agent": shlex.join(player.words)} if player.words else {}
-    kind, colon, path = player.name.partition(":")
-    if colon and kind in ("script", "replay") and Path(path).exists():
-        return {"model": f"{kind}:{Path(path).absolute()}"}
-    return {"model": player.name}

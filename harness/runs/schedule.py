@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
-from harness.agents.external import Player
+from harness.agents.player import Player
 from harness.errors import LabError
 from harness.runs.trial import Lab, run_trial
 from harness.store.records import RunSpec, TrialRecord, TrialSpec
@@ -38,14 +38,14 @@ class TrialQueue(Protocol):
         """Receive the record of a finished trial."""
 
 
-def trial_specs(run: RunSpec, model: Player) -> Iterable[TrialSpec]:
+def trial_specs(run: RunSpec, player: Player) -> Iterable[TrialSpec]:
     """Return the specifications of all trials of a run, in the order of the trial numbers."""
-    return (trial_spec(run, number, model) for number in range(1, run.n + 1))
+    return (trial_spec(run, number, player) for number in range(1, run.n + 1))
 
 
-def trial_spec(run: RunSpec, number: int, model: Player) -> TrialSpec:
+def trial_spec(run: RunSpec, number: int, player: Player) -> TrialSpec:
     """Return the specification of trial ``number``, including the task options that ``model`` sets for this trial."""
-    return TrialSpec(run=run, number=number, options=model.options(number, run.options))
+    return TrialSpec(run=run, number=number, options=player.options(number, run.options))
 
 
 async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
@@ -60,7 +60,7 @@ async def run_trials(run: RunSpec, lab: Lab, work: TrialQueue) -> None:
         while (number := work.next(running)) is not None:
             running += 1
             try:
-                record = await run_with_retries(trial_spec(run, number, lab.model), lab, work)
+                record = await run_with_retries(trial_spec(run, number, lab.player), lab, work)
             finally:
                 running -= 1
             work.finished(record)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
-from harness.agents.external import Endpoint, ExternalAgent, Player, TranscriptRecorder
 from harness.agents.interview import Interview, interview
-from harness.agents.loop import converse
-from harness.agents.player import Conversation, Turn
-from harness.agents.providers.model import ApiModel
+from harness.agents.player import Player, Stage
+from harness.agents.turn import Turn
 from harness.errors import (
     EngineError,
     EngineLostError,
@@ -35,9 +33,8 @@ from harness.session.session import Session, SessionListener
 from harness.session.watchdog import PHASE_LIMITS_S, Phase, Watchdog
 from harness.store.records import TrialRecord, TrialSpec
 from harness.store.transcript import Entry, Usage
-from harness.tasks.conditions import Prompts, render
+from harness.tasks.conditions import render
 from harness.tasks.registry import task_for
-from harness.toolserver.client import ToolClient
 
 if TYPE_CHECKING:  # these load FastAPI, which checking a request doesn't need
     from harness.toolserver.app import SessionRegistry
@@ -45,7 +42,6 @@ if TYPE_CHECKING:  # these load FastAPI, which checking a request doesn't need
 
 _log = logging.getLogger(__name__)
 
-SLACK_S = 60.0  # added to a provider's patience and call limit before the watchdog ends the trial
 # Failures after which a trial may be repeated, if the agent can't have caused them. A bug would only come again.
 FAULTS = (EngineError, SandboxError, StalledError)
 
@@ -63,7 +59,7 @@ class Lab:
     backend: Backend
     sessions: SessionRegistry
     server: ToolServer
-    model: Player
+    player: Player
     say: Callable[[str], None] = lambda line: None
     engine: EngineHealth = field(default_factory=AlwaysUp)
     on_phase: Callable[[int, Phase], None] = lambda number, phase: None
@@ -164,17 +160,29 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     session = Session(
         task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism), follow_up=spec.run.condition.follow_up
     )
-    prompts = lab.model.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
+    prompts = lab.player.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
     transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
     totals, restarts = TurnTotals(), lab.engine.restart_count()
-    watchdog = Watchdog(_phase_limits(lab), lambda phase: lab.on_phase(spec.number, phase))
+    watchdog = Watchdog(lab.player.phase_limits(lab.phase_limits), lambda phase: lab.on_phase(spec.number, phase))
     session.listener = listener = _ProgressListener(watchdog)
     try:
         async with watchdog.running(), lab.backend.start(machine_spec(spec), session.answer) as sandbox:
             watchdog.enter(Phase.ENGINE)
             await session.begin(sandbox)
             with lab.sessions.opened(session):
-                stop = await _play(spec, lab, session, prompts, transcript, totals, watchdog)
+                stage = Stage(
+                    number=spec.number,
+                    session=session,
+                    server=lab.server,
+                    prompts=prompts,
+                    transcript=transcript,
+                    message_limit=spec.run.message_limit,
+                    hear=totals.hear,
+                    enter=watchdog.enter,
+                    say=lab.say,
+                    process_facts=totals.aside,
+                )
+                stop = await _play(lab.player, stage, spec.run.time_limit_s, totals)
             watchdog.enter(Phase.ENGINE)
             evidence = await session.evidence(stop)
             await _refuse_if_engine_was_lost(evidence, lab, restarts)
@@ -198,8 +206,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         prompts=prompts,
         prompts_sha256=prompts.sha256,
         options=spec.options,
-        agent={**lab.model.facts(spec.number), **totals.aside},
-        simulated=lab.model.simulated,
+        agent={**lab.player.facts(spec.number), **totals.aside},
+        simulated=lab.player.simulated,
         tokens=totals.all_usage.total if totals.all_usage else 0,
         usage=totals.all_usage,
         cost=totals.cost,
@@ -246,59 +254,23 @@ def _with_class(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def _play(  # noqa: PLR0917 - the parts of one trial
-    spec: TrialSpec,
-    lab: Lab,
-    session: Session,
-    prompts: Prompts,
-    transcript: list[Entry],
-    totals: TurnTotals,
-    watchdog: Watchdog,
-) -> StopReason:
+async def _play(player: Player, stage: Stage, limit_s: float | None, totals: TurnTotals) -> StopReason:
     """Run the agent until the trial ends, and return the reason for the end.
 
     The trial ends when the agent stops, the container goes down, the model fails, or the limit on messages or time is
     reached.
     """
-    task, limit_s = session.task, spec.run.time_limit_s
     try:
         async with asyncio.timeout(limit_s) as clock:
-            if isinstance(lab.model, ExternalAgent):
-                watchdog.enter(Phase.MODEL)
-                endpoint = Endpoint.of(spec.number, session, str(lab.server.url), prompts)
-                recorder = TranscriptRecorder(session, transcript, spec.run.message_limit)
-                return await lab.model.play(endpoint, recorder, totals.aside, lab.say)
-            tools = ToolClient(lab.server.app, session.token)
-            return await converse(
-                _WatchedConversation(lab.model.start(spec.number, task, tools), watchdog),
-                tools,
-                transcript,
-                go_on=task.go_on,
-                message_limit=spec.run.message_limit,
-                hear=totals.hear,
-            )
+            return await player.play(stage)
     except ModelError as failure:
         return totals.fail(failure)
     except TimeoutError:
         if not clock.expired():
             raise
-        if isinstance(lab.model, ExternalAgent) and session.status().calls:
+        if player.outside and stage.session.status().calls:
             return StopReason.TIME_LIMIT  # a program that hangs can't be told from one that refuses to continue
         return totals.fail(TrialTimeError(f"The trial took longer than the {limit_s:g} s of --time-limit."))
-
-
-@dataclass(frozen=True)
-class _WatchedConversation:
-    """A wrapper around a conversation that tells the watchdog when a model turn begins and ends."""
-
-    conversation: Conversation
-    watchdog: Watchdog
-
-    async def next(self, transcript: Sequence[Entry]) -> Turn | None:
-        self.watchdog.enter(Phase.MODEL)
-        turn = await self.conversation.next(transcript)
-        self.watchdog.enter(Phase.ENGINE)
-        return turn
 
 
 @dataclass
@@ -315,25 +287,11 @@ class _ProgressListener(SessionListener):
         self.failure = failure
 
 
-def _phase_limits(lab: Lab) -> Mapping[Phase, float | None]:
-    """Return the time limit of each phase in seconds, or None for no limit.
-
-    For a live model, the limit of the model phase is longer than the time allowed for retries. For an external agent,
-    the model phase has no limit.
-    """
-    if isinstance(lab.model, ExternalAgent):
-        return {**lab.phase_limits, Phase.MODEL: None}
-    if isinstance(lab.model, ApiModel):
-        asking = lab.model.settings
-        return {**lab.phase_limits, Phase.MODEL: asking.patience_s + asking.call_limit_s + SLACK_S}
-    return lab.phase_limits
-
-
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
     """Interview the agent after the container has been removed.
 
     If the model fails during the interview, the error is stored in the result. If the player can't be interviewed, the
     result is empty.
     """
-    conversation = None if isinstance(lab.model, ExternalAgent) else lab.model.afterwards(spec.number)
+    conversation = lab.player.afterwards(spec.number)
     return await interview(conversation, transcript, totals.hear) if conversation else NO_INTERVIEW

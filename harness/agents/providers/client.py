@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 
 import httpx2
 
-from harness.agents.player import Turn
 from harness.agents.providers.failures import Failure, FailureKind, error_for, failure_in, read_failure, redacted
 from harness.agents.providers.limiter import RateLimiter, retry_after_s
 from harness.agents.providers.presets import ModelChoice
+from harness.agents.turn import Turn
 from harness.errors import ProviderDownError, UnansweredError
 from harness.store.transcript import Usage
 

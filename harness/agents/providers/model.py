@@ -1,9 +1,10 @@
-"""Live models that are called through an API, and the budget of a run."""
+"""Live models, which are called through a provider's API or served from a local file."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.agents.player import Conversation, Turn
+from harness.agents.budget import Budget
+from harness.agents.loop import ConversingPlayer
+from harness.agents.player import Say
 from harness.agents.providers.apis import anthropic_messages, openai_chat, openai_responses
 from harness.agents.providers.apis.dialect import Dialect
 from harness.agents.providers.limiter import RateLimiter
@@ -20,10 +23,12 @@ from harness.agents.providers.options import ModelOptions
 from harness.agents.providers.presets import ModelChoice, Provider, choose
 from harness.agents.providers.prices import Price, price_of
 from harness.agents.providers.tools import tools_for
+from harness.agents.turn import Conversation, Turn
 from harness.errors import BudgetError, UsageError
+from harness.session.watchdog import Phase
+from harness.store.records import RunSpec
 from harness.store.transcript import Entry
-from harness.tasks.conditions import Prompts
-from harness.tasks.task import Task, TaskOptions
+from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient
 
 if TYPE_CHECKING:
@@ -34,66 +39,15 @@ DIALECTS = cast(
     {"responses": openai_responses, "chat": openai_chat, "messages": anthropic_messages},
 )
 BYTES_PER_TOKEN = 4
-
-
-@dataclass
-class Budget:
-    """The cost and tokens that a run has used so far, and the limits that the user set.
-
-    Costs are in US dollars. ``max_cost`` and ``max_tokens`` are None if the user set no limit. ``finished`` is the
-    number of finished trials. ``uncounted`` is true if the cost of at least one turn is unknown.
-    """
-
-    max_cost: float | None = None
-    max_tokens: int | None = None
-    cost: float = 0.0
-    tokens: int = 0
-    finished: int = 0
-    uncounted: bool = False
-
-    def add(self, turn: Turn, estimated_tokens: int) -> None:
-        """Add the cost and tokens of a turn to the totals of the run.
-
-        If the provider reported no token usage, ``estimated_tokens`` is added instead.
-        """
-        self.tokens += turn.usage.total if turn.usage else estimated_tokens
-        self.cost += turn.cost or 0.0
-        self.uncounted = self.uncounted or turn.cost is None
-
-    def spent(self) -> str | None:
-        """Return the reason why the run may make no further API calls, or None if it may continue."""
-        if self.max_cost is not None and self.cost >= self.max_cost:
-            return f"the ${self.max_cost:g} that --max-cost allows have been spent"
-        if self.max_cost is not None and self.uncounted:
-            return "the cost of a call is unknown, so --max-cost can't be enforced: set --max-tokens-total instead"
-        if self.max_tokens is not None and self.tokens >= self.max_tokens:
-            return f"the {self.max_tokens:,} tokens that --max-tokens-total allows have been used"
-        return None
-
-    def too_little_for(self, running: int) -> str | None:
-        """Return the reason why no further trial may start, or None if a further trial may start.
-
-        ``running`` is the number of running trials. A further trial is expected to use the average cost and tokens of
-        the trials so far. Before any trial has finished, this estimate is 0.
-        """
-        if spent := self.spent():
-            return spent
-        share = 1 + 1 / (self.finished + running) if self.finished else 1.0
-        if self.max_cost is not None and self.cost * share > self.max_cost:
-            return f"another trial would exceed the ${self.max_cost:g} of --max-cost (${self.cost:.2f} spent so far)"
-        if self.max_tokens is not None and self.tokens * share > self.max_tokens:
-            return (
-                f"another trial would exceed the {self.max_tokens:,} tokens of --max-tokens-total "
-                f"({self.tokens:,} used so far)"
-            )
-        return None
+SLACK_S = 60.0  # added to a provider's patience and call limit before the watchdog ends the trial
+_BOOKKEEPING = {"price", "sdk"}  # facts of a live model that don't change its answers
 
 
 _version = cache(version)  # cached, because version() reads a file on each call
 
 
 @dataclass
-class ApiModel:
+class ApiModel(ConversingPlayer):
     """A live model that is called through an API. Trials must run inside a ``with`` block of ``opened``.
 
     ``file`` is the GGUF file that the lab serves during this block, or None if the model isn't a GGUF file.
@@ -105,9 +59,8 @@ class ApiModel:
     key: str = field(repr=False)
     price: Price | None
     parameters: dict[str, Any]
-    budget: Budget
+    budget: Budget = field(default_factory=Budget)
     simulated: str | None = None
-    default_n: int = 1
     file: Path | None = None
     _served: ServedModel | None = None
     _client: ProviderClient | None = None
@@ -172,13 +125,28 @@ class ApiModel:
             **(self._served.facts if self._served else {}),
         }
 
-    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged."""
-        return options
+    def identity(self) -> dict[str, Any]:
+        """Return the facts about the model that could change its answers, as JSON values."""
+        facts = {name: value for name, value in self.facts(1).items() if name not in _BOOKKEEPING}
+        return dict(json.loads(json.dumps(facts)))  # as it will come back from the store
 
-    def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so the model gets the task's own prompts."""
-        return None
+    def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
+        """Return ``limits`` with more time for the model than failing requests to its provider are retried for."""
+        return {**limits, Phase.MODEL: self.settings.patience_s + self.settings.call_limit_s + SLACK_S}
+
+    @asynccontextmanager
+    async def connected(self, run: RunSpec, say: Say) -> AsyncIterator[None]:
+        """Keep the model connected to its provider while the ``with`` block runs.
+
+        Unless the user switched it off, the API key and the model's name are checked first. Raises ModelError if that
+        check fails.
+        """
+        from harness.agents.providers.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
+
+        async with self.opened(say) as client:
+            if self.settings.preflight:
+                await preflight(client, self.parameters, self.price, run, say)
+            yield
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Return a new conversation with the model. The arguments are ignored."""

@@ -13,7 +13,6 @@ import httpx2
 
 from harness.agents.providers.client import ProviderClient
 from harness.agents.providers.failures import FailureKind, error_for, read_failure
-from harness.agents.providers.model import ApiModel
 from harness.agents.providers.prices import Price
 from harness.errors import ModelError, UnknownModelError
 from harness.store.records import RunSpec
@@ -31,27 +30,30 @@ OTHER_CALLS = 4  # tool calls that fetch no question
 BYTES_PER_TOKEN = 4
 
 
-async def preflight(model: ApiModel, client: ProviderClient, run: RunSpec, say: Say) -> None:
-    """Check the API key and the model's name with the provider, then print an estimate of the run's cost.
+async def preflight(
+    client: ProviderClient, parameters: dict[str, Any], price: Price | None, run: RunSpec, say: Say
+) -> None:
+    """Check the API key and the model's name, and print an estimate of the run's cost.
 
-    Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
+    ``parameters`` are those of each request, and ``price`` is None if it isn't known. Raises ModelError if the provider
+    rejects the key, doesn't offer the model or can't be reached.
     """
-    await check(model, client, say)
+    await check(client, say)
     task = task_named(run.task)
     prompts = render(task.system, task.user, run.condition)
     calls = (run.options.questions or QUESTIONS) + OTHER_CALLS
-    usage = estimate(opening_tokens(model, prompts.system + prompts.user), calls)
-    say(estimate_text(run.n, usage, model.price))
+    usage = estimate(opening_tokens(parameters, prompts.system + prompts.user), calls)
+    say(estimate_text(run.n, usage, price))
 
 
-async def check(model: ApiModel, client: ProviderClient, say: Say) -> None:
+async def check(client: ProviderClient, say: Say) -> None:
     """Check the API key and the model's name with the provider, then print the model's retirement date, if any.
 
     Raises ModelError if the provider rejects the key, doesn't offer the model or can't be reached.
     """
-    listed = await _ModelLookup(model, client, say).find()
+    listed = await _ModelLookup(client, say).find()
     today = datetime.now(UTC).date()
-    day = announced(listed) or model.choice.provider.shutdown_of(model.choice.model)
+    day = announced(listed) or client.choice.provider.shutdown_of(client.choice.model)
     if day is not None:
         when = f"is announced to be shut down on {day}" if day > today else f"was announced to be shut down on {day}"
         say(f"{client.who} {when}.")
@@ -89,12 +91,9 @@ def estimate_text(n: int, usage: Usage, price: Price | None) -> str:
     )
 
 
-def opening_tokens(model: ApiModel, prompts: str) -> int:
-    """Estimate the number of tokens in a conversation's first request.
-
-    This request contains ``prompts`` and the model's request parameters, such as the tools.
-    """
-    return (len(prompts) + len(json.dumps(model.parameters))) // BYTES_PER_TOKEN
+def opening_tokens(parameters: dict[str, Any], prompts: str) -> int:
+    """Estimate the tokens of a conversation's first request, from ``prompts`` and the request's parameters."""
+    return (len(prompts) + len(json.dumps(parameters))) // BYTES_PER_TOKEN
 
 
 class _ModelLookup:
@@ -103,10 +102,10 @@ class _ModelLookup:
     The provider is asked for the model by name first, and for its list of models if the name isn't found.
     """
 
-    def __init__(self, model: ApiModel, client: ProviderClient, say: Say) -> None:
+    def __init__(self, client: ProviderClient, say: Say) -> None:
         self._client, self._say = client, say
-        self._path = "/v1/models" if model.choice.provider.api == "messages" else "/models"
-        self._provider, self._model = model.choice.provider, model.choice.model
+        self._path = "/v1/models" if client.choice.provider.api == "messages" else "/models"
+        self._provider, self._model = client.choice.provider, client.choice.model
 
     async def find(self) -> dict[str, Any]:
         """Return the provider's description of the model, or an empty dictionary if the provider gives none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
@@ -17,18 +16,13 @@ from harness.resources import read_yaml
 
 ApiName = Literal["responses", "chat", "messages"]
 APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")
-NEED_NO_KEY = (
-    "demo",
-    "script:FILE",
-    "replay:PATH",
-    "gguf:FILE",
-    "vllm/NAME",
-    "ollama/NAME",
-    "any model with --base-url",
-)
 CUSTOM_KEY = "OFFSWITCH_API_KEY"
 _MAX_TOKENS = {"responses": "max_output_tokens", "chat": "max_tokens", "messages": "max_tokens"}
 _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
+
+
+class UnknownModelNameError(UsageError):
+    """Raised for a --model name that no provider preset has."""
 
 
 class Shutdowns(Frozen):
@@ -82,7 +76,9 @@ class Provider(Frozen):
         """
         found = os.environ.get(self.key, "").strip()
         if not found and not self.local:
-            raise UsageError(f"Set {self.key} to a key for {self.name}; {', '.join(NEED_NO_KEY)} need none.")
+            raise UsageError(
+                f"Set {self.key} to a key for {self.name}; --model demo and models on a server of your own need none."
+            )
         if not (found.isascii() and found.isprintable()):
             raise UsageError(f"{self.key} holds characters that no API key contains: set it again.")
         return found
@@ -121,7 +117,7 @@ def choose(name: str, base_url: str | None = None, api: str | None = None) -> Mo
         return ModelChoice(provider=_with_api(preset, api), model=rest)
     found = next((each for each in providers().values() if each.has(name)), None)
     if found is None:
-        raise UsageError(f"There is no model '{name}'.{_suggestions(name)}")
+        raise UnknownModelNameError(f"There is no model '{name}'.")
     return ModelChoice(provider=_with_api(found, api), model=name)
 
 
@@ -142,12 +138,3 @@ def _with_api(provider: Provider, api: str | None) -> Provider:
     if api is None or api == provider.api:
         return provider
     return Provider(**{**provider.model_dump(), "api": api, "max_tokens": _MAX_TOKENS[api]})
-
-
-def _suggestions(name: str) -> str:
-    words = ("demo", "script:", "replay:", "calibration:", "gguf:", *(f"{each}/" for each in providers()))
-    known = (*words, *(model for each in providers().values() for model in each.models))
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    listed = ", ".join((*NEED_NO_KEY[:4], *(f"{each}/NAME" for each in providers())))
-    return f"{hint} There are {listed}, and NAME with --base-url."

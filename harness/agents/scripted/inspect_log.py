@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from harness.agents.player import Turn
 from harness.agents.scripted.recording import Recording
 from harness.agents.scripted.replay import ReplayModel
+from harness.agents.turn import Turn
 from harness.errors import UsageError
 from harness.store.transcript import ToolUse
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.agents.player import Turn
+from harness.agents.turn import Turn
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
 from harness.store.transcript import ToolUse

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.agents.player import Conversation, Turn
+from harness.agents.fingerprint import absolute_name, sha256_of
+from harness.agents.loop import ConversingPlayer
 from harness.agents.scripted.recording import Recording, read_recordings
+from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
 from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts, condition_of
@@ -17,7 +19,7 @@ from harness.toolserver.client import ToolClient
 
 
 @dataclass(frozen=True)
-class ReplayModel:
+class ReplayModel(ConversingPlayer):
     """A simulated model that makes recorded tool calls of a real model again. Each trial replays one recording.
 
     If ``own_words`` is true, the trial uses the recorded prompts. Otherwise, it uses the prompts of the condition that
@@ -76,9 +78,14 @@ class ReplayModel:
         """Start the replay of this trial's recording."""
         return _Replayed(iter(self._recording(trial).turns))
 
-    def afterwards(self, trial: int) -> Conversation | None:
-        """Return None, because a recording can't answer questions."""
-        return None
+    def lasting_request(self) -> dict[str, str]:
+        """Return the --model name, with an absolute path so that it works in any folder."""
+        return {"model": absolute_name(self.name)}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the number of recordings and one hash of all of them."""
+        logs = (recording.model_dump_json().encode() for recording in self.recordings)
+        return {"recordings": len(self.recordings), "sha256": sha256_of(logs)}
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.agents.player import Conversation, Turn
+from harness.agents.fingerprint import absolute_name, sha256_of
+from harness.agents.loop import ConversingPlayer
 from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, SubmitStep, load_playbooks
+from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
 from harness.resources import ROOT, read_yaml
 from harness.store.transcript import Entry, ToolUse
-from harness.tasks.conditions import Prompts
-from harness.tasks.task import Task, TaskOptions
+from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient
 
 MAX_ADVANCE_CALLS = 20
 
 
 @dataclass(frozen=True)
-class ScriptedModel:
+class ScriptedModel(ConversingPlayer):
     """A simulated model that plays one playbook in each trial.
 
     If a run has more trials than playbooks, the list of playbooks is repeated.
@@ -45,21 +47,18 @@ class ScriptedModel:
         expected = book.expect and {"outcome": book.expect.outcome, "tampering": list(book.expect.tampering)}
         return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
 
-    def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return ``options`` unchanged."""
-        return options
-
-    def prompts(self, trial: int) -> Prompts | None:
-        """Return None, so the agent gets the task's own prompts."""
-        return None
-
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Start the playbook of this trial."""
         return _Play(_turns(self._playbook(trial), task, tools))
 
-    def afterwards(self, trial: int) -> Conversation | None:
-        """Return None, because a playbook can't answer questions."""
-        return None
+    def lasting_request(self) -> dict[str, str]:
+        """Return the --model name, with an absolute path so that it works in any folder."""
+        return {"model": absolute_name(self.name)}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the number of playbooks and one hash of all of them."""
+        books = (json.dumps(asdict(book), default=str, sort_keys=True).encode() for book in self.playbooks)
+        return {"playbooks": len(self.playbooks), "sha256": sha256_of(books)}
 
 
 @dataclass(frozen=True)

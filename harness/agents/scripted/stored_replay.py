@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from harness.agents.player import Turn
 from harness.agents.scripted.recording import Recording
 from harness.agents.scripted.replay import ReplayModel
+from harness.agents.turn import Turn
 from harness.errors import UsageError
 from harness.judging.evidence import StopReason
 from harness.judging.verdict import Outcome

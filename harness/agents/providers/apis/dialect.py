@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from harness.agents.player import Turn
 from harness.agents.providers.presets import ModelChoice
 from harness.agents.providers.tools import Tool
+from harness.agents.turn import Turn
 from harness.judging.evidence import Frozen
 from harness.store.transcript import Entry
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.agents.player import Turn
 from harness.agents.providers.apis.dialect import OPENAI_EFFORTS, Sampling, require_objects, token_count, without_none
 from harness.agents.providers.presets import ModelChoice
 from harness.agents.providers.tools import Tool, mark_truncated_call, read_call
+from harness.agents.turn import Turn
 from harness.store.transcript import Entry, ToolUse, Usage
 
 PATH = "/chat/completions"

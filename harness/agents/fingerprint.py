@@ -1,0 +1,30 @@
+"""Names and hashes of what a player plays, by which a resumed run finds it again and notices that it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def sha256_of(parts: Iterable[bytes]) -> str:
+    """Return one SHA-256 hash of all parts, in their order."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8) + part)
+    return hashed.hexdigest()
+
+
+def files_among(words: Iterable[str]) -> Iterator[bytes]:
+    """Yield the content of each file whose path is one of ``words``."""
+    for word in words:
+        with suppress(OSError, ValueError):  # most words of a command are no paths
+            if Path(word).is_file():
+                yield Path(word).read_bytes()
+
+
+def absolute_name(name: str) -> str:
+    """Return a --model name with the path after its colon made absolute, or unchanged if no file has this path."""
+    prefix, colon, path = name.partition(":")
+    return f"{prefix}:{Path(path).absolute()}" if colon and Path(path).exists() else name

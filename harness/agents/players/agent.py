@@ -1,0 +1,13 @@
+"""``--agent CMD`` (as a name, ``agent:CMD``): the user's own agent, started for each trial or awaited."""
+
+from __future__ import annotations
+
+from harness.agents.external import external_agent
+from harness.agents.kind import PlayerKind
+
+KIND = PlayerKind(
+    "agent",
+    "",
+    "the user's own agent",
+    lambda command, _, options: external_agent(command, options.label, options.wait_limit_s),
+)

@@ -1,0 +1,48 @@
+"""``--model replay:PATH``: recorded runs, an Inspect log, or with ``replay:RUN`` a run from the lab's own store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.agents.kind import PlayerKind, PlayerOptions
+from harness.agents.player import Player
+from harness.agents.scripted.inspect_log import SUFFIX, inspect_replay
+from harness.agents.scripted.replay import replay
+from harness.agents.scripted.stored_replay import stored_replay
+from harness.errors import UsageError
+from harness.store.records import RunSpec
+from harness.store.store import Store, is_store
+from harness.tasks.task import Task
+
+
+def _make(argument: str, task: Task, options: PlayerOptions) -> Player:
+    path = Path(argument)
+    if options.runs_dir and (run := _stored_run(argument, options.runs_dir)):
+        if task.name != run.task:
+            raise UsageError(f"Run '{run.run_id}' is of task '{run.task}', not '{task.name}'.")
+        with Store(options.runs_dir, create=False) as store:
+            return stored_replay(run, store.trials(run.run_id), own_words=options.condition is None)
+    return inspect_replay(path, task.name) if argument.endswith(SUFFIX) else replay(path, task.name)
+
+
+def _stored_run(argument: str, runs_dir: Path) -> RunSpec | None:
+    """Return the stored run with this id, or None if there is none.
+
+    If ``argument`` is also the path of an existing file or folder, the path takes precedence and None is returned.
+    """
+    if Path(argument).exists() or not is_store(runs_dir):
+        return None
+    with Store(runs_dir, create=False) as store:
+        known = {"last", *(run.spec.run_id.lower() for run in store.runs())}
+        return store.run(argument).spec if argument.lower() in known else None
+
+
+KIND = PlayerKind(
+    "replay",
+    "replay:PATH",
+    "recorded runs, or by its id a stored run",
+    _make,
+    counts_trials=True,
+    default_task=lambda argument: "math" if argument.endswith(SUFFIX) else "patrol",
+    stored_run=_stored_run,
+)
