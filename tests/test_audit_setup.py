@@ -12,7 +12,7 @@ from harness.audit.retarget import SwitchLocation
 from harness.audit.setup_check import Finding, Setup, Severity, check
 from harness.audit.targets import bounded, not_applied
 from harness.errors import UsageError
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.sandbox.protocol import Limits
 from harness.tasks.task import AgentUser
 from tests.builders import a_file, a_folder, law

@@ -9,7 +9,7 @@ from analysis.published import figures
 from harness.agents.scripted.calibration import calibrated_models, calibration, published_rate
 from harness.agents.scripted.playbook import load_playbooks
 from harness.errors import UsageError
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.tasks.registry import task_named
 from harness.tasks.task import TaskOptions
 

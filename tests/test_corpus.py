@@ -8,7 +8,7 @@ import pytest
 from analysis.corpus_scores import PlayedCase, played, score
 from harness.agents.scripted.playbook import load_playbooks
 from harness.judging.verdict import Outcome, TamperingKind
-from harness.resources import ROOT
+from harness.resources.data import ROOT
 from harness.sandbox.docker.engine import Engine
 from harness.store.records import TrialRecord
 from harness.terminal.corpus import print_scores

@@ -12,7 +12,7 @@ from harness.experiments.experiment import Experiment
 from harness.experiments.file import read_experiment
 from harness.experiments.job import request_for, states
 from harness.judging.verdict import Outcome
-from harness.resources import ROOT
+from harness.resources.data import ROOT
 from harness.runs.request import check_request
 from harness.runs.same_run import difference
 from harness.store.records import Reference

@@ -26,7 +26,7 @@ LAYERS = (
     ("harness.sandbox",),
     ("harness.tasks",),
     ("harness.judging",),
-    ("harness.html", "harness.process", "harness.strict_yaml"),
+    ("harness.html", "harness.process"),
     ("harness.resources",),
     ("harness.errors",),
     ("harness",),

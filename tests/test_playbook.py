@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from harness.agents.scripted.playbook import AdvanceStep, Expectation, Playbook, RunStep, SubmitStep, load_playbooks
 from harness.errors import UsageError
 from harness.judging.verdict import Outcome, TamperingKind
-from harness.strict_yaml import MAX_BYTES
+from harness.resources.strict_yaml import MAX_BYTES
 
 TASKS = Path(__file__).parent.parent / "tasks"
 

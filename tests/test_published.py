@@ -9,7 +9,7 @@ from scipy.stats import beta
 
 from analysis.published import figures, sources, tactics
 from harness.agents.scripted.playbook import load_playbooks
-from harness.resources import ROOT
+from harness.resources.data import ROOT
 
 PAPER = (
     *("Claude Sonnet 3.7", "Claude Sonnet 4", "Claude Opus 4", "Claude Opus 4.1", "Gemini 2.5 Pro", "GPT-4o"),

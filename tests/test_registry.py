@@ -8,7 +8,7 @@ import pytest
 from harness.agents.registry import default_task, make_player
 from harness.errors import UsageError
 from harness.judging.evidence import Role
-from harness.resources import ROOT, names_in, pick
+from harness.resources.data import ROOT, names_in, pick
 from harness.sandbox.protocol import Limits
 from harness.tasks.registry import DEFAULT_IMAGE, TASKS, image_named, mechanism_for, task_named
 

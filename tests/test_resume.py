@@ -15,7 +15,7 @@ from harness.agents.providers.options import ModelOptions
 from harness.agents.scripted.playbook import AdvanceStep, Playbook
 from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import UsageError
-from harness.resources import ROOT
+from harness.resources.data import ROOT
 from harness.runs.request import RunRequest, _resumable, check_request, stored_request
 from harness.runs.same_run import difference, must_be_same
 from harness.store.records import RunSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.sandbox.docker.engine import Engine
 from tests.conftest import Cli
 

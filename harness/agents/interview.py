@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.agents.loop import NOT_RUN
 from harness.agents.turn import Conversation, Turn
 from harness.errors import ModelError
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.store.transcript import Entry
 
 QUESTIONS: tuple[str, ...] = tuple(read_yaml(ROOT / "tasks" / "afterwards.yaml")["questions"])

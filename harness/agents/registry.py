@@ -14,6 +14,7 @@ from harness.agents.providers.model import ApiModel, api_model
 from harness.agents.providers.options import ModelOptions
 from harness.agents.providers.presets import UnknownModelNameError, providers
 from harness.errors import UsageError
+from harness.resources import plugins
 from harness.tasks.task import Task
 
 NO_OPTIONS = PlayerOptions()
@@ -21,9 +22,20 @@ NO_OPTIONS = PlayerOptions()
 
 @cache
 def kinds() -> dict[str, PlayerKind]:
-    """Return all kinds of players by their prefix. Live models have the empty prefix."""
+    """Return all kinds of players by their prefix, plugins included. Live models have the empty prefix.
+
+    Raises UsageError if two kinds have the same prefix.
+    """
     modules = (import_module(f"{players.__name__}.{each.name}") for each in iter_modules(players.__path__))
-    return {module.KIND.prefix: module.KIND for module in modules}
+    found: dict[str, PlayerKind] = {module.KIND.prefix: module.KIND for module in modules}
+    for plugin in (*plugins.modules("players"), *plugins.installed("players")):
+        kind = plugins.load(plugin, "KIND")
+        if not isinstance(kind, PlayerKind):
+            raise UsageError(f"KIND in the plugin {plugin.path} isn't a PlayerKind: see docs/plugins.md.")
+        if kind.prefix in found:
+            raise UsageError(f"The plugin {plugin.path} defines the player '{kind.prefix}', and there is one already.")
+        found[kind.prefix] = kind
+    return found
 
 
 def kind_of(name: str) -> tuple[PlayerKind, str]:

@@ -16,7 +16,7 @@ from harness.audit.matrix import TACTICS, UNNAMED
 from harness.audit.targets import TASK, OwnSwitch, checked
 from harness.errors import UsageError
 from harness.process.invocation import invoked_as
-from harness.resources import ROOT, pick
+from harness.resources.data import ROOT, pick
 from harness.store.records import RunSpec
 from harness.tasks.conditions import condition_for
 from harness.tasks.registry import DEFAULT_IMAGE, mechanism_for, mechanisms_for

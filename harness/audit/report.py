@@ -17,7 +17,7 @@ from rich.text import Text
 from harness.audit.matrix import TACTICS, AuditedSwitch, AuditReport, FamilyResult, Status, TacticResult
 from harness.audit.setup_check import Severity
 from harness.errors import UsageError
-from harness.resources import pick, read_yaml
+from harness.resources.data import pick, read_yaml
 from harness.terminal.text import safe, safe_line
 
 COLOURS = {

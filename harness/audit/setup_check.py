@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.audit.declared import Declared, Mount
 from harness.audit.retarget import SwitchLocation, may_write
 from harness.judging.evidence import FileState, Frozen
-from harness.resources import read_yaml
+from harness.resources.data import read_yaml
 
 
 class Severity(StrEnum):

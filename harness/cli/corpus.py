@@ -17,7 +17,7 @@ from analysis.corpus_scores import played, score
 from harness.agents.scripted.playbook import FAMILIES, load_playbooks
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
-from harness.resources import ROOT
+from harness.resources.data import ROOT
 from harness.runs.request import RunRequest, run_request
 from harness.store.store import Store
 from harness.tasks.registry import TASKS, mechanism_named

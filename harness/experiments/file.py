@@ -19,9 +19,8 @@ from harness.agents.registry import check_name, default_task, kind_of
 from harness.agents.scripted.calibration import PREFIX as CALIBRATION
 from harness.errors import UsageError
 from harness.experiments.experiment import Experiment, ExperimentCell
-from harness.resources import pick
-from harness.store.records import Reference
-from harness.strict_yaml import (
+from harness.resources.data import pick
+from harness.resources.strict_yaml import (
     choice,
     documents,
     fields_of,
@@ -36,6 +35,7 @@ from harness.strict_yaml import (
     shown,
     string_in,
 )
+from harness.store.records import Reference
 from harness.tasks.conditions import Condition, condition_for, conditions_with
 from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
 

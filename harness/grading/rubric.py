@@ -18,7 +18,7 @@ from typing import Literal
 
 from harness.grading.blinding import bounded, fenced, without_names
 from harness.judging.evidence import Frozen
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.store.gradings import LABELS, MEASURES, Agreements, CaseAgreement, Label, Measure
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.transcript import Entry

@@ -26,7 +26,7 @@ from harness.errors import RESTORE, RunExistsError, StoreError, UsageError
 from harness.judging.evidence import Frozen
 from harness.judging.verdict import Outcome
 from harness.process.identity import is_elsewhere, is_gone
-from harness.resources import pick
+from harness.resources.data import pick
 from harness.sandbox.versions import Versions
 from harness.store.gradings import Agreements, Grading, Labels
 from harness.store.records import RunSpec, TrialRecord

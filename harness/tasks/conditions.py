@@ -16,8 +16,8 @@ from pydantic import model_validator
 
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
-from harness.resources import ROOT, pick
-from harness.strict_yaml import choice, documents, fields_of, flag, pairs_of, refusal, scalar
+from harness.resources.data import ROOT, pick
+from harness.resources.strict_yaml import choice, documents, fields_of, flag, pairs_of, refusal, scalar
 
 Placement = Literal["none", "user", "system", "after_submit"]
 _KEYS = "about task placement wording text note source instead system user language"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.judging.evidence import Role, TaskEvent
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.tasks.task import RUN, SAY, AgentUser, Mechanism, OutsideEvent, Reply, Task, TaskOptions, Trigger
 
 NOTICE_AFTER = 3

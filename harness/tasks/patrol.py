@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.judging.evidence import Role, TaskEvent
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.tasks.task import SAY, AgentUser, Mechanism, OutsideEvent, Reply, Task, TaskOptions
 
 BUTTON = "/tmp/shutdown_requested"  # noqa: S108 - a path inside the container, as published

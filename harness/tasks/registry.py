@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from harness.errors import UsageError
-from harness.resources import ROOT, names_in, pick, read_yaml
+from harness.resources.data import ROOT, names_in, pick, read_yaml
 from harness.tasks.math import MATH
 from harness.tasks.patrol import PATROL
 from harness.tasks.task import AgentUser, Mechanism, Task

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
-from harness.resources import read_yaml
+from harness.resources.data import read_yaml
 
 ApiName = Literal["responses", "chat", "messages"]
 APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")

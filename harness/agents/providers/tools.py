@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.judging.evidence import Frozen
-from harness.resources import read_yaml
+from harness.resources.data import read_yaml
 from harness.store.transcript import ToolUse
 
 

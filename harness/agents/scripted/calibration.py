@@ -19,7 +19,7 @@ from harness.agents.scripted.playbook import Playbook, load_playbooks
 from harness.agents.scripted.scripted import ScriptedModel
 from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
-from harness.resources import ROOT, pick, read_yaml
+from harness.resources.data import ROOT, pick, read_yaml
 from harness.store.transcript import Entry
 from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import yaml
 
 from harness.judging.verdict import Outcome, TamperingKind
-from harness.strict_yaml import (
+from harness.resources.strict_yaml import (
     choice,
     documents,
     fields_of,

@@ -14,7 +14,7 @@ from harness.agents.loop import ConversingPlayer
 from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, SubmitStep, load_playbooks
 from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
-from harness.resources import ROOT, read_yaml
+from harness.resources.data import ROOT, read_yaml
 from harness.store.transcript import Entry, ToolUse
 from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient

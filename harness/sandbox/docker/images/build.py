@@ -22,7 +22,7 @@ from harness.errors import ImageError
 from harness.judging.evidence import Frozen
 from harness.process.environment import without_keys
 from harness.process.identity import temporary_prefix
-from harness.resources import ROOT
+from harness.resources.data import ROOT
 from harness.sandbox.docker.images.base_image import present
 from harness.sandbox.docker.images.compiler import find_compiler
 from harness.sandbox.docker.labels import owner_labels

@@ -11,7 +11,7 @@ import yaml
 
 from harness.errors import UsageError
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 # A checkout has the data files in its top folder; an installed wheel has them inside the package.
 ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
 
