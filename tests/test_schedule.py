@@ -18,7 +18,7 @@ from harness.judging.verdict import Outcome
 from harness.runs.schedule import MAX_TRIES, run_trials
 from harness.sandbox.console import Answer, CommandResult
 from harness.sandbox.protocol import AlwaysUp, MachineSpec
-from harness.session.watchdog import Phase
+from harness.session.events import Event, EventStream, Phase, Waiting
 from harness.store.records import TrialRecord
 from harness.store.transcript import Entry
 from tests.builders import InMemory, asynchronous, run_spec
@@ -274,13 +274,13 @@ async def test_slow_is_not_stuck() -> None:
 
 @asynchronous
 async def test_what_a_trial_waits_for_is_told() -> None:
-    """The on_phase callback is called whenever a trial starts to wait for something else."""
-    phases_seen: list[tuple[int, Phase]] = []
+    """An event tells whenever a trial starts to wait for something else."""
+    heard: list[Event] = []
     model = ScriptedModel("script:test", (Playbook("p", "", (RunStep("true"),)),))
-    await played(
-        InMemory(1), FakeSandboxes(), model, on_phase=lambda number, phase: phases_seen.append((number, phase))
-    )
-    assert {number for number, _ in phases_seen} == {1}
-    phases = [phase for _, phase in phases_seen]
-    assert phases[:4] == [Phase.STARTING, Phase.ENGINE, Phase.MODEL, Phase.ENGINE]
+    events = EventStream()
+    events.attach(heard.append)
+    await played(InMemory(1), FakeSandboxes(), model, events=events)
+    assert {event.trial for event in heard} == {1}
+    phases = [event.what.phase for event in heard if isinstance(event.what, Waiting)]
+    assert phases[:3] == [Phase.ENGINE, Phase.MODEL, Phase.ENGINE]
     assert phases[-2:] == [Phase.ENGINE, Phase.ENGINE]

@@ -27,9 +27,9 @@ from harness.errors import LastingModelError, ModelError, UsageError
 from harness.judging.evidence import Frozen, StopReason
 from harness.process.identity import temporary_prefix
 from harness.sandbox.console import Output
-from harness.session.messages import MCP_PATH, ShellAnswer, output_text
-from harness.session.session import Session, SessionListener
-from harness.session.watchdog import Phase
+from harness.session.events import Answered, CallFailed, Event, Phase, Submitted
+from harness.session.messages import MCP_PATH, output_text
+from harness.session.session import Session
 from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Prompts
 
@@ -71,10 +71,11 @@ class Endpoint(Frozen):
 
 
 @dataclass
-class TranscriptRecorder(SessionListener):
-    """A session listener that records an external agent's tool calls in ``transcript``.
+class TranscriptRecorder:
+    """Records an external agent's tool calls in ``transcript``, from the events of its trial.
 
-    The event ``over`` is set when the trial ends.
+    The asyncio event ``over`` is set when the trial ends. ``failure`` is the exception of a tool call that failed
+    because of the lab, or None.
     """
 
     session: Session
@@ -83,53 +84,35 @@ class TranscriptRecorder(SessionListener):
     over: asyncio.Event = field(default_factory=asyncio.Event)
     stop: StopReason | None = None
     failure: Exception | None = None
-    calls: int = 0
-    last_request_at: float | None = None
+    _calls: int = 0
 
-    def came(self) -> None:
-        """Record the current time as the time of the agent's latest request."""
-        self.last_request_at = time.monotonic()
-
-    def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """Append a shell command and its output to the transcript.
-
-        The trial ends if the container has shut down, or if the transcript has reached ``message_limit`` messages.
-        """
-        self._append(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
-        if answer.machine == "down":
-            self._end(StopReason.MACHINE_DOWN)
-        if len(self.transcript) >= self.message_limit:
-            self.session.closed = True
-            self._end(StopReason.MESSAGE_LIMIT)
-
-    def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Append the agent's submitted answer to the transcript.
-
-        If ``follow_up`` is a message, it is appended as a user message and the trial continues. If ``follow_up`` is
-        None, the trial ends.
-        """
-        self._append(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
-        if follow_up:
-            self.transcript.append(Entry(role="user", text=follow_up))
-        else:
-            self._end(StopReason.SUBMITTED)
-
-    def failed(self, failure: Exception) -> None:
-        """Store an exception that the lab raised during a tool call, and end the trial.
-
-        ``ExternalAgent.play`` then raises the stored exception.
-        """
-        self.failure = failure
-        self.over.set()
+    def hear(self, event: Event) -> None:
+        """Record the tool call that an event reports, if any, and end the trial if the call was its last."""
+        match event.what:
+            case Answered(_, cmd, thoughts, answer):
+                self._append(ToolUse(id=self._next_id(), name="shell", cmd=cmd, thoughts=thoughts), answer.output)
+                if answer.machine == "down":
+                    self._end(StopReason.MACHINE_DOWN)
+                if len(self.transcript) >= self.message_limit:
+                    self.session.closed = True
+                    self._end(StopReason.MESSAGE_LIMIT)
+            case Submitted(answer, follow_up):
+                self._append(ToolUse(id=self._next_id(), name="submit", answer=answer), "Submitted.")
+                if follow_up:
+                    self.transcript.append(Entry(role="user", text=follow_up))
+                else:
+                    self._end(StopReason.SUBMITTED)
+            case CallFailed(failure):
+                self.failure = failure
+                self.over.set()
 
     def _next_id(self) -> str:
-        self.calls += 1
-        return f"call-{self.calls}"
+        self._calls += 1
+        return f"call-{self._calls}"
 
     def _append(self, call: ToolUse, answer: str) -> None:
-        self.came()
-        request = Entry(role="assistant", calls=(call,))
-        self.transcript += (request, Entry(role="tool", call_id=call.id, text=answer))
+        self.transcript.append(Entry(role="assistant", calls=(call,)))
+        self.transcript.append(Entry(role="tool", call_id=call.id, text=answer))
 
     def _end(self, stop: StopReason) -> None:
         self.stop = self.stop or stop
@@ -193,7 +176,7 @@ class ExternalAgent(Player):
         stage.enter(Phase.MODEL)
         endpoint = Endpoint.of(stage.number, stage.session, str(stage.server.url), stage.prompts)
         recorder = TranscriptRecorder(stage.session, stage.transcript, stage.message_limit)
-        stage.session.listener = recorder
+        stage.session.events.listeners.attach(recorder.hear)
         try:
             if self.words:
                 await self._run(endpoint, recorder, stage.process_facts)
@@ -221,12 +204,12 @@ class ExternalAgent(Player):
         for line in _announcement(endpoint, self.wait_limit_s):
             say(line)
         began = time.monotonic()
-        while (left := (recorder.last_request_at or began) + self.wait_limit_s - time.monotonic()) > 0:
+        while (left := (recorder.session.last_active_at or began) + self.wait_limit_s - time.monotonic()) > 0:
             if await _wait_for_any(recorder.over, limit_s=left):
                 return
             if recorder.session.busy:
-                recorder.came()
-        if recorder.last_request_at is None:
+                recorder.session.last_active_at = time.monotonic()
+        if recorder.session.last_active_at is None:
             raise LastingModelError(f"No agent connected within the {self.wait_limit_s:g} s of --wait-limit.")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from harness.agents.player import Player, Stage
 from harness.agents.turn import Conversation, Turn
 from harness.judging.evidence import StopReason
-from harness.session.watchdog import Phase
+from harness.session.events import Phase
 from harness.store.transcript import Entry, ToolUse
 from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient

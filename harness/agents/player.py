@@ -11,8 +11,8 @@ from typing import Any
 from harness.agents.budget import Budget
 from harness.agents.turn import Conversation, Turn
 from harness.judging.evidence import StopReason
+from harness.session.events import Phase
 from harness.session.session import Session
-from harness.session.watchdog import Phase
 from harness.store.records import RunSpec
 from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts

@@ -36,6 +36,7 @@ from harness.runs.job import cleared_up, opened_lab, stoppable
 from harness.runs.queue import StopPolicy, StoredQueue
 from harness.runs.schedule import run_trials
 from harness.sandbox.docker.engine import Engine
+from harness.session.events import EventStream
 from harness.store.records import TrialRecord
 from harness.store.store import Store
 from harness.tasks.registry import mechanism_for
@@ -129,7 +130,8 @@ class _TrialRunner:
     async def control(self) -> TrialRecord:
         """Run and store the control trial. Raises MechanismError if the kill switch fails without tampering."""
         run, nobody = self.target.run, ScriptedModel("nobody", ())
-        async with opened_lab(self.engine, self.target.image, run.image, nobody, RunProgress(run)) as lab:
+        say, events = RunProgress(run).say, EventStream()
+        async with opened_lab(self.engine, self.target.image, run.image, nobody, say=say, events=events) as lab:
             record = await run_control(run, lab)
         self.store.add_control(control_key(run, self.target.versions), record)
         return record
@@ -144,12 +146,12 @@ class _TrialRunner:
         model = ScriptedModel(f"audit of {self.target.run.mechanism.name}", tuple(books), SIMULATED)
         named = {"run_id": run_id, "n": len(books), "model": model.name, "simulated": SIMULATED}
         run = self.target.run.model_copy(update=named)
-        progress = RunProgress(run)
+        progress, events = RunProgress(run), EventStream()
         self.store.add_run(run, self.target.stored_image, self.target.versions)
-        queue = StoredQueue(run, self.store, progress, StopPolicy(Budget()))
-        with progress.shown():
+        queue = StoredQueue(run, self.store, events, StopPolicy(Budget()))
+        with progress.shown(), events.heard_by(progress.hear):
             async with (
-                opened_lab(self.engine, self.target.image, run.image, model, progress) as lab,
+                opened_lab(self.engine, self.target.image, run.image, model, say=progress.say, events=events) as lab,
                 cleared_up(queue, self.engine),
             ):
                 await run_trials(run, lab, queue)

@@ -16,6 +16,7 @@ from harness.judging.verdict import RULES, Outcome
 from harness.runs.schedule import run_with_retries
 from harness.runs.trial import Lab
 from harness.sandbox.versions import Versions
+from harness.session.events import EventStream
 from harness.store.records import RunSpec, TrialRecord, TrialSpec
 from harness.tasks.task import TaskOptions
 
@@ -48,7 +49,7 @@ async def run_control(run: RunSpec, lab: Lab) -> TrialRecord:
     limits = {"message_limit": MESSAGES, "time_limit_s": LIMIT_S}
     quiet = run.model_copy(update={"run_id": f"{run.run_id}-{NAME}", "n": 1, "model": NAME, **limits})
     spec = TrialSpec(run=quiet, number=1, options=TaskOptions())
-    record = await run_with_retries(spec, replace(lab, player=obedient), _SingleTrial(lab))
+    record = await run_with_retries(spec, replace(lab, player=obedient, events=EventStream()), _SingleTrial(lab))
     if record.lab_failed:
         raise SandboxError(f"The control trial could not be run: {record.error}")
     verdict = record.verdict

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.agents.budget import Budget
-from harness.agents.player import Player
+from harness.agents.player import Player, Say
 from harness.errors import LabError
 from harness.process.gc_tuning import collect_garbage_rarely
 from harness.process.logs import logged_to
@@ -28,6 +28,7 @@ from harness.sandbox.docker.recovery import Recovery
 from harness.sandbox.docker.setup.local_engine import log_rotation
 from harness.sandbox.protocol import ImageRequest
 from harness.sandbox.versions import Versions
+from harness.session.events import EventStream
 from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.store.summary import Summary, summarise
@@ -70,14 +71,16 @@ async def run_missing_trials(plan: RunSpec, player: Player, runs_dir: Path, requ
         _log.info("run %s: %s, %d trials, task %s", plan.run_id, plan.model, plan.n, plan.task)
         image, versions = await engine.prepare(image_request(plan))
         fresh = plan.model_copy(update={"image": image.tag, "simulated": player.simulated})
-        progress = RunProgress(fresh)
+        progress, events = RunProgress(fresh), EventStream()
         stop_policy = StopPolicy(player.budget or Budget())
-        with progress.shown():
-            async with opened_lab(engine, image_request(plan), image.tag, player, progress) as lab:
+        with progress.shown(), events.heard_by(progress.hear):
+            async with opened_lab(
+                engine, image_request(plan), image.tag, player, say=progress.say, events=events
+            ) as lab:
                 await _control(fresh, versions, lab, store)
                 run = begin_run(store, fresh, image.model_dump(), versions, request)
                 charge_earlier_spending(stop_policy.budget, store, run)
-                queue = StoredQueue(run, store, progress, stop_policy)
+                queue = StoredQueue(run, store, events, stop_policy)
                 async with cleared_up(queue, engine):
                     trials = asyncio.create_task(run_trials(run, lab, queue))
                     interrupted, failure = await _until_done_or_interrupted(trials)
@@ -90,17 +93,18 @@ async def run_missing_trials(plan: RunSpec, player: Player, runs_dir: Path, requ
 
 @asynccontextmanager
 async def opened_lab(
-    engine: Engine, image: ImageRequest, tag: str, player: Player, progress: RunProgress
+    engine: Engine, image: ImageRequest, tag: str, player: Player, *, say: Say, events: EventStream
 ) -> AsyncIterator[Lab]:
     """Start the tool server and yield the ``Lab`` that all trials of a run share.
 
     ``image`` is the request for the run's image, and ``tag`` is the tag of the built image. If the image is removed
-    during the run, it is built again. The engine's log is rotated while the ``with`` block runs.
+    during the run, it is built again. ``say`` prints a line for the user, and ``events`` passes what happens in the
+    trials to the run's listeners. The engine's log is rotated while the ``with`` block runs.
     """
     sessions, recovery = SessionRegistry(), Recovery(engine, image, tag)
     server = tool_server(sessions, outside=player.outside)
     async with log_rotation(OWN_ENGINE.log), server as serving:
-        yield Lab(engine.backend, sessions, serving, player, progress.say, recovery, progress.waits)
+        yield Lab(engine.backend, sessions, serving, player, say, recovery, events)
 
 
 @asynccontextmanager

@@ -13,9 +13,9 @@ from harness.errors import LastingModelError, RunExistsError, StoreError, UsageE
 from harness.process.identity import this_process
 from harness.runs.same_run import must_be_same
 from harness.sandbox.versions import Versions
+from harness.session.events import Began, Event, EventStream, Finished, FinishedElsewhere, Happening, Retried
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import Claimed, Store
-from harness.terminal.progress import RunProgress
 from harness.terminal.text import print_note
 
 _log = logging.getLogger(__name__)
@@ -62,14 +62,14 @@ class StoredQueue:
 
     run: RunSpec
     store: Store
-    progress: RunProgress
+    events: EventStream
     stop_policy: StopPolicy
     owner: str = field(default_factory=this_process)
     _left: deque[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._left = deque(self.store.missing(self.run.run_id, self.run.n))
-        self.progress.finished_before(self.run.n - len(self._left))
+        self._publish(0, FinishedElsewhere(self.run.n - len(self._left)))
 
     @property
     def elsewhere(self) -> int:
@@ -91,12 +91,12 @@ class StoredQueue:
             number = self._left.popleft()
             match self.store.claim(self.run.run_id, number, self.owner):
                 case Claimed.OURS:
-                    self.progress.started(number)
+                    self._publish(number, Began())
                     return number
                 case Claimed.HELD:
                     self._left.append(number)
                 case Claimed.DONE:
-                    self.progress.finished_before(1)
+                    self._publish(number, FinishedElsewhere(1))
         return None
 
     def tries(self, number: int) -> int:
@@ -107,14 +107,17 @@ class StoredQueue:
         """Store the record of a failed try and report the failure. The trial will be tried again."""
         self.store.add_failed_try(record)
         _log.warning("trial %d of run %s: try %d failed: %s", record.number, record.run_id, record.tries, record.error)
-        self.progress.failed(record)
+        self._publish(record.number, Retried(record))
 
     def finished(self, record: TrialRecord) -> None:
         """Store the record of a finished trial, then update the stop policy and the progress display."""
         self.store.add_trial(record)
         _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
-        self.progress.finished(record)
+        self._publish(record.number, Finished(record))
+
+    def _publish(self, trial: int, what: Happening) -> None:
+        self.events.publish(Event(trial, 0.0, what))
 
     def close(self) -> None:
         """Release this process's claims on unfinished trials.

@@ -28,9 +28,9 @@ from harness.judging.evidence import Evidence, StopReason
 from harness.judging.verdict import Outcome, Verdict, judge
 from harness.runs.machine import machine_spec
 from harness.sandbox.protocol import AlwaysUp, Backend, EngineHealth
-from harness.session.messages import ShellAnswer
-from harness.session.session import Session, SessionListener
-from harness.session.watchdog import PHASE_LIMITS_S, Phase, Watchdog
+from harness.session.events import CallFailed, Ended, Event, EventStream, Phase, Transcript, TrialEvents, Waiting
+from harness.session.session import Session
+from harness.session.watchdog import PHASE_LIMITS_S, Watchdog
 from harness.store.records import TrialRecord, TrialSpec
 from harness.store.transcript import Entry, Usage
 from harness.tasks.conditions import render
@@ -50,10 +50,10 @@ FAULTS = (EngineError, SandboxError, StalledError)
 class Lab:
     """The resources that all trials of a run share, such as the container back end, the tool server and the player.
 
-    ``say`` prints a line for the user. ``engine`` reports restarts and outages of the engine. ``on_phase`` is called
-    with a trial's number and its new phase. ``phase_limits`` maps each phase to the number of seconds that it may last
-    without progress, or to None for no limit. ``first_wait_s`` is the number of seconds before a trial is first
-    repeated. Each further wait is twice as long.
+    ``say`` prints a line for the user. ``engine`` reports restarts and outages of the engine. ``events`` passes
+    what happens in the trials to the listeners of the run. ``phase_limits`` maps each phase to the number of seconds
+    that it may last without progress, or to None for no limit. ``first_wait_s`` is the number of seconds before a trial
+    is first repeated. Each further wait is twice as long.
     """
 
     backend: Backend
@@ -62,7 +62,7 @@ class Lab:
     player: Player
     say: Callable[[str], None] = lambda line: None
     engine: EngineHealth = field(default_factory=AlwaysUp)
-    on_phase: Callable[[int, Phase], None] = lambda number, phase: None
+    events: EventStream = field(default_factory=EventStream)
     phase_limits: Mapping[Phase, float | None] = field(default_factory=lambda: PHASE_LIMITS_S)
     first_wait_s: float = 1.0
 
@@ -157,17 +157,25 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     """
     began, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
     task = task_for(spec.run.task, spec.run.agent)
+    events = TrialEvents(spec.number, lab.events)
     session = Session(
-        task, spec.run.mechanism, task.begin(spec.options, spec.run.mechanism), follow_up=spec.run.condition.follow_up
+        task=task,
+        mechanism=spec.run.mechanism,
+        progress=task.begin(spec.options, spec.run.mechanism),
+        events=events,
+        follow_up=spec.run.condition.follow_up,
     )
     prompts = lab.player.prompts(spec.number) or render(task.system, task.user, spec.run.condition)
-    transcript = [Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)]
+    transcript = Transcript(events)
+    transcript.append(Entry(role="system", text=prompts.system))
+    transcript.append(Entry(role="user", text=prompts.user))
     totals, restarts = TurnTotals(), lab.engine.restart_count()
-    watchdog = Watchdog(lab.player.phase_limits(lab.phase_limits), lambda phase: lab.on_phase(spec.number, phase))
-    session.listener = listener = _ProgressListener(watchdog)
+    watchdog, failures = Watchdog(lab.player.phase_limits(lab.phase_limits)), _CallFailures()
+    events.listeners.attach(watchdog.hear)
+    events.listeners.attach(failures.hear)
     try:
         async with watchdog.running(), lab.backend.start(machine_spec(spec), session.answer) as sandbox:
-            watchdog.enter(Phase.ENGINE)
+            events.publish(Waiting(Phase.ENGINE))
             await session.begin(sandbox)
             with lab.sessions.opened(session):
                 stage = Stage(
@@ -178,23 +186,24 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
                     transcript=transcript,
                     message_limit=spec.run.message_limit,
                     hear=totals.hear,
-                    enter=watchdog.enter,
+                    enter=lambda phase: events.publish(Waiting(phase)),
                     say=lab.say,
                     process_facts=totals.aside,
                 )
                 stop = await _play(lab.player, stage, spec.run.time_limit_s, totals)
-            watchdog.enter(Phase.ENGINE)
+            events.publish(Waiting(Phase.ENGINE))
             evidence = await session.evidence(stop)
             await _refuse_if_engine_was_lost(evidence, lab, restarts)
         result = _Result(judge(evidence), evidence, totals.failure)
         if spec.run.ask_after and not totals.failure:
             result = replace(result, interview=await _interview(spec, lab, transcript, totals))
     except LabError as caught:
-        failure = listener.failure if isinstance(listener.failure, LabError) else caught  # the cause of a refused call
-        result = await _failed(failure, session, watchdog, lab, restarts)
+        result = await _failed(failures.cause(caught), session, watchdog, lab, restarts)
     except Exception as bug:  # in the lab: it ends this trial, not the run, and says nothing about the agent
         _log.exception("trial %s of run %s ended by a bug in the lab", spec.number, spec.run.run_id)
         result = _Result(_error_verdict(_with_class(bug)), failure=bug)
+    finally:
+        events.publish(Ended())
     return TrialRecord(
         run_id=spec.run.run_id,
         number=spec.number,
@@ -274,17 +283,18 @@ async def _play(player: Player, stage: Stage, limit_s: float | None, totals: Tur
 
 
 @dataclass
-class _ProgressListener(SessionListener):
-    """A session listener that reports finished commands to the watchdog and stores the exception of a failed call."""
+class _CallFailures:
+    """Stores the exception of the latest tool call that failed because of the lab."""
 
-    watchdog: Watchdog
-    failure: Exception | None = None
+    latest: Exception | None = None
 
-    def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        self.watchdog.progressed()
+    def hear(self, event: Event) -> None:
+        if isinstance(event.what, CallFailed):
+            self.latest = event.what.failure
 
-    def failed(self, failure: Exception) -> None:
-        self.failure = failure
+    def cause(self, caught: LabError) -> LabError:
+        """Return the exception behind ``caught``, which the agent loop raises if the tool server refuses a call."""
+        return self.latest if isinstance(self.latest, LabError) else caught
 
 
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:

@@ -16,6 +16,7 @@ from harness.errors import EngineError, LabError, MechanismError
 from harness.judging.evidence import Evidence, FileAccess, LedgerEntry, Machine, StopReason, TaskEvent, ToolCall
 from harness.sandbox.console import CommandResult
 from harness.sandbox.protocol import Sandbox
+from harness.session.events import Answered, Called, CallFailed, Observed, Recorded, Submitted, TrialEvents, WentDown
 from harness.session.file_watcher import FileWatcher
 from harness.session.messages import Power, ShellAnswer, Status, shell_answer
 from harness.tasks.task import Mechanism, OutsideEvent, Task, TaskProgress, Trigger
@@ -32,33 +33,14 @@ class TrialOverError(LabError):
         super().__init__("this trial is finished")
 
 
-class SessionListener:
-    """Base class for listeners to the events of a session. Its methods do nothing."""
-
-    def came(self) -> None:
-        """Handle the arrival of an HTTP request with the trial's token."""
-
-    def ran(self, cmd: str, thoughts: str, answer: ShellAnswer) -> None:
-        """Handle a finished shell command."""
-
-    def submitted(self, answer: str, follow_up: str | None) -> None:
-        """Handle the agent's submission.
-
-        If ``follow_up`` is None, the trial ends. Otherwise, the agent receives ``follow_up`` as a message and
-        continues.
-        """
-
-    def failed(self, failure: Exception) -> None:
-        """Handle the exception of a tool call that failed because of the lab."""
-
-
 @dataclass
 class Session:
     """The session of one trial. It connects the tool server, the task, the file watcher and the sandbox.
 
     ``ledger`` contains the task events, and ``calls`` contains the shell calls. ``follow_up`` is the message that the
     agent receives after submitting. If ``follow_up`` is None, submitting ends the trial. ``submitted`` is the agent's
-    final answer, or None before the agent has submitted. ``outlived_due`` is True if the container survived the kill
+    final answer, or None before the agent has submitted. ``last_active_at`` is the monotonic time of
+    the agent's latest request or of its latest answer. ``outlived_due`` is True if the container survived the kill
     switch, and None while this is unknown.
     """
 
@@ -68,7 +50,7 @@ class Session:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     ledger: list[LedgerEntry] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
-    listener: SessionListener = field(default_factory=SessionListener)
+    events: TrialEvents = field(default_factory=TrialEvents)
     follow_up: str | None = None
     submitted: str | None = None
     closed: bool = False
@@ -81,7 +63,9 @@ class Session:
     _engine_paths: frozenset[str] = frozenset()  # paths that the engine itself changes in a new container
     _call_number: int = 0
     _evidence_taken: bool = False
-    _started_at: float = field(default_factory=time.monotonic)
+    last_active_at: float | None = None
+    _started_at: float = 0.0
+    _published_changes: int = 0
     _settling: asyncio.Task[None] | None = None
     _root_command: asyncio.Task[CommandResult] | None = None
     _call_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -128,7 +112,7 @@ class Session:
                 raise MechanismError(f"Mechanism '{self.mechanism.name}' does not start: {started.stderr.head!r}.")
         self._sandbox, self._watcher = sandbox, await FileWatcher.begin(sandbox, protected)
         self._engine_paths = frozenset(await sandbox.changed_paths())
-        self._started_at = self.watcher.started_at = time.monotonic()
+        self._started_at = self.watcher.started_at = self.events.start_clock()
 
     # ---- tool calls of the agent ----
 
@@ -159,7 +143,8 @@ class Session:
                 self._append_ledger(TaskEvent.NOTICE, "submit", follow_up)
             else:
                 self.submitted = answer
-            self.listener.submitted(answer, follow_up)
+            self.last_active_at = time.monotonic()
+            self.events.publish(Submitted(answer, follow_up))
             return follow_up
 
     def status(self) -> Status:
@@ -186,15 +171,17 @@ class Session:
             try:
                 answer = await self._run(cmd)
             except Exception as failure:
-                self.listener.failed(failure)
+                self.events.publish(CallFailed(failure))
                 raise
-            self.listener.ran(cmd, thoughts, answer)
+            self.last_active_at = time.monotonic()
+            self.events.publish(Answered(self._call_number, cmd, thoughts, answer))
             return answer
 
     async def _run(self, cmd: str) -> ShellAnswer:
         if self.down:
             return shell_answer(CommandResult(exit_code=None), self.task.limit_s, machine="down")
         self._call_number += 1
+        self.events.publish(Called(self._call_number, cmd))
         started = self._now()
         result = await self.sandbox.run(cmd, self.task.limit_s)
         await self._after_call(result)
@@ -329,22 +316,27 @@ class Session:
     async def _take_snapshot(self, *, by_lab: bool = False) -> None:
         async with self._snapshot_lock:
             await self.watcher.look(self._call_number, self._now(), after_notice=self._was_notified, by_lab=by_lab)
+            new_changes = self.watcher.file_changes[self._published_changes :]
+            self._published_changes += len(new_changes)
+        for change in new_changes:
+            self.events.publish(Observed(change))
 
     @property
     def _was_notified(self) -> bool:
         return any(entry.what is TaskEvent.NOTICE for entry in self.ledger)
 
     def _append_ledger(self, what: TaskEvent, request: str, reply: str) -> None:
-        self.ledger.append(
-            LedgerEntry(call=self._call_number, at_s=self._now(), what=what, request=request, reply=reply)
-        )
+        entry = LedgerEntry(call=self._call_number, at_s=self._now(), what=what, request=request, reply=reply)
+        self.ledger.append(entry)
+        self.events.publish(Recorded(entry))
 
     def _note_down(self, down: bool) -> None:
         if down and not self.down:
             self.down, self.down_at_s = True, self._now()
+            self.events.publish(WentDown())
 
     def _now(self) -> float:
-        return round(time.monotonic() - self._started_at, 3)
+        return self.events.now()
 
 
 def _retrieve_exception(task: asyncio.Task[ShellAnswer]) -> None:

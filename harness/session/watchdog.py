@@ -7,22 +7,12 @@ time limit covers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from enum import StrEnum
 
 from harness.errors import StalledError
+from harness.session.events import Answered, Event, Phase, Waiting
 
-
-class Phase(StrEnum):
-    """The phases of a trial. Each phase states what the trial is waiting for."""
-
-    STARTING = "starting"  # for a place in the engine's queue and the start of its container
-    MODEL = "model"  # for the model or an external agent
-    ENGINE = "engine"  # for a command, a snapshot or the removal of its container
-
-
-OnPhase = Callable[[Phase], None]
 # Seconds without progress after which a trial is ended. Hundreds of other trials may start before this one.
 PHASE_LIMITS_S: Mapping[Phase, float | None] = {Phase.STARTING: 1800.0, Phase.MODEL: 300.0, Phase.ENGINE: 300.0}
 
@@ -33,21 +23,25 @@ RESCHEDULE_TOLERANCE = 0.01  # of a phase's limit
 class Watchdog:
     """Ends a trial that makes no progress within the time limit of its current phase.
 
-    ``limits`` maps each phase to its time limit in seconds, or to None for no limit. ``on_phase`` is called with each
-    new phase.
+    ``limits`` maps each phase to its time limit in seconds, or to None for no limit.
     """
 
-    def __init__(
-        self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S, on_phase: OnPhase = lambda phase: None
-    ) -> None:
+    def __init__(self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S) -> None:
         self.phase = Phase.STARTING
-        self._limits, self._on_phase = limits, on_phase
+        self._limits = limits
         self._timeout: asyncio.Timeout | None = None
+
+    def hear(self, event: Event) -> None:
+        """Handle an event of the trial: enter the phase that it announces, or count an answered call as progress."""
+        match event.what:
+            case Waiting(phase):
+                self.enter(phase)
+            case Answered():
+                self.progressed()
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase, report it to the ``on_phase`` callback, and start its time limit."""
         self.phase = phase
-        self._on_phase(phase)
         self.progressed()
 
     def progressed(self) -> None:

@@ -57,3 +57,4 @@ class Entry(Frozen):
     calls: tuple[ToolUse, ...] = ()
     call_id: str | None = None
     raw: dict[str, Any] | None = None
+    at_s: float | None = None

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from harness.judging.verdict import Outcome
-from harness.session.watchdog import Phase
+from harness.session.events import Began, Event, Finished, FinishedElsewhere, Phase, Retried, Waiting
 from harness.store.records import RunSpec, TrialRecord
 from harness.terminal.text import OUTCOME_COLOURS, safe, verdict_line
 
@@ -46,18 +46,19 @@ class RunProgress:
         with self._live:
             yield
 
-    def finished_before(self, trials: int) -> None:
-        """Add ``trials`` to the count of trials finished earlier or by another process."""
-        self._finished_before += trials
-
-    def started(self, number: int) -> None:
-        """Record that trial ``number`` has started."""
-        self._waiting[number] = Phase.STARTING
-
-    def waits(self, number: int, phase: Phase) -> None:
-        """Record the phase of a running trial, i.e. what the trial is waiting for."""
-        if number in self._waiting:
-            self._waiting[number] = phase
+    def hear(self, event: Event) -> None:
+        """Handle an event of the run's trials."""
+        match event.what:
+            case Began():
+                self._waiting[event.trial] = Phase.STARTING
+            case Waiting(phase) if event.trial in self._waiting:
+                self._waiting[event.trial] = phase
+            case Retried(record):
+                self._retried(record)
+            case Finished(record):
+                self._finished(record)
+            case FinishedElsewhere(trials):
+                self._finished_before += trials
 
     def say(self, line: str) -> None:
         """Print a line on stderr with control characters escaped."""
@@ -70,12 +71,12 @@ class RunProgress:
         else:
             print(line.plain, file=self._console.file, flush=True)
 
-    def failed(self, record: TrialRecord) -> None:
+    def _retried(self, record: TrialRecord) -> None:
         """Count a failed try of a trial and print the error."""
         self._failed_tries += 1
         self.say(f"trial {record.number}: try {record.tries} failed and is made again: {record.error}")
 
-    def finished(self, record: TrialRecord) -> None:
+    def _finished(self, record: TrialRecord) -> None:
         """Count a finished trial and print its verdict."""
         self._waiting.pop(record.number, None)
         self._ends.append(self._clock())

@@ -5,6 +5,7 @@ functions are shown to agents and must not be changed.
 """
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class SessionRegistry:
         # The time this takes doesn't reveal how much of a guessed token is right: a dictionary compares only keys with
         # the same hash, which depends on a secret of the process, and finished tokens are compared by their digests.
         if session := self._open.get(token):
-            session.listener.came()
+            session.last_active_at = time.monotonic()
             return None if session.finished else session
         if _digest(token) in self._closed:
             return None

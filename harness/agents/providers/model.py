@@ -25,7 +25,7 @@ from harness.agents.providers.prices import Price, price_of
 from harness.agents.providers.tools import tools_for
 from harness.agents.turn import Conversation, Turn
 from harness.errors import BudgetError, UsageError
-from harness.session.watchdog import Phase
+from harness.session.events import Phase
 from harness.store.records import RunSpec
 from harness.store.transcript import Entry
 from harness.tasks.task import Task

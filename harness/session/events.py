@@ -1,0 +1,255 @@
+"""The events of trials, and the stream that passes each event to any number of listeners.
+
+All listeners hear the same events in the same order. A listener can't change a trial: an exception that it raises is
+logged, and a listener that may be slow runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from queue import SimpleQueue
+
+from harness.judging.evidence import FileChange, LedgerEntry
+from harness.session.messages import ShellAnswer
+from harness.store.records import TrialRecord
+from harness.store.transcript import Entry
+
+_log = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0  # how long the stream waits at its end for a slow listener
+
+
+class Phase(StrEnum):
+    """The phases of a trial. Each phase states what the trial is waiting for."""
+
+    STARTING = "starting"  # for a place in the engine's queue and the start of its container
+    MODEL = "model"  # for the model or an external agent
+    ENGINE = "engine"  # for a command, a snapshot or the removal of its container
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A try of the trial began in this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The trial entered a phase, which says what the trial waits for."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message was added to the transcript: a prompt, a turn of the model, or the answer to a tool call."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """The agent called the shell tool. ``call`` counts the trial's calls from 1."""
+
+    call: int
+    cmd: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A call of the shell tool ended. ``thoughts`` is the reason that the agent gave for the call."""
+
+    call: int
+    cmd: str
+    thoughts: str
+    answer: ShellAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The agent submitted its answer. The trial continues with ``follow_up``, or ends if that is None."""
+
+    answer: str
+    follow_up: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """A tool call failed because of the lab or its engine."""
+
+    failure: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A change of watched files was observed."""
+
+    change: FileChange
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The task recorded an event in its ledger, such as the shutdown notice, or that the shutdown came due."""
+
+    entry: LedgerEntry
+
+
+@dataclass(frozen=True, slots=True)
+class WentDown:
+    """The container went down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The trial ended, for whatever reason. Nothing more happens in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A try of the trial failed because of the lab or its engine, and the trial will be tried again."""
+
+    record: TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The trial's record, with its verdict, was stored."""
+
+    record: TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedElsewhere:
+    """A number of the run's trials turned out to be finished already, in an earlier process or in another one."""
+
+    trials: int
+
+
+Happening = (
+    Began
+    | Waiting
+    | Said
+    | Called
+    | Answered
+    | Submitted
+    | CallFailed
+    | Observed
+    | Recorded
+    | WentDown
+    | Ended
+    | Retried
+    | Finished
+    | FinishedElsewhere
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: ``what`` happened in trial number ``trial``.
+
+    ``at_s`` is the time in seconds since the agent could make its first tool call. It is 0 for earlier events and for
+    events that belong to no moment of a trial.
+    """
+
+    trial: int
+    at_s: float
+    what: Happening
+
+
+Listener = Callable[[Event], None]
+
+
+class EventStream:
+    """Passes the events of a run's trials to its listeners."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+        self._failed: set[int] = set()
+
+    def attach(self, listener: Listener) -> None:
+        """Add a listener that is called before the trial continues. It must return within microseconds."""
+        self._listeners.append(listener)
+
+    @contextmanager
+    def heard_by(self, listener: Listener) -> Iterator[None]:
+        """Pass events to a listener of any speed, in a thread of its own, while the ``with`` block runs.
+
+        At the end of the block, the listener has up to PATIENCE_S seconds to handle the events that are still waiting.
+        """
+        thread = _ListenerThread(listener)
+        self._listeners.append(thread.events.put)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._listeners.remove(thread.events.put)
+            thread.events.put(None)
+            thread.join(PATIENCE_S)
+
+    def publish(self, event: Event) -> None:
+        """Pass an event to all listeners. If a listener raises an exception, the first one is logged."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                if id(listener) not in self._failed:
+                    self._failed.add(id(listener))
+                    _log.exception("a listener failed to handle %s of trial %d", type(event.what).__name__, event.trial)
+
+
+class _ListenerThread(threading.Thread):
+    """Calls one listener with each event that is put into the queue ``events``, until None is put into it."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(name="listener", daemon=True)  # so that a listener that hangs doesn't keep the process alive
+        self.events: SimpleQueue[Event | None] = SimpleQueue()
+        self._stream = EventStream()
+        self._stream.attach(listener)
+
+    def run(self) -> None:
+        while (event := self.events.get()) is not None:
+            self._stream.publish(event)
+
+
+@dataclass
+class TrialEvents:
+    """The events of one trial. They are passed to the listeners of this trial, and then to those of the run."""
+
+    trial: int = 1
+    run: EventStream = field(default_factory=EventStream)
+    listeners: EventStream = field(default_factory=EventStream)
+    _began: float | None = None
+
+    def start_clock(self) -> float:
+        """Start to count the trial's time, and return the start as a value of ``time.monotonic``."""
+        self._began = time.monotonic()
+        return self._began
+
+    def now(self) -> float:
+        """Return the seconds since the clock was started, or 0 if it wasn't started yet."""
+        return 0.0 if self._began is None else round(time.monotonic() - self._began, 3)
+
+    def publish(self, what: Happening) -> None:
+        """Pass an event of this trial to all listeners."""
+        event = Event(self.trial, self.now(), what)
+        self.listeners.publish(event)
+        self.run.publish(event)
+
+
+class Transcript(list[Entry]):
+    """The messages of a trial so far. Each message that is appended is dated and passed to the listeners."""
+
+    def __init__(self, events: TrialEvents) -> None:
+        super().__init__()
+        self._events = events
+
+    def append(self, entry: Entry) -> None:
+        """Append a message with the current time, and publish it as an event."""
+        dated = entry.model_copy(update={"at_s": self._events.now()})
+        super().append(dated)
+        self._events.publish(Said(dated))
