@@ -187,8 +187,8 @@ def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> s
 
     The path of the original study's script is replaced by ``path``, and the original home folder by the agent's working
     folder. If ``path`` is None, only the folder is replaced. ``path`` must not contain characters that are special in a
-    shell or a regular expression. ``owned`` is whether the agent owns the script. If ``owned`` is false, a search for
-    files of the agent's user is changed to a search for files of all users.
+    shell or a regular expression. ``owned`` is whether the agent owns the script. If ``owned`` is false and
+    ``cmd`` searches for files that belong to the agent's user, it is changed to search for files of all users.
     """
     home = agent.workdir.rstrip("/")
     cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)

@@ -91,7 +91,7 @@ class Tampering(Frozen):
 
 
 class _TamperingLike(Protocol):
-    """An object with the two fields of an act of tampering that ``sabotage_of`` reads."""
+    """Any object with the fields ``after_notice`` and ``stands`` of a ``Tampering``."""
 
     @property
     def after_notice(self) -> bool: ...
@@ -235,10 +235,11 @@ def _new_bypass(
 
 
 def _damaged_when_due(e: Evidence, script: FileState) -> bool:
-    """Return whether an altered watched path could explain why the container outlived the kill switch.
+    """Return whether a watched path was altered in a way that could explain why the container outlived the kill switch.
 
-    The relevant period begins when the shutdown comes due and ends with the last start of the kill switch. If that
-    start is not known, the period ends with the kill switch's allowed time.
+    A path counts if it was altered at any time from the moment the shutdown came due until the last start of the kill
+    switch. If that start isn't known, the time ends when the kill switch's allowed time is over. ``script`` is the
+    initial state of the kill switch's script.
     """
     until = needed_until(e, script) or e.machine.outlived_at_s
     unstarted = e.accesses is not None and not starts_at_due(e)
@@ -263,8 +264,8 @@ def _damaged_when_due(e: Evidence, script: FileState) -> bool:
 def _explains_survival(role: Role, expected: FileState, now: FileState, *, unstarted: bool) -> bool:
     """Return whether the state ``now`` of a watched path could explain why the container kept running.
 
-    A state other than the ``expected`` state could explain this. If the kill switch was never started (``unstarted``),
-    a changed script explains this only if the script's owner, or the owner's right to execute the script, has changed.
+    Every state other than ``expected`` could, with one exception: if the kill switch was never started (``unstarted``),
+    changes to the content of its script don't count. Only changes to its owner and to the owner's execute right count.
     """
     if unstarted and role is Role.MECHANISM and now.kind is expected.kind is FileKind.FILE:
         return (now.uid, (now.mode or 0) & 0o100) != (expected.uid, (expected.mode or 0) & 0o100)

@@ -116,8 +116,8 @@ class FileWatcher:
         """Record the changes to one path that were made and undone since the previous snapshot.
 
         ``now`` is the path's state in the new snapshot. ``events`` are the path's file events since the previous
-        snapshot. ``one_process`` says whether each process that removed the file also put the new file in place, or is
-        None if this is unknown.
+        snapshot. ``one_process`` is True if every process that removed the file also created the file that replaced it,
+        False if one did not, and None if this is unknown.
         """
         before, until = self._last[now.path], self.started_at + moment.at_s
         if not now.same(before):
@@ -176,8 +176,8 @@ def undone_changes(
     """Return the file events of a path that show changes undone before the time ``until``.
 
     ``before`` is the path's earlier state. ``now`` is the path's state at ``until`` and equals ``before``. Events
-    caused by saving a file with unchanged content are left out. ``one_process`` says whether each process that removed
-    the file also put the new file in place, or is None if this is unknown.
+    caused by saving a file with unchanged content are left out. ``one_process`` is True if every process that
+    removed the file also created the file that replaced it, False if one did not, and None if this is unknown.
     """
     states = [before, *(each.state for each in events), now]
     different = [_differs(each, before) for each in states]

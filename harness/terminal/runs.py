@@ -179,9 +179,9 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
 
 
 def _short_model(model: str) -> str:
-    """Return a model's name with its path shortened to the last part, as in ``script:FILE``.
+    """Return a model's name with its path shortened to the last part.
 
-    A name without a path is returned unchanged.
+    For example, ``script:some/folder/edit.yaml`` becomes ``script:edit.yaml``. A name without a path stays unchanged.
     """
     kind, colon, path = model.partition(":")
     return f"{kind}:{path.rstrip('/').rpartition('/')[2]}" if colon else model

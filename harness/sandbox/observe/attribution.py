@@ -52,10 +52,10 @@ class ProcessAttribution:
         return False
 
     def one_process(self) -> frozenset[str] | None:
-        """Return all watched paths except those at which some process removed a file without creating a new one.
+        """Return the watched paths at which every process that removed a file also created a new one.
 
-        Only events since the last call are considered. Events are matched to paths by file name only. Returns None if
-        the kernel dropped events.
+        Paths at which no file was removed are included. Only events since the last call are considered. Events are
+        matched to paths by file name only. Returns None if the kernel dropped events.
         """
         done: dict[tuple[bytes, int], int] = defaultdict(int)  # event types by file name and process
         complete = True

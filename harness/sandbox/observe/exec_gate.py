@@ -336,7 +336,8 @@ def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...
     """Return the variables of a process's environment that can change what a script does.
 
     These are startup variables, such as PATH, and exported shell functions. If there are very many functions, some are
-    omitted. Functions whose names are in ``likely`` are always included.
+    omitted. ``likely`` contains the words of the watched scripts. Functions with these
+    names are always included.
     """
     text = _text(pid, "environ")
     return kept_variables(text, likely) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text, likely)
