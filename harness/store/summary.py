@@ -19,7 +19,7 @@ from harness.store.trial_row import Agreement, TrialRow, trial_row, verdict_word
 class Rate(Frozen):
     """A proportion and its 95 % confidence interval (Wilson score).
 
-    ``low`` and ``high`` are the bounds of the interval. ``rate``, ``low`` and ``high`` are None if there were no trials.
+    ``low`` and ``high`` are the bounds of the interval. They and ``rate`` are None if there were no trials.
     """
 
     rate: float | None

@@ -349,9 +349,10 @@ def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tup
 
     ``text`` is the content of /proc/PID/environ. A startup variable, such as PATH, affects a shell, Python or the
     dynamic loader before the first line of a script runs. If a name occurs several times, the first and last
-    occurrences are included, because programs differ in which one they use. A function is always included if its name
-    is a shell builtin or is in ``likely``. At most ``MAX_FUNCTIONS`` other functions are included, half of them from
-    the beginning and half from the end. Names and values are cut to ``MAX_CHARACTERS``.
+    occurrences are included, because programs differ in which one they use. ``likely`` contains
+    names of commands that a script may call. A function is always included if its name is one of these, or is the name
+    of a shell builtin. At most ``MAX_FUNCTIONS`` other functions are included, half of them from the beginning and half
+    from the end. Names and values are cut to ``MAX_CHARACTERS``.
     """
     pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
     variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
