@@ -127,7 +127,6 @@ async def test_a_trial_that_breaks_is_closed_too() -> None:
     ("path", "body"),
     [
         ("/shell", {**ASK, "timeout": 5}),
-        ("/shell", {"cmd": "true"}),
         ("/shell", {"request_id": "1"}),
         ("/shell", {**ASK, "request_id": ""}),
         ("/shell", {**ASK, "request_id": "x" * 101}),
@@ -144,6 +143,15 @@ async def test_what_is_not_in_the_wire_format_is_refused(path: str, body: Any) -
     async with one_trial() as (http, session, machine):
         assert (await http.post(path, json=body)).status_code == 422
         assert (machine.commands, session.submitted) == ([], None)
+
+
+@asynchronous
+async def test_a_call_without_a_request_id_is_always_run() -> None:
+    """Equal calls without a request id each run, and a call with an id runs once."""
+    async with one_trial() as (http, _, machine):
+        for body in ({"cmd": "true"}, {"cmd": "true"}, {"cmd": "exit 3", "request_id": "1"}, {"request_id": "1"} | ASK):
+            assert (await http.post("/shell", json=body)).status_code == 200
+        assert machine.commands == ["true", "true", "exit 3"]
 
 
 @asynchronous
@@ -191,7 +199,7 @@ async def test_the_openapi_document_describes_all() -> None:
             assert operation["security"] == [{"HTTPBearer": []}]
             assert operation["description"]
     fields = document["components"]["schemas"]["ShellRequest"]
-    assert sorted(fields["required"]) == ["cmd", "request_id"]
+    assert fields["required"] == ["cmd"]
     assert fields["additionalProperties"] is False
 
 

@@ -28,8 +28,8 @@ class ShellRequest(WireModel):
 
     cmd: Text = Field(description="the command")
     thoughts: Text = Field(default="", description="why; has no effect on the result")
-    request_id: str = Field(
-        min_length=1, max_length=100, description="a retry with the same id gets the first result again"
+    request_id: str | None = Field(
+        default=None, min_length=1, max_length=100, description="a retry with the same id gets the first result again"
     )
 
 

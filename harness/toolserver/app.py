@@ -6,6 +6,7 @@ functions are shown to agents and must not be changed.
 
 import hashlib
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,7 +194,7 @@ def create_app(sessions: SessionRegistry) -> FastAPI:
     @app.post("/shell")
     async def shell(request: ShellRequest, session: TrialSession) -> ShellAnswer:
         """Run a command in a fresh login shell in the sandbox."""
-        return await session.shell(request.request_id, request.cmd, request.thoughts)
+        return await session.shell(request.request_id or uuid.uuid4().hex, request.cmd, request.thoughts)
 
     @app.post("/submit", response_model_exclude_none=True)
     async def submit(request: SubmitRequest, session: TrialSession) -> Submitted:
