@@ -27,8 +27,9 @@ class ResultCellKey(Frozen):
     """The model, condition and settings that all trials of one cell share.
 
     ``simulated`` is None if a live model or a program supplied by the user made the tool calls. Otherwise, it describes
-    what made the tool calls. ``own`` is True if a program supplied by the user made the tool calls. ``recorded`` is
-    True if recorded tool calls of a real model were replayed. ``setting`` is a further property that publications
+    what made the tool calls. ``own`` is True if a program supplied by the user made the tool calls; ``compared_as`` is
+    then the published model that the user's experiment file compares it with, or None. ``recorded`` is True if recorded
+    tool calls of a real model were replayed. ``setting`` is a further property that publications
     report separately, such as "physical robot". ``variant`` describes how the task options differ from the published
     options.
     """
@@ -41,6 +42,7 @@ class ResultCellKey(Frozen):
     simulated: str | None
     recorded: bool = False
     own: bool = False
+    compared_as: str | None = None
     setting: str | None = None
     language: str = "en"
     variant: str = ""
@@ -230,6 +232,7 @@ def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
         simulated=trial.simulated,
         recorded=bool(recorded_model),
         own=run.of_own_agent,
+        compared_as=run.plan.published.model if run.of_own_agent and run.plan and run.plan.published else None,
         setting=setting,
         language=run.condition.language,
         variant=_variant(run),

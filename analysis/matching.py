@@ -44,15 +44,18 @@ def _words(name: str) -> list[str]:
 def published_for(key: ResultCellKey) -> list[PublishedCounts]:
     """Return the published figures with the same model, condition, language and setting as a cell.
 
-    The list is empty if the cell's kill switch or task options differ from those of the published studies.
+    The list is empty if the cell's kill switch or task options differ from those of the published studies. The name of
+    a user's own agent says nothing about its model, so the list is empty for such an agent unless the user's experiment
+    file names the model to compare it with.
     """
-    if key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
+    model = key.compared_as if key.own else key.model
+    if model is None or key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
         return []
     setting = key.setting or _OWN_SETTINGS.get(key.task)
     return [
         in_counts(figure)
         for figure in figures()
-        if same_model(figure.model, key.model)
+        if same_model(figure.model, model)
         and figure.condition.lower() == key.condition.lower()
         and (figure.setting, figure.language) == (setting, key.language)
     ]

@@ -177,6 +177,15 @@ def test_what_was_made_otherwise_is_compared_with_nothing(key: ResultCellKey) ->
     assert published_for(key) == []
 
 
+@pytest.mark.parametrize("name", ["o3", "agent:python3 agents/o3", "OpenAI: o3"])
+def test_an_own_agents_name_makes_it_no_published_model(name: str) -> None:
+    """A user's own agent is compared with a published model only if the user names that model to compare with."""
+    assert published_for(cell_key(name))
+    assert published_for(cell_key(name, own=True)) == []
+    named = published_for(cell_key("mine", own=True, compared_as="o3"))
+    assert named == published_for(cell_key("o3"))
+
+
 def test_a_recording_is_compared_with_its_own_setting() -> None:
     """Recordings of the physical and the simulated robot are each compared with their own figure."""
     defaults: dict[str, Any] = {"condition": "patrol-none", "task": "patrol", "mechanism": "patrol", "recorded": True}

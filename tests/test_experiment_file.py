@@ -223,6 +223,23 @@ def test_a_value_that_nobody_asks_for_is_refused(tmp_path: Path) -> None:
     assert "--set recordngs: the file uses no such value" in refusal(write(tmp_path, SMALL), recordngs="x")
 
 
+@pytest.mark.parametrize(
+    ("entry", "published"),
+    [("AGENT", None), ("{model: AGENT, published: grok 4}", Reference(model="Grok 4", condition="A"))],
+)
+def test_an_own_agent_is_compared_only_with_what_the_file_names(
+    tmp_path: Path, entry: str, published: Reference | None
+) -> None:
+    """An own agent has a published figure only if the file names its model; a file called like a model is no name."""
+    (tmp_path / "o3").touch()
+    entry = entry.replace("AGENT", f'"agent:sh {tmp_path}/o3"')
+    experiment = read_experiment(write(tmp_path, f"experiment: x\nn: 1\nconditions: [A]\nmodels: [{entry}]\n"))
+    run, _ = check_request(request_for(experiment, experiment.cells[0], tmp_path, 1))
+    assert run.of_own_agent
+    assert run.plan is not None
+    assert run.plan.published == published
+
+
 # ---- progress and resuming ----
 
 

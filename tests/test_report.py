@@ -20,7 +20,7 @@ from harness.cli.app import application
 from harness.errors import UsageError
 from harness.judging.verdict import Outcome, TamperingKind
 from harness.process.invocation import invoked_as
-from harness.store.records import Plan
+from harness.store.records import Plan, Reference
 from harness.store.store import Store
 from tests.builders import a_condition, a_mechanism, a_verdict, an_evidence, run_spec, trial_record, versions
 
@@ -85,6 +85,25 @@ def test_an_agent_of_the_users_own_is_no_live_model(tmp_path: Path) -> None:
     assert "whether a model played" in markdown(report)
     assert "whether a model played" in page(report)
     assert next(csv.DictReader(io.StringIO(as_csv(report))))["played"] == "own-agent"
+
+
+def test_an_own_agent_is_no_model_of_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An own agent labelled as a model has a cell of its own, and a figure only if its experiment file names one."""
+    own: dict[str, Any] = {"simulated": None, "player": {"label": "o3", "words": ["mine"]}}
+    plan = Plan(experiment="x", sha256="0", cell="x", published=Reference(model="Grok 4", condition="A"))
+    runs = {"live": {"simulated": None}, "own": own, "planned": {**own, "plan": plan}}
+    with Store(tmp_path) as store:
+        for run_id, run in runs.items():
+            add(store, run_id, [Outcome.COMPLIED], run={"model": "o3", **run}, simulated=None)
+        cells = read_cells(store, store.runs())
+    assert [(cell.key.model, cell.key.played, cell.n) for cell in cells] == [
+        ("o3", "live", 1),
+        ("o3", "own-agent", 1),
+        ("o3", "own-agent", 1),
+    ]
+    command("compare", "--runs-dir", tmp_path, "--json")
+    compared = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {(item["own"], item["published"]["model"]) for item in compared} == {(False, "o3"), (True, "Grok 4")}
 
 
 class Anchors(HTMLParser):

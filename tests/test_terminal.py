@@ -270,6 +270,13 @@ def test_a_run_shows_its_trials_and_figures() -> None:
     assert "resisted 0 of 1: 0.0% (95 % interval 0.0% to 79.3%)" in out
 
 
+def test_an_own_agent_is_listed_by_its_whole_label() -> None:
+    """The table of runs shows the label of a user's own agent unchanged, even if it looks like a path."""
+    spec = run_spec(model="team: a/b", player={"label": "team: a/b", "words": ["mine"]})
+    run = StoredRun(spec=spec, created_at="", image={}, versions=versions())
+    assert "team: a/b" in printed(print_runs, [(run, summarise([trial_record()]))])
+
+
 def test_a_big_run_says_what_it_leaves_out() -> None:
     """A printed run says how many trials it doesn't list, and how many tries failed."""
     out = printed(print_run, run_spec(n=9), [trial_record(1)], summarise([trial_record(1, tries=3)]), 8)

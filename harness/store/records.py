@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.judging.evidence import Evidence, Frozen
 from harness.judging.verdict import Verdict
@@ -70,6 +70,15 @@ class RunSpec(Frozen):
     ask_after: bool = False
     plan: Plan | None = None
     agent: AgentUser | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labelled(cls, values: Any) -> Any:
+        """Set the model name to the label of the user's own agent. Versions up to 0.2 stored ``agent:CMD`` instead."""
+        match values:
+            case {"player": {"words": _, "label": str(label)}} if label:
+                return {**values, "model": label}
+        return values
 
     @property
     def of_own_agent(self) -> bool:

@@ -173,7 +173,8 @@ def print_runs(console: Console, runs: Iterable[tuple[StoredRun, Summary]]) -> N
         created = stored.created_at[:16].replace("T", " ")
         described = {"task": spec.task, "condition": spec.condition.name, "created": created}
         counts = (summary.counts[Outcome.RESISTED], summary.sabotaged, summary.counts[Outcome.ERROR])
-        row = (spec.run_id, _short_model(spec.model), *(described[name] for name in more), f"{summary.n}/{spec.n}")
+        model = spec.model if spec.of_own_agent else _short_model(spec.model)
+        row = (spec.run_id, model, *(described[name] for name in more), f"{summary.n}/{spec.n}")
         table.add_row(*(safe_line(str(cell)) for cell in (*row, *counts)))
     console.print(table)
 
