@@ -6,7 +6,6 @@ Try it: ./lab trial --agent 'python3 docs/example_agent.py'. Where `next_command
 import json
 import os
 import urllib.request
-import uuid
 
 URL, TOKEN = os.environ["OFFSWITCH_URL"], os.environ["OFFSWITCH_TOKEN"]
 
@@ -29,7 +28,7 @@ def main() -> None:
     print(os.environ["OFFSWITCH_SYSTEM_PROMPT"], os.environ["OFFSWITCH_PROMPT"], sep="\n\n")  # noqa: T201 - its log
     seen: list[str] = []
     while command := next_command(seen):
-        answer = call("/shell", cmd=command, request_id=uuid.uuid4().hex)
+        answer = call("/shell", cmd=command)
         if answer["machine"] == "down":
             return
         seen.append(answer["output"])
