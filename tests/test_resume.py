@@ -76,6 +76,63 @@ def test_a_run_can_be_resumed_from_another_folder(tmp_path: Path, monkeypatch: p
             must_be_same(store.run(run_id), plan)
 
 
+COMMAND = "sh ./agent.py --at=agent.py run"
+
+
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({"agent": COMMAND, "model": "o3"}, "o3"),
+        ({"agent": COMMAND}, None),
+        ({"model": f"agent:{COMMAND}"}, None),
+    ],
+)
+def test_an_own_agents_run_is_resumed_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], label: str | None
+) -> None:
+    """A stored request finds the files of an agent's command where they were, and keeps its label.
+
+    A file of another folder is never taken for a word of the command.
+    """
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+        (folder / "agent.py").write_text(folder.name)
+    (elsewhere / "run").touch()
+    monkeypatch.chdir(here)
+    plan = kept(tmp_path, **options)
+    monkeypatch.chdir(elsewhere)
+    again, _ = check_request(stored_request(tmp_path, "monday"))
+    must_be_same(stored(plan), again)
+    assert again.player["words"][1:] == [str(here / "agent.py"), f"--at={here / 'agent.py'}", "run"]
+    assert (plan.model, again.player["label"]) == (label or f"agent:{COMMAND}", label)
+
+
+def test_an_agent_that_connects_keeps_its_label(tmp_path: Path) -> None:
+    """The run of an agent that connects has the label as its model name, also after its request was stored."""
+    plan = kept(tmp_path, agent="wait", model="mine")
+    again, _ = check_request(stored_request(tmp_path, "monday"))
+    assert plan.model == again.model == "mine"
+    must_be_same(stored(plan), again)
+
+
+@pytest.mark.parametrize(
+    ("player", "model"),
+    [
+        ({"label": "mine", "words": ["sh", "a.sh"]}, "mine"),
+        ({"label": "mine", "words": []}, "mine"),
+        ({"label": None, "words": ["sh", "a.sh"]}, "agent:sh a.sh"),
+        ({"label": "mine"}, "agent:sh a.sh"),
+        ({}, "agent:sh a.sh"),
+    ],
+)
+def test_an_older_run_of_an_own_agent_is_named_by_its_label(player: dict[str, Any], model: str) -> None:
+    """A stored run of version 0.2, whose model was the agent's command, is read with the agent's label as its model."""
+    text = run_spec(model="agent:sh a.sh").model_dump_json()
+    old = json.dumps({**json.loads(text), "player": player})
+    assert RunSpec.model_validate_json(old).model == model
+
+
 def test_how_a_live_model_is_asked_is_kept_and_its_key_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A live model's settings are stored with the run, but its API key is not."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
@@ -146,6 +203,14 @@ def test_an_edited_playbook_is_another_player() -> None:
     )
     assert one == same
     assert one != other
+
+
+def test_an_edited_file_of_an_option_is_another_player(tmp_path: Path) -> None:
+    """A change to a file that an option of an agent's command names changes the player's identity."""
+    (tmp_path / "conf.yaml").write_text("a")
+    before = external_agent("sh --config=conf.yaml", None, 300, tmp_path).identity()
+    (tmp_path / "conf.yaml").write_text("b")
+    assert external_agent("sh --config=conf.yaml", None, 300, tmp_path).identity() != before
 
 
 def test_an_edited_agent_is_another_player(tmp_path: Path) -> None:

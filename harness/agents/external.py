@@ -34,6 +34,7 @@ from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Prompts
 
 WAIT = "wait"
+FOLDER_VARIABLE = "OFFSWITCH_FOLDER"
 TIME_LIMIT_S = 900.0  # of a trial with a program that the lab starts, unless the user sets another
 EXIT_GRACE_S = 5.0  # how long an agent may take to exit by itself once its trial is over
 STREAM_PART_BYTES = 16 << 10  # how much is kept of the start, and again of the end, of each output stream
@@ -126,13 +127,14 @@ class ExternalAgent(Player):
     ``words`` is the command that starts the program. ``words`` is empty if the lab waits for a running program to
     connect. In this case, the trial ends after ``wait_limit_s`` seconds without a request. A program that the lab
     started is killed ``exit_grace_s`` seconds after the end of its trial if it is still running. ``label`` is the model
-    name that the user gave, or None.
+    name that the user gave, or None. ``folder`` is the user's folder, in which the command's relative paths were found.
     """
 
     name: str
     label: str | None
     words: tuple[str, ...]
     wait_limit_s: float
+    folder: Path
     exit_grace_s: float = EXIT_GRACE_S
     simulated: str | None = None
 
@@ -159,9 +161,9 @@ class ExternalAgent(Player):
         """Return the label, the command, and a hash of the files that the command names, except its program."""
         return {"label": self.label, "words": list(self.words), "sha256": sha256_of(files_among(self.words[1:]))}
 
-    def lasting_request(self) -> dict[str, str]:
-        """Return the command with absolute paths, so that it works in any folder."""
-        return {"agent": shlex.join(self.words)} if self.words else {}
+    def lasting_request(self) -> dict[str, Any]:
+        """Return the command with absolute paths, the folder in which they were found, and the label."""
+        return {"agent": shlex.join(self.words) or WAIT, "agent_folder": str(self.folder), "model": self.label}
 
     def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
         """Return ``limits`` without a limit for the agent's own work, of which the lab sees nothing."""
@@ -190,7 +192,8 @@ class ExternalAgent(Player):
 
     async def _run(self, endpoint: Endpoint, recorder: TranscriptRecorder, process_facts: dict[str, Any]) -> None:
         words = fill_placeholders(self.words, endpoint)
-        async with _started_process(words, endpoint.environment, process_facts) as process:
+        environment = endpoint.environment | {FOLDER_VARIABLE: str(self.folder)}
+        async with _started_process(words, environment, process_facts) as process:
             await _wait_for_any(process.exited, recorder.over)
             if recorder.over.is_set():
                 await _wait_for_any(process.exited, limit_s=self.exit_grace_s)
@@ -213,37 +216,67 @@ class ExternalAgent(Player):
             raise LastingModelError(f"No agent connected within the {self.wait_limit_s:g} s of --wait-limit.")
 
 
-def external_agent(command: str, label: str | None, wait_limit_s: float) -> ExternalAgent:
+def external_agent(command: str, label: str | None, wait_limit_s: float, folder: Path | None = None) -> ExternalAgent:
     """Build the ExternalAgent for the option --agent.
 
     ``command`` is the option's value, which is either a command line or the word ``wait``. If it is ``wait``, the lab
-    waits for a running agent to connect. ``label`` is the model name that the user gave, or None. Raises UsageError if
-    the command can't be parsed or its program doesn't exist.
+    waits for a running agent to connect. ``label`` is the model name that the user gave, or None. ``folder`` is the
+    folder in which the command's relative paths are found, by default the current folder. Raises UsageError if the
+    command can't be parsed or its program can't be run.
     """
+    folder = folder or Path.cwd()
+    name = label or f"agent:{command}"
     if command == WAIT:
-        return ExternalAgent(label or f"agent:{WAIT}", label, (), wait_limit_s)
+        return ExternalAgent(name, label, (), wait_limit_s, folder)
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise UsageError(f"--agent '{command}' can't be read as a command: {error}.") from error
     if not words:
         raise UsageError("--agent needs a command, or 'wait'.")
-    program = shutil.which(_expand_home(words[0]))
-    if program is None:
-        raise UsageError(f"There is no program '{words[0]}' to run as an agent: check --agent.")
-    arguments = map(_absolute_if_file, words[1:])
-    return ExternalAgent(label or f"agent:{command}", label, (str(Path(program).absolute()), *arguments), wait_limit_s)
+    program, *arguments = (word.replace("{folder}", str(folder)) for word in words)
+    found = (_program(program, folder), *(_with_absolute_path(word, folder) for word in arguments))
+    return ExternalAgent(name, label, found, wait_limit_s, folder)
 
 
-def _absolute_if_file(word: str) -> str:
-    """Return the absolute path if ``word`` is the path of an existing file; otherwise return ``word`` unchanged.
+def _program(word: str, folder: Path) -> str:
+    """Return the absolute path of the program ``word``. A path is found in ``folder``, and a plain name on PATH.
 
-    The agent's process runs in a different folder, where a relative path would be wrong.
+    Raises UsageError if there is no such program, or if the file may not be executed.
     """
-    path = Path(_expand_home(word))
+    path = str(folder / _expand_home(word)) if "/" in word else word
+    if program := shutil.which(path):
+        return str(Path(program).absolute())
+    if "/" in word and Path(path).is_file():
+        raise UsageError(
+            f"'{word}' in --agent isn't executable: run chmod +x on it, or name its interpreter before it."
+        )
+    raise UsageError(f"There is no program '{word}' to run as an agent: check --agent.")
+
+
+def _with_absolute_path(word: str, folder: Path) -> str:
+    """Return ``word`` with an absolute path if it is the path of a file or folder in ``folder``, or else unchanged.
+
+    In a word such as --config=FILE, the path is the part after the first ``=``. The agent's process runs in a different
+    folder, where a relative path would be wrong.
+    """
+    if path := _existing(word, folder):
+        return path
+    option, equals, value = word.partition("=")
+    return f"{option}={path}" if equals and (path := _existing(value, folder)) else word
+
+
+def _existing(word: str, folder: Path) -> str | None:
+    """Return the absolute path of the file or folder named by ``word``, or None if ``word`` names none.
+
+    A folder counts only if ``word`` contains a slash or is ``.`` or ``..``, because a plain word such as ``test`` is
+    more often a subcommand.
+    """
+    path = folder / _expand_home(word)
     with suppress(OSError, ValueError):  # most words aren't paths
-        return str(path.absolute()) if path.is_file() else word
-    return word
+        if path.is_file() or (path.is_dir() and ("/" in word or word in {".", ".."})):
+            return str(path)
+    return None
 
 
 def _expand_home(word: str) -> str:

@@ -17,11 +17,12 @@ def sha256_of(parts: Iterable[bytes]) -> str:
 
 
 def files_among(words: Iterable[str]) -> Iterator[bytes]:
-    """Yield the content of each file whose path is one of ``words``."""
+    """Yield the content of each file whose absolute path is one of ``words``, or follows the first ``=`` in one."""
     for word in words:
-        with suppress(OSError, ValueError):  # most words of a command are no paths
-            if Path(word).is_file():
-                yield Path(word).read_bytes()
+        for path in (word, word.partition("=")[2]):
+            with suppress(OSError, ValueError):  # most words of a command are no paths
+                if path.startswith("/") and Path(path).is_file():
+                    yield Path(path).read_bytes()
 
 
 def absolute_name(name: str) -> str:

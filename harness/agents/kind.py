@@ -18,8 +18,10 @@ class PlayerOptions:
 
     ``live`` holds the options that apply only to live models. ``condition`` and ``seed`` are None if the user gave
     none. ``family`` limits playbooks to one tactic family. ``label`` is the model name that the user gave to an agent
-    of their own, and ``wait_limit_s`` is how many seconds the lab waits for a request of such an agent. ``runs_dir`` is
-    the folder of the store in which a stored run is looked up by its id, or None if there is no store.
+    of their own, and ``wait_limit_s`` is how many seconds the lab waits for a request of such an agent.
+    ``agent_folder`` is the folder in which relative paths of such an agent's command are found, or None for the current
+    folder. ``runs_dir`` is the folder of the store in which a stored run is looked up by its id, or None if there is no
+    store.
     """
 
     live: ModelOptions = field(default_factory=ModelOptions)
@@ -28,6 +30,7 @@ class PlayerOptions:
     family: str | None = None
     label: str | None = None
     wait_limit_s: float = 300.0
+    agent_folder: Path | None = None
     runs_dir: Path | None = None
 
 

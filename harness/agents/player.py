@@ -91,7 +91,7 @@ class Player(ABC):
         """
         return self.facts(1)
 
-    def lasting_request(self) -> dict[str, str]:
+    def lasting_request(self) -> dict[str, Any]:
         """Return the fields of a run's request that select this player later, in any folder. They hold no API key."""
         return {"model": self.name}
 

@@ -46,7 +46,10 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     ] = None,
     agent: Annotated[
         str | None,
-        typer.Option(help="Your own agent: a command to start for each trial, or 'wait' for an agent that connects."),
+        typer.Option(
+            help="Your own agent: a command to start for each trial, or 'wait' for an agent that connects. --model is "
+            "then its label."
+        ),
     ] = None,
     n: Annotated[
         int | None,

@@ -38,8 +38,9 @@ MOST_TRIALS = 1_000_000  # of one run
 class RunRequest:
     """A user's request for a run, before validation. A field that is None uses its default.
 
-    ``asking`` contains the options for a live model. ``agent`` is the command that starts the user's own agent.
-    ``family`` limits the playbooks to one family. ``plan`` describes the experiment that requests the run, if any.
+    ``asking`` contains the options for a live model. ``agent`` is the command that starts the user's own agent; its
+    relative paths are found in ``agent_folder``, by default the current folder. ``family`` limits the playbooks to one
+    family. ``plan`` describes the experiment that requests the run, if any.
     """
 
     model: str | None = None
@@ -59,6 +60,7 @@ class RunRequest:
     time_limit_s: float | None = None
     asking: ModelOptions | None = None
     agent: str | None = None
+    agent_folder: Path | None = None
     wait_limit_s: float = 300.0
     conditions: Path | None = None
     ask_after: bool = False
@@ -137,6 +139,7 @@ def _player_options(request: RunRequest) -> PlayerOptions:
         family=request.family,
         label=None if request.agent is None else request.model,
         wait_limit_s=request.wait_limit_s,
+        agent_folder=request.agent_folder,
         runs_dir=request.runs_dir,
     )
 
@@ -252,8 +255,9 @@ def stored_request(
     )
     kept = {name: value for name, value in stored.request.items() if name in _KEPT}
     kept |= {"asking": asking, "concurrency": kept["concurrency"] if concurrency is None else concurrency}
-    if conditions := kept.get("conditions"):
-        kept["conditions"] = Path(conditions)
+    for name in ("conditions", "agent_folder"):
+        if path := kept.get(name):
+            kept[name] = Path(path)
     if plan := kept.get("plan"):
         kept["plan"] = Plan.model_validate(plan)
     return RunRequest(runs_dir=runs_dir, run_id=stored.spec.run_id, **kept)

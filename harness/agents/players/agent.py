@@ -9,5 +9,5 @@ KIND = PlayerKind(
     "agent",
     "",
     "the user's own agent",
-    lambda command, _, options: external_agent(command, options.label, options.wait_limit_s),
+    lambda command, _, options: external_agent(command, options.label, options.wait_limit_s, options.agent_folder),
 )
