@@ -29,6 +29,7 @@ from harness.sandbox.docker.limits.cpu_starvation import CpuStarvation
 from harness.sandbox.docker.limits.disk_quota import BoundedContainer, DiskQuota
 from harness.sandbox.observe.archive import ArchiveReader
 from harness.sandbox.observe.client import EventSource, daemon_client
+from harness.sandbox.observe.mountinfo import container_layers
 from harness.sandbox.observe.overlay import FilesystemReader, OverlayReader
 from harness.sandbox.observe.protocol import NewEvents
 from harness.sandbox.protocol import MachineSpec, Snapshot
@@ -199,13 +200,14 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Filesys
 
     The source is None if this host can't observe file events.
     """
-    driver = container.attrs["GraphDriver"]
-    reader = None if os.environ.get(OBSERVER_VARIABLE) == "archive" else OverlayReader.of(driver)
+    first = container.attrs["State"]["Pid"]
+    layers = None if os.environ.get(OBSERVER_VARIABLE) == "archive" else container_layers(first, str(container.id))
+    reader = OverlayReader.of(layers) if layers else None
     if reader is None:
         yield ArchiveReader(container), None
         return
-    merged, first = driver["Data"]["MergedDir"], container.attrs["State"]["Pid"]
-    watching = daemon_client().watching(reader, merged, spec, container=str(container.id), first=first)
+    root = f"/proc/{first}/root/."  # not the link itself, which isn't followed
+    watching = daemon_client().watching(reader, root, spec, container=str(container.id), first=first)
     with closing(reader), watching as events:
         yield reader, events
 

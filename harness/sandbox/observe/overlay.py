@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.judging.evidence import FileKind, FileState
+from harness.sandbox.observe.mountinfo import Layers
 
 CONTENT_BYTES = 64 * 1024
 HASHED_BYTES = 64 * 1024 * 1024
@@ -229,15 +230,9 @@ class OverlayReader:
     _root: int | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, graph_driver: dict[str, object]) -> OverlayReader | None:
-        """Create a reader from the ``GraphDriver`` entry in a container's ``docker inspect`` output.
-
-        Returns None if the container's layers can't be read on this host.
-        """
-        data = graph_driver.get("Data")
-        if graph_driver.get("Name") != "overlay2" or not isinstance(data, dict):
-            return None
-        upper, (made, *image) = data["UpperDir"], data["LowerDir"].split(":")
+    def of(cls, layers: Layers) -> OverlayReader | None:
+        """Create a reader for a container's layers. Returns None if the layers can't be read on this host."""
+        upper, (made, *image) = layers.upper, layers.lowers
         try:
             os.getxattr(upper, ORIGIN)
         except OSError as error:

@@ -1,0 +1,92 @@
+"""Finds the overlay layers of a container's root file system in the kernel's list of mounts, /proc/PID/mountinfo.
+
+The kernel knows the layers of every overlay mount, whichever engine and image store made it. An engine's own report
+names them for one storage driver only, and newer engines leave it out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_LOWER = ("lowerdir", "lowerdir+")  # one option with all layers, or one option for each layer
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The folders of an overlay mount's layers: the writable one, and the ones below it with the top layer first."""
+
+    upper: str
+    lowers: tuple[str, ...]
+
+
+def root_layers(mountinfo: str) -> Layers | None:
+    """Return the layers of the mount at ``/``, as the kernel lists them, or None if it isn't a writable overlay.
+
+    ``mountinfo`` is the content of /proc/PID/mountinfo. The layers may be relative to a folder that isn't listed.
+    """
+    found = None
+    for line in mountinfo.splitlines():
+        mount, _, source = line.partition(" - ")
+        fields, kind = mount.split(" "), source.split(" ")
+        if len(fields) > 4 and fields[4] == "/":  # a later mount covers an earlier one
+            found = _layers(kind[2]) if len(kind) > 2 and kind[0] == "overlay" else None
+    return found
+
+
+def _layers(options: str) -> Layers | None:
+    """Return the layers in the options of an overlay mount, such as ``rw,lowerdir=/a:/b,upperdir=/c,workdir=/d``."""
+    upper, lowers = "", list[str]()
+    for option in options.split(","):  # a comma in a path is escaped
+        name, _, value = option.partition("=")
+        path = _OCTAL.sub(lambda found: chr(int(found[1], 8)), value)
+        if name == "upperdir":
+            upper = path
+        elif name == "lowerdir":
+            lowers += _split(path.partition("::")[0])  # what follows a double colon holds content without names
+        elif name == "lowerdir+":
+            lowers.append(path)
+    return Layers(upper, tuple(lowers)) if upper and lowers else None
+
+
+def _split(value: str) -> list[str]:
+    """Split a list of folders at its colons. In a folder's name, a backslash escapes the character behind it."""
+    return [re.sub(r"\\(.)", r"\1", each) for each in re.findall(r"(?:\\.|[^:\\])+", value)]
+
+
+def resolved(layers: Layers, is_folder: Callable[[str], bool] = os.path.isdir) -> Layers | None:
+    """Return the layers with absolute paths and without links, or None if a layer can't be found.
+
+    An engine with many layers mounts them relative to a folder above the writable layer: ``l/ABC``, or ``1967/fs``.
+    """
+    above = [""] if all(map(os.path.isabs, layers.lowers)) else [str(each) for each in Path(layers.upper).parents]
+    for folder in above:
+        lowers = [os.path.join(folder, each) for each in layers.lowers]
+        if all(map(is_folder, lowers)):
+            return Layers(layers.upper, tuple(map(_real, lowers)))
+    return None
+
+
+@lru_cache(maxsize=1_000)  # the layers of an image are those of many containers
+def _real(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def container_layers(pid: int, container: str) -> Layers | None:
+    """Return the layers of the container with the ID ``container``, whose first process is ``pid`` on this host.
+
+    Returns None if the process can't be read, is of another container (as when the engine runs on another host), or has
+    no overlay as its root.
+    """
+    try:
+        if container not in Path(f"/proc/{pid}/cgroup").read_text():
+            return None
+        found = root_layers(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+    except OSError:
+        return None
+    return resolved(found) if found else None
