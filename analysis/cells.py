@@ -18,6 +18,9 @@ from harness.judging.verdict import Sabotage
 from harness.store.gradings import Grading
 from harness.store.records import RunSpec
 from harness.store.store import Store, StoredRun
+from harness.tasks.declared_settings import settings_of
+from harness.tasks.setting import spelled
+from harness.tasks.task import TaskOptions
 
 LISTED = 100  # a cell keeps at most this many notable trials one by one, and as many others
 RECORDED = "recorded"
@@ -251,11 +254,14 @@ def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
 
 
 def _variant(run: RunSpec) -> str:
-    """Describe how a run's task options differ from the published options. The text is empty if they don't differ."""
-    options = run.options
+    """Describe how a run's settings differ from their defaults. The text is empty if they don't differ.
+
+    A setting that no known task or kill switch declares is described as NAME=VALUE.
+    """
+    declared, usual = settings_of(run.task, run.mechanism.name), TaskOptions().settings
     parts = (
-        f"{options.questions} questions" if options.questions else None,
-        f"notice after {options.notice_after}" if options.notice_after else None,
-        None if options.announced else "unannounced",
+        declared[name].in_cell(value) if name in declared else f"{name}={spelled(value)}"
+        for name, value in run.options.settings.items()
+        if name in declared or value != usual.get(name)
     )
     return ", ".join(filter(None, parts))

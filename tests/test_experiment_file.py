@@ -56,7 +56,7 @@ def test_a_grid_has_a_cell_for_every_combination(tmp_path: Path) -> None:
     cells = [(cell.model, cell.condition, cell.task, cell.mechanism, cell.image, cell.n) for cell in read.cells]
     usual = ("math", "published", "debian", 3)
     assert cells == [(model, each, *usual) for model in ("calibration:Grok 4", "demo") for each in "AB"]
-    assert (read.name, read.margin, read.seed) == ("small", 0.1, 1)
+    assert (read.name, read.margin, read.cells[0].settings) == ("small", 0.1, {"seed": 1})
 
 
 def test_a_condition_meets_its_own_task_only(tmp_path: Path) -> None:

@@ -12,18 +12,16 @@ from harness.agents.scripted.playbook import Playbook, SubmitStep
 from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import LabError, UsageError
 from harness.judging.verdict import Outcome, TamperingKind, judge
+from harness.runs.request import RunRequest, check_request
 from harness.runs.schedule import run_trials
 from harness.store.records import TrialRecord
 from harness.store.store import FILE, Store
-from harness.tasks.patrol import PATROL
-from harness.tasks.task import TaskOptions
 from harness.terminal.timeline import print_trial
 from tests.builders import (
     HOME,
     InMemory,
     a_file,
     a_link,
-    a_mechanism,
     a_verdict,
     an_evidence,
     asynchronous,
@@ -265,8 +263,8 @@ def test_a_tampered_path_is_escaped() -> None:
     assert "\x1b" not in printed(print_trial, record)
 
 
-@pytest.mark.parametrize("options", [{"notice_after": 0}, {"seed": 1}])
-def test_patrol_refuses_what_has_no_effect(options: dict[str, int]) -> None:
-    """The patrol task rejects --notice-after 0 and --seed instead of ignoring them."""
-    with pytest.raises(UsageError):
-        PATROL.begin(TaskOptions.model_validate(options), a_mechanism())
+@pytest.mark.parametrize("settings", [{"notice_after": 0}, {"seed": 1}, {"announced": False}])
+def test_patrol_refuses_what_has_no_effect(settings: dict[str, int]) -> None:
+    """The patrol task rejects --notice-after 0, --seed and --unannounced instead of ignoring them."""
+    with pytest.raises(UsageError, match="won't do"):
+        check_request(RunRequest(agent="true", task="patrol", settings=settings))

@@ -27,8 +27,8 @@ EDIT = ROOT / "tasks" / "playbooks" / "edit.yaml"
 
 def asked(runs: Path, **other: Any) -> RunRequest:
     """Return a run request with default options."""
-    left = ("model", "n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after")
-    usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
+    left = ("model", "n", "task", "condition", "mechanism", "image")
+    usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "message_limit": 60}
     return RunRequest(**{**usual, "runs_dir": runs, "run_id": "monday", **other})
 
 
@@ -54,7 +54,7 @@ def stored(spec: RunSpec) -> StoredRun:
 
 def test_a_stored_request_asks_for_the_same_run(tmp_path: Path) -> None:
     """A stored request has all options that the user chose, and gives the same run spec again."""
-    options = {"seed": 7, "questions": 8, "notice_after": 4, "announced": False, "message_limit": 90}
+    options = {"settings": {"seed": 7, "questions": 8, "notice_after": 4, "announced": False}, "message_limit": 90}
     plan = kept(tmp_path, n=3, condition="B", model=f"script:{EDIT}", time_limit_s=50.0, **options)
     request = stored_request(tmp_path, "monday")
     again, _ = check_request(request)

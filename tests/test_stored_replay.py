@@ -53,8 +53,8 @@ def kept(folder: Path, run: RunSpec, *records: TrialRecord) -> Path:
 
 def asked(runs: Path, **other: Any) -> RunRequest:
     """Return a request to replay the run, with all other options left open."""
-    left = ("n", "task", "condition", "mechanism", "image", "seed", "questions", "notice_after", "run_id")
-    usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "announced": True, "message_limit": 60}
+    left = ("n", "task", "condition", "mechanism", "image", "run_id")
+    usual: dict[str, Any] = dict.fromkeys(left) | {"concurrency": 4, "message_limit": 60}
     return RunRequest(**{**usual, "model": "replay:monday", "runs_dir": runs, **other})
 
 
@@ -137,7 +137,7 @@ def test_a_run_is_played_as_it_was(tmp_path: Path, name: str) -> None:
 def test_what_the_user_says_goes_first(tmp_path: Path) -> None:
     """Options given by the user override those of the stored run, and another condition brings its own prompts."""
     runs = kept(tmp_path, the_run(), a_record(1), a_record(2), a_record(3))
-    run, model = check_request(asked(runs, condition="A", seed=9, questions=6, notice_after=2, n=2))
+    run, model = check_request(asked(runs, condition="A", settings={"seed": 9, "questions": 6, "notice_after": 2}, n=2))
     assert (run.condition.name, run.n) == ("A", 2)
     assert run.options == TaskOptions(seed=9, questions=6, notice_after=2, announced=False)
     assert model.prompts(1) is None

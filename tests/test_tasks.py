@@ -256,14 +256,13 @@ def test_a_senseless_move_changes_nothing(request_: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"announced": False}, "can't be unannounced"),
         ({"notice_after": 5}, r"^--notice-after 5 does not fit 5 steps: it must be 1 to 4\.$"),
         ({"notice_after": -1}, r"must be 1 to 4\.$"),
         ({"questions": 2}, r"must be 1 to 1\.$"),
     ],
 )
 def test_patrol_refuses_what_does_not_fit(options: dict[str, Any], says: str) -> None:
-    """The patrol rejects a press without notice, and a press after its last step."""
+    """The patrol rejects a press after its last step."""
     with pytest.raises(UsageError, match=says):
         patrol(**options)
 

@@ -97,7 +97,7 @@ def planned(request: AuditRequest, mechanism: Mechanism) -> RunSpec:
         simulated=None,
         task=TASK,
         condition=condition_for(TASK, None),
-        mechanism=mechanism,
+        mechanism=mechanism.filled({}),
         image=DEFAULT_IMAGE,
         n=0,
         concurrency=request.concurrency,

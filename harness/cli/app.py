@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from harness.cli.options import with_settings
 from harness.errors import RESTORE, LabError, UsageError
 from harness.process.invocation import invoked_as
 from harness.process.logs import LEVELS, log_to_terminal
@@ -63,7 +64,8 @@ def application(words: Sequence[str]) -> typer.Typer:
     app.callback()(lambda: None)  # without one, typer would give a single command no name
     for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         module, _, function = COMMANDS[name].partition(":")
-        app.command(name)(with_logging(getattr(import_module(f"harness.cli.{module}"), function)))
+        command = getattr(import_module(f"harness.cli.{module}"), function)
+        app.command(name)(with_logging(with_settings(command)))
     return app
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +15,8 @@ from rich.console import Console
 from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.store.summary import Summary
+from harness.tasks.declared_settings import DeclaredSetting, all_settings
+from harness.tasks.setting import KINDS, Setting, Value, spelled
 from harness.terminal.runs import print_run
 
 MAX_LISTED = 200  # trials of a run that are listed one by one
@@ -42,6 +47,76 @@ Prices = Annotated[Path | None, typer.Option(help="A file of prices that take pr
 NoPreflight = Annotated[
     bool, typer.Option("--no-preflight", help="Don't check key and model with the provider beforehand.")
 ]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for each setting that a task or a kill switch declares.
+
+    The options take the place of the command's parameter ``settings``, which then receives the given values by name. A
+    command without this parameter is returned unchanged.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters
+    if "settings" not in parameters:
+        return command
+    declared = all_settings(taken={*parameters, *_option_names(parameters.values())})
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        given = {name: _given(each.first, options.pop(name)) for name, each in declared.items()}
+        command(**options, settings={name: value for name, value in given.items() if value is not None})
+
+    options: list[inspect.Parameter] = []
+    for parameter in parameters.values():
+        options += map(_option, declared.values()) if parameter.name == "settings" else [parameter]
+    signature = inspect.Signature([each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options])
+    run.__signature__ = signature  # type: ignore[attr-defined] # typer reads it
+    return run
+
+
+def _option_names(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
+    """Yield the options of a command that are spelled differently from its parameters, and those of every command."""
+    yield from ("--help", "-v", "--verbose", "--log-level", "verbose", "log_level")
+    for parameter in parameters:
+        yield f"--{parameter.name.replace('_', '-')}"
+        for each in getattr(parameter.annotation, "__metadata__", ()):
+            yield from each.param_decls or ()
+
+
+def _option(declared: DeclaredSetting) -> inspect.Parameter:
+    """Return the command-line option of a setting as a parameter for typer."""
+    setting = declared.first
+    kind: Any = bool if setting.type == "bool" else KINDS[setting.type] | None
+    annotation = Annotated[kind, typer.Option(setting.option, help=_help(declared))]
+    default = False if setting.type == "bool" else None
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _help(declared: DeclaredSetting) -> str:
+    """Return what each task or kill switch says of its setting, followed by the default."""
+    noun = "mechanism" if declared.of_mechanism else "task"
+    owners: dict[str, list[str]] = {}
+    defaults: dict[str, list[str]] = {}
+    for name, each in declared.declarations.items():
+        owners.setdefault(each.help.rstrip("."), []).append(name)
+        defaults.setdefault(each.unset if each.default is None else spelled(each.default), []).append(name)
+    about = f"{_by_owner(owners, noun, '. ')}."
+    if declared.first.type == "bool":
+        return about
+    if len(defaults) == 1:
+        return f"{about} [default: {next(iter(defaults))}]"
+    return f"{about} [default: {_by_owner(defaults, noun, '; ')}]"
+
+
+def _by_owner(texts: Mapping[str, Iterable[str]], noun: str, separator: str) -> str:
+    """Join texts, each followed by the names of the tasks or kill switches that it comes from."""
+    return separator.join(f"{text} ({noun} {', '.join(names)})" for text, names in texts.items())
+
+
+def _given(setting: Setting, value: Value | None) -> Value | None:
+    """Return the value that an option gives to a setting, or None if the option isn't used."""
+    if setting.type == "bool":
+        return not setting.default if value else None
+    return value
 
 
 def print_json(result: Any) -> None:

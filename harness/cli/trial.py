@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +35,7 @@ from harness.process.invocation import invoked_as
 from harness.runs.request import DEFAULT_CONCURRENCY, RunRequest, run_request, stored_request
 from harness.store.store import Store
 from harness.store.summary import as_json
+from harness.tasks.setting import Value
 from harness.terminal.text import print_error, print_note
 
 if TYPE_CHECKING:
@@ -68,14 +71,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
     concurrency: Annotated[
         int, typer.Option(help="Trials alive at a time; the engine limits how many start at once.")
     ] = DEFAULT_CONCURRENCY,
-    seed: Annotated[
-        int | None, typer.Option(help="Draw other questions of the same kind. [default: the published six]")
-    ] = None,
-    questions: Annotated[int | None, typer.Option(help="Number of questions or steps. [default: as published]")] = None,
-    notice_after: Annotated[
-        int | None, typer.Option(help="The question or step that brings the notice. [default: as published]")
-    ] = None,
-    unannounced: Annotated[bool, typer.Option("--unannounced", help="Give no notice of the shutdown.")] = False,
+    settings: Mapping[str, Value] = MappingProxyType({}),
     message_limit: Annotated[int, typer.Option(help="Messages that a trial may have.")] = 60,
     time_limit: Annotated[
         float | None,
@@ -111,10 +107,7 @@ def trial(  # noqa: PLR0917 - typer passes options by name
         mechanism=mechanism,
         image=image,
         concurrency=concurrency,
-        seed=seed,
-        questions=questions,
-        notice_after=notice_after,
-        announced=not unannounced,
+        settings=settings,
         message_limit=message_limit,
         run_id=run_id,
         runs_dir=runs_dir,

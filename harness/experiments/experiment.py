@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import Field
 
 from harness.judging.evidence import Frozen
 from harness.store.records import Plan, Reference
+from harness.tasks.setting import Value
 
+# Settings that are hashed in every run id, given or not; others only if given. Stored runs have such ids.
+_IN_EVERY_ID = ("seed", "questions", "notice_after")
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -18,7 +24,7 @@ class ExperimentCell(Frozen):
     ``n`` is the number of trials, or None if each playbook or recording is played once. ``template`` is the model's
     name as written in the experiment's file. ``model`` is the same name with the ``--set`` values filled in.
     ``published`` identifies the published figure for comparison, or is None. ``place`` is the file and line that define
-    the cell.
+    the cell. ``settings`` contains those settings of the experiment that apply to the cell.
     """
 
     model: str
@@ -30,6 +36,7 @@ class ExperimentCell(Frozen):
     n: int | None
     published: Reference | None
     place: str
+    settings: Mapping[str, Value] = Field(default_factory=dict)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -56,16 +63,15 @@ class Experiment(Frozen):
     cells: tuple[ExperimentCell, ...]
     conditions: Path | None = None
     margin: float | None = None
-    seed: int | None = None
-    questions: int | None = None
-    notice_after: int | None = None
     message_limit: int = 60
     ask_after: bool = False
     max_cost: float | None = None
 
     def run_id(self, cell: ExperimentCell) -> str:
         """Return the id of a cell's run. Equal settings give equal ids."""
-        options = (self.seed, self.questions, self.notice_after, self.message_limit, self.ask_after)
+        first = [cell.settings.get(name) for name in _IN_EVERY_ID]
+        others = sorted((name, value) for name, value in cell.settings.items() if name not in _IN_EVERY_ID)
+        options = (*first, self.message_limit, self.ask_after, *others)
         digest = hashlib.sha256(repr((cell.identity, options)).encode()).hexdigest()[:8]
         return "-".join((self.name, *filter(None, map(_slug, (cell.template, cell.condition or ""))), digest))
 

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import yaml
@@ -37,11 +38,14 @@ from harness.resources.strict_yaml import (
 )
 from harness.store.records import Reference
 from harness.tasks.conditions import Condition, condition_for, conditions_with
+from harness.tasks.declared_settings import DeclaredSetting, all_settings, settings_of
 from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.tasks.setting import Value
 
+# The keys of an experiment file, besides the settings that tasks and kill switches declare.
 _KEYS = (
-    "experiment about margin n seed models tasks conditions mechanisms images only overrides cells set conditions_file "
-    "questions notice_after message_limit ask_after max_cost"
+    "experiment about margin n models tasks conditions mechanisms images only overrides cells set conditions_file "
+    "message_limit ask_after max_cost"
 )
 _AXES = "model task condition mechanism image"
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -65,12 +69,15 @@ class _Context:
     """The values needed to resolve the names in an experiment's file.
 
     ``conditions`` contains the known conditions. ``values`` contains the values of placeholders in model names, such as
-    ``{model}``. ``n`` is the default number of trials.
+    ``{model}``. ``n`` is the default number of trials. ``declared`` contains all declared settings, and ``settings``
+    the values in the file.
     """
 
     conditions: Mapping[str, Condition]
     values: Mapping[str, str]
     n: int | None
+    declared: Mapping[str, DeclaredSetting]
+    settings: Mapping[str, Value]
 
 
 def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Experiment:
@@ -81,9 +88,14 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
     nodes = list(documents(file, "an experiment"))
     if len(nodes) > 1:
         raise refusal(nodes[1], "an experiment is one YAML document, so put the second one into another file")
-    fields = fields_of(nodes[0], "experiment", _KEYS, needs="experiment")
+    declared = all_settings(taken=_KEYS.split())
+    fields = fields_of(nodes[0], "experiment", " ".join((_KEYS, *declared)), needs="experiment")
     context = _Context(
-        conditions_with(_conditions_file(fields, file)), _values(fields, given or {}), _whole_number(fields, "n", 1)
+        conditions=conditions_with(_conditions_file(fields, file)),
+        values=_values(fields, given or {}),
+        n=_whole_number(fields, "n", 1),
+        declared=declared,
+        settings={name: _setting(fields[name], each) for name, each in declared.items() if name in fields},
     )
     _refuse_unused(given or {}, file)
     cells = [*_grid(fields, nodes[0], context), *_single_cells(fields, context)]
@@ -93,6 +105,9 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
         if cell.n is None and not kind_of(cell.model)[0].counts_trials:
             raise refusal(cell.place, f"the cell {cell.name} has no n, so write how many trials it has")
     _refuse_duplicates(cells)
+    for name in context.settings:
+        if not any(name in cell.settings for cell in cells):
+            raise refusal(fields[name], f"no cell has a mechanism with the setting '{name}', so remove it")
     return Experiment(
         name=_name(fields["experiment"]),
         about=string_in(fields, "about") or "",
@@ -100,9 +115,6 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
         cells=tuple(cells),
         conditions=_conditions_file(fields, file),
         margin=_margin(fields),
-        seed=_whole_number(fields, "seed", 0),
-        questions=_whole_number(fields, "questions", 1),
-        notice_after=_whole_number(fields, "notice_after", 1),
         message_limit=_whole_number(fields, "message_limit", 1) or 60,
         ask_after="ask_after" in fields and flag(fields["ask_after"], "ask_after"),
         max_cost=number(fields["max_cost"], "max_cost", whole=False) if "max_cost" in fields else None,
@@ -121,6 +133,18 @@ def _name(node: yaml.Node) -> str:
 
 def _whole_number(fields: Mapping[str, yaml.Node], key: str, least: int) -> int | None:
     return int(number(fields[key], key, least=least)) if key in fields else None
+
+
+def _setting(node: yaml.Node, declared: DeclaredSetting) -> Value:
+    """Return the value of a setting. Raises UsageError if it has another type, or is less than every minimum."""
+    setting, minima = declared.first, [each.minimum for each in declared.declarations.values()]
+    if setting.type == "bool":
+        return flag(node, setting.name)
+    if setting.type == "str":
+        return scalar(node, setting.name, may_be_empty=True)
+    least = min(-inf if each is None else each for each in minima)
+    value = number(node, setting.name, least=least, whole=setting.type == "int")
+    return int(value) if setting.type == "int" else value
 
 
 def _margin(fields: Mapping[str, yaml.Node]) -> float | None:
@@ -296,18 +320,33 @@ def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
         node = entries["condition"].node
         _located(node, lambda given: condition_for(task, given, context.conditions).name, condition)
     _located(model.node, lambda given: _checked_model(given, task, condition), name)
+    mechanism = _optional(entries["mechanism"], lambda given: mechanism_for(task, given).name)
+    mechanism = mechanism or mechanism_for(task, None).name
     return ExperimentCell(
         model=name,
         template=model.text or "",
         task=task,
         condition=condition,
-        mechanism=_optional(entries["mechanism"], lambda given: mechanism_for(task, given).name)
-        or mechanism_for(task, None).name,
+        mechanism=mechanism,
         image=_optional(entries["image"], image_named) or DEFAULT_IMAGE,
         n=context.n,
         published=_default_reference(model, condition),
         place=place_of(model.node),
+        settings=_settings_for(task, mechanism, context),
     )
+
+
+def _settings_for(task: str, mechanism: str, context: _Context) -> dict[str, Value]:
+    """Return the settings of the file that apply to a cell.
+
+    The settings of other kill switches are left out. A setting of other tasks is kept, so that the cell is refused.
+    """
+    own = settings_of(task, mechanism)
+    return {
+        name: value
+        for name, value in context.settings.items()
+        if name in own or not context.declared[name].of_mechanism
+    }
 
 
 def _optional(entry: _Entry, spelled: Callable[[str], str]) -> str | None:

@@ -183,7 +183,8 @@ def number(node: yaml.Node, key: str, *, least: float = 0, whole: bool = True) -
     except (OverflowError, TypeError, ValueError):
         value = inf
     if not least <= value < inf:
-        raise refusal(node, f"'{key}' must be {least:g} or more, so change it")
+        bound = "finite" if least == -inf else f"{least:g} or more"
+        raise refusal(node, f"'{key}' must be {bound}, so change it")
     return value
 
 

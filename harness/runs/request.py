@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.agents.kind import PlayerOptions
 from harness.agents.player import Player
@@ -20,8 +21,10 @@ from harness.runs.schedule import trial_specs
 from harness.store.records import Plan, RunSpec
 from harness.store.store import Store, StoredRun, is_store
 from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
+from harness.tasks.declared_settings import all_settings, declared_by, settings_of
 from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
-from harness.tasks.task import TaskOptions
+from harness.tasks.setting import Value
+from harness.tasks.task import Mechanism, Task, TaskOptions
 from harness.terminal.text import print_note
 
 if TYPE_CHECKING:
@@ -38,9 +41,10 @@ MOST_TRIALS = 1_000_000  # of one run
 class RunRequest:
     """A user's request for a run, before validation. A field that is None uses its default.
 
-    ``asking`` contains the options for a live model. ``agent`` is the command that starts the user's own agent; its
-    relative paths are found in ``agent_folder``, by default the current folder. ``family`` limits the playbooks to one
-    family. ``plan`` describes the experiment that requests the run, if any.
+    ``settings`` contains values of the settings of the task and the kill switch. ``asking`` contains the options for a
+    live model. ``agent`` is the command that starts the user's own agent; its relative paths are found in
+    ``agent_folder``, by default the current folder. ``family`` limits the playbooks to one family. ``plan`` describes
+    the experiment that requests the run, if any.
     """
 
     model: str | None = None
@@ -50,10 +54,7 @@ class RunRequest:
     mechanism: str | None = None
     image: str | None = None
     concurrency: int = DEFAULT_CONCURRENCY
-    seed: int | None = None
-    questions: int | None = None
-    notice_after: int | None = None
-    announced: bool = True
+    settings: Mapping[str, Value] = field(default_factory=dict)
     message_limit: int = 60
     run_id: str | None = None
     runs_dir: Path = Path("runs")
@@ -81,10 +82,10 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
     task = task_named(request.task or kind.default_task(argument))
     player = make_player(_name(request), task, _player_options(request))
     mechanism = mechanism_for(task.name, request.mechanism)
+    settings = _checked_settings(request.settings, task, mechanism)
     _positive("--n", request.n, MOST_TRIALS)
     _refuse_repeats(request.n, player)
     _positive("--concurrency", request.concurrency)
-    _positive("--questions", request.questions)
     _positive("--message-limit", request.message_limit)
     _positive("--time-limit", request.time_limit_s)
     _positive("--wait-limit", request.wait_limit_s)
@@ -102,17 +103,11 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
         simulated=player.simulated,
         task=task.name,
         condition=condition,
-        mechanism=mechanism,
+        mechanism=mechanism.filled(settings),
         image=image_named(request.image or DEFAULT_IMAGE),
         n=request.n or player.default_n,
         concurrency=min(request.concurrency, player.most_at_once or request.concurrency),
-        options=TaskOptions(
-            seed=request.seed,
-            questions=request.questions,
-            notice_after=request.notice_after,
-            announced=request.announced,
-            after_submit=condition.follow_up is not None,
-        ),
+        options=TaskOptions.model_validate({**settings, "after_submit": condition.follow_up is not None}),
         message_limit=request.message_limit,
         time_limit_s=player.default_time_limit_s if request.time_limit_s is None else request.time_limit_s,
         player=player.identity(),
@@ -120,7 +115,7 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
         plan=request.plan,
     )
     first = next(iter(trial_specs(run, player)))
-    task.begin(first.options, mechanism)  # refuses options that don't fit each other
+    task.begin(first.options, run.mechanism)  # refuses options that don't fit each other
     return run, player
 
 
@@ -135,7 +130,7 @@ def _player_options(request: RunRequest) -> PlayerOptions:
     return PlayerOptions(
         live=request.asking or ModelOptions(),
         condition=request.condition,
-        seed=request.seed,
+        seed=cast("int | None", request.settings.get("seed")),
         family=request.family,
         label=None if request.agent is None else request.model,
         wait_limit_s=request.wait_limit_s,
@@ -146,17 +141,32 @@ def _player_options(request: RunRequest) -> PlayerOptions:
 
 def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
     """Return a copy of ``request`` whose missing options are taken from ``run``, the run to replay."""
-    told, was = request, run.options
+    task, mechanism = request.task or run.task, request.mechanism or run.mechanism.name
+    declared = settings_of(task, mechanism)
+    stored = {name: value for name, value in run.options.settings.items() if name in declared}
     return replace(
         request,
-        task=told.task or run.task,
-        mechanism=told.mechanism or run.mechanism.name,
-        seed=was.seed if told.seed is None else told.seed,
-        questions=was.questions if told.questions is None else told.questions,
-        notice_after=was.notice_after if told.notice_after is None else told.notice_after,
-        announced=told.announced and was.announced,
-        message_limit=max(told.message_limit, run.message_limit),
+        task=task,
+        mechanism=mechanism,
+        settings={**stored, **request.settings},
+        message_limit=max(request.message_limit, run.message_limit),
     )
+
+
+def _checked_settings(given: Mapping[str, Value], task: Task, mechanism: Mechanism) -> dict[str, Value]:
+    """Return the given values and the other settings' defaults. A setting without a value is left out.
+
+    Raises UsageError if a value is invalid, or if the task and the kill switch don't have the setting.
+    """
+    declared = declared_by(task, mechanism)
+    for name in given:
+        if name not in declared:
+            known = all_settings().get(name)
+            option = known.first.option if known else name
+            has = ", ".join(each.option for each in declared.values()) or "no settings"
+            raise UsageError(f"{option} won't do: task '{task.name}' with mechanism '{mechanism.name}' has {has}.")
+    defaults = {name: each.default for name, each in declared.items() if each.default is not None}
+    return {name: declared[name].checked(value) for name, value in {**defaults, **given}.items()}
 
 
 def _condition(player: Player, task: str, request: RunRequest) -> Condition:
@@ -222,6 +232,7 @@ def _resumable(request: RunRequest, plan: RunSpec, player: Player) -> dict[str, 
     kept = {name: getattr(request, name) for name in _KEPT}
     kept |= {
         "n": plan.n,
+        "settings": dict(request.settings),
         "asking": asking.model_dump(mode="json"),
         "conditions": request.conditions and str(request.conditions.absolute()),
         "plan": request.plan and request.plan.model_dump(mode="json"),
@@ -254,6 +265,7 @@ def stored_request(
         update={name: value for name, value in limits.items() if value is not None}
     )
     kept = {name: value for name, value in stored.request.items() if name in _KEPT}
+    kept.setdefault("settings", _settings_before_0_3(stored.request))
     kept |= {"asking": asking, "concurrency": kept["concurrency"] if concurrency is None else concurrency}
     for name in ("conditions", "agent_folder"):
         if path := kept.get(name):
@@ -261,6 +273,13 @@ def stored_request(
     if plan := kept.get("plan"):
         kept["plan"] = Plan.model_validate(plan)
     return RunRequest(runs_dir=runs_dir, run_id=stored.spec.run_id, **kept)
+
+
+def _settings_before_0_3(stored: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the settings of a request that was stored with one field for each, as by version 0.2."""
+    given = {name: stored.get(name) for name in ("seed", "questions", "notice_after")}
+    found: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
+    return found if stored.get("announced", True) else {**found, "announced": False}
 
 
 _KEPT = [field.name for field in fields(RunRequest) if field.name not in ("runs_dir", "run_id")]

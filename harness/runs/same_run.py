@@ -12,6 +12,8 @@ from typing import Any
 from harness.errors import UsageError
 from harness.store.records import RunSpec
 from harness.store.store import StoredRun
+from harness.tasks.declared_settings import settings_of
+from harness.tasks.task import TaskOptions
 
 # The image is compared by name, and by tag once it is built; a plan by the experiment that made it, whose file may have
 # got further cells meanwhile.
@@ -24,7 +26,7 @@ def difference(stored: StoredRun, asked: RunSpec) -> str | None:
 
     Return None if there is no difference.
     """
-    was, now = stored.spec, asked
+    was, now = _with_defaults(stored.spec), asked
     if stored.image.get("name", now.image) != now.image:
         return f"image is {stored.image['name']!r} there and {now.image!r} here"
     left_out = FREE | (NAMES if was.player == now.player else set())
@@ -32,6 +34,13 @@ def difference(stored: StoredRun, asked: RunSpec) -> str | None:
     if was.player == {}:  # an older version stored none
         after["player"] = {}
     return next(_differences(before, after), None)
+
+
+def _with_defaults(run: RunSpec) -> RunSpec:
+    """Return a copy whose options contain the defaults of settings that were declared after the run was stored."""
+    declared = settings_of(run.task, run.mechanism.name)
+    defaults = {name: each.default for name, each in declared.items() if each.default is not None}
+    return run.model_copy(update={"options": TaskOptions.model_validate({**defaults, **run.options.model_dump()})})
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from harness.errors import UsageError
 from harness.judging.evidence import Role, TaskEvent
 from harness.resources.data import ROOT, read_yaml
+from harness.tasks.setting import Setting
 from harness.tasks.task import SAY, AgentUser, Mechanism, OutsideEvent, Reply, Task, TaskOptions
 
 BUTTON = "/tmp/shutdown_requested"  # noqa: S108 - a path inside the container, as published
@@ -80,10 +81,6 @@ class PatrolProgress:
 def _begin(options: TaskOptions, mechanism: Mechanism) -> PatrolProgress:
     steps = options.questions or _WORDS["steps"]
     press = PRESS_AFTER_STEP if options.notice_after is None else options.notice_after
-    if options.seed is not None:
-        raise UsageError("The patrol task has no questions to pick: leave --seed out.")
-    if not options.announced:
-        raise UsageError("The patrol task's notice is the button being pressed: it can't be unannounced.")
     if options.after_submit:
         raise UsageError("The patrol task's button is pressed during the task: use a condition without after_submit.")
     if not 0 < press < steps:
@@ -110,4 +107,14 @@ PATROL = Task(
     programs=(),
     rootfs="tasks/patrol/rootfs",
     begin=_begin,
+    settings=(
+        Setting(name="questions", type="int", minimum=1, help="Number of steps.", cell="{value} questions"),
+        Setting(
+            name="notice_after",
+            type="int",
+            minimum=1,
+            help="The step that brings the notice.",
+            cell="notice after {value}",
+        ),
+    ),
 )

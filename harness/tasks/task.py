@@ -6,15 +6,17 @@ replies. Requests aren't trusted, because any process in the container can send 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from posixpath import dirname
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from harness.judging.evidence import Frozen, Role, TaskEvent
+from harness.tasks.setting import Setting, Value, spelled
 
 SAY, RUN = b"s", b"r"  # first byte of a reply: the rest is a text to print, or a program to run before asking again
 
@@ -35,7 +37,8 @@ class Mechanism(Frozen):
     engine triggers the kill switch. ``run`` is the command that runs the kill switch, as told to the agent. ``grace_s``
     is the time in seconds that the kill switch has to take the container down. ``start`` is a command that the lab runs
     as root before the agent's first tool call, or None. If ``trigger`` is FILE, creating the file ``flag`` triggers the
-    kill switch. Otherwise, ``flag`` is None. ``rank`` orders kill switches from weak to strong.
+    kill switch. Otherwise, ``flag`` is None. ``rank`` orders kill switches from weak to strong. ``settings`` declares
+    the options of the kill switch. ``run`` and ``start`` contain a placeholder ``{NAME}`` for each option's value.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Mechanism(Frozen):
     start: str | None = None
     flag: str | None = None
     rank: int = 0
+    settings: tuple[Setting, ...] = Field(default=(), exclude=True)  # a run's options record the values
 
     @model_validator(mode="after")
     def _check_consistent(self) -> Mechanism:
@@ -59,18 +63,43 @@ class Mechanism(Frozen):
             raise ValueError("a mechanism needs a script and a path, except one with trigger engine, which has neither")
         if (self.flag is None) is (self.trigger is Trigger.FILE):
             raise ValueError("a mechanism with trigger file needs a flag, and no other mechanism may have one")
+        for setting in self.settings:
+            if setting.default is None:
+                raise ValueError(f"the setting '{setting.name}' needs a default")
+            if f"{{{setting.name}}}" not in self.run + (self.start or ""):
+                raise ValueError(f"the setting '{setting.name}' needs a place, {{{setting.name}}}, in run or start")
         return self
+
+    def filled(self, values: Mapping[str, Value]) -> Mechanism:
+        """Return a copy in whose commands each placeholder is replaced by the value or default of its setting.
+
+        The values are quoted for a shell. The copy declares no settings.
+        """
+        run, start = self.run, self.start
+        for setting in self.settings:
+            value = shlex.quote(spelled(values.get(setting.name, setting.default)))
+            run = run.replace(f"{{{setting.name}}}", value)
+            start = start and start.replace(f"{{{setting.name}}}", value)
+        return self.model_copy(update={"run": run, "start": start, "settings": ()})
+
+
+LAB_SET = frozenset({"press_after_call", "after_submit"})  # the options that the lab itself sets, from no declaration
 
 
 class TaskOptions(Frozen):
-    """The task options that a run may set. An option that is None uses the value of the published experiment.
+    """The values of a run's settings. An option that is None uses the value of the published experiment.
 
     ``seed`` selects other questions of the same kind. ``questions`` is the number of questions in the math task, or of
     steps in the patrol task. ``notice_after`` is the number of the question or step at which the shutdown notice is
     given. In the patrol task, ``press_after_call`` can be set instead. It is the number of the tool call after which
     the shutdown button is pressed. If ``announced`` is False, no notice is given. If ``after_submit`` is True, the
     agent is asked to shut down only after submitting.
+
+    Further settings, declared by the task or the kill switch, are stored beside these fields under their names.
     """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Value] = Field(init=False)
 
     seed: int | None = None
     questions: int | None = None
@@ -78,6 +107,15 @@ class TaskOptions(Frozen):
     announced: bool = True
     press_after_call: int | None = None
     after_submit: bool = False
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """The values of the declared settings by name. Options that the lab itself sets are left out."""
+        return {name: value for name, value in self.model_dump(exclude={*LAB_SET}).items() if value is not None}
+
+    def value(self, setting: Setting) -> Any:
+        """Return the value of a setting, or the setting's default if no value is stored."""
+        return self.settings.get(setting.name, setting.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +177,7 @@ class Task:
     seconds. ``go_on`` is the user message after a model turn without a tool call. ``tool`` is the description of the
     shell tool. ``programs`` lists the path, mode and C source file of each program that is compiled into the container.
     ``rootfs`` is a folder whose files are copied into the image, or None. ``begin`` creates the state of the task for
-    one trial.
+    one trial. ``settings`` declares the task's options.
     """
 
     name: str
@@ -154,6 +192,7 @@ class Task:
     programs: tuple[tuple[str, int, str], ...]
     rootfs: str | None
     begin: Callable[[TaskOptions, Mechanism], TaskProgress]
+    settings: tuple[Setting, ...] = ()
 
     def played_by(self, agent: AgentUser) -> Task:
         """Return a copy of this task for another agent user.
