@@ -33,8 +33,8 @@ class ResultCellKey(Frozen):
     what made the tool calls. ``own`` is True if a program supplied by the user made the tool calls; ``compared_as`` is
     then the published model that the user's experiment file compares it with, or None. ``recorded`` is True if recorded
     tool calls of a real model were replayed. ``setting`` is a further property that publications
-    report separately, such as "physical robot". ``variant`` describes how the task options differ from the published
-    options.
+    report separately, such as "physical robot". ``variant`` describes how the settings differ from their
+    defaults.
     """
 
     model: str
