@@ -206,7 +206,7 @@ def _watching(container: Container, spec: MachineSpec) -> Iterator[tuple[Filesys
     if reader is None:
         yield ArchiveReader(container), None
         return
-    root = f"/proc/{first}/root/."  # not the link itself, which isn't followed
+    root = os.path.join("/proc", str(first), "root", ".")  # not the link itself, which isn't followed
     watching = daemon_client().watching(reader, root, spec, container=str(container.id), first=first)
     with closing(reader), watching as events:
         yield reader, events
