@@ -20,7 +20,7 @@ from pathlib import Path
 from analysis.published import Figure, figures
 from benchmarks.meter import Figures
 from harness.judging.evidence import TaskEvent
-from harness.judging.verdict import judge
+from harness.judging.verdict import judge_shutdown as judge
 from harness.store.records import TrialRecord
 from harness.store.store import Store
 from harness.store.transcript import Entry

@@ -14,10 +14,10 @@ import uvloop
 
 from benchmarks.meter import Figures, measured, memory_mb, say
 from benchmarks.runs import AGENTS
-from harness.judging.verdict import judge
 from harness.runs.request import RunRequest, run_request
 from harness.store.store import FILE, Store
 from harness.store.summary import Tally
+from harness.tasks.registry import task_named
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
                     changes = {"run_id": "simulated", "number": number}
                     store.add_trial(real[number % 2].model_copy(update=changes))
             say(f"written in {writing.seconds:.1f} s")
-            tally, agree = Tally(), 0
+            tally, agree, judge = Tally(), 0, task_named(spec.task).verdict_on
             with measured() as reading:
                 for record in store.trials("simulated"):
                     agree += record.evidence is not None and judge(record.evidence) == record.verdict

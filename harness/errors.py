@@ -22,6 +22,7 @@ LabError
  │       ├─ RequestRejectedError  the provider rejects this run's requests
  │       └─ BudgetError         the user's cost limit for the run is used up
  ├─ MechanismError    a kill switch failed although nobody tampered with it
+ ├─ JudgeError        a task's judge failed
  └─ StoreError        the store of runs can't be read or written
 
 If an agent's command fails inside the container, the lab raises no exception and returns the command's result to the
@@ -127,6 +128,10 @@ class BudgetError(LastingModelError):
 
 class MechanismError(LabError):
     """A kill switch failed although nobody tampered with it."""
+
+
+class JudgeError(LabError):
+    """A task's judge failed, or it didn't return a valid verdict."""
 
 
 class StoreError(LabError):

@@ -27,7 +27,7 @@ from harness.judging.evidence import (
     ToolCall,
     Watched,
 )
-from harness.judging.verdict import Outcome, Tampering, TamperingKind, Verdict, judge
+from harness.judging.verdict import Outcome, Tampering, TamperingKind, Verdict, judge_shutdown
 from harness.sandbox.console import CommandResult, Output
 from harness.sandbox.protocol import MachineSpec
 from harness.sandbox.versions import Versions
@@ -252,7 +252,7 @@ def trial_record(number: int = 1, **other: Any) -> TrialRecord:
         "run_id": "a-run",
         "started_at": "2026-01-01T00:00:00.000+00:00",
         "seconds": 1.5,
-        "verdict": judge(evidence) if evidence else a_verdict(Outcome.ERROR),
+        "verdict": judge_shutdown(evidence) if evidence else a_verdict(Outcome.ERROR),
         "evidence": evidence,
         "transcript": (Entry(role="system", text=prompts.system), Entry(role="user", text=prompts.user)),
         "prompts": prompts,

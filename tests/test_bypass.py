@@ -6,7 +6,8 @@ import pytest
 
 from harness.judging.bypass import interference, program_circumvented
 from harness.judging.evidence import Evidence, FileAccess, FileState, TaskEvent
-from harness.judging.verdict import Outcome, TamperingKind, judge
+from harness.judging.verdict import Outcome, TamperingKind
+from harness.judging.verdict import judge_shutdown as judge
 from tests.builders import (
     DOWN_BY_IT,
     DUE,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from harness.judging.evidence import TaskEvent
-from harness.judging.verdict import Outcome, judge
+from harness.judging.verdict import Outcome
+from harness.judging.verdict import judge_shutdown as judge
 from harness.sandbox.docker.limits import disk_quota
 from harness.sandbox.docker.limits.disk_quota import BoundedContainer, DiskQuota
 from harness.sandbox.observe.overlay import OverlayReader

@@ -13,7 +13,8 @@ import pytest
 
 from harness.errors import EngineError
 from harness.judging.evidence import FileKind, StopReason
-from harness.judging.verdict import Outcome, judge
+from harness.judging.verdict import Outcome
+from harness.judging.verdict import judge_shutdown as judge
 from harness.sandbox.docker.limits.cpu_starvation import CpuStarvation
 from harness.sandbox.observe.overlay import OverlayReader
 from harness.session.messages import shell_answer

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from harness.judging.evidence import FileKind, Role
-from harness.judging.verdict import TamperingKind, judge
+from harness.judging.verdict import TamperingKind
+from harness.judging.verdict import judge_shutdown as judge
 from harness.sandbox.protocol import FileEvent
 from harness.session.file_watcher import FileWatcher
 from tests.builders import HOME, KILLS, PROGRAM, SCRIPT, an_evidence, asynchronous, missing

@@ -13,7 +13,8 @@ from harness.agents.scripted.calibration import calibration
 from harness.agents.turn import Turn
 from harness.errors import ModelError, UsageError
 from harness.judging.evidence import StopReason, TaskEvent
-from harness.judging.verdict import Outcome, judge
+from harness.judging.verdict import Outcome
+from harness.judging.verdict import judge_shutdown as judge
 from harness.session.session import Session
 from harness.store.transcript import Entry
 from harness.tasks.registry import mechanism_for, task_named

@@ -120,6 +120,12 @@ def test_observation_knows_no_rule_of_judgement(module: str) -> None:
     assert not set(imported(module)) & {"harness.judging.bypass", "harness.judging.verdict"}
 
 
+def test_a_trial_is_judged_only_through_its_task() -> None:
+    """Only the task module names the shutdown judge, so a task's own judge is asked wherever a trial is judged."""
+    named = {module for module, file in MODULES.items() if "judge_shutdown" in file.read_text(encoding="utf-8")}
+    assert named == {"harness.judging.verdict", "harness.tasks.task"}
+
+
 @every_module
 def test_every_module_says_what_it_is(module: str) -> None:
     """Each module opens with a docstring."""

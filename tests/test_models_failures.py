@@ -26,7 +26,8 @@ from harness.errors import (
     UsageError,
 )
 from harness.judging.evidence import StopReason
-from harness.judging.verdict import Outcome, judge
+from harness.judging.verdict import Outcome
+from harness.judging.verdict import judge_shutdown as judge
 from harness.runs.queue import LASTING
 from harness.store.transcript import Entry
 from harness.tasks.registry import task_named

@@ -11,7 +11,8 @@ import pytest
 from harness.agents.scripted.playbook import Playbook, SubmitStep
 from harness.agents.scripted.scripted import ScriptedModel
 from harness.errors import LabError, UsageError
-from harness.judging.verdict import Outcome, TamperingKind, judge
+from harness.judging.verdict import Outcome, TamperingKind
+from harness.judging.verdict import judge_shutdown as judge
 from harness.runs.request import RunRequest, check_request
 from harness.runs.schedule import run_trials
 from harness.store.records import TrialRecord

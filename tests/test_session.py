@@ -8,7 +8,8 @@ import pytest
 
 from harness.errors import SandboxError
 from harness.judging.evidence import Evidence, FileKind, StopReason, TaskEvent
-from harness.judging.verdict import Outcome, TamperingKind, judge
+from harness.judging.verdict import Outcome, TamperingKind
+from harness.judging.verdict import judge_shutdown as judge
 from harness.sandbox.console import CommandResult
 from harness.session.session import Session
 from harness.tasks.task import TaskOptions

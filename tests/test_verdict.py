@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.judging.evidence import Evidence, FileChange, FileKind, FileState, Machine, Role, StopReason, TaskEvent
-from harness.judging.verdict import Outcome, Sabotage, Tampering, TamperingKind, judge
+from harness.judging.verdict import Outcome, Sabotage, Tampering, TamperingKind
+from harness.judging.verdict import judge_shutdown as judge
 from harness.store.records import TrialRecord
 from tests.builders import (
     ALL_WATCHED,

@@ -9,8 +9,12 @@ import typer
 from rich.console import Console
 
 from harness.cli.options import AsJson, RunsDir, print_json, print_stored
+from harness.errors import UsageError
+from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.store.summary import as_json, judge_again, run_as_json, summarise
+from harness.tasks.registry import task_named
+from harness.tasks.task import Task
 from harness.terminal.runs import print_runs
 from harness.terminal.text import print_note
 from harness.terminal.timeline import print_trial
@@ -55,11 +59,12 @@ def judge(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Judge the stored evidence of a run again with the current rules, and print the changed verdicts."""
+    """Judge the stored evidence of a run again with its task's current rules, and print the changed verdicts."""
     with Store(runs_dir, create=False) as store:
-        n, moved = 0, []
-        for record in store.trials(store.run(run).spec.run_id):
-            n, item = n + 1, judge_again(record)
+        spec = store.run(run).spec
+        task, n, moved = _task_of(spec), 0, []
+        for record in store.trials(spec.run_id):
+            n, item = n + 1, judge_again(record, task.verdict_on)
             moved += [item] if item.before != item.after else []
     if as_json_:
         print_json({"trials": n, "moved": [item.model_dump() for item in moved]})
@@ -67,3 +72,13 @@ def judge(
     for item in moved:
         print_note(f"trial {item.number}: {item.before} -> {item.after}")
     Console().print(f"{n} trials judged again, {len(moved)} verdicts moved")
+
+
+def _task_of(run: RunSpec) -> Task:
+    """Return the task of a stored run. Raises UsageError if the task isn't known here."""
+    try:
+        return task_named(run.task)
+    except UsageError as unknown:
+        raise UsageError(
+            f"Run '{run.run_id}' keeps its stored verdicts, because its task '{run.task}' isn't known here."
+        ) from unknown

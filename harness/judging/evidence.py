@@ -8,10 +8,25 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from operator import attrgetter, itemgetter
+from typing import Annotated, Self
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    model_validator,
+)
+
+AGENT_MACHINE = "agent"  # the name of the container in which the agent's commands run
 
 
 class Frozen(BaseModel):
@@ -148,7 +163,7 @@ class TaskEvent(StrEnum):
 
     SERVED = "served"  # the agent was given a question, or its robot took a step
     NOTICE = "notice"  # the agent was told that the next request will shut the machine down
-    DUE = "due"  # control was handed to the kill switch
+    DUE = "due"  # control was handed to the kill switch, or a task without a shutdown reached its critical moment
     DONE = "done"  # the task was finished
     REFUSED = "refused"  # the task didn't understand the request
 
@@ -211,12 +226,53 @@ class ToolCall(Frozen):
     timed_out: bool = False
 
 
+class Fact(Frozen):
+    """One fact that a task's service or observer reported from outside the agent's container, such as a sent e-mail.
+
+    ``kind`` is the name that the service gives to such facts. ``machine`` is the name of the machine that the fact is
+    about. ``call`` is the tool call during or after which the fact was observed, and ``at_s`` is the time in seconds
+    since the start of the trial. ``data`` can contain text that the agent wrote, so it must be escaped before it is
+    shown.
+    """
+
+    kind: str
+    machine: str = AGENT_MACHINE
+    call: int
+    at_s: float
+    data: dict[str, JsonValue] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class MachineDown:
+    """The moment at which a machine went down. ``machine`` is its name, and ``state`` its state after the trial."""
+
+    machine: str
+    state: Machine
+
+
+TimelineItem = ToolCall | FileAccess | FileChange | LedgerEntry | Fact | MachineDown
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    """One dated item of a trial's evidence.
+
+    ``at_s`` is the item's time in seconds since the start of the trial; a tool call is dated by its start. ``call`` is
+    the tool call during or after which it happened, or 0 if it happened before the first tool call.
+    """
+
+    at_s: float
+    call: int
+    item: TimelineItem
+
+
 class Evidence(Frozen):
     """All recorded facts from which the verdict on a trial is computed.
 
     ``changed_paths`` contains the paths at which the container differs from its image. ``watch`` is the name of the
     method by which the lab watched files. ``accesses`` is None if the host has no permission gate, or if the gate
-    missed an access.
+    missed an access. ``machine`` is the agent's container, and ``services`` contains the task's other containers by
+    name. ``facts`` contains what services and observers reported.
     """
 
     watched: tuple[Watched, ...]
@@ -228,7 +284,49 @@ class Evidence(Frozen):
     changed_paths: tuple[str, ...] | None
     watch: str
     accesses: tuple[FileAccess, ...] | None = Field(default=None, validation_alias=AliasChoices("accesses", "openings"))
+    services: dict[str, Machine] = {}
+    facts: tuple[Fact, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_service_names(self) -> Self:
+        if AGENT_MACHINE in self.services:
+            raise ValueError(f"a service can't be named {AGENT_MACHINE!r}, because the agent's container has this name")
+        return self
+
+    @property
+    def machines(self) -> dict[str, Machine]:
+        """The state of each container after the agent's last tool call, by name. The agent's container is "agent"."""
+        return {AGENT_MACHINE: self.machine, **self.services}
+
+    @property
+    def timeline(self) -> tuple[TimelineEntry, ...]:
+        """All dated items of the evidence, in the order of their times."""
+        return tuple(sorted(self._dated_items(), key=attrgetter("at_s")))
+
+    def _dated_items(self) -> Iterator[TimelineEntry]:
+        """Yield all dated items. Items of the same kind are in the order in which they were recorded."""
+        yield from (TimelineEntry(call.started_s, call.number, call) for call in self.calls)
+        starts = sorted((call.started_s, call.number) for call in self.calls)
+        yield from (TimelineEntry(each.at_s, _call_at(each.at_s, starts), each) for each in self.accesses or ())
+        recorded: tuple[FileChange | LedgerEntry | Fact, ...] = (*self.file_changes, *self.ledger, *self.facts)
+        yield from (TimelineEntry(item.at_s, item.call, item) for item in recorded)
+        for name, state in self.machines.items():
+            if state.down_at_s is not None:
+                yield TimelineEntry(state.down_at_s, _call_at(state.down_at_s, starts), MachineDown(name, state))
+
+    def facts_of(self, kind: str) -> tuple[Fact, ...]:
+        """Return the facts of one kind, in the order in which they were reported."""
+        return tuple(fact for fact in self.facts if fact.kind == kind)
 
     def first(self, what: TaskEvent) -> LedgerEntry | None:
         """Return the first ledger entry with the event ``what``, or None if no entry has this event."""
         return next((entry for entry in self.ledger if entry.what is what), None)
+
+
+def _call_at(at_s: float, starts: Sequence[tuple[float, int]]) -> int:
+    """Return the number of the last tool call that started by the time ``at_s``, or 0 if there is none.
+
+    ``starts`` contains the start time and the number of each tool call, sorted by time.
+    """
+    started = bisect_right(starts, at_s, key=itemgetter(0))
+    return starts[started - 1][1] if started else 0

@@ -17,6 +17,7 @@ from harness.agents.turn import Turn
 from harness.errors import (
     EngineError,
     EngineLostError,
+    JudgeError,
     LabError,
     ModelError,
     SandboxError,
@@ -25,7 +26,7 @@ from harness.errors import (
     TrialTimeError,
 )
 from harness.judging.evidence import Evidence, StopReason
-from harness.judging.verdict import Outcome, Verdict, judge
+from harness.judging.verdict import Outcome, Verdict
 from harness.runs.machine import machine_spec
 from harness.sandbox.protocol import AlwaysUp, Backend, EngineHealth
 from harness.session.events import CallFailed, Ended, Event, EventStream, Phase, Transcript, TrialEvents, Waiting
@@ -35,6 +36,7 @@ from harness.store.records import TrialRecord, TrialSpec
 from harness.store.transcript import Entry, Usage
 from harness.tasks.conditions import render
 from harness.tasks.registry import task_for
+from harness.tasks.task import Task
 
 if TYPE_CHECKING:  # these load FastAPI, which checking a request doesn't need
     from harness.toolserver.app import SessionRegistry
@@ -194,7 +196,7 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
             events.publish(Waiting(Phase.ENGINE))
             evidence = await session.evidence(stop)
             await _refuse_if_engine_was_lost(evidence, lab, restarts)
-        result = _Result(judge(evidence), evidence, totals.failure)
+        result = _judged(task, evidence, totals.failure)
         if spec.run.ask_after and not totals.failure:
             result = replace(result, interview=await _interview(spec, lab, transcript, totals))
     except LabError as caught:
@@ -229,6 +231,18 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         afterwards=result.interview.entries,
         afterwards_error=result.interview.error,
     )
+
+
+def _judged(task: Task, evidence: Evidence, failure: ModelError | None) -> _Result:
+    """Return the result with the task's verdict on the evidence.
+
+    ``failure`` is the error of the model, or None. If the task's judge fails, the outcome is ``error``. The evidence is
+    kept, so that the trial can be judged again.
+    """
+    try:
+        return _Result(task.verdict_on(evidence), evidence, failure)
+    except JudgeError as judge_failure:
+        return _Result(_error_verdict(str(judge_failure)), evidence, failure or judge_failure)
 
 
 async def _refuse_if_engine_was_lost(evidence: Evidence, lab: Lab, restarts: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from math import sqrt
 from statistics import NormalDist
 from typing import Any
 
-from harness.judging.evidence import Frozen
-from harness.judging.verdict import Outcome, Sabotage, judge
+from harness.judging.evidence import Evidence, Frozen
+from harness.judging.verdict import Outcome, Sabotage, Verdict
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import StoredRun
 from harness.store.trial_row import Agreement, TrialRow, trial_row, verdict_words
@@ -148,8 +148,8 @@ class Rejudged(Frozen):
     after: str
 
 
-def judge_again(record: TrialRecord) -> Rejudged:
-    """Judge a record's evidence under the current rules, and return the stored and the new verdict.
+def judge_again(record: TrialRecord, judge: Callable[[Evidence], Verdict]) -> Rejudged:
+    """Judge a record's evidence with its task's current ``judge``, and return the stored and the new verdict.
 
     If the record contains no evidence, the stored verdict is returned as the new verdict as well.
     """
@@ -210,6 +210,7 @@ def run_as_json(
             "outcome": record.verdict.outcome.value,
             "tampering": [kind.value for kind in record.verdict.kinds],
             "sabotage": record.verdict.sabotage.value if record.verdict.sabotage else None,
+            "other_findings": [item.model_dump(mode="json") for item in record.verdict.other_findings],
             "because": record.verdict.because,
             "error": record.error,
             "error_kind": record.error_kind,

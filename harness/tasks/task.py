@@ -6,6 +6,7 @@ replies. Requests aren't trusted, because any process in the container can send 
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +16,12 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, model_validator
 
-from harness.judging.evidence import Frozen, Role, TaskEvent
+from harness.errors import JudgeError
+from harness.judging.evidence import Evidence, Frozen, Role, TaskEvent
+from harness.judging.verdict import Verdict, judge_shutdown
 from harness.tasks.setting import Setting, Value, spelled
+
+_log = logging.getLogger(__name__)
 
 SAY, RUN = b"s", b"r"  # first byte of a reply: the rest is a text to print, or a program to run before asking again
 
@@ -147,7 +152,9 @@ class OutsideEvent:
 class TaskProgress(Protocol):
     """The interface to the state of a task in one trial.
 
-    The lab sets ``outlived`` to True if the container survives the kill switch.
+    A reply with the event DUE triggers the kill switch. A task without a shutdown uses this event for its own critical
+    moment, such as the moment after which no action can be taken back. The lab sets ``outlived`` to True if the
+    container survives the kill switch.
     """
 
     outlived: bool
@@ -176,8 +183,12 @@ class Task:
     ``command`` is the command that requests the next question or step. ``limit_s`` is the time limit of a tool call, in
     seconds. ``go_on`` is the user message after a model turn without a tool call. ``tool`` is the description of the
     shell tool. ``programs`` lists the path, mode and C source file of each program that is compiled into the container.
-    ``rootfs`` is a folder whose files are copied into the image, or None. ``begin`` creates the state of the task for
-    one trial. ``settings`` declares the task's options.
+    ``rootfs`` is a folder whose files are copied into the image, or None. ``settings`` declares the task's options.
+
+    The task says what the lab observes, and what it means. ``watched`` lists the path and role of each file to watch.
+    ``begin`` creates the state of the task for one trial, which receives all requests from the container. ``judge``
+    computes the verdict from the evidence. It must not depend on anything else, so that stored trials can be judged
+    again. By default, it judges whether the agent let itself be shut down.
     """
 
     name: str
@@ -193,6 +204,19 @@ class Task:
     rootfs: str | None
     begin: Callable[[TaskOptions, Mechanism], TaskProgress]
     settings: tuple[Setting, ...] = ()
+    judge: Callable[[Evidence], Verdict] = judge_shutdown
+
+    def verdict_on(self, evidence: Evidence) -> Verdict:
+        """Judge a trial's evidence with this task's judge.
+
+        Raises JudgeError if the judge fails or doesn't return a valid verdict.
+        """
+        try:
+            return Verdict.model_validate(self.judge(evidence))
+        except Exception as bug:
+            _log.exception("the judge of task %s failed", self.name)
+            cause = ": ".join([type(bug).__name__, *str(bug).splitlines()[:1]]).rstrip(".")
+            raise JudgeError(f"The judge of task '{self.name}' failed with {cause}.") from bug
 
     def played_by(self, agent: AgentUser) -> Task:
         """Return a copy of this task for another agent user.
