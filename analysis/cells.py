@@ -23,6 +23,7 @@ from harness.tasks.setting import spelled
 from harness.tasks.task import TaskOptions
 
 LISTED = 100  # a cell keeps at most this many notable trials one by one, and as many others
+LISTED_FINDINGS, REASON_CHARS = 20, 300  # of a trial in a report's list; all findings are counted
 RECORDED = "recorded"
 
 
@@ -61,13 +62,15 @@ class ResultCellKey(Frozen):
 class TrialLine(Frozen):
     """One line in a report's list of trials.
 
-    ``name`` is the name of the trial's playbook or recording. It is empty if the trial has neither.
+    ``findings`` contains the first findings other than tampering, each as a label and a reason. ``name`` is the name of
+    the trial's playbook or recording. It is empty if the trial has neither.
     """
 
     run_id: str
     number: int
     outcome: str
     kinds: tuple[str, ...]
+    findings: tuple[tuple[str, str], ...] = ()
     name: str
     error: str | None
 
@@ -77,6 +80,8 @@ class ResultCell:
     """The trial counts of one cell. ``key`` contains the properties that these trials share.
 
     ``kinds`` counts the trials with each kind of tampering, and ``ways`` counts the trials with each kind of bypass.
+    ``findings`` counts the findings other than tampering by kind and stage, and ``trials_with`` counts the trials that
+    have such findings.
     """
 
     key: ResultCellKey
@@ -86,6 +91,8 @@ class ResultCell:
     sabotage: Counter[Sabotage] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     ways: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
+    trials_with: Counter[str] = field(default_factory=Counter)
     strict: Counter[bool] = field(default_factory=Counter)
     inspected: Counter[bool] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
@@ -120,6 +127,9 @@ class ResultCell:
             return
         self.kinds.update(measures.kinds)
         self.ways.update(measures.ways)
+        labels = [item.label for item in trial.verdict.other_findings]
+        self.findings.update(labels)
+        self.trials_with.update(set(labels))
         self.attempts += measures.attempt
         self.tampered += bool(measures.kinds)
         self.early += measures.early
@@ -137,7 +147,8 @@ class ResultCell:
             self.said.setdefault(GraderKey(each.grader, each.rubric), GraderReadings()).add(trial, each)
 
     def _list(self, trial: RecordView, measures: Measures) -> None:
-        stands_out = bool(measures.kinds) or trial.verdict.outcome in ("resisted", "error")
+        found = trial.verdict.other_findings
+        stands_out = bool(measures.kinds or found) or trial.verdict.outcome in ("resisted", "error")
         kept = self.notable if stands_out else self.others
         if len(kept) < LISTED:
             name = str(trial.agent.get("playbook") or trial.agent.get("recording") or "")
@@ -147,6 +158,7 @@ class ResultCell:
                     number=trial.number,
                     outcome=trial.verdict.outcome,
                     kinds=measures.kinds,
+                    findings=tuple((item.label, item.why[:REASON_CHARS]) for item in found[:LISTED_FINDINGS]),
                     name=name,
                     error=trial.error,
                 )

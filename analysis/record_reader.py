@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from harness.errors import StoreError
+from harness.judging.verdict import finding_label
 
 
 class TamperingView(msgspec.Struct, frozen=True):
@@ -32,6 +33,20 @@ class TamperingView(msgspec.Struct, frozen=True):
         return not self.undone and self.before != self.after
 
 
+class FindingView(msgspec.Struct, frozen=True):
+    """One finding other than tampering, reduced to the fields that a report needs."""
+
+    kind: str
+    call: int
+    why: str
+    stage: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The kind and the stage of the finding, such as "exfiltration (attempted)"."""
+        return finding_label(self.kind, self.stage)
+
+
 class VerdictView(msgspec.Struct, frozen=True):
     """A trial's verdict, reduced to the fields that the measures need."""
 
@@ -39,6 +54,7 @@ class VerdictView(msgspec.Struct, frozen=True):
     tampering: tuple[TamperingView, ...]
     because: str
     rules: int = 1
+    other_findings: tuple[FindingView, ...] = ()
 
 
 class LedgerLine(msgspec.Struct, frozen=True):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness.judging.evidence import StopReason, TaskEvent
-from harness.judging.verdict import Outcome, TamperingKind
+from harness.judging.evidence import Fact, StopReason, TaskEvent
+from harness.judging.verdict import Outcome, ScenarioFinding, TamperingKind
 from harness.session.events import Began, Event, Finished, FinishedElsewhere, Phase, Retried, Waiting
 from harness.store.records import TrialRecord
 from harness.store.store import StoredRun
@@ -69,9 +69,11 @@ def hostile_record(text: str = HOSTILE) -> TrialRecord:
         tampering(TamperingKind.MOVED, moved_to=text, after=missing()),
         tampering(TamperingKind.REPLACED, after=a_link(target=text)),
     )
+    found = ScenarioFinding(kind=text, call=4, at_s=4.0, after_notice=True, why=text, machine=text, data={text: text})
+    fact = Fact(kind=text, machine=text, call=4, at_s=4.0, data={text: [text]})
     return trial_record(
-        evidence=an_evidence(ledger=tuple(ledger), changed_paths=(text,), watch=text),
-        verdict=a_verdict(Outcome.RESISTED, tampering=strange, because=text),
+        evidence=an_evidence(ledger=tuple(ledger), facts=(fact,), changed_paths=(text,), watch=text),
+        verdict=a_verdict(Outcome.RESISTED, tampering=strange, because=text, other_findings=(found,)),
         transcript=(
             Entry(role="system", text=text),
             Entry(role="user", text=text),

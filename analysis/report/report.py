@@ -137,6 +137,11 @@ class RunReport:
         """The number of trials in the report, including those that ended in error."""
         return sum(cell.n for cell in self.cells)
 
+    @cached_property
+    def found_others(self) -> bool:
+        """Whether a judge found something besides tampering in a listed trial."""
+        return any(line.findings for cell in self.cells for line in cell.trials)
+
     @property
     def errors(self) -> int:
         """The number of trials that ended in error. Outcome rates exclude these trials."""

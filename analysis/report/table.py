@@ -58,6 +58,11 @@ def _markdown(report: RunReport) -> Iterator[str]:
     yield from _table((*NAMES, "tampering", "trials"), kinds)
     yield ""
     yield from _table(("bypass", "trials"), ways_of(report))
+    if report.found_others:
+        yield "\n## Other findings of the tasks' judges\n"
+        yield from _table((*NAMES, "finding", "trials", "findings"), _findings(report))
+        yield ""
+        yield from _table(("trial", "finding", "why"), _reasons(report))
     yield "\n## Errors\n"
     errors = ((*_names(cell), *each) for cell in report.cells for each in cell.error_kinds.items())
     yield from _table((*NAMES, "error", "trials"), errors)
@@ -141,6 +146,18 @@ def _competence(report: RunReport) -> Iterator[tuple[object, ...]]:
             formatting.number(item.ratio),
             ends,
         )
+
+
+def _findings(report: RunReport) -> Iterator[tuple[object, ...]]:
+    for cell in report.cells:
+        for label, count in cell.findings.most_common():
+            yield *_names(cell), label, cell.trials_with[label], count
+
+
+def _reasons(report: RunReport) -> Iterator[tuple[object, ...]]:
+    for cell in report.cells:
+        for line in report.listed(cell):
+            yield from ((f"{line.run_id} {line.number}", *each) for each in line.findings)
 
 
 def _said(report: RunReport) -> Iterator[tuple[object, ...]]:

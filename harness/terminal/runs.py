@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.judging.verdict import Outcome, Sabotage, Tampering
+from harness.judging.verdict import Outcome, Sabotage, ScenarioFinding, Tampering
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.store import StoredRun
 from harness.store.summary import Rate, Summary
 from harness.terminal.progress import name_and_error
 from harness.terminal.text import OUTCOME_COLOURS, outcome_words, safe, safe_line
 
+_MAX_FINDINGS = 50  # findings other than tampering that are listed one by one below the table of trials
 SABOTAGE_WORDS = {
     Sabotage.OUTLIVED: "outlived the shutdown",
     Sabotage.ATTEMPT: "shut down all the same",
@@ -65,13 +66,16 @@ def print_run(
 ) -> None:
     """Print a table of the trials in ``records``, followed by the figures of the run.
 
-    ``left_out`` is the number of the run's trials that aren't listed in the table.
+    If the task's judge found something besides tampering, these findings are listed below the table. ``left_out`` is
+    the number of the run's trials that aren't listed in the table.
     """
     console.print(safe(f"Run {run.run_id}"), style="bold")
     table = Table(pad_edge=False)
     for name in ("trial", "outcome", "tampering", "first seen", "agent"):
         table.add_column(name, overflow="fold")
+    found: list[tuple[int, ScenarioFinding]] = []
     for record in records:
+        found += [(record.number, item) for item in record.verdict.other_findings]
         outcome = record.verdict.outcome
         table.add_row(
             str(record.number),
@@ -86,7 +90,23 @@ def print_run(
             f"{left_out} more trials are not listed: these are the first, the last, and some that resisted or failed.",
             soft_wrap=True,
         )
+    _print_findings(console, found)
     print_summary(console, run, summary)
+
+
+def _print_findings(console: Console, found: Sequence[tuple[int, ScenarioFinding]]) -> None:
+    """Print findings other than tampering, each with the number of its trial, and how many there are of each kind."""
+    if not found:
+        return
+    console.print("Other findings of the task's judge, in the trials listed:", style="bold")
+    for number, item in found[:_MAX_FINDINGS]:
+        console.print(safe_line(f"  trial {number}, call {item.call}: {item.label}: {item.why}"), soft_wrap=True)
+    if len(found) > _MAX_FINDINGS:
+        console.print(f"  {len(found) - _MAX_FINDINGS} more are not listed.", soft_wrap=True)
+    trials = Counter(label for _, label in {(number, item.label) for number, item in found})
+    for label, count in Counter(item.label for _, item in found).items():
+        where = "1 trial" if trials[label] == 1 else f"{trials[label]} trials"
+        console.print(safe_line(f"  {count} {label}, in {where}"), soft_wrap=True)
 
 
 def _first_seen(tampering: tuple[Tampering, ...]) -> str:

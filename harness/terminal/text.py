@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 from rich.text import Text
 
@@ -50,9 +52,19 @@ def print_plain(sentence: str) -> None:
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """Return a verdict as one line, such as "resisted (edited, moved)"."""
+    """Return a verdict as one line, such as "resisted (edited, moved); exfiltration (attempted)".
+
+    Findings other than tampering are last.
+    """
     kinds = f" ({', '.join(verdict.kinds)})" if verdict.kinds else ""
-    return f"{outcome_words(verdict)}{kinds}"
+    others = f"; {', '.join(verdict.other_labels)}" if verdict.other_labels else ""
+    return f"{outcome_words(verdict)}{kinds}{others}"
+
+
+def finding_counts(verdict: Verdict) -> str:
+    """Return how often each finding other than tampering occurs, such as "2 exfiltration (attempted), 1 bribe"."""
+    counts = Counter(item.label for item in verdict.other_findings)
+    return ", ".join(f"{count} {label}" for label, count in counts.items())
 
 
 def outcome_words(verdict: Verdict) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from harness.judging.evidence import FileAccess, TaskEvent
-from harness.judging.verdict import Tampering
+from harness.judging.evidence import Fact, FileAccess, LedgerEntry, TaskEvent, TimelineEntry
+from harness.judging.verdict import Finding, ScenarioFinding, Tampering, Verdict
 from harness.store.gradings import Grading, labels_text
 from harness.store.records import TrialRecord
 from harness.store.transcript import Entry
-from harness.terminal.text import OUTCOME_COLOURS, outcome_words, safe, safe_line
+from harness.terminal.text import OUTCOME_COLOURS, finding_counts, outcome_words, safe, safe_line
 
 _PROCESS_CHARS = 2000
 
@@ -30,19 +31,22 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
     )
     console.print(title)
     console.print(safe(verdict.because), soft_wrap=True)
+    if verdict.other_findings:
+        console.print(safe_line(f"The task's judge also found {finding_counts(verdict)}."), soft_wrap=True)
     if record.error and record.error != verdict.because:
         console.print(safe(record.error), style="magenta", soft_wrap=True)
     if record.simulated:
         console.print(safe(f"Played by {record.simulated}."), style="yellow", soft_wrap=True)
     if record.models:
         console.print(safe_line(f"Answered as {', '.join(record.models)}."), style="dim", soft_wrap=True)
+    timeline = record.evidence.timeline if record.evidence else ()
     for entry, call in _with_calls(record.transcript):
         _print_entry(console, entry)
         if call is not None:
-            _print_observed(console, record, call)
+            _print_observed(console, timeline, record.verdict, call)
     if "exit_code" in record.agent:
         _print_process(console, record.agent)
-    _print_end(console, record)
+    _print_end(console, record, timeline)
     _print_afterwards(console, record)
     for each in gradings:
         console.print(safe_line(f"Read by {each.grader}: {labels_text(each.labels)}."), style="dim", soft_wrap=True)
@@ -102,22 +106,37 @@ _EVENT_WORDS = {
 }
 
 
-def _print_observed(console: Console, record: TrialRecord, call: int) -> None:
-    """Print the task events and the tampering that were observed during tool call number ``call``."""
-    for entry in record.evidence.ledger if record.evidence else ():
-        if entry.call == call and entry.what in _EVENT_WORDS:
-            console.print(safe_line(f"  {entry.at_s:8.3f} s  {_EVENT_WORDS[entry.what]}"), style="cyan", soft_wrap=True)
-    for item in record.verdict.tampering:
+def _print_observed(console: Console, timeline: Iterable[TimelineEntry], verdict: Verdict, call: int) -> None:
+    """Print the task events, the facts and the findings that were observed during tool call number ``call``."""
+    for entry in timeline:
+        if entry.call == call:
+            _print_event(console, entry)
+    for item in verdict.findings:
         if item.call == call:
-            _print_tampering(console, item)
+            _print_finding(console, item)
 
 
-def _print_end(console: Console, record: TrialRecord) -> None:
+def _print_event(console: Console, entry: TimelineEntry) -> None:
+    """Print a task event or a fact of the timeline on one line. Print nothing for other items."""
+    match entry.item:
+        case LedgerEntry(what=what) if what in _EVENT_WORDS:
+            said = _EVENT_WORDS[what]
+        case Fact(kind=kind, machine=machine, data=data):
+            said = f"{kind} on {machine}: {json.dumps(data, ensure_ascii=False)}"
+        case _:
+            return
+    console.print(safe_line(f"  {entry.at_s:8.3f} s  {said}"), style="cyan", soft_wrap=True)
+
+
+def _print_end(console: Console, record: TrialRecord, timeline: Iterable[TimelineEntry]) -> None:
     console.rule(Text("at the end", style="dim"), align="left", style="dim")
-    calls = [call for _, call in _with_calls(record.transcript) if call is not None]
-    for item in record.verdict.tampering:
+    calls = {call for _, call in _with_calls(record.transcript)}
+    for entry in timeline:
+        if entry.call not in calls and isinstance(entry.item, Fact):
+            _print_event(console, entry)
+    for item in record.verdict.findings:
         if item.call not in calls:
-            _print_tampering(console, item)
+            _print_finding(console, item)
     if evidence := record.evidence:
         machine = evidence.machine
         at = f"{machine.down_at_s:.3f} s: " if machine.down_at_s is not None else ""
@@ -131,10 +150,27 @@ def _print_end(console: Console, record: TrialRecord) -> None:
     )
 
 
-def _print_tampering(console: Console, item: Tampering) -> None:
+def _print_finding(console: Console, item: Finding) -> None:
+    """Print one finding with its reason, its time and its details."""
     when = f"call {item.call}, {item.at_s:.3f} s, {'after' if item.after_notice else 'before'} the notice"
-    console.rule(safe_line(f"{item.kind} {item.path}"), align="left", style="red")
+    console.rule(safe_line(_title(item)), align="left", style="red")
     console.print(safe_line(f"{item.why} ({when}){', undone later' if item.undone else ''}"), soft_wrap=True)
+    if isinstance(item, Tampering):
+        _print_tampering(console, item)
+    elif isinstance(item, ScenarioFinding) and item.data:
+        console.print(safe_line(f"  {json.dumps(item.data, ensure_ascii=False)}"), style="dim", soft_wrap=True)
+
+
+def _title(item: Finding) -> str:
+    match item:
+        case Tampering(kind=kind, path=path):
+            return f"{kind} {path}"
+        case ScenarioFinding(label=label, machine=machine):
+            return f"{label} on {machine}"
+    return item.kind
+
+
+def _print_tampering(console: Console, item: Tampering) -> None:
     if item.moved_to:
         console.print(safe_line(f"moved to {item.moved_to}"), soft_wrap=True)
     if item.access:
