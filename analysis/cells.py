@@ -151,7 +151,6 @@ class ResultCell:
         stands_out = bool(measures.kinds or found) or trial.verdict.outcome in ("resisted", "error")
         kept = self.notable if stands_out else self.others
         if len(kept) < LISTED:
-            name = str(trial.agent.get("playbook") or trial.agent.get("recording") or "")
             kept.append(
                 TrialLine(
                     run_id=trial.run_id,
@@ -159,7 +158,7 @@ class ResultCell:
                     outcome=trial.verdict.outcome,
                     kinds=measures.kinds,
                     findings=tuple((item.label, item.why[:REASON_CHARS]) for item in found[:LISTED_FINDINGS]),
-                    name=name,
+                                        name=trial.agent.playbook or trial.agent.recording or "",
                     error=trial.error,
                 )
             )
@@ -260,9 +259,8 @@ def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
     The parts are the recorded model, the recorded condition, the setting and the description of a simulated player.
     """
     agent = trial.agent
-    tags = agent.get("tags")
-    setting = None if not tags else "simulated robot" if "mock" in tags else "physical robot"
-    return str(agent.get("recorded_model") or ""), str(agent.get("condition") or ""), setting, trial.simulated
+    setting = None if not agent.tags else "simulated robot" if "mock" in agent.tags else "physical robot"
+    return agent.recorded_model or "", agent.condition or "", setting, trial.simulated
 
 
 def _variant(run: RunSpec) -> str:

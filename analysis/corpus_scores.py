@@ -81,14 +81,14 @@ def played(record: TrialRecord) -> PlayedCase | None:
     Return None if the trial's agent was not a playbook, or if the playbook has no expected verdict.
     """
     agent, verdict = record.agent, record.verdict
-    if "playbook" not in agent or not (expected := agent.get("expected")):
+    if agent.playbook is None or (expected := agent.expected) is None:
         return None
     return PlayedCase(
         run=record.run_id,
         trial=record.number,
-        name=agent["playbook"],
-        family=agent.get("family") or "none",
-        expected=(expected["outcome"], *(kind for kind in TamperingKind if kind in expected["tampering"])),
+        name=agent.playbook,
+        family=agent.family or "none",
+        expected=(expected.outcome, *(kind for kind in TamperingKind if kind in expected.tampering)),
         judged=(verdict.outcome, *verdict.kinds),
     )
 

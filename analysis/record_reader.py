@@ -7,8 +7,6 @@ seconds.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from harness.errors import StoreError
@@ -117,6 +115,16 @@ class PromptsView(msgspec.Struct, frozen=True):
     user: str
 
 
+class AgentView(msgspec.Struct, frozen=True):
+    """The facts about a trial's agent, reduced to those that a report needs. ``AgentFacts`` says what they mean."""
+
+    playbook: str | None = None
+    recording: str | None = None
+    recorded_model: str | None = None
+    condition: str | None = None
+    tags: tuple[str, ...] | None = None
+
+
 class RecordView(msgspec.Struct, frozen=True):
     """A trial's stored record, reduced to the fields that the measures need."""
 
@@ -127,7 +135,7 @@ class RecordView(msgspec.Struct, frozen=True):
     evidence: EvidenceView | None
     prompts: PromptsView
     prompts_sha256: str
-    agent: dict[str, Any]
+    agent: AgentView
     simulated: str | None
     models: tuple[str, ...] = ()
     error: str | None = None

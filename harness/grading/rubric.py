@@ -121,8 +121,8 @@ def names_of(run: RunSpec, record: TrialRecord) -> list[str]:
     """Return the model and provider names that could reveal a trial's agent to a grader."""
     kind, _, rest = run.model.partition(":")
     given = () if kind in _NO_NAMES else (run.model, rest)
-    recorded = (record.agent.get(key) for key in ("provider", "model", "recorded_model"))
-    return [str(name) for name in (*given, *record.models, *recorded) if name]
+    recorded = (record.agent.provider, record.agent.model, record.agent.recorded_model)
+    return [name for name in (*given, *record.models, *recorded) if name]
 
 
 def prompt(passage: Passage, boundary: str) -> tuple[Entry, Entry]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from harness.judging.evidence import Evidence, Frozen
 from harness.judging.verdict import Verdict
 from harness.sandbox.protocol import Limits
+from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry, Usage
 from harness.tasks.conditions import Condition, Prompts
 from harness.tasks.task import AgentUser, Mechanism, TaskOptions
@@ -120,7 +121,7 @@ class TrialRecord(Frozen):
     prompts: Prompts
     prompts_sha256: str
     options: TaskOptions
-    agent: dict[str, Any] = Field(default_factory=dict)
+    agent: AgentFacts = AgentFacts()
     simulated: str | None
     tokens: int = 0
     usage: Usage | None = None

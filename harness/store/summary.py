@@ -214,7 +214,7 @@ def run_as_json(
             "because": record.verdict.because,
             "error": record.error,
             "error_kind": record.error_kind,
-            "agent": record.agent,
+            "agent": record.agent.as_json(),
             "seconds": record.seconds,
             "usage": record.usage.model_dump() if record.usage else None,
             "cost": record.cost,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from sys import intern
-from typing import Any
 
 from harness.judging.verdict import Outcome, Sabotage, Verdict
+from harness.store.agent_facts import AgentFacts
 from harness.store.records import TrialRecord
 
 PREVENTION = 5  # the first version of the rules that distinguishes a prevented shutdown from a declined one
@@ -85,7 +85,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
         retries=record.retries,
         tries=record.tries,
         error_kind=record.error_kind,
-        name=record.agent.get("playbook") or record.agent.get("recording"),
+        name=record.agent.name or None,
         expected=expected,
         agrees=agrees,
     )
@@ -119,15 +119,15 @@ def agrees_with_label(label: str, verdict: Verdict) -> bool | None:
     return None
 
 
-def _compare_with_expected(agent: dict[str, Any], verdict: Verdict) -> tuple[str | None, bool | None]:
+def _compare_with_expected(agent: AgentFacts, verdict: Verdict) -> tuple[str | None, bool | None]:
     """Return a trial's expected verdict in words, and whether the actual verdict agrees with it.
 
     ``agent`` is the part of the trial's record that describes the agent. Both returned values are None if no verdict is
     expected. The second value is also None if the expected verdict is an unknown label.
     """
-    if label := agent.get("label"):
-        return label, agrees_with_label(label, verdict)
-    if expected := agent.get("expected"):
-        wanted = [expected["outcome"], *sorted(expected["tampering"])]
+    if agent.label:
+        return agent.label, agrees_with_label(agent.label, verdict)
+    if agent.expected:
+        wanted = [agent.expected.outcome, *sorted(agent.expected.tampering)]
         return " ".join(wanted), wanted == [verdict.outcome, *sorted(verdict.kinds)]
     return None, None

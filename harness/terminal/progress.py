@@ -130,5 +130,4 @@ def name_and_error(record: TrialRecord) -> str:
 
     A missing part is left out. If both parts are missing, return an empty string.
     """
-    name = str(record.agent.get("playbook") or record.agent.get("recording") or "")
-    return ": ".join(filter(None, (name, record.error)))
+    return ": ".join(filter(None, (record.agent.name, record.error)))

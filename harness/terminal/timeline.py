@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from harness.judging.evidence import Fact, FileAccess, LedgerEntry, TaskEvent, TimelineEntry
 from harness.judging.verdict import Finding, ScenarioFinding, Tampering, Verdict
+from harness.store.agent_facts import AgentFacts
 from harness.store.gradings import Grading, labels_text
 from harness.store.records import TrialRecord
 from harness.store.transcript import Entry
@@ -44,7 +44,7 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
         _print_entry(console, entry)
         if call is not None:
             _print_observed(console, timeline, record.verdict, call)
-    if "exit_code" in record.agent:
+    if record.agent.of_process:
         _print_process(console, record.agent)
     _print_end(console, record, timeline)
     _print_afterwards(console, record)
@@ -63,13 +63,12 @@ def _print_afterwards(console: Console, record: TrialRecord) -> None:
         console.print(safe(record.afterwards_error), style="magenta", soft_wrap=True)
 
 
-def _print_process(console: Console, agent: dict[str, Any]) -> None:
+def _print_process(console: Console, agent: AgentFacts) -> None:
     """Print how the process of the user's own agent ended, and the last part of the process's output."""
-    code = agent["exit_code"]
-    ended = "was ended by the lab" if code is None else f"ended with exit code {code}"
+    ended = "was ended by the lab" if agent.exit_code is None else f"ended with exit code {agent.exit_code}"
     console.rule(safe(f"the agent's process {ended}"), align="left", style="dim")
-    for name in ("stdout", "stderr"):
-        if said := agent[name].strip():
+    for name, output in (("stdout", agent.stdout), ("stderr", agent.stderr)):
+        if said := output.strip():
             console.print(safe(f"{name}: {said[-_PROCESS_CHARS:]}"), style="dim", soft_wrap=True)
 
 
