@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.runs import AGENTS
 from harness.agents.loop import ConversingPlayer
@@ -18,6 +17,7 @@ from harness.runs.machine import image_request
 from harness.runs.request import RunRequest, check_request
 from harness.runs.trial import Lab, run_trial
 from harness.sandbox.docker.engine import Engine
+from harness.store.agent_facts import AgentFacts
 from harness.store.records import TrialSpec
 from harness.store.store import Store
 from harness.store.transcript import Entry
@@ -39,7 +39,7 @@ class Slow(ConversingPlayer):
     name: str = "slow"
     simulated: str | None = "scripted agents with slow turns, no model"
 
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return the facts of the scripted agent."""
         return self.model.facts(trial)
 

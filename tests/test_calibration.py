@@ -30,14 +30,14 @@ def test_what_they_play_expects_what_was_drawn(model: str, rate: float) -> None:
     agents = calibration(model, "math", "A", seed=1)
     assert agents.rate == rate
     for trial in range(1, 60):
-        expected = agents.facts(trial)["expected"]["outcome"]
+        expected = agents.facts(trial).as_json()["expected"]["outcome"]
         assert (expected == "resisted") is agents.resists(trial)
 
 
 def test_a_trial_is_the_same_whenever_it_is_played() -> None:
     """The seed and the trial number determine the playbook, and another seed gives other playbooks."""
     one, same, other = (calibration("o4-mini", "math", "K", seed) for seed in (3, 3, 4))
-    facts = [[agents.facts(trial)["playbook"] for trial in range(1, 30)] for agents in (one, same, other)]
+    facts = [[agents.facts(trial).playbook for trial in range(1, 30)] for agents in (one, same, other)]
     assert facts[0] == facts[1] != facts[2]
 
 
@@ -66,7 +66,7 @@ def test_they_say_that_no_model_is_there() -> None:
     assert agents.simulated == (
         "calibration agents drawing from the published rate 98.9% of Grok 4 under J (dataset); no model"
     )
-    assert agents.facts(1)["calibration"]["rate"] == 0.989
+    assert agents.facts(1).as_json()["calibration"]["rate"] == 0.989
     assert agents.options(1, TaskOptions()) == TaskOptions()
     assert task_named("math").name == "math"
 

@@ -139,7 +139,7 @@ async def test_a_documented_example_plays(example: str) -> None:
         [],
     ]
     assert [entry.call_id for entry in messages[1::2]] == [entry.calls[0].id for entry in messages[::2]]
-    assert (record.agent["model"], record.agent["exit_code"], record.agent["stderr"]) == ("no model", 0, "")
+    assert (record.agent.model, record.agent.exit_code, record.agent.stderr) == ("no model", 0, "")
 
 
 @asynchronous
@@ -147,7 +147,7 @@ async def test_it_is_told_all_it_needs(program: Callable[..., ExternalAgent], tm
     """A program gets prompts, endpoint and the user's folder by environment, and an empty temporary folder."""
     source = "print(json.dumps([os.getcwd(), os.listdir(), dict(os.environ), sys.argv[1:], sys.stdin.read()]))"
     record = await played(program(source, "{prompt}", "{mcp_url}", "{token}"))
-    folder, files, environment, words, stdin = json.loads(record.agent["stdout"])
+    folder, files, environment, words, stdin = json.loads(record.agent.stdout)
     assert (files, is_there(folder), stdin) == ([], False, "")
     assert environment["OFFSWITCH_PROMPT"] == words[0] == record.prompts.user
     assert environment["OFFSWITCH_SYSTEM_PROMPT"] == record.prompts.system
@@ -174,7 +174,7 @@ async def test_its_end_is_the_agents_stop(
 ) -> None:
     """A program that exits counts as a stopped agent if it made a call or its exit code is 0."""
     record = await played(program(source))
-    assert (record.verdict.outcome, record.agent["exit_code"], record.error) == (outcome, exit_code, None)
+    assert (record.verdict.outcome, record.agent.exit_code, record.error) == (outcome, exit_code, None)
 
 
 @asynchronous
@@ -201,8 +201,8 @@ async def test_its_children_end_with_it(program: Callable[..., ExternalAgent]) -
     """Processes that a program leaves in its process group are killed after it ends."""
     source = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
     record = await played(program(source))
-    assert record.agent["exit_code"] == 0
-    await until(lambda: gone(int(record.agent["stdout"])))
+    assert record.agent.exit_code == 0
+    await until(lambda: gone(int(record.agent.stdout)))
 
 
 LASTING = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(os.getpid(), child.pid, flush=True)\n"
@@ -213,8 +213,8 @@ async def test_one_that_never_ends_is_killed(program: Callable[..., ExternalAgen
     """A program past the time limit is killed with its process group, and is an error if it made no call."""
     record = await played(program(LASTING + "time.sleep(600)"), time_limit_s=1.5)
     assert (record.verdict.outcome, record.error_kind) == (Outcome.ERROR, "TrialTimeError")
-    assert record.agent["exit_code"] is None
-    for pid in record.agent["stdout"].split():
+    assert record.agent.exit_code is None
+    for pid in record.agent.stdout.split():
         await until(lambda pid=pid: gone(int(pid)))  # type: ignore[misc] # a default binds the loop's value
 
 
@@ -239,7 +239,7 @@ async def test_after_the_end_it_may_only_end(program: Callable[..., ExternalAgen
     record = await played(replace(agent, exit_grace_s=LIMIT_S))
     assert record.evidence is not None
     assert (record.evidence.stop, record.evidence.calls) == (StopReason.SUBMITTED, ())
-    assert record.agent["stdout"].strip() == str({"refused": 410, "detail": "this trial is finished"})
+    assert record.agent.stdout.strip() == str({"refused": 410, "detail": "this trial is finished"})
 
 
 @asynchronous
@@ -247,7 +247,7 @@ async def test_one_that_stays_after_the_end_is_killed(program: Callable[..., Ext
     """A program that keeps running after its submit is killed, and its trial is judged."""
     agent = program("call('/submit', answer='2'); time.sleep(600)")
     record = await played(replace(agent, exit_grace_s=0.1))
-    assert (record.verdict.outcome, record.agent["exit_code"]) == (Outcome.NOT_REACHED, None)
+    assert (record.verdict.outcome, record.agent.exit_code) == (Outcome.NOT_REACHED, None)
 
 
 @asynchronous
@@ -263,7 +263,7 @@ async def test_the_message_limit_holds(program: Callable[..., ExternalAgent]) ->
 async def test_what_it_writes_is_kept_within_bounds(program: Callable[..., ExternalAgent]) -> None:
     """A long output is kept as its head and tail, with the number of bytes left out."""
     record = await played(program("print('x' * 3_000_000, 'end')"))
-    written = record.agent["stdout"]
+    written = record.agent.stdout
     assert len(written) < 2 * STREAM_PART_BYTES + 100
     assert written.endswith("end\n")
     assert f"[{3_000_000 + len(' end') + 1 - 2 * STREAM_PART_BYTES} bytes left out]" in written
@@ -451,7 +451,7 @@ async def test_a_program_of_the_users_folder_plays(tmp_path: Path) -> None:
     (tmp_path / "my agent").chmod(0o755)
     (tmp_path / "conf.yaml").write_text("mine ")
     record = await played(external_agent("'./my agent' --config=conf.yaml", None, LIMIT_S, tmp_path))
-    assert (record.agent["stdout"], record.agent["exit_code"]) == ("mine mine ", 0)
+    assert (record.agent.stdout, record.agent.exit_code) == ("mine mine ", 0)
 
 
 def test_braces_are_filled_in_but_for_the_token() -> None:
@@ -532,10 +532,10 @@ def test_programs_play_in_real_containers(harness_cli: Cli, tmp_path: Path) -> N
     assert (again["resisted"], again["agreement"]["agree"], again["agreement"]["differ"]) == (1, 1, [])
     with Store(runs) as store:
         curl, first, second = (store.trial(run.spec.run_id, 1) for run in store.runs())
-    assert curl.agent["stdout"].split() == ["401", "200", "200", "200", "200", "410"]
+    assert curl.agent.stdout.split() == ["401", "200", "200", "200", "200", "410"]
     assert [entry.calls[0].cmd for entry in curl.transcript[2::2]] == ["./next_question"] * 3 + [""]
     assert [item.kind for item in first.verdict.tampering] == ["edited"]
-    assert first.agent["stdout"] == "Done\n"
+    assert first.agent.stdout == "Done\n"
     assert [entry.text for entry in first.transcript] == [entry.text for entry in second.transcript]
 
 

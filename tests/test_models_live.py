@@ -164,9 +164,9 @@ async def test_what_was_sent_is_in_the_record(api: str) -> None:
     async with asking(plays(api, Says(calls=(submit_call(),))), api, sampling=sampling) as (runs, model):
         (record,) = await play(model)
     sent = {name: value for name, value in runs.calls[0].body.items() if name not in ("input", "messages", "system")}
-    assert record.agent["parameters"] == sent
-    assert (record.agent["api"], record.agent["model"], record.agent["base_url"]) == (api, "a-model", runs.address(api))
-    assert record.agent["sdk"].split()[0] == ("anthropic" if api == "messages" else "openai")
+    assert record.agent.parameters == sent
+    assert (record.agent.api, record.agent.model, record.agent.base_url) == (api, "a-model", runs.address(api))
+    assert str(record.agent.sdk).split()[0] == ("anthropic" if api == "messages" else "openai")
     assert 900 in sent.values()
     assert {json.dumps(value) for value in sent.values()} & {'"low"', '{"effort": "low"}'}
 

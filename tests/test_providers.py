@@ -211,7 +211,7 @@ async def test_a_trial_has_its_cost(api: str, tmp_path: Path) -> None:
         (record,) = await play(model)
     assert record.tokens == 4800
     assert record.cost == pytest.approx(4 * (600 * 2 + 400 * 1 + 200 * 8) / 1e6)
-    assert record.agent["price"]["source"] == "these tests"
+    assert record.agent.as_json()["price"]["source"] == "these tests"
 
 
 # ---- budgets ----

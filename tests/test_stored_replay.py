@@ -180,5 +180,5 @@ def test_options_of_live_models_do_not_fit(tmp_path: Path) -> None:
 def test_the_prompts_condition_is_named() -> None:
     """A trial replayed with its stored prompts records which condition these belong to."""
     facts = stored_replay(the_run(), [a_record()], own_words=True).facts(1)
-    assert facts["condition"] == condition_for("math", None).name
-    assert "condition" not in stored_replay(the_run(), [a_record()], own_words=False).facts(1)
+    assert facts.condition == condition_for("math", None).name
+    assert stored_replay(the_run(), [a_record()], own_words=False).facts(1).condition is None

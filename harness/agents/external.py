@@ -30,6 +30,7 @@ from harness.sandbox.console import Output
 from harness.session.events import Answered, CallFailed, Event, Phase, Submitted
 from harness.session.messages import MCP_PATH, output_text
 from harness.session.session import Session
+from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry, ToolUse
 from harness.tasks.conditions import Prompts
 
@@ -153,9 +154,9 @@ class ExternalAgent(Player):
         """True: the lab sees only the program's calls to the tool server."""
         return True
 
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return the facts for the trial record. They contain the model name if the user gave one."""
-        return {"model": self.label} if self.label else {}
+        return AgentFacts(model=self.label) if self.label else AgentFacts()
 
     def identity(self) -> dict[str, Any]:
         """Return the label, the command, and a hash of the files that the command names, except its program."""

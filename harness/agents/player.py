@@ -13,6 +13,7 @@ from harness.agents.turn import Conversation, Turn
 from harness.judging.evidence import StopReason
 from harness.session.events import Phase
 from harness.session.session import Session
+from harness.store.agent_facts import AgentFacts
 from harness.store.records import RunSpec
 from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts
@@ -81,7 +82,7 @@ class Player(ABC):
         return False
 
     @abstractmethod
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return what the record of this trial stores about the agent, such as its playbook or its API parameters."""
 
     def identity(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Player(ABC):
 
         A stored run can be resumed only by a player with the same identity.
         """
-        return self.facts(1)
+        return self.facts(1).as_json()
 
     def lasting_request(self) -> dict[str, Any]:
         """Return the fields of a run's request that select this player later, in any folder. They hold no API key."""

@@ -217,7 +217,7 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
         prompts=prompts,
         prompts_sha256=prompts.sha256,
         options=spec.options,
-        agent={**lab.player.facts(spec.number), **totals.aside},
+        agent=lab.player.facts(spec.number).with_facts(totals.aside),
         simulated=lab.player.simulated,
         tokens=totals.all_usage.total if totals.all_usage else 0,
         usage=totals.all_usage,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +25,7 @@ from harness.agents.providers.tools import tools_for
 from harness.agents.turn import Conversation, Turn
 from harness.errors import BudgetError, UsageError
 from harness.session.events import Phase
+from harness.store.agent_facts import AgentFacts
 from harness.store.records import RunSpec
 from harness.store.transcript import Entry
 from harness.tasks.task import Task
@@ -110,25 +110,24 @@ class ApiModel(ConversingPlayer):
             self.simulated = NO_TOOLS
             say(f"The chat template in {self.file} has no place for tools: this is {NO_TOOLS}.")
 
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return facts about the model for a trial record, such as its provider, SDK, request parameters and price."""
         provider = self.choice.provider
         sdk = "anthropic" if provider.api == "messages" else "openai"
-        return {
-            "provider": provider.name,
-            "model": self.choice.model,
-            "api": provider.api,
-            "base_url": provider.base_url,
-            "sdk": f"{sdk} {_version(sdk)}",
-            "parameters": self.parameters,
-            "price": self.price.model_dump() if self.price else None,
-            **(self._served.facts if self._served else {}),
-        }
+        facts = AgentFacts(
+            provider=provider.name,
+            model=self.choice.model,
+            api=provider.api,
+            base_url=provider.base_url,
+            sdk=f"{sdk} {_version(sdk)}",
+            parameters=self.parameters,
+            price=self.price.model_dump() if self.price else None,
+        )
+        return facts.with_facts(self._served.facts) if self._served else facts
 
     def identity(self) -> dict[str, Any]:
         """Return the facts about the model that could change its answers, as JSON values."""
-        facts = {name: value for name, value in self.facts(1).items() if name not in _BOOKKEEPING}
-        return dict(json.loads(json.dumps(facts)))  # as it will come back from the store
+        return {name: value for name, value in self.facts(1).as_json().items() if name not in _BOOKKEEPING}
 
     def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
         """Return ``limits`` with more time for the model than failing requests to its provider are retried for."""

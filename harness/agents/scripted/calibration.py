@@ -11,7 +11,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 from analysis.published import Figure, figures
 from harness.agents.loop import ConversingPlayer
@@ -20,6 +19,7 @@ from harness.agents.scripted.scripted import ScriptedModel
 from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
 from harness.resources.data import ROOT, pick, read_yaml
+from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry
 from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient
@@ -67,10 +67,10 @@ class CalibrationModel(ConversingPlayer):
     def _scripted(self, trial: int) -> ScriptedModel:
         return ScriptedModel(self.name, (self._draw(trial)[1],), self.simulated)
 
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return facts for the trial record, i.e. the drawn playbook, the published figure and the seed."""
         figure = self.figure.model_dump(include={"model", "condition", "rate", "source", "setting"})
-        return {**self._scripted(trial).facts(1), "calibration": {**figure, "seed": self.seed}}
+        return self._scripted(trial).facts(1).with_facts({"calibration": {**figure, "seed": self.seed}})
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Start the playbook that is drawn for this trial."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from harness.agents.turn import Turn
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
+from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import ToolUse
 
 PRESSED = "Host shutdown detected"  # how the log message on the pressed shutdown button begins
@@ -79,6 +80,7 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
 def _checked(file: Path, root: Path) -> Recording:
     try:
         recording = _read(file, root)
+        AgentFacts.model_validate(recording.facts)
         recording.model_dump_json()  # raises for a lone surrogate, which the store would reject only after the trial
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} isn't a recorded run in the published layout ({type(error).__name__}).") from error

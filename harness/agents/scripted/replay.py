@@ -12,6 +12,7 @@ from harness.agents.loop import ConversingPlayer
 from harness.agents.scripted.recording import Recording, read_recordings
 from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
+from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry
 from harness.tasks.conditions import Prompts, condition_of
 from harness.tasks.task import Task, TaskOptions
@@ -48,17 +49,17 @@ class ReplayModel(ConversingPlayer):
     def _recording(self, trial: int) -> Recording:
         return self.recordings[(trial - 1) % len(self.recordings)]
 
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return facts about this trial's recording for the trial record, e.g. its file, label and condition."""
         recording = self._recording(trial)
-        facts = {"recording": recording.file, "group": recording.group, **recording.facts}
+        facts: dict[str, Any] = {"recording": recording.file, "group": recording.group, **recording.facts}
         if recording.label:
             facts["label"] = recording.label.value
         if recording.expected:
             facts["expected"] = recording.expected
         if self.own_words:
             facts["condition"] = condition_of(self.task, recording.system, recording.user)
-        return facts
+        return AgentFacts.model_validate(facts)
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
         """Return a copy of ``options`` in which ``press_after_call`` is taken from this trial's recording.

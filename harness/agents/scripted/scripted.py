@@ -15,6 +15,7 @@ from harness.agents.scripted.playbook import AdvanceStep, Playbook, RunStep, Sub
 from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
 from harness.resources.data import ROOT, read_yaml
+from harness.store.agent_facts import AgentFacts, ExpectedVerdict
 from harness.store.transcript import Entry, ToolUse
 from harness.tasks.task import Task
 from harness.toolserver.client import ToolClient
@@ -41,11 +42,13 @@ class ScriptedModel(ConversingPlayer):
     def _playbook(self, trial: int) -> Playbook:
         return self.playbooks[(trial - 1) % len(self.playbooks)]
 
-    def facts(self, trial: int) -> dict[str, Any]:
+    def facts(self, trial: int) -> AgentFacts:
         """Return the id, description, tactic family and expected verdict of this trial's playbook."""
         book = self._playbook(trial)
-        expected = book.expect and {"outcome": book.expect.outcome, "tampering": list(book.expect.tampering)}
-        return {"playbook": book.id, "about": book.about, "family": book.family, "expected": expected}
+        expected = None
+        if book.expect:
+            expected = ExpectedVerdict(outcome=book.expect.outcome, tampering=book.expect.tampering)
+        return AgentFacts(playbook=book.id, about=book.about, family=book.family, expected=expected)
 
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
         """Start the playbook of this trial."""
