@@ -13,11 +13,9 @@ from harness.errors import StoreError, UsageError
 from harness.judging.verdict import Outcome, TamperingKind
 from harness.process.identity import this_process
 from harness.store.gradings import Agreements, CaseAgreement, Grading, Labels
-from harness.store.records import TrialRecord
-from harness.store.schema import MIGRATIONS, SCHEMA
+from harness.store.schema import SCHEMA
 from harness.store.store import FILE, Claimed, Store
 from harness.store.transcript import Entry
-from harness.store.trial_row import trial_row
 from tests.builders import a_verdict, outlived, run_spec, shell, trial_record, versions
 
 IMAGE = {"tag": "sandbox:1", "packages": ["bash 5.2"]}
@@ -153,78 +151,6 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         db.execute(f"PRAGMA user_version={SCHEMA + 1}")
     with pytest.raises(UsageError, match=f"has schema {SCHEMA + 1} and this version reads up to {SCHEMA}"):
         Store(tmp_path)
-
-
-def as_of_schema(folder: Path, schema: int, *records: TrialRecord) -> None:
-    """Write a store in an older schema version, with one run and these trials."""
-    spec, made_by = run_spec("one").model_dump_json(), versions().model_dump_json()
-    with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
-        for step in range(1, schema + 1):
-            for change in MIGRATIONS[step]:
-                change(db)
-        db.execute("INSERT INTO runs VALUES ('one', '2026-01-01', ?, '{}', ?)", (spec, made_by))
-        for record in records:
-            row = (record.number, record.verdict.outcome, 0, record.tokens, record.seconds, record.model_dump_json())
-            db.execute("INSERT INTO trials VALUES ('one', ?, ?, ?, ?, ?, ?)", row)
-        db.execute(f"PRAGMA user_version={schema}")
-
-
-def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Opening a store of schema 1 keeps its run and adds the table of control trials."""
-    as_of_schema(tmp_path, 1)
-    with Store(tmp_path) as store:
-        assert store.run("one").spec.run_id == "one"
-        assert store.control("key") is None
-        store.add_control("key", trial_record())
-        store.add_control("key", trial_record())
-        assert store.control("key") == trial_record()
-
-
-def test_a_store_of_the_second_schema_gets_its_columns(tmp_path: Path) -> None:
-    """Opening a store of schema 2 keeps its trials and fills the summary columns from them."""
-    agent = {"playbook": "edit", "expected": {"outcome": "resisted", "tampering": ["edited"]}}
-    records = [
-        trial_record(1, run_id="one", verdict=a_verdict(Outcome.COMPLIED, TamperingKind.MOVED), tokens=7),
-        trial_record(2, run_id="one", agent=agent, cost=0.5, retries=3, simulated=None),
-        trial_record(3, run_id="one", evidence=None, error="no room", error_kind="EngineError"),
-    ]
-    as_of_schema(tmp_path, 2, *records)
-    with Store(tmp_path) as store:
-        assert list(store.rows("one")) == [trial_row(record) for record in records]
-        assert list(store.trials("one")) == records
-        assert store.run("one").request is None
-
-
-def test_a_store_of_the_third_schema_learns_of_graders(tmp_path: Path) -> None:
-    """Opening a store of schema 3 keeps its trials and adds the tables of gradings."""
-    with filled(tmp_path, "one", trials=1):
-        pass
-    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as db:
-        for table in ("gradings", "graders"):
-            db.execute(f"DROP TABLE {table}")
-        db.execute("ALTER TABLE trials DROP COLUMN sabotage")
-        db.execute("PRAGMA user_version=3")
-    with Store(tmp_path) as store:
-        assert store.trial("one", 1).number == 1
-        assert list(store.gradings("one")) == []
-        store.add_grading("one", a_grading())
-        assert list(store.gradings("one")) == [a_grading()]
-
-
-def test_a_store_of_the_fourth_schema_learns_of_sabotage(tmp_path: Path) -> None:
-    """Opening a store of schema 4 fills the new sabotage column from the stored records."""
-    with Store(tmp_path) as store:
-        store.add_run(run_spec("one", n=3), {"id": "sha256:1"}, versions())
-        store.add_trial(trial_record(1, run_id="one", verdict=a_verdict(Outcome.DECLINED, TamperingKind.DELETED)))
-        store.add_trial(trial_record(2, run_id="one", verdict=a_verdict(Outcome.RESISTED, TamperingKind.EDITED)))
-        store.add_trial(trial_record(3, run_id="one"))
-        expected = list(store.rows("one"))
-    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as db:
-        db.execute("ALTER TABLE trials DROP COLUMN sabotage")
-        db.execute("PRAGMA user_version=4")
-    with Store(tmp_path) as store:
-        assert list(store.rows("one")) == expected
-        assert [row.sabotage for row in store.rows("one")] == ["prevented", "outlived", None]
 
 
 # ---- gradings ----

@@ -17,7 +17,7 @@ from harness.tasks.registry import task_named
 from harness.tasks.task import Task
 from harness.terminal.runs import print_runs
 from harness.terminal.text import print_note
-from harness.terminal.timeline import print_trial
+from harness.terminal.timeline import print_trial, print_unfinished_trial
 
 
 def show(
@@ -26,11 +26,20 @@ def show(
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
-    """Show a run, or the timeline of one of its trials."""
+    """Show a run, or the timeline of one of its trials.
+
+    Of a trial that isn't finished, what was said so far is shown.
+    """
     with Store(runs_dir, create=False) as store:
         stored = store.run(run)
         run_id = stored.spec.run_id
         if trial_number is not None:
+            if unfinished := store.unfinished_trial(run_id, trial_number):
+                if as_json_:
+                    print_json({"unfinished": unfinished.model_dump(mode="json")})
+                else:
+                    print_unfinished_trial(Console(), unfinished)
+                return
             record = store.trial(run_id, trial_number)
             if as_json_:
                 print_json(record.model_dump_json())

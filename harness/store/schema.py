@@ -6,14 +6,16 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
+from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.errors import StoreError
+from harness.errors import StoreError, UsageError
 from harness.store.records import TrialRecord
 from harness.store.trial_row import TrialRow, trial_row
 
-SCHEMA = 5
+SCHEMA = 6
+APPLICATION_ID = int.from_bytes(b"OffS")  # in the header of each store from schema 6 on; 0 before
 
 _TABLES = """
 CREATE TABLE runs (
@@ -59,6 +61,12 @@ CREATE TABLE graders (
 ) STRICT;
 """
 _SABOTAGE = "ALTER TABLE trials ADD COLUMN sabotage TEXT;\n"
+_LIVE = """
+CREATE TABLE live_entries (
+    run_id TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL, seq INTEGER NOT NULL, entry TEXT NOT NULL,
+    PRIMARY KEY (run_id, number, seq)
+) STRICT;
+"""
 COLUMNS = tuple(field.name for field in fields(TrialRow))
 _COLUMNS_OF_3 = (  # those that schema 3 has; later schemas add theirs by migrations of their own
     *("number", "outcome", "tampered", "attempt", "kinds", "tokens", "counted", "answered", "cost", "seconds"),
@@ -82,6 +90,10 @@ def _fill_sabotage(db: sqlite3.Connection) -> None:
             db.execute("UPDATE trials SET sabotage = ? WHERE rowid = ?", (sabotage, rowid))
 
 
+def _set_application_id(db: sqlite3.Connection) -> None:
+    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+
+
 def _run_statements(script: str) -> Callable[[sqlite3.Connection], None]:
     def apply(db: sqlite3.Connection) -> None:
         for statement in script.split(";\n")[:-1]:
@@ -97,7 +109,24 @@ MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
     3: (_run_statements(_RESUMING), _fill_columns),
     4: (_run_statements(_GRADING),),
     5: (_run_statements(_SABOTAGE), _fill_sabotage),
+    6: (_run_statements(_LIVE), _set_application_id),
 }
+
+
+def check_application(db: sqlite3.Connection, file: Path) -> None:
+    """Raise UsageError if ``file`` is a database of another application. Nothing is written to it.
+
+    A store older than schema 6 has no application id, and is known by its tables. An empty file may become a store.
+    """
+    db.execute("BEGIN")  # so that another process can't change the file between these three
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    db.execute("COMMIT")
+    is_new = (version, tables) == (0, set())
+    is_old = 0 < version < SCHEMA and {"runs", "trials"} <= tables
+    if application != APPLICATION_ID and not (application == 0 and (is_new or is_old)):
+        raise UsageError(f"{file} is a database of another application: use another --runs-dir.")
 
 
 def read_record(text: str) -> TrialRecord:

@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from operator import attrgetter
@@ -30,7 +31,8 @@ from harness.resources.data import pick
 from harness.sandbox.versions import Versions
 from harness.store.gradings import Agreements, Grading, Labels
 from harness.store.records import RunSpec, TrialRecord
-from harness.store.schema import COLUMNS, MIGRATIONS, SCHEMA, read_record
+from harness.store.schema import COLUMNS, MIGRATIONS, SCHEMA, check_application, read_record
+from harness.store.transcript import Entry
 from harness.store.trial_row import TrialRow, trial_row
 
 FILE = "offswitch.sqlite"
@@ -74,6 +76,28 @@ class Claimed(StrEnum):
     DONE = "done"  # the trial is already finished
 
 
+@dataclass(frozen=True, slots=True)
+class LiveEntry:
+    """A message of a trial that is being played. ``seq`` counts the messages of one attempt at the trial from 0."""
+
+    number: int
+    seq: int
+    entry: Entry
+
+
+class UnfinishedTrial(Frozen):
+    """What is stored of a trial that isn't finished. Nothing in it was judged.
+
+    ``running`` is True if the process that plays the trial may still be running. ``transcript`` contains the messages
+    so far of the latest attempt at the trial.
+    """
+
+    run_id: str
+    number: int
+    running: bool
+    transcript: tuple[Entry, ...]
+
+
 class Store:
     """Stores the runs and trials of one runs directory. Several processes may use the same store at once."""
 
@@ -102,6 +126,7 @@ class Store:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)
         undo.callback(self._db.close)
+        check_application(self._db, file)
         self._enable_write_ahead_log()
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
@@ -120,6 +145,7 @@ class Store:
             )
         self._db = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None)
         undo.callback(self._db.close)
+        check_application(self._db, file)
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA:
             raise UsageError(f"{file} has schema {version}, not {SCHEMA}: copy it to a folder that can be written.")
@@ -188,13 +214,17 @@ class Store:
             raise RunExistsError(f"There is already a run '{spec.run_id}' here: choose another --run-id.") from error
 
     def add_trial(self, record: TrialRecord) -> None:
-        """Store a finished trial and delete its claim. Raises StoreError if the trial is already stored."""
+        """Store a finished trial, and delete its claim and its live transcript.
+
+        Raises StoreError if the trial is already stored.
+        """
         row = (record.run_id, *_values(trial_row(record)), record.model_dump_json())
         into = f"trials (run_id, {', '.join(COLUMNS)}, record)"
         try:
             with self._writing():
                 self._db.execute(f"INSERT INTO {into} VALUES ({_placeholders(row)})", row)  # noqa: S608 - as above
                 self._db.execute("DELETE FROM claims WHERE run_id = ? AND number = ?", row[:2])
+                self._db.execute("DELETE FROM live_entries WHERE run_id = ? AND number = ?", row[:2])
         except sqlite3.IntegrityError as error:
             raise StoreError(f"Trial {record.number} of run '{record.run_id}' is already stored.") from error
 
@@ -247,6 +277,50 @@ class Store:
         stale = [owner for owner in owners if is_gone(owner) or (also_elsewhere and is_elsewhere(owner))]
         with self._writing():
             return sum(self._db.execute("DELETE FROM claims WHERE owner = ?", (owner,)).rowcount for owner in stale)
+
+    # ---- live transcripts ----
+
+    def add_live_entries(self, run_id: str, owner: str, entries: Iterable[LiveEntry]) -> None:
+        """Store messages of trials that the process ``owner`` is playing. Raises StoreError if they can't be stored.
+
+        The first message of a trial (``seq`` is 0) deletes the messages of earlier attempts at this trial. Messages of
+        a trial that ``owner`` hasn't claimed are ignored, for example because the trial has finished meanwhile.
+
+        What was stored is kept even if this process is killed. A power failure may lose the last messages, because the
+        method doesn't wait for the disk. It may be called from any thread that opened the store itself.
+        """
+        add = (
+            "INSERT OR REPLACE INTO live_entries SELECT run_id, number, ?, ? FROM claims "
+            "WHERE run_id = ? AND number = ? AND owner = ?"
+        )
+        with self._writing(durable=False):
+            for each in entries:
+                if each.seq == 0:
+                    self._db.execute(
+                        "DELETE FROM live_entries WHERE (run_id, number) IN (SELECT run_id, number FROM claims "
+                        "WHERE run_id = ? AND number = ? AND owner = ?)",
+                        (run_id, each.number, owner),
+                    )
+                self._db.execute(add, (each.seq, each.entry.model_dump_json(), run_id, each.number, owner))
+
+    def unfinished(self, run_id: str) -> list[int]:
+        """Return the sorted numbers of the unfinished trials that have a live transcript.
+
+        These trials are being played, or the process that played them has ended.
+        """
+        rows = self._db.execute("SELECT DISTINCT number FROM live_entries WHERE run_id = ? ORDER BY 1", (run_id,))
+        return [number for (number,) in rows]
+
+    def unfinished_trial(self, run_id: str, number: int) -> UnfinishedTrial | None:
+        """Return what is stored of an unfinished trial, or None if it has no live transcript."""
+        which = run_id, number
+        select = "SELECT entry FROM live_entries WHERE run_id = ? AND number = ? ORDER BY seq"
+        transcript = tuple(Entry.model_validate_json(text) for (text,) in self._db.execute(select, which))
+        held = self._db.execute("SELECT owner FROM claims WHERE run_id = ? AND number = ?", which).fetchone()
+        if not transcript:
+            return None
+        running = held is not None and not is_gone(held[0])
+        return UnfinishedTrial(run_id=run_id, number=number, running=running, transcript=transcript)
 
     # ---- control trials ----
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from harness.judging.evidence import Frozen
 
 
@@ -48,7 +50,8 @@ class Usage(Frozen):
 class Entry(Frozen):
     """A message in a transcript.
 
-    ``raw`` is the provider's original message, or None if the message didn't come from a provider.
+    ``raw`` is the provider's original message, or None if the message didn't come from a provider. ``at_s`` is the time
+    in seconds since the agent could make its first tool call, and 0 before. It is None in records up to version 0.2.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -57,4 +60,4 @@ class Entry(Frozen):
     calls: tuple[ToolUse, ...] = ()
     call_id: str | None = None
     raw: dict[str, Any] | None = None
-    at_s: float | None = None
+    at_s: float | None = Field(default=None, exclude_if=lambda at_s: at_s is None)

@@ -13,6 +13,7 @@ from harness.judging.verdict import Finding, ScenarioFinding, Tampering, Verdict
 from harness.store.agent_facts import AgentFacts
 from harness.store.gradings import Grading, labels_text
 from harness.store.records import TrialRecord
+from harness.store.store import UnfinishedTrial
 from harness.store.transcript import Entry
 from harness.terminal.text import OUTCOME_COLOURS, finding_counts, outcome_words, safe, safe_line
 
@@ -50,6 +51,15 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
     _print_afterwards(console, record)
     for each in gradings:
         console.print(safe_line(f"Read by {each.grader}: {labels_text(each.labels)}."), style="dim", soft_wrap=True)
+
+
+def print_unfinished_trial(console: Console, trial: UnfinishedTrial) -> None:
+    """Print the messages so far of a trial that isn't finished, under a line which says so."""
+    why = "it is being played" if trial.running else "the process that played it has ended"
+    head = f"Trial {trial.number} of run {trial.run_id} isn't finished: {why}. Nothing in it was judged."
+    console.print(safe_line(head), style="bold yellow", soft_wrap=True)
+    for entry in trial.transcript:
+        _print_entry(console, entry)
 
 
 def _print_afterwards(console: Console, record: TrialRecord) -> None:
