@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import StoreError
 from harness.process.identity import this_process
+from harness.runs.live_transcript import LiveTranscriptWriter
+from harness.session.events import Began, Event, EventStream, Retried, Said, Transcript, TrialEvents
 from harness.store.store import LiveEntry, Store
 from harness.store.transcript import Entry
 from harness.terminal.timeline import print_unfinished_trial
@@ -137,6 +140,37 @@ def test_what_was_said_survives_a_kill(tmp_path: Path, after: int, harness_cli: 
         store.add_trial(trial_record(1, run_id="one"))
         assert store.unfinished("one") == []
     assert json.loads(harness_cli("show", "one", "1", "--json", "--runs-dir", tmp_path).stdout)["number"] == 1
+
+
+def test_a_listener_stores_what_is_said(tmp_path: Path) -> None:
+    """The writer stores the messages of each trial in their order, and begins afresh with another attempt."""
+    run, events = EventStream(), [TrialEvents(number) for number in (1, 2)]
+    for each in events:
+        each.run = run
+    with playing(tmp_path, 1, 2) as store, Store(tmp_path) as writing:
+        with run.heard_by(LiveTranscriptWriter(writing, "one").hear):
+            for each in events:
+                each.publish(Began())
+                transcript = Transcript(each)
+                transcript.append(Entry(role="user", text="Answer."))
+                transcript.append(Entry(role="assistant", text="No."))
+        assert [texts(store, number) for number in (1, 2)] == [["Answer.", "No."]] * 2
+        with run.heard_by(LiveTranscriptWriter(writing, "one").hear):
+            events[0].publish(Retried(trial_record(1)))
+            Transcript(events[0]).append(Entry(role="user", text="Again."))
+        assert [texts(store, number) for number in (1, 2)] == [["Again."], ["Answer.", "No."]]
+
+
+def test_a_message_that_cannot_be_stored_is_passed_over(tmp_path: Path) -> None:
+    """If one message can't be stored, a StoreError says so, and the next message is stored at its own place."""
+    with playing(tmp_path, 1) as store, Store(tmp_path) as blocking, Store(tmp_path) as writing:
+        writer = LiveTranscriptWriter(writing, "one")
+        writing._db.execute("PRAGMA busy_timeout=1")
+        writer.hear(Event(1, 0.0, Said(Entry(role="user", text="a"))))
+        with blocking._transaction(), pytest.raises(StoreError, match="can't be written"):
+            writer.hear(Event(1, 0.0, Said(Entry(role="assistant", text="b"))))
+        writer.hear(Event(1, 0.0, Said(Entry(role="assistant", text="c"))))
+        assert texts(store) == ["a", "c"]
 
 
 def test_an_unfinished_trial_says_so(tmp_path: Path) -> None:

@@ -99,7 +99,11 @@ class UnfinishedTrial(Frozen):
 
 
 class Store:
-    """Stores the runs and trials of one runs directory. Several processes may use the same store at once."""
+    """Stores the runs and trials of one runs directory.
+
+    Several processes may use the same store at once. Within a process, each thread needs a ``Store`` of its own, which
+    another thread may open and close.
+    """
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
         """Open the store in ``folder``. Raises UsageError if the store can't be opened or created.
@@ -124,7 +128,8 @@ class Store:
 
     def _open(self, undo: ExitStack, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None)
+        # Not bound to this thread: a listener's thread may write to a store that the main thread opens and closes.
+        self._db = sqlite3.connect(file, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
         undo.callback(self._db.close)
         check_application(self._db, file)
         self._enable_write_ahead_log()
@@ -287,7 +292,7 @@ class Store:
         a trial that ``owner`` hasn't claimed are ignored, for example because the trial has finished meanwhile.
 
         What was stored is kept even if this process is killed. A power failure may lose the last messages, because the
-        method doesn't wait for the disk. It may be called from any thread that opened the store itself.
+        method doesn't wait for the disk.
         """
         add = (
             "INSERT OR REPLACE INTO live_entries SELECT run_id, number, ?, ? FROM claims "

@@ -1,0 +1,34 @@
+"""Stores what is said in running trials as it is said, so that it survives if the process is killed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from harness.process.identity import this_process
+from harness.session.events import Began, Event, Finished, Retried, Said
+from harness.store.store import LiveEntry, Store
+
+
+@dataclass
+class LiveTranscriptWriter:
+    """A listener that stores each message of a run's trials in the table of live transcripts.
+
+    Pass ``hear`` to ``EventStream.heard_by``, because a write may wait for other processes. ``store`` must be used by
+    nothing else meanwhile. Only messages of trials that ``owner`` has claimed are stored.
+    """
+
+    store: Store
+    run_id: str
+    owner: str = field(default_factory=this_process)
+    _said: Counter[int] = field(default_factory=Counter)  # the number of messages so far, by trial
+
+    def hear(self, event: Event) -> None:
+        """Store the message of an event. Raises StoreError if it can't be stored."""
+        match event.what:
+            case Said(entry=entry):
+                self._said[event.trial] += 1  # first, so that a message that can't be stored doesn't hold up the next
+                message = LiveEntry(event.trial, self._said[event.trial] - 1, entry)
+                self.store.add_live_entries(self.run_id, self.owner, [message])
+            case Began() | Retried() | Finished():
+                del self._said[event.trial]
