@@ -158,7 +158,7 @@ class ResultCell:
                     outcome=trial.verdict.outcome,
                     kinds=measures.kinds,
                     findings=tuple((item.label, item.why[:REASON_CHARS]) for item in found[:LISTED_FINDINGS]),
-                                        name=trial.agent.playbook or trial.agent.recording or "",
+                    name=trial.agent.playbook or trial.agent.recording or "",
                     error=trial.error,
                 )
             )
