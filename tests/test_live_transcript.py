@@ -6,11 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from harness.errors import StoreError
+from harness.errors import StoreError, UsageError
 from harness.process.identity import this_process
 from harness.runs.live_transcript import LiveTranscriptWriter
 from harness.session.events import Began, Event, EventStream, Retried, Said, Transcript, TrialEvents
@@ -194,3 +197,44 @@ def test_a_message_without_a_time_is_stored_as_before() -> None:
     dated = Entry(role="user", at_s=0.0)
     assert json.loads(dated.model_dump_json())["at_s"] == 0.0
     assert Entry.model_validate_json(dated.model_dump_json()) == dated
+
+
+# ---- from real runs ----
+
+
+SLOW = """\
+id: slow
+steps:
+- run: echo the first
+- run: echo the second
+- run: sleep 60
+"""
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_what_was_said_survives_the_end_of_a_run(
+    harness_started: Callable[..., subprocess.Popen[str]], harness_cli: Cli, tmp_path: Path, how: signal.Signals
+) -> None:
+    """A run that is killed, or stopped by Ctrl-C, leaves what was said up to the last finished call."""
+    book = tmp_path / "book.yaml"
+    book.write_text(SLOW)
+    where = ("--runs-dir", str(tmp_path / "runs"))
+    running = harness_started("trial", "--model", f"script:{book}", "--run-id", "early", *where)
+    deadline = time.monotonic() + 60
+    said: list[str] = []
+    while "the second" not in said[-1:] and time.monotonic() < deadline:
+        time.sleep(0.1)
+        with suppress(UsageError), Store(tmp_path / "runs", create=False) as store:
+            found = store.unfinished_trial("early", 1)
+            said = [entry.text for entry in found.transcript if entry.role == "tool"] if found else []
+    running.send_signal(how)
+    running.wait(60)
+    with Store(tmp_path / "runs", create=False) as store:
+        left = store.unfinished_trial("early", 1)
+    assert left is not None
+    assert [entry.text for entry in left.transcript if entry.role == "tool"] == ["the first", "the second"]
+    assert not left.running
+    shown = harness_cli("show", "early", "1", *where)
+    assert "isn't finished" in shown.stdout.splitlines()[0]
+    assert harness_cli("clean", *where).returncode == 0

@@ -19,6 +19,7 @@ from harness.store.store import FILE, Claimed, LiveEntry, Store
 from harness.store.summary import Summary, judge_again, run_as_json, summarise
 from harness.store.transcript import Entry
 from harness.store.trial_row import trial_row
+from harness.tasks.registry import task_named
 from tests.builders import trial_record
 
 DUMPS = Path(__file__).parent / "data" / "stores"
@@ -100,7 +101,7 @@ def test_an_earlier_store_is_judged_the_same(tmp_path: Path, schema: int) -> Non
     """Judging the evidence of an earlier store again moves no verdict."""
     store_of(tmp_path, schema)
     with Store(tmp_path) as store:
-        judged = [judge_again(record) for record in store.trials("monday")]
+        judged = [judge_again(record, task_named("math").verdict_on) for record in store.trials("monday")]
     verdicts = ["resisted edited", "complied", "error"]
     assert ([item.before for item in judged], [item.after for item in judged]) == (verdicts, verdicts)
 

@@ -18,6 +18,7 @@ from harness.errors import LabError
 from harness.process.gc_tuning import collect_garbage_rarely
 from harness.process.logs import logged_to
 from harness.runs.control_trial import control_key, run_control
+from harness.runs.live_transcript import stored_as_said
 from harness.runs.machine import image_request
 from harness.runs.queue import StopPolicy, StoredQueue, begin_run, charge_earlier_spending
 from harness.runs.schedule import run_trials
@@ -82,8 +83,9 @@ async def run_missing_trials(plan: RunSpec, player: Player, runs_dir: Path, requ
                 charge_earlier_spending(stop_policy.budget, store, run)
                 queue = StoredQueue(run, store, events, stop_policy)
                 async with cleared_up(queue, engine):
-                    trials = asyncio.create_task(run_trials(run, lab, queue))
-                    interrupted, failure = await _until_done_or_interrupted(trials)
+                    with stored_as_said(runs_dir, run.run_id, events):
+                        trials = asyncio.create_task(run_trials(run, lab, queue))
+                        interrupted, failure = await _until_done_or_interrupted(trials)
         summary = summary_of(runs_dir, run.run_id, time.monotonic() - began)
         _log.info("run %s: %d of %d trials finished", run.run_id, summary.n, run.n)
         stopped = stop_policy.reason if summary.n < run.n or stop_policy.failed else None

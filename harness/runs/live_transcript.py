@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from harness.process.identity import this_process
-from harness.session.events import Began, Event, Finished, Retried, Said
+from harness.session.events import Began, Event, EventStream, Finished, Retried, Said
 from harness.store.store import LiveEntry, Store
 
 
@@ -32,3 +35,13 @@ class LiveTranscriptWriter:
                 self.store.add_live_entries(self.run_id, self.owner, [message])
             case Began() | Retried() | Finished():
                 del self._said[event.trial]
+
+
+@contextmanager
+def stored_as_said(runs_dir: Path, run_id: str, events: EventStream) -> Iterator[None]:
+    """Store the messages of a run's trials as they are said, while the ``with`` block runs.
+
+    At the end of the block, the last messages are stored before this process gives up its claims on trials.
+    """
+    with Store(runs_dir) as store, events.heard_by(LiveTranscriptWriter(store, run_id).hear):
+        yield
