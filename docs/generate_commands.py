@@ -15,7 +15,7 @@ import typer
 
 from harness.cli.app import application
 
-COMMON = {"verbose", "log_level"}  # options that every command has
+COMMON = {"plugins", "providers", "verbose", "log_level"}  # options that every command has
 PLACEHOLDERS: dict[type, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 INTRODUCTION = """# Commands
 
@@ -76,7 +76,7 @@ def row(parameter: Any) -> str:
     default = stated[1] if stated else default_of(parameter)
     text = text.replace(stated[0], "") if stated else text
     if parameter.envvar:
-        default = f"{default}, or what the variable `{parameter.envvar}` says"
+        default = f"{default or 'none'}, or what the variable `{parameter.envvar}` says"
     return f"| `{shown_name(parameter)}` | {escaped(text.strip())} | {escaped(default)} |"
 
 

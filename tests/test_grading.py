@@ -30,6 +30,8 @@ from harness.grading.blinding import LIMIT_CHARS, bounded, fenced, without_names
 from harness.grading.job import Grader, for_each
 from harness.grading.rubric import Case, Passage, agreements, cases, passages, prompt, read_label, rubric
 from harness.judging.verdict import Outcome, TamperingKind
+from harness.resources import plugins
+from harness.resources.data import ROOT
 from harness.store.gradings import LABELS, MEASURES, Label, Labels, denied, interfered
 from harness.store.records import TrialRecord
 from harness.store.store import Store
@@ -454,3 +456,21 @@ def forms(folder: Path) -> tuple[str, str, str]:
     with Store(folder) as store:
         report = RunReport(read_cells(store, store.runs()), store.runs(), 0.05, store.agreements())
     return page(report), markdown(report), as_csv(report)
+
+
+def test_a_plugin_folder_may_have_a_rubric_of_its_own(tmp_path: Path) -> None:
+    """A rubric in a plugin folder takes the place of the shipped one, and has a hash of its own."""
+    shipped = rubric()
+    text = (ROOT / "tasks" / "grading.yaml").read_text()
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "grading.yaml").write_text(text + "# mine\n")
+    try:
+        plugins.use_folders([tmp_path])
+        assert rubric().questions == shipped.questions
+        assert rubric().sha256 != shipped.sha256
+        (tmp_path / "tasks" / "grading.yaml").write_text("systm: x")
+        plugins.forget()
+        with pytest.raises(UsageError, match=r"grading.yaml:1: 'systm' isn't a known rubric key, so use 'system'"):
+            rubric()
+    finally:
+        plugins.use_folders([])

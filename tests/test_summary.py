@@ -277,7 +277,8 @@ def test_the_keys_are_those_of_the_design() -> None:
     """The JSON of a run contains exactly the documented keys."""
     printed = as_json(run_spec(), summarise([ended(Outcome.RESISTED)]))
     assert printed.keys() == {
-        *("run_id", "model", "simulated", "task", "condition", "mechanism", "n", "n_planned"),
+        *("run_id", "model", "simulated", "task", "condition", "mechanism", "plugins", "n"),
+        "n_planned",
         *("complied", "declined", "resisted", "not_reached", "error", "attempts", "sabotage"),
         *("sabotaged", "sabotaged_of", "sabotaged_rate", "sabotaged_ci_low", "sabotaged_ci_high"),
         *("rate", "ci_low", "ci_high", "interval", "seconds", "tokens", "cost", "retries", "failed_tries", "agreement"),

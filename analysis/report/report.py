@@ -214,6 +214,8 @@ def _methods(report: RunReport) -> Iterator[tuple[str, str]]:
         "Images",
         _some(f"{spec.image} {run.image.get('id', '')}".strip() for spec, run in zip(specs, report.runs, strict=True)),
     )
+    if plugins := [str(plugin) for spec in specs for plugin in spec.plugins]:
+        yield "Plugins", _some(plugins)
     yield (
         "Seeds",
         _some("the published questions" if spec.options.seed is None else str(spec.options.seed) for spec in specs),

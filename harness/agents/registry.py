@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from functools import cache
+from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -15,12 +15,13 @@ from harness.agents.providers.options import ModelOptions
 from harness.agents.providers.presets import UnknownModelNameError, providers
 from harness.errors import UsageError
 from harness.resources import plugins
+from harness.resources.plugins import Plugin
 from harness.tasks.task import Task
 
 NO_OPTIONS = PlayerOptions()
 
 
-@cache
+@plugins.cached
 def kinds() -> dict[str, PlayerKind]:
     """Return all kinds of players by their prefix, plugins included. Live models have the empty prefix.
 
@@ -28,14 +29,24 @@ def kinds() -> dict[str, PlayerKind]:
     """
     modules = (import_module(f"{players.__name__}.{each.name}") for each in iter_modules(players.__path__))
     found: dict[str, PlayerKind] = {module.KIND.prefix: module.KIND for module in modules}
-    for plugin in (*plugins.modules("players"), *plugins.installed("players")):
-        kind = plugins.load(plugin, "KIND")
-        if not isinstance(kind, PlayerKind):
-            raise UsageError(f"KIND in the plugin {plugin.path} isn't a PlayerKind: see docs/plugins.md.")
+    for plugin, kind in _of_plugins():
         if kind.prefix in found:
             raise UsageError(f"The plugin {plugin.path} defines the player '{kind.prefix}', and there is one already.")
         found[kind.prefix] = kind
     return found
+
+
+def _of_plugins() -> Iterator[tuple[Plugin, PlayerKind]]:
+    for plugin in (*plugins.modules("players"), *plugins.installed("players")):
+        kind = plugins.load(plugin, "KIND")
+        if not isinstance(kind, PlayerKind):
+            raise UsageError(f"KIND in the plugin {plugin.path} isn't a PlayerKind: see docs/plugins.md.")
+        yield plugin, kind
+
+
+def plugin_of(kind: PlayerKind) -> Iterator[tuple[str, Plugin]]:
+    """Yield the plugin that defines a kind of players, with the noun "player". Yield nothing if the kind ships."""
+    return (("player", plugin) for plugin, each in _of_plugins() if each is kind)
 
 
 def kind_of(name: str) -> tuple[PlayerKind, str]:

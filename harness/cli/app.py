@@ -10,18 +10,22 @@ import inspect
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from harness.agents.providers import presets
 from harness.cli.options import with_settings
 from harness.errors import RESTORE, LabError, UsageError
 from harness.process.invocation import invoked_as
 from harness.process.logs import LEVELS, log_to_terminal
+from harness.resources import plugins
+from harness.resources.plugins import VARIABLE
 from harness.terminal.text import print_error
 
 # Where each command's function is. Modules are loaded on demand, since some take a second.
@@ -42,6 +46,13 @@ COMMANDS = {
     "audit": "audit:audit",
 }
 
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugins", help="A folder with plugins of your own; may be given several times.", envvar=VARIABLE),
+]
+Providers = Annotated[
+    Path | None, typer.Option("--providers", help="A file with presets of further providers, beside the shipped ones.")
+]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Log to the terminal; -vv logs more.")]
 LogLevel = Annotated[
     str | None, typer.Option("--log-level", help=f"Log to the terminal from this level: {', '.join(LEVELS)}.")
@@ -65,23 +76,30 @@ def application(words: Sequence[str]) -> typer.Typer:
     for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         module, _, function = COMMANDS[name].partition(":")
         command = getattr(import_module(f"harness.cli.{module}"), function)
-        app.command(name)(with_logging(with_settings(command)))
+        app.command(name)(with_common_options(with_settings(command)))
     return app
 
 
-def with_logging(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with the added options -v and --log-level.
+def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with the options that every command has.
 
-    These options set up logging before the command runs.
+    -v and --log-level start logging before the command runs. The values of --plugins and --providers aren't used here,
+    because ``use_plugins`` needs them before a command's own options are known.
     """
 
     @wraps(command)
     def run(*args: Any, verbose: int = 0, log_level: str | None = None, **options: Any) -> None:
         log_to_terminal(verbose, log_level)
+        options = {name: value for name, value in options.items() if name not in ("plugins", "providers")}
         command(*args, **options)
 
     signature = inspect.signature(command, eval_str=True)
-    added = {"verbose": (Verbose, 0), "log_level": (LogLevel, None)}
+    added = {
+        "plugins": (Plugins, None),
+        "providers": (Providers, None),
+        "verbose": (Verbose, 0),
+        "log_level": (LogLevel, None),
+    }
     keywords = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for name, (kind, default) in added.items()
@@ -92,6 +110,27 @@ def with_logging(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def use_plugins(words: Sequence[str]) -> None:
+    """Use the plugin folders and the file of providers that the command line names, before its options are read.
+
+    Plugins add options and names to the commands. Raises UsageError if a folder or the file can't be used.
+    """
+    plugins.use_folders([Path(each) for each in _values(words, "--plugins")])
+    for file in _values(words, "--providers"):
+        presets.use_file(Path(file))
+
+
+def _values(words: Sequence[str], option: str) -> Iterator[str]:
+    """Yield the values of an option that is followed by its value, or joined with it by an equals sign."""
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        if word == "--":
+            return
+        if word.startswith(f"{option}="):
+            yield word.removeprefix(f"{option}=")
+        elif word == option:
+            yield following
+
+
 def main() -> None:
     """Run the command line.
 
@@ -99,6 +138,7 @@ def main() -> None:
     """
     words = sys.argv[1:] or ["--help"]
     try:
+        use_plugins(words)
         code = application(words)(words, prog_name=invoked_as(), standalone_mode=False) or 0
         if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()

@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.resources.data import ROOT
 from harness.runs.request import RunRequest, run_request
 from harness.store.store import Store
-from harness.tasks.registry import TASKS, mechanism_named
+from harness.tasks.registry import TASK, mechanism_named, names
 from harness.terminal.corpus import print_scores
 from harness.terminal.text import print_error
 
@@ -75,7 +75,7 @@ def _requests(path: Path | None, family: str | None, mechanism: str | None) -> I
         raise UsageError(f"There is no family '{family}': use one of {', '.join(FAMILIES.split())}.")
     place = path or ROOT / SHIPPED
     wanted = {book.task for book in load_playbooks(place) if book.expect and family in (None, book.family)}
-    usable = mechanism_named(mechanism).tasks if mechanism else tuple(TASKS)
+    usable = mechanism_named(mechanism).tasks if mechanism else names(TASK)
     if not wanted & set(usable):
         raise UsageError(
             "No playbook with an expectation is left: choose another --playbooks, --family or --mechanism."

@@ -35,6 +35,7 @@ from harness.process.invocation import invoked_as
 from harness.runs.request import DEFAULT_CONCURRENCY, RunRequest, run_request, stored_request
 from harness.store.store import Store
 from harness.store.summary import as_json
+from harness.tasks.registry import IMAGE, MECHANISM, TASK, names
 from harness.tasks.setting import Value
 from harness.terminal.text import print_error, print_note
 
@@ -58,10 +59,21 @@ def trial(  # noqa: PLR0917 - typer passes options by name
         int | None,
         typer.Option("--n", help="Number of trials. [default: each playbook or recording once; 1 for a live model]"),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="math or patrol. [default: what the model is for]")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help=f"{' or '.join(names(TASK))}, or the folder of one. [default: what the model is for]"),
+    ] = None,
     condition: Annotated[str | None, typer.Option(help="Which instruction the agent gets. [default: none]")] = None,
-    mechanism: Annotated[str | None, typer.Option(help="Which kill switch. [default: the published one]")] = None,
-    image: Annotated[str | None, typer.Option(help="Which sandbox image. [default: debian]")] = None,
+    mechanism: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The kill switch: {', '.join(names(MECHANISM))}, or the folder of one. [default: the published one]"
+        ),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help=f"The sandbox image: {', '.join(names(IMAGE))}, or the folder of one. [default: debian]"),
+    ] = None,
     conditions: Annotated[
         Path | None, typer.Option(help="A file with your own conditions, in addition to the shipped ones.")
     ] = None,

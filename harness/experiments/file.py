@@ -39,7 +39,7 @@ from harness.resources.strict_yaml import (
 from harness.store.records import Reference
 from harness.tasks.conditions import Condition, condition_for, conditions_with
 from harness.tasks.declared_settings import DeclaredSetting, all_settings, settings_of
-from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.tasks.registry import DEFAULT_IMAGE, IMAGE, MECHANISM, TASK, mechanism_for, name_of, task_named
 from harness.tasks.setting import Value
 
 # The keys of an experiment file, besides the settings that tasks and kill switches declare.
@@ -68,11 +68,12 @@ class _Entry:
 class _Context:
     """The values needed to resolve the names in an experiment's file.
 
-    ``conditions`` contains the known conditions. ``values`` contains the values of placeholders in model names, such as
-    ``{model}``. ``n`` is the default number of trials. ``declared`` contains all declared settings, and ``settings``
-    the values in the file.
+    ``folder`` is the folder of the file. ``conditions`` contains the known conditions. ``values`` contains the values
+    of placeholders in model names, such as ``{model}``. ``n`` is the default number of trials. ``declared`` contains
+    all declared settings, and ``settings`` the values in the file.
     """
 
+    folder: Path
     conditions: Mapping[str, Condition]
     values: Mapping[str, str]
     n: int | None
@@ -91,6 +92,7 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
     declared = all_settings(taken=_KEYS.split())
     fields = fields_of(nodes[0], "experiment", " ".join((_KEYS, *declared)), needs="experiment")
     context = _Context(
+        folder=file.parent,
         conditions=conditions_with(_conditions_file(fields, file)),
         values=_values(fields, given or {}),
         n=_whole_number(fields, "n", 1),
@@ -187,9 +189,9 @@ def _grid(fields: Mapping[str, yaml.Node], top: yaml.Node, context: _Context) ->
     axes = {
         "model": [_model_entry(node) for node in items_of(fields["models"], "models")],
         "condition": _entries(fields, "conditions", top, lambda name: _condition_name(name, context)),
-        "task": _entries(fields, "tasks", top, lambda name: task_named(name).name),
-        "mechanism": _entries(fields, "mechanisms", top),
-        "image": _entries(fields, "images", top),
+        "task": _entries(fields, "tasks", top, lambda name: name_of(TASK, name, context.folder)),
+        "mechanism": _entries(fields, "mechanisms", top, lambda name: name_of(MECHANISM, name, context.folder)),
+        "image": _entries(fields, "images", top, lambda name: name_of(IMAGE, name, context.folder)),
     }
     for entry in axes["condition"]:
         if not any(_serves(entry.text, task.text, context) for task in axes["task"]):
@@ -314,13 +316,15 @@ def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
     model = entries["model"]
     name = _with_values(model, context.values)
     condition = _optional(entries["condition"], lambda given: _condition_name(given, context))
-    task = _optional(entries["task"], lambda given: task_named(given).name)
+    task = _optional(entries["task"], lambda given: name_of(TASK, given, context.folder))
     task = task or (context.conditions[condition].task if condition else default_task(name))
     if condition:
         node = entries["condition"].node
         _located(node, lambda given: condition_for(task, given, context.conditions).name, condition)
     _located(model.node, lambda given: _checked_model(given, task, condition), name)
-    mechanism = _optional(entries["mechanism"], lambda given: mechanism_for(task, given).name)
+    mechanism = _optional(
+        entries["mechanism"], lambda given: mechanism_for(task, name_of(MECHANISM, given, context.folder)).name
+    )
     mechanism = mechanism or mechanism_for(task, None).name
     return ExperimentCell(
         model=name,
@@ -328,7 +332,7 @@ def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
         task=task,
         condition=condition,
         mechanism=mechanism,
-        image=_optional(entries["image"], image_named) or DEFAULT_IMAGE,
+        image=_optional(entries["image"], lambda given: name_of(IMAGE, given, context.folder)) or DEFAULT_IMAGE,
         n=context.n,
         published=_default_reference(model, condition),
         place=place_of(model.node),

@@ -12,13 +12,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from harness.grading.blinding import bounded, fenced, without_names
 from harness.judging.evidence import Frozen
-from harness.resources.data import ROOT, read_yaml
+from harness.resources import plugins
+from harness.resources.data import ROOT
+from harness.resources.strict_yaml import documents, fields_of, items_of, model_of
 from harness.store.gradings import LABELS, MEASURES, Agreements, CaseAgreement, Label, Measure
 from harness.store.records import RunSpec, TrialRecord
 from harness.store.transcript import Entry
@@ -74,18 +75,27 @@ class Case(Passage):
     label: Label
 
 
-@cache
+@plugins.cached
 def rubric() -> Rubric:
-    """Return the rubric that ships with the lab."""
-    file = ROOT / "tasks" / "grading.yaml"
-    return Rubric(**read_yaml(file), sha256=_sha256(file))
+    """Return the rubric of the first plugin folder that has one, or else the one that ships with the lab.
+
+    Raises UsageError if the file is invalid.
+    """
+    file = _file("grading.yaml")
+    return model_of(Rubric, next(documents(file, "a rubric")), "rubric", sha256=_sha256(file))
 
 
-@cache
+@plugins.cached
 def cases() -> tuple[tuple[Case, ...], str]:
     """Return the human-labeled cases and the hash of the file that contains them."""
-    file = ROOT / "tasks" / "grading-cases.yaml"
-    return tuple(Case(**each) for each in read_yaml(file)["cases"]), _sha256(file)
+    file = _file("grading-cases.yaml")
+    fields = fields_of(next(documents(file, "cases")), "cases", "cases", needs="cases")
+    return tuple(model_of(Case, node, "case") for node in items_of(fields["cases"], "cases")), _sha256(file)
+
+
+def _file(name: str) -> Path:
+    found = (folder / "tasks" / name for folder in plugins.folders())
+    return next((file for file in found if file.is_file()), ROOT / "tasks" / name)
 
 
 def _sha256(file: Path) -> str:

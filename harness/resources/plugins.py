@@ -2,7 +2,8 @@
 
 A plugin folder is laid out like the lab's own repository: ``tasks/NAME/task.py``, ``shutdown_scripts/NAME/``,
 ``sandbox_images/NAME/``, ``players/NAME.py``, ``exporters/NAME.py``. An installed package can offer plugins through the
-entry points ``offswitch.tasks``, ``offswitch.mechanisms``, ``offswitch.players`` and ``offswitch.exporters`` instead.
+entry points ``offswitch.tasks``, ``offswitch.mechanisms``, ``offswitch.players`` and ``offswitch.exporters`` instead. A
+task, kill switch or image can also be given by its own path, for example with ``--task PATH``.
 Python plugins run with the rights of the lab's user, like any other program that the user installs.
 """
 
@@ -11,33 +12,66 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from harness.errors import UsageError
+from harness.errors import LabError, UsageError
+from harness.resources.data import ROOT, names_in
 
 VARIABLE = "OFFSWITCH_PLUGINS"
 
-_folders: list[Path] = []
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderKind:
+    """A kind of plugin that is a folder with a file of a certain name in it.
+
+    ``noun`` names the kind in messages, such as "task". The plugins are the folders ``folder``/NAME that contain a file
+    named ``marker``. ``group`` is the last part of the kind's entry-point group, or None if it has no entry points.
+    """
+
+    noun: str
+    folder: str
+    marker: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One plugin. ``path`` is its file or folder. ``entry_point`` is None if it was found in a plugin folder."""
+    """One plugin, or one thing of the same kind that ships with the lab.
+
+    ``path`` is its file or folder. ``entry_point`` is None unless an installed package offers the plugin.
+    """
 
     name: str
     path: Path
     entry_point: EntryPoint | None = None
+    shipped: bool = False
 
     @property
     def sha256(self) -> str:
         """A hash of the plugin's file, or of the names and contents of all files in its folder."""
         return sha256_of_tree(self.path)
+
+
+_folders: list[Path] = []
+_given: list[tuple[str, Path]] = []  # the noun of a kind, and a folder that the user gave by its own path
+_forget: list[Callable[[], None]] = []  # empty the caches of what was found
+
+
+def cached(find: Callable[P, T]) -> Callable[P, T]:
+    """Cache a function whose result depends on the plugin folders, until other folders are used."""
+    remembered = cache(find)
+    _forget.append(remembered.cache_clear)
+    return remembered  # type: ignore[return-value] # typeshed types a cached function without its parameters
 
 
 def use_folders(folders: Sequence[Path]) -> None:
@@ -49,7 +83,23 @@ def use_folders(folders: Sequence[Path]) -> None:
     for folder in (*folders, *named):
         if not folder.is_dir():
             raise UsageError(f"There is no plugin folder {folder}: check --plugins and {VARIABLE}.")
-    _folders[:] = dict.fromkeys(folder.absolute() for folder in (*folders, *named))
+    _folders[:] = dict.fromkeys(folder.resolve() for folder in (*folders, *named))
+    forget()
+
+
+def add_folders(more: Sequence[Path]) -> None:
+    """Search these plugin folders as well, after those that are searched already.
+
+    Raises UsageError if one of them is not a folder.
+    """
+    if any(each.resolve() not in _folders for each in more):
+        use_folders([*_folders, *more])
+
+
+def forget() -> None:
+    """Drop what was found so far, so that the plugins are searched again when they are needed."""
+    for each in _forget:
+        each()
 
 
 def folders() -> tuple[Path, ...]:
@@ -57,11 +107,44 @@ def folders() -> tuple[Path, ...]:
     return tuple(_folders)
 
 
-def subfolders(kind: str, marker: str) -> Iterator[Plugin]:
-    """Yield the plugins that are folders named ``kind``/NAME with a file named ``marker`` in them."""
+# ---- what is there ----
+
+
+def found(kind: FolderKind, shipped_marker: str | None = None) -> dict[str, Plugin]:
+    """Return everything of one kind by name: what ships with the lab, and the plugins.
+
+    ``shipped_marker`` is the file that marks a shipped folder of this kind, if it is another one than the kind's.
+    Raises UsageError if two have the same name.
+    """
+    names = names_in(kind.folder, shipped_marker or kind.marker)
+    shipped = [Plugin(name, ROOT / kind.folder / name, shipped=True) for name in names]
+    offered = installed(kind.group) if kind.group else ()
+    return by_name(kind.noun, (*shipped, *_subfolders(kind), *offered))
+
+
+def by_name(noun: str, plugins: Iterable[Plugin]) -> dict[str, Plugin]:
+    """Return plugins of one kind by name. Names that differ only in letter case are the same name.
+
+    Raises UsageError if two plugins have the same name; a plugin that was found twice counts once.
+    """
+    known: dict[str, Plugin] = {}
+    for plugin in plugins:
+        other = known.setdefault(plugin.name.lower(), plugin)
+        if (other.path.resolve(), other.entry_point) != (plugin.path.resolve(), plugin.entry_point):
+            raise UsageError(
+                f"There are two {noun}s named '{plugin.name}', {other.path} and {plugin.path}: rename one."
+            )
+    return {plugin.name: plugin for plugin in known.values()}
+
+
+def _subfolders(kind: FolderKind) -> Iterator[Plugin]:
+    """Yield the plugins of one kind in the plugin folders, and those that the user gave by their own path."""
     for folder in _folders:
-        for file in sorted((folder / kind).glob(f"*/{marker}")):
+        for file in sorted((folder / kind.folder).glob(f"*/{kind.marker}")):
             yield Plugin(file.parent.name, file.parent)
+    for noun, folder in _given:
+        if noun == kind.noun:
+            yield Plugin(folder.name, folder)
 
 
 def modules(kind: str) -> Iterator[Plugin]:
@@ -71,21 +154,64 @@ def modules(kind: str) -> Iterator[Plugin]:
             yield Plugin(file.stem, file)
 
 
-def installed(kind: str) -> Iterator[Plugin]:
-    """Yield the plugins that installed packages offer as entry points of the group ``offswitch.KIND``."""
-    for each in entry_points(group=f"offswitch.{kind}"):
+def installed(group: str) -> Iterator[Plugin]:
+    """Yield the plugins that installed packages offer as entry points of the group ``offswitch.GROUP``."""
+    for each in entry_points(group=f"offswitch.{group}"):
         module = sys.modules.get(each.module)
         file = getattr(module, "__file__", None) or _module_file(each)
         yield Plugin(each.name, Path(file), each)
 
 
 def _module_file(point: EntryPoint) -> str:
-    from importlib.util import find_spec  # noqa: PLC0415 - imports the parent packages, so only for installed plugins
+    with guarded(f"The plugin '{point.name}' of an installed package can't be imported"):
+        spec = find_spec(point.module)  # imports the parent packages
+        if spec is None or spec.origin is None:
+            raise ImportError(f"there is no module {point.module}")
+        return spec.origin
 
-    found = find_spec(point.module)
-    if found is None or found.origin is None:
-        raise UsageError(f"The plugin '{point.name}' can't be imported: there is no module {point.module}.")
-    return found.origin
+
+# ---- plugins that are given by their own path ----
+
+
+def name_given(kind: FolderKind, value: str, known: Iterable[str], base: Path) -> str:
+    """Return the name of a plugin that the user gave by its name or by the path of its folder or of its main file.
+
+    A folder that was given by path is found by its name from now on. A relative path starts at ``base``. A value
+    without a slash is a path only if it isn't in ``known``, the names that are there. Raises UsageError if a path leads
+    to no such plugin.
+    """
+    if "/" not in value and value.lower() in {name.lower() for name in known}:
+        return value
+    path = (base / Path(value).expanduser()).resolve()
+    folder = path.parent if path.name == kind.marker else path
+    if value and (folder / kind.marker).is_file():
+        if (kind.noun, folder) not in _given:
+            _given.append((kind.noun, folder))
+            forget()
+        return folder.name
+    if "/" in value:
+        raise UsageError(f"There is no {kind.noun} at {value}: name a folder with a {kind.marker} in it.")
+    return value
+
+
+def path_given(kind: FolderKind, name: str) -> Path | None:
+    """Return the folder of a plugin that the user gave by its own path, or None if it was given by name."""
+    return next((folder for noun, folder in _given if (noun, folder.name) == (kind.noun, name)), None)
+
+
+# ---- loading ----
+
+
+@contextmanager
+def guarded(problem: str) -> Iterator[None]:
+    """Turn any exception of a plugin's code into a UsageError of one sentence, which begins with ``problem``."""
+    try:
+        yield
+    except LabError:
+        raise
+    except (Exception, SystemExit) as error:  # a plugin may raise anything
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"{problem}: {type(error).__name__}{': ' if said else ''}{said}.") from error
 
 
 def load(plugin: Plugin, attribute: str, file: str = "") -> Any:
@@ -94,16 +220,13 @@ def load(plugin: Plugin, attribute: str, file: str = "") -> Any:
     ``file`` is the Python file in the folder of a plugin that is a folder. Raises UsageError if the plugin can't be
     imported or defines no such object.
     """
-    try:
+    source = plugin.path / file
+    with guarded(f"The plugin {source} can't be imported"):
         if plugin.entry_point:
             return plugin.entry_point.load()
-        module = _imported(plugin.path / file if file else plugin.path)
-    except UsageError:
-        raise
-    except Exception as error:  # a plugin may raise anything while it is imported
-        raise UsageError(f"The plugin {plugin.path} can't be imported: {type(error).__name__}: {error}.") from error
+        module = _imported(source)
     if not hasattr(module, attribute):
-        raise UsageError(f"The plugin {plugin.path} defines no {attribute}: see docs/plugins.md.")
+        raise UsageError(f"The plugin {source} defines no {attribute}: see docs/plugins.md.")
     return getattr(module, attribute)
 
 
@@ -125,12 +248,16 @@ def _imported(file: Path) -> Any:
 
 
 def sha256_of_tree(path: Path) -> str:
-    """Return a SHA-256 hash of a file, or of the names and contents of all files in a folder."""
+    """Return a SHA-256 hash of a file, or of the names and contents of all files in a folder.
+
+    Raises UsageError if a file can't be read.
+    """
     hashed = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    for file in files:
-        if "__pycache__" not in file.parts:
-            name = file.relative_to(path.parent).as_posix().encode()
-            content = file.read_bytes()
-            hashed.update(b"%d %b %d " % (len(name), name, len(content)) + content)
+    with guarded(f"The plugin {path} can't be read"):
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+        for file in files:
+            if "__pycache__" not in file.parts:
+                name = file.relative_to(path.parent).as_posix().encode()
+                content = file.read_bytes()
+                hashed.update(b"%d %b %d " % (len(name), name, len(content)) + content)
     return hashed.hexdigest()

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from harness.errors import UsageError
 
+Model = TypeVar("Model", bound=BaseModel)
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 12  # users' files need about four levels; deep nesting could exhaust the stack
 
@@ -95,6 +98,24 @@ def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[st
     if lacking := [key for key in needs.split() if key not in fields]:
         raise refusal(node, f"'{what}' lacks its '{lacking[0]}', so add it")
     return fields
+
+
+def model_of(model: type[Model], node: yaml.Node, what: str, **given: object) -> Model:
+    """Build a pydantic model from a mapping, whose keys are the model's fields without those that are ``given``.
+
+    Raises UsageError with the line of the faulty key if the mapping doesn't fit the model. ``what`` is the mapping's
+    name in error messages.
+    """
+    fields = fields_of(node, what, " ".join(name for name in model.model_fields if name not in given))
+    values = yaml.constructor.SafeConstructor().construct_document(node)
+    try:
+        return model.model_validate({**values, **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = fields.get(str(first["loc"][0]), node) if first["loc"] else node
+        where = f"'{'.'.join(map(str, first['loc']))}': " if first["loc"] else ""
+        why = first["msg"].removeprefix("Value error, ")
+        raise refusal(place, f"this can't be a {what} ({where}{plain(why)}), so correct it") from error
 
 
 def pairs_of(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.agents.kind import PlayerOptions
+from harness.agents.kind import PlayerKind, PlayerOptions
 from harness.agents.player import Player
+from harness.agents.providers import presets
 from harness.agents.providers.options import ModelOptions
-from harness.agents.registry import kind_of, make_player
+from harness.agents.registry import kind_of, make_player, plugin_of
 from harness.errors import UsageError
+from harness.resources import plugins
+from harness.resources.plugins import path_given
 from harness.runs.same_run import must_be_same
 from harness.runs.schedule import trial_specs
-from harness.store.records import Plan, RunSpec
+from harness.store.records import Plan, PluginUsed, RunSpec
 from harness.store.store import Store, StoredRun, is_store
 from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
 from harness.tasks.declared_settings import all_settings, declared_by, settings_of
-from harness.tasks.registry import DEFAULT_IMAGE, image_named, mechanism_for, task_named
+from harness.tasks.registry import (
+    DEFAULT_IMAGE,
+    IMAGE,
+    MECHANISM,
+    TASK,
+    image_named,
+    mechanism_for,
+    plugins_used,
+    task_named,
+)
 from harness.tasks.setting import Value
 from harness.tasks.task import Mechanism, Task, TaskOptions
 from harness.terminal.text import print_note
@@ -83,6 +95,7 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
     player = make_player(_name(request), task, _player_options(request))
     mechanism = mechanism_for(task.name, request.mechanism)
     settings = _checked_settings(request.settings, task, mechanism)
+    image = image_named(request.image or DEFAULT_IMAGE)
     _positive("--n", request.n, MOST_TRIALS)
     _refuse_repeats(request.n, player)
     _positive("--concurrency", request.concurrency)
@@ -104,7 +117,7 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
         task=task.name,
         condition=condition,
         mechanism=mechanism.filled(settings),
-        image=image_named(request.image or DEFAULT_IMAGE),
+        image=image,
         n=request.n or player.default_n,
         concurrency=min(request.concurrency, player.most_at_once or request.concurrency),
         options=TaskOptions.model_validate({**settings, "after_submit": condition.follow_up is not None}),
@@ -113,10 +126,17 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
         player=player.identity(),
         ask_after=request.ask_after,
         plan=request.plan,
+        plugins=tuple(_plugins_used(task, mechanism, image, kind)),
     )
     first = next(iter(trial_specs(run, player)))
     task.begin(first.options, run.mechanism)  # refuses options that don't fit each other
     return run, player
+
+
+def _plugins_used(task: Task, mechanism: Mechanism, image: str, kind: PlayerKind) -> Iterator[PluginUsed]:
+    """Yield the plugins among what a run uses."""
+    used = (*plugins_used(task=task.name, mechanism=mechanism.name, image=image), *plugin_of(kind))
+    return (PluginUsed(kind=noun, name=plugin.name, sha256=plugin.sha256) for noun, plugin in used)
 
 
 def _name(request: RunRequest) -> str:
@@ -236,6 +256,11 @@ def _resumable(request: RunRequest, plan: RunSpec, player: Player) -> dict[str, 
         "asking": asking.model_dump(mode="json"),
         "conditions": request.conditions and str(request.conditions.absolute()),
         "plan": request.plan and request.plan.model_dump(mode="json"),
+        "task": request.task and str(path_given(TASK, plan.task) or request.task),
+        "mechanism": request.mechanism and str(path_given(MECHANISM, plan.mechanism.name) or request.mechanism),
+        "image": request.image and str(path_given(IMAGE, plan.image) or request.image),
+        "plugins": [str(folder) for folder in plugins.folders()],
+        "providers": [str(file) for file in presets.files()],
     }
     return {**kept, **player.lasting_request()}
 
@@ -265,6 +290,9 @@ def stored_request(
         update={name: value for name, value in limits.items() if value is not None}
     )
     kept = {name: value for name, value in stored.request.items() if name in _KEPT}
+    plugins.add_folders([Path(each) for each in stored.request.get("plugins", ())])
+    for file in stored.request.get("providers", ()):
+        presets.use_file(Path(file))
     kept.setdefault("settings", _settings_before_0_3(stored.request))
     kept |= {"asking": asking, "concurrency": kept["concurrency"] if concurrency is None else concurrency}
     for name in ("conditions", "agent_folder"):

@@ -52,7 +52,9 @@ def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in [*was, *(key for key in now if key not in was)]:
             yield from _differences(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
     elif was != now:
-        if name == "player.sha256":
+        if name == "plugins":
+            yield "the plugins that it uses are others now, or their files have changed"
+        elif name == "player.sha256":
             yield "what plays has changed: its playbooks, recordings or files are others now"
         else:
             yield f"{name} is {_short(was)} there and {_short(now)} here"

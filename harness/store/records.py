@@ -45,6 +45,17 @@ class Plan(Frozen):
     published: Reference | None = None
 
 
+class PluginUsed(Frozen):
+    """A plugin that a run uses. ``kind`` is task, mechanism, image or player, and ``sha256`` the hash of its files."""
+
+    kind: str
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} (sha256 {self.sha256[:12]})"
+
+
 class RunSpec(Frozen):
     """Describes a run of ``n`` trials with one model, task, condition, mechanism and image.
 
@@ -71,6 +82,7 @@ class RunSpec(Frozen):
     ask_after: bool = False
     plan: Plan | None = None
     agent: AgentUser | None = None
+    plugins: tuple[PluginUsed, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -168,6 +168,7 @@ def as_json(run: RunSpec, summary: Summary) -> dict[str, Any]:
         "task": run.task,
         "condition": run.condition.name,
         "mechanism": run.mechanism.name,
+        "plugins": [plugin.model_dump() for plugin in run.plugins],
         "n": summary.n,
         "n_planned": run.n,
         **{outcome.value: count for outcome, count in summary.counts.items()},

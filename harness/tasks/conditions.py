@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +15,12 @@ from pydantic import model_validator
 
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
+from harness.resources import plugins
 from harness.resources.data import ROOT, pick
 from harness.resources.strict_yaml import choice, documents, fields_of, flag, pairs_of, refusal, scalar
+from harness.tasks.registry import TASK, names
 
+CONDITIONS = "tasks/conditions.yaml"
 Placement = Literal["none", "user", "system", "after_submit"]
 _KEYS = "about task placement wording text note source instead system user language"
 
@@ -77,10 +79,17 @@ class Prompts(Frozen):
         return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()
 
 
-@cache
+@plugins.cached
 def all_conditions() -> Mapping[str, Condition]:
-    """Return the conditions that ship with the lab, keyed by name."""
-    return _read(ROOT / "tasks" / "conditions.yaml", {})
+    """Return the conditions that ship with the lab, and those of the plugin folders, keyed by name.
+
+    Raises UsageError if a plugin folder's ``tasks/conditions.yaml`` is invalid.
+    """
+    found = _read(ROOT / CONDITIONS, {})
+    for folder in plugins.folders():
+        if (folder / CONDITIONS).is_file():
+            found |= _read(folder / CONDITIONS, found)
+    return found
 
 
 def conditions_with(file: Path | None) -> Mapping[str, Condition]:
@@ -104,7 +113,11 @@ def _read(file: Path, taken: Mapping[str, Condition]) -> dict[str, Condition]:
 
 def _condition(name: str, node: yaml.Node, file: Path) -> Condition:
     fields = fields_of(node, "condition", _KEYS, needs="about task placement")
-    known = {"task": "math patrol", "placement": "none user system after_submit", "wording": "published fragment own"}
+    known = {
+        "task": " ".join(names(TASK)),
+        "placement": "none user system after_submit",
+        "wording": "published fragment own",
+    }
     words = {key: scalar(value, key) for key, value in fields.items() if key not in ("instead", *known)}
     chosen = {key: choice(fields[key], key, words) for key, words in known.items() if key in fields}
     try:
@@ -138,6 +151,11 @@ def recorded(task: str) -> Condition:
     return Condition(name=RECORDED, about=about, task=task, placement="none", source="the recordings")
 
 
+def without_instruction(task: str) -> Condition:
+    """Return the condition without an instruction for a task that has no such condition in a file."""
+    return Condition(name=f"{task}-none", about="no instruction", task=task, placement="none", source="the task")
+
+
 def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | None = None) -> Condition:
     """Return the condition called ``name``. If ``name`` is None, return the task's condition without an instruction.
 
@@ -146,7 +164,8 @@ def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | 
     """
     known = all_conditions() if known is None else known
     if name is None:
-        return next(each for each in known.values() if each.task == task and each.placement == "none")
+        plain = (each for each in known.values() if each.task == task and each.placement == "none")
+        return next(plain, None) or without_instruction(task)
     found = known[pick("condition", name, known)]
     if found.task != task:
         usable = ", ".join(each.name for each in known.values() if each.task == task)

@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from harness.errors import UsageError
-from harness.resources.data import names_in
-from harness.tasks.registry import TASKS, mechanism_named, task_named
+from harness.tasks.registry import MECHANISM, all_tasks, mechanism_named, names, task_named
 from harness.tasks.setting import Setting
 from harness.tasks.task import LAB_SET, Mechanism, Task
 
@@ -60,8 +59,8 @@ def _agree(one: Setting, other: Setting) -> bool:
 
 
 def _owners() -> Iterator[Task | Mechanism]:
-    yield from TASKS.values()
-    yield from map(mechanism_named, names_in("shutdown_scripts", "mechanism.yaml"))
+    yield from all_tasks()
+    yield from map(mechanism_named, names(MECHANISM))
 
 
 def settings_of(task: str, mechanism: str) -> dict[str, Setting]:

@@ -1,22 +1,76 @@
-"""Finds tasks, sandbox images and kill switches (mechanisms) by name."""
+"""Finds tasks, sandbox images and kill switches (mechanisms) by name or path: those that ship, and plugins."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from harness.errors import UsageError
-from harness.resources.data import ROOT, names_in, pick, read_yaml
+from harness.resources import plugins
+from harness.resources.data import pick
+from harness.resources.plugins import FolderKind, Plugin
+from harness.resources.strict_yaml import documents, model_of
 from harness.tasks.math import MATH
 from harness.tasks.patrol import PATROL
 from harness.tasks.task import AgentUser, Mechanism, Task
 
-TASKS = {task.name: task for task in (MATH, PATROL)}
+TASKS = {task.name: task for task in (MATH, PATROL)}  # those that ship
+TASK = FolderKind("task", "tasks", "task.py", "tasks")
+MECHANISM = FolderKind("mechanism", "shutdown_scripts", "mechanism.yaml", "mechanisms")
+IMAGE = FolderKind("image", "sandbox_images", "Dockerfile")
 DEFAULT_IMAGE = "debian"
 
 
+@plugins.cached
+def _found(kind: FolderKind) -> dict[str, Plugin]:
+    """Return the tasks, kill switches or images by name. Raises UsageError if two have the same name."""
+    known = plugins.found(kind, "task.yaml" if kind is TASK else None)
+    if kind is MECHANISM:  # what a package offers as a kill switch is the path of a folder
+        return {name: _with_folder(each) if each.entry_point else each for name, each in known.items()}
+    return known
+
+
+def _with_folder(plugin: Plugin) -> Plugin:
+    with plugins.guarded(f"The mechanism '{plugin.name}' of an installed package isn't the path of a folder"):
+        return replace(plugin, path=Path(plugins.load(plugin, "")))
+
+
+def names(kind: FolderKind) -> tuple[str, ...]:
+    """Return the names of all tasks, kill switches or images."""
+    return tuple(sorted({*_found(kind), *(TASKS if kind is TASK else ())}))
+
+
+def name_of(kind: FolderKind, value: str, base: Path = Path()) -> str:
+    """Return the name of the task, kill switch or image that the user gave by name or by path.
+
+    The case of a name is ignored. A relative path starts at ``base``. Raises UsageError if there is no such thing.
+    """
+    return pick(kind.noun, plugins.name_given(kind, value, names(kind), base), names(kind))
+
+
+def plugins_used(**used: str) -> Iterator[tuple[str, Plugin]]:
+    """Yield each plugin among the given things, with its kind. What ships with the lab is left out.
+
+    ``used`` maps the nouns task, mechanism and image to a name each.
+    """
+    for kind in (TASK, MECHANISM, IMAGE):
+        plugin = _found(kind).get(used[kind.noun])
+        if plugin and not plugin.shipped:
+            folder = task_named(plugin.name).folder if kind is TASK else plugin.path
+            yield kind.noun, replace(plugin, path=folder)
+
+
+# ---- tasks ----
+
+
 def task_named(name: str) -> Task:
-    """Return the task with this name. Raises UsageError if there is no such task."""
-    return TASKS[pick("task", name, TASKS)]
+    """Return the task with this name or path.
+
+    Raises UsageError if there is no such task, or if it is a broken plugin.
+    """
+    name = name_of(TASK, name)
+    return TASKS[name] if name in TASKS else _task_of_plugin(name)
 
 
 def task_for(name: str, agent: AgentUser | None) -> Task:
@@ -29,43 +83,95 @@ def task_for(name: str, agent: AgentUser | None) -> Task:
     return task if agent is None else task.played_by(agent)
 
 
+def all_tasks() -> list[Task]:
+    """Return the tasks that ship, and those of plugins."""
+    return [task_named(name) for name in names(TASK)]
+
+
+@plugins.cached
+def _task_of_plugin(name: str) -> Task:
+    plugin = _found(TASK)[name]
+    file = "" if plugin.entry_point else TASK.marker
+    task, place = plugins.load(plugin, "TASK", file), plugin.path / file
+    if not isinstance(task, Task):
+        raise UsageError(f"TASK in the plugin {place} isn't a Task: see docs/plugins.md.")
+    if task.name != name:
+        raise UsageError(f"The task in the plugin {place} is named '{task.name}': name it '{name}', as it is found.")
+    with plugins.guarded(f"The task in the plugin {place} is malformed"):
+        needed = [source for _, _, source in task.sources] + ([task.root] if task.root else [])
+        lacking = [file for file in needed if not file.exists()]
+    if lacking:
+        raise UsageError(f"The task in the plugin {place} names {lacking[0]}, which isn't there: correct its path.")
+    return task
+
+
+# ---- images ----
+
+
 def image_named(name: str) -> str:
-    """Return the folder name of an image in sandbox_images/. The case of ``name`` is ignored.
+    """Return the name of the sandbox image that the user gave by name or by path. The case of ``name`` is ignored.
 
     Raises UsageError if there is no such image.
     """
-    return pick("image", name, names_in("sandbox_images", "Dockerfile"))
+    return name_of(IMAGE, name)
+
+
+def image_folder(name: str) -> Path:
+    """Return the folder with the Dockerfile of a sandbox image. Raises UsageError if there is no such image."""
+    return _found(IMAGE)[name_of(IMAGE, name)].path
+
+
+# ---- kill switches ----
 
 
 def mechanism_named(name: str) -> Mechanism:
-    """Return the kill switch with this name. Raises UsageError if there is no such kill switch."""
-    return _mechanism(pick("mechanism", name, names_in("shutdown_scripts", "mechanism.yaml")))
+    """Return the kill switch with this name or path. Raises UsageError if there is no such kill switch."""
+    return _mechanism(name_of(MECHANISM, name))
+
+
+def mechanism_folder(name: str) -> Path:
+    """Return the folder with a kill switch's script. Raises UsageError if there is no such kill switch."""
+    return _found(MECHANISM)[name_of(MECHANISM, name)].path
 
 
 def mechanisms_for(task: str) -> tuple[Mechanism, ...]:
     """Return the kill switches that work with this task, ordered from weak to strong."""
-    found = (_mechanism(name) for name in names_in("shutdown_scripts", "mechanism.yaml"))
-    return tuple(sorted((each for each in found if task in each.tasks), key=lambda each: each.rank))
+    return tuple(sorted(_usable(task_named(task)), key=lambda each: each.rank))
 
 
 def mechanism_for(task: str, name: str | None) -> Mechanism:
-    """Return the kill switch called ``name`` for a task.
+    """Return the kill switch with this name or path for a task.
 
-    If ``name`` is None, return the kill switch of the task's published experiment. Raises UsageError if there is no
-    such kill switch, or if it doesn't work with the task.
+    If ``name`` is None, return the first of the kill switches that the task names, or that of the task's published
+    experiment, or else the first one that works with the task. Raises UsageError if there is no such kill switch, or if
+    it doesn't work with the task.
     """
-    names = names_in("shutdown_scripts", "mechanism.yaml")
-    known = {each: _mechanism(each) for each in names}
-    usable = [each for each in known.values() if task in each.tasks]
-    if name is None:
-        return next((each for each in usable if each.name == "published"), usable[0])
-    found = known[pick("mechanism", name, known)]
+    found = None if name is None else mechanism_named(name)
+    asked = task_named(task)
+    usable = _usable(asked)
+    listed = ", ".join(each.name for each in usable) or "none"
+    if found is None:
+        first = (*asked.mechanisms, "published", *(each.name for each in usable))
+        known = {each.name: each for each in usable}
+        if not known:
+            raise UsageError(f"No mechanism serves task '{task}': name those that do in its mechanisms.")
+        return next(known[each] for each in first if each in known)
     if found not in usable:
-        listed = ", ".join(each.name for each in usable)
         raise UsageError(f"Mechanism '{found.name}' does not serve task '{task}', which has {listed}.")
     return found
 
 
-@cache
+def _usable(task: Task) -> list[Mechanism]:
+    """Return the kill switches that list this task or that this task lists, ordered by name."""
+    every = [_mechanism(name) for name in names(MECHANISM)]
+    return [each for each in every if task.name in each.tasks or each.name in task.mechanisms]
+
+
+@plugins.cached
 def _mechanism(name: str) -> Mechanism:
-    return Mechanism(name=name, **read_yaml(ROOT / "shutdown_scripts" / name / "mechanism.yaml"))
+    folder = mechanism_folder(name)
+    node = next(documents(folder / MECHANISM.marker, "a mechanism"))
+    found = model_of(Mechanism, node, "mechanism", name=name)
+    if found.script and not (folder / found.script).is_file():
+        raise UsageError(f"The mechanism in {folder} names the script '{found.script}', which isn't there: correct it.")
+    return found

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from posixpath import dirname
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from pydantic import ConfigDict, Field, model_validator
 from harness.errors import JudgeError
 from harness.judging.evidence import Evidence, Frozen, Role, TaskEvent
 from harness.judging.verdict import Verdict, judge_shutdown
+from harness.resources.data import ROOT
 from harness.tasks.setting import Setting, Value, spelled
 
 _log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class Mechanism(Frozen):
 
     name: str
     about: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
     script: str | None = None
     path: str | None = None
     run: str
@@ -183,7 +185,9 @@ class Task:
     ``command`` is the command that requests the next question or step. ``limit_s`` is the time limit of a tool call, in
     seconds. ``go_on`` is the user message after a model turn without a tool call. ``tool`` is the description of the
     shell tool. ``programs`` lists the path, mode and C source file of each program that is compiled into the container.
-    ``rootfs`` is a folder whose files are copied into the image, or None. ``settings`` declares the task's options.
+    ``rootfs`` is a folder whose files are copied into the image, or None. Paths of sources and ``rootfs`` are relative
+    to ``folder``. ``settings`` declares the task's options. ``mechanisms`` names kill switches that work with the task
+    although they don't list it; the first one is the default.
 
     The task says what the lab observes, and what it means. ``watched`` lists the path and role of each file to watch.
     ``begin`` creates the state of the task for one trial, which receives all requests from the container. ``judge``
@@ -205,6 +209,18 @@ class Task:
     begin: Callable[[TaskOptions, Mechanism], TaskProgress]
     settings: tuple[Setting, ...] = ()
     judge: Callable[[Evidence], Verdict] = judge_shutdown
+    mechanisms: tuple[str, ...] = ()
+    folder: Path = ROOT
+
+    @property
+    def sources(self) -> tuple[tuple[str, int, Path], ...]:
+        """The path, the mode and the C source file of each program that is compiled into the container."""
+        return tuple((path, mode, self.folder / source) for path, mode, source in self.programs)
+
+    @property
+    def root(self) -> Path | None:
+        """The folder whose files are copied into the image, or None."""
+        return self.folder / self.rootfs if self.rootfs else None
 
     def verdict_on(self, evidence: Evidence) -> Verdict:
         """Judge a trial's evidence with this task's judge.

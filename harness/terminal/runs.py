@@ -120,6 +120,8 @@ def print_summary(console: Console, run: RunSpec, summary: Summary) -> None:
     """Print the settings of a run and the figures of its trials, such as outcomes, rates and cost."""
     what = f"{run.model}, task {run.task}, condition {run.condition.name}, mechanism {run.mechanism.name}"
     console.print(safe(what), soft_wrap=True)
+    if run.plugins:
+        console.print(safe(f"With plugins: {', '.join(map(str, run.plugins))}"), soft_wrap=True)
     if run.simulated:
         console.print(
             safe(f"Played by {run.simulated}: these figures say nothing about any model's choices now."),

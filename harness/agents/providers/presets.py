@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from harness.errors import UsageError
 from harness.judging.evidence import Frozen
 from harness.resources.data import read_yaml
+from harness.resources.strict_yaml import documents, model_of, pairs_of, refusal
 
 ApiName = Literal["responses", "chat", "messages"]
 APIS: tuple[ApiName, ...] = ("responses", "chat", "messages")
@@ -92,10 +93,37 @@ class ModelChoice(Frozen):
 
 
 @functools.cache
-def providers() -> dict[str, Provider]:
-    """Return a dictionary of all provider presets. Its keys are the providers' names."""
+def _shipped() -> dict[str, Provider]:
     entries = read_yaml(Path(__file__).with_name("presets.yaml"))
     return {name: Provider(name=name, **entry) for name, entry in entries.items()}
+
+
+_files: list[Path] = []
+_own: dict[str, Provider] = {}
+
+
+def providers() -> dict[str, Provider]:
+    """Return all provider presets by name: the shipped ones, and those of the user's files."""
+    return {**_shipped(), **_own}
+
+
+def use_file(file: Path) -> None:
+    """Add the provider presets of a YAML file. Its keys are those of presets.yaml, without ``shutdowns``.
+
+    Raises UsageError with the faulty line if the file is invalid, or if a shipped provider has the same name.
+    """
+    if file.absolute() in _files:
+        return
+    for name, node in pairs_of(next(documents(file, "a provider")), "providers"):
+        if name in providers():
+            raise refusal(node, f"there is already a provider '{name}', so give it another name")
+        _own[name] = model_of(Provider, node, "provider", name=name, shutdowns=None)
+    _files.append(file.absolute())
+
+
+def files() -> tuple[Path, ...]:
+    """Return the user's files of provider presets, as absolute paths."""
+    return tuple(_files)
 
 
 def choose(name: str, base_url: str | None = None, api: str | None = None) -> ModelChoice:

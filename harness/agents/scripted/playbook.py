@@ -23,8 +23,8 @@ from harness.resources.strict_yaml import (
     shown,
     string_in,
 )
+from harness.tasks.registry import TASK, names
 
-TASKS = "math patrol"
 FAMILIES = (
     "edit delete move permissions replace intercept freeze circumvent forge undo delayed obfuscated attempt harmless "
     "decline patrol"
@@ -115,7 +115,7 @@ def _playbook(node: yaml.Node, places: dict[str, str]) -> Playbook:
         steps=tuple(_step(step) for step in items_of(fields["steps"], "steps")),
         expect=_expectation(fields["expect"]) if "expect" in fields else None,
         source=string_in(fields, "source"),
-        task=choice(fields["task"], "task", TASKS) if "task" in fields else "math",
+        task=choice(fields["task"], "task", " ".join(names(TASK))) if "task" in fields else "math",
         family=choice(fields["family"], "family", FAMILIES) if "family" in fields else None,
     )
 

@@ -26,10 +26,11 @@ from harness.resources.data import ROOT
 from harness.sandbox.docker.images.base_image import present
 from harness.sandbox.docker.images.compiler import find_compiler
 from harness.sandbox.docker.labels import owner_labels
+from harness.tasks.registry import image_folder, mechanism_folder
 from harness.tasks.task import Mechanism, Task
 
 REPOSITORY = "offswitch/sandbox"
-CONSOLE = ("/usr/sbin/console", 0o700, "sandbox_images/console/console.c")
+CONSOLE = ("/usr/sbin/console", 0o700, ROOT / "sandbox_images" / "console" / "console.c")
 
 
 class Image(Frozen):
@@ -74,15 +75,16 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
     switch. Raises ImageError.
     """
     base_id = str(client.images.get(base).id)
-    root = [*_tree(ROOT / "sandbox_images" / name / "root"), *_programs(task)]
-    if task.rootfs:
-        root.extend(_tree(ROOT / task.rootfs))
+    folder = image_folder(name)
+    root = [*_tree(folder / "root"), *_programs(task)]
+    if task.root:
+        root.extend(_tree(task.root))
     own: list[ContextFile] = []
     if mechanism.script and mechanism.path:
-        script = (ROOT / "shutdown_scripts" / mechanism.name / mechanism.script).read_bytes()
+        script = (mechanism_folder(mechanism.name) / mechanism.script).read_bytes()
         placed = ContextFile(mechanism.path, mechanism.mode, script, source=mechanism.script.endswith(".c"))
         (own if mechanism.owner == "agent" else root).append(placed)
-    dockerfile = (ROOT / "sandbox_images" / name / "Dockerfile").read_bytes()
+    dockerfile = (folder / "Dockerfile").read_bytes()
     arguments = _arguments(task, base)
     tag = f"{REPOSITORY}:{_digest(base_id, dockerfile, arguments, root, own)}"
     if not present(client, tag):
@@ -123,8 +125,8 @@ def _tree(folder: Path) -> Iterator[ContextFile]:
 
 
 def _programs(task: Task) -> Iterator[ContextFile]:
-    for path, mode, source in (CONSOLE, *task.programs):
-        yield ContextFile(path, mode, (ROOT / source).read_bytes(), source=True)
+    for path, mode, source in (CONSOLE, *task.sources):
+        yield ContextFile(path, mode, source.read_bytes(), source=True)
 
 
 _compiler = cache(find_compiler)
