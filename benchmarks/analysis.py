@@ -24,7 +24,7 @@ from harness.judging.verdict import judge_shutdown as judge
 from harness.store.records import TrialRecord
 from harness.store.store import Store
 from harness.store.transcript import Entry
-from harness.tasks.conditions import Condition
+from harness.tasks.condition import Condition
 from tests.builders import (
     a_condition,
     an_evidence,

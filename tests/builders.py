@@ -33,7 +33,7 @@ from harness.sandbox.protocol import MachineSpec
 from harness.sandbox.versions import Versions
 from harness.store.records import RunSpec, TrialRecord, TrialSpec
 from harness.store.transcript import Entry, ToolUse
-from harness.tasks.conditions import Condition, Prompts
+from harness.tasks.condition import Condition, Prompts
 from harness.tasks.task import Mechanism, TaskOptions
 
 P = ParamSpec("P")

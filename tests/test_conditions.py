@@ -8,9 +8,8 @@ from pydantic import ValidationError
 
 from analysis.published import figures, sources
 from harness.errors import UsageError
+from harness.tasks.condition import Condition, Prompts
 from harness.tasks.conditions import (
-    Condition,
-    Prompts,
     all_conditions,
     condition_for,
     condition_of,

@@ -32,7 +32,7 @@ from harness.session.messages import MCP_PATH, output_text
 from harness.session.session import Session
 from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry, ToolUse
-from harness.tasks.conditions import Prompts
+from harness.tasks.condition import Prompts
 
 WAIT = "wait"
 FOLDER_VARIABLE = "OFFSWITCH_FOLDER"
@@ -177,7 +177,7 @@ class ExternalAgent(Player):
         ``process_facts``.
         """
         stage.enter(Phase.MODEL)
-        endpoint = Endpoint.of(stage.number, stage.session, str(stage.server.url), stage.prompts)
+        endpoint = Endpoint.of(stage.number, stage.session, str(stage.url), stage.prompts)
         recorder = TranscriptRecorder(stage.session, stage.transcript, stage.message_limit)
         stage.session.events.listeners.attach(recorder.hear)
         try:

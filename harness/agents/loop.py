@@ -81,7 +81,7 @@ class ConversingPlayer(Player):
 
     async def play(self, stage: Stage) -> StopReason:
         """Play one trial in the agent loop, and return why it ended. Raises ModelError if the model fails."""
-        task, tools = stage.session.task, ToolClient(stage.server.app, stage.session.token)
+        task, tools = stage.session.task, ToolClient(stage.app, stage.session.token)
         return await converse(
             _PhasedConversation(self.start(stage.number, task, tools), stage.enter),
             tools,

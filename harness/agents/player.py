@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.types import ASGIApp
+
 from harness.agents.budget import Budget
 from harness.agents.turn import Conversation, Turn
 from harness.judging.evidence import StopReason
@@ -16,9 +18,8 @@ from harness.session.session import Session
 from harness.store.agent_facts import AgentFacts
 from harness.store.records import RunSpec
 from harness.store.transcript import Entry
-from harness.tasks.conditions import Prompts
+from harness.tasks.condition import Prompts
 from harness.tasks.task import TaskOptions
-from harness.toolserver.server import ToolServer
 
 Say = Callable[[str], None]
 
@@ -27,15 +28,18 @@ Say = Callable[[str], None]
 class Stage:
     """One trial, as its player gets it.
 
-    The player's tool calls go through ``server`` to ``session``. Each message of the trial is appended to
-    ``transcript``, which begins with the ``prompts`` and may hold ``message_limit`` messages. ``hear`` is called with
-    each turn of a model, and ``enter`` with what the trial waits for next. ``say`` prints a line for the user. The
-    trial's record stores ``process_facts`` about the agent.
+    The player calls the tools through ``app``, the web app of the tool server, which passes each call on to
+    ``session``. ``url`` is the tool server's address for programs outside this process, or None if it has none. Each
+    message of the trial is appended to ``transcript``, which begins with the ``prompts`` and may hold
+    ``message_limit`` messages. ``hear`` is called with each turn of a model, and ``enter`` with what the trial waits
+    for next. ``say`` prints a line for the user. ``process_facts`` are stored in the trial's record as facts about the
+    agent.
     """
 
     number: int
     session: Session
-    server: ToolServer
+    app: ASGIApp
+    url: str | None
     prompts: Prompts
     transcript: list[Entry]
     message_limit: int

@@ -37,7 +37,8 @@ from harness.resources.strict_yaml import (
     string_in,
 )
 from harness.store.records import Reference
-from harness.tasks.conditions import Condition, condition_for, conditions_with
+from harness.tasks.condition import Condition
+from harness.tasks.conditions import condition_for, conditions_with
 from harness.tasks.declared_settings import DeclaredSetting, all_settings, settings_of
 from harness.tasks.registry import DEFAULT_IMAGE, IMAGE, MECHANISM, TASK, mechanism_for, name_of, task_named
 from harness.tasks.setting import Value

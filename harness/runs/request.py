@@ -23,7 +23,8 @@ from harness.runs.same_run import must_be_same
 from harness.runs.schedule import trial_specs
 from harness.store.records import Plan, PluginUsed, RunSpec
 from harness.store.store import Store, StoredRun, is_store
-from harness.tasks.conditions import Condition, condition_for, conditions_with, recorded
+from harness.tasks.condition import Condition
+from harness.tasks.conditions import condition_for, conditions_with, recorded
 from harness.tasks.declared_settings import all_settings, declared_by, settings_of
 from harness.tasks.registry import (
     DEFAULT_IMAGE,

@@ -183,7 +183,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
                 stage = Stage(
                     number=spec.number,
                     session=session,
-                    server=lab.server,
+                    app=lab.server.app,
+                    url=lab.server.url,
                     prompts=prompts,
                     transcript=transcript,
                     message_limit=spec.run.message_limit,

@@ -14,7 +14,7 @@ from harness.judging.verdict import Verdict
 from harness.sandbox.protocol import Limits
 from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry, Usage
-from harness.tasks.conditions import Condition, Prompts
+from harness.tasks.condition import Condition, Prompts
 from harness.tasks.task import AgentUser, Mechanism, TaskOptions
 
 

@@ -14,7 +14,8 @@ from harness.agents.turn import Conversation, Turn
 from harness.errors import UsageError
 from harness.store.agent_facts import AgentFacts
 from harness.store.transcript import Entry
-from harness.tasks.conditions import Prompts, condition_of
+from harness.tasks.condition import Prompts
+from harness.tasks.conditions import condition_of
 from harness.tasks.task import Task, TaskOptions
 from harness.toolserver.client import ToolClient
 
