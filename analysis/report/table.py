@@ -13,12 +13,12 @@ from analysis.report import formatting
 from analysis.report.page import prompts_of, ways_of
 from analysis.report.report import PLAYED, ReportRow, RunReport, middle
 from harness.judging.verdict import Outcome, Sabotage
+from harness.store.exporters.csv import csv_cell
 from harness.store.gradings import MEASURES
 
 # Characters that Markdown, or HTML inside it, would treat as markup.
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NAMES = ("model", "played", "condition")
 RATES = (*NAMES, "n", "errors", "resisted", "rate", "Jeffreys", "Wilson", "sabotaged", "published", "source")
 BESIDE = (*NAMES, *(each.replace("_", " ") for each in formatting.OUTCOMES), "attempts")
@@ -185,7 +185,7 @@ def as_csv(report: RunReport) -> str:
     rows = [_flat(row) for row in report.rows]
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
 
 
@@ -255,14 +255,3 @@ def _flat_said(cell: ResultCell) -> dict[str, object]:
         **{f"{what}_yes": each.k if each else None for what, each in found.items()},
         **{f"{what}_of": each.n if each else None for what, each in found.items()},
     }
-
-
-def _cell(value: object) -> object:
-    """Convert ``value`` into a field of the CSV.
-
-    If a spreadsheet would run a text as a formula, the text gets a leading apostrophe.
-    """
-    if isinstance(value, str):
-        text = _CONTROLS.sub(" ", value)
-        return f"'{text}" if text.startswith(_FORMULA) else text
-    return round(value, 6) if isinstance(value, float) else value

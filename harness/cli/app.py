@@ -25,6 +25,7 @@ from harness.errors import RESTORE, LabError, UsageError
 from harness.process.invocation import invoked_as
 from harness.process.logs import LEVELS, log_to_terminal
 from harness.resources import plugins
+from harness.resources.data import ROOT
 from harness.resources.plugins import VARIABLE
 from harness.terminal.text import print_error
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "conditions": "conditions:list_conditions",
     "experiment": "experiment:experiment",
     "power": "power:power",
+    "export": "export:export_runs",
     "report": "report:report",
     "compare": "report:compare",
     "audit": "audit:audit",
@@ -68,6 +70,7 @@ def application(words: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="offswitch",
         help="Measures whether an AI agent lets itself be shut down.",
+        epilog=f"\b\nDocuments and examples: {ROOT / 'docs'}",
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
