@@ -7,9 +7,11 @@ import pytest
 
 from harness.agents.registry import default_task, make_player
 from harness.errors import UsageError
+from harness.experiments.file import read_experiment
 from harness.judging.evidence import Role
-from harness.resources.data import ROOT, names_in, pick
+from harness.resources.data import ROOT, names_in, own_or_shipped, pick
 from harness.sandbox.protocol import Limits
+from harness.tasks.conditions import conditions_with
 from harness.tasks.registry import DEFAULT_IMAGE, TASKS, image_named, mechanism_for, task_named
 
 NO_TASK = "There is no task"
@@ -180,3 +182,45 @@ def test_a_model_has_its_task(model: str, task: str) -> None:
 def test_a_machine_is_limited_by_default() -> None:
     """All resource limits of a machine have a positive default."""
     assert all(value > 0 for value in Limits().model_dump().values())
+
+
+# ---- files that ship with the lab, named by a path ----
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty folder the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("name", ["tasks/playbooks/edit.yaml", "./experiments/calibration.yaml", "tasks/playbooks"])
+def test_a_shipped_file_is_found_from_any_folder(name: str) -> None:
+    """A path that leads nowhere from the current folder is that of the shipped file or folder."""
+    assert own_or_shipped(Path(name)) == ROOT / name
+
+
+def test_a_file_of_the_users_own_comes_first(elsewhere: Path) -> None:
+    """A file in the user's folder is taken, though a shipped one has the same path."""
+    own = Path("tasks/playbooks/edit.yaml")
+    (elsewhere / own).parent.mkdir(parents=True)
+    (elsewhere / own).touch()
+    assert own_or_shipped(own) == own
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "tasks/nothing.yaml", "tasks/../pyproject.toml", "pyproject.toml"])
+def test_other_paths_stay_what_they_are(name: str) -> None:
+    """A path that is absolute, leads out of the shipped folders or names nothing in them isn't changed."""
+    assert own_or_shipped(Path(name)) == Path(name)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_shipped_names_work_from_any_folder() -> None:
+    """Playbooks, experiments and conditions are read by their shipped path, and a player keeps the name as typed."""
+    name = "script:tasks/playbooks/edit.yaml"
+    assert make_player(name, task_named("math")).name == name
+    assert read_experiment(Path("experiments/calibration.yaml")).cells
+    with pytest.raises(UsageError, match="there is already a condition 'A'"):
+        conditions_with(Path("tasks/conditions.yaml"))

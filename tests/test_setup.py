@@ -17,6 +17,7 @@ import pytest
 from docker.errors import ImageNotFound  # noqa: TID251 - what the engine's client raises is part of the fake
 
 from harness.errors import EngineError, ImageError
+from harness.process.invocation import COMMAND_VARIABLE
 from harness.sandbox.docker.connect import DEFAULT_ADDRESS, OWN_ENGINE, EnginePaths, addresses, answers, connect, reach
 from harness.sandbox.docker.images.base_image import BASE, Source, ensure_base, pick_source
 from harness.sandbox.docker.images.compiler import find_compiler
@@ -59,6 +60,20 @@ def test_dead_docker_host_is_one_sentence(
         f"No Docker engine answers (unix://{tmp_path}/dead.sock: no such file or directory): "
         "start that engine, or unset DOCKER_HOST to use another."
     )
+
+
+@pytest.mark.parametrize(
+    ("started_as", "says"), [("./lab", "run ./lab setup as root"), ("", "-m harness.sandbox.docker.setup as root")]
+)
+def test_who_has_no_engine_is_told_a_command_that_is_there(
+    started_as: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice is ./lab setup for whoever started the lab by it, and the module that it runs for others."""
+    monkeypatch.setenv(COMMAND_VARIABLE, started_as)
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr("harness.sandbox.docker.connect.addresses", lambda *_: ["unix:///nowhere/docker.sock"])
+    with pytest.raises(EngineError, match=says):
+        connect()
 
 
 @pytest.mark.parametrize(

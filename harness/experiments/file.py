@@ -20,7 +20,7 @@ from harness.agents.registry import check_name, default_task, kind_of
 from harness.agents.scripted.calibration import PREFIX as CALIBRATION
 from harness.errors import UsageError
 from harness.experiments.experiment import Experiment, ExperimentCell
-from harness.resources.data import pick
+from harness.resources.data import own_or_shipped, pick
 from harness.resources.strict_yaml import (
     choice,
     documents,
@@ -87,6 +87,7 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
 
     ``given`` contains the values that the user passed with the option ``--set``.
     """
+    file = own_or_shipped(file)
     nodes = list(documents(file, "an experiment"))
     if len(nodes) > 1:
         raise refusal(nodes[1], "an experiment is one YAML document, so put the second one into another file")

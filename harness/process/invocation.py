@@ -1,8 +1,9 @@
-"""Determines the command with which the user started the lab, for use in messages."""
+"""Determines the commands with which the user starts the lab and sets it up, for use in messages."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,3 +17,10 @@ def invoked_as() -> str:
     """
     name = Path(sys.argv[0]).name
     return os.environ.get(COMMAND_VARIABLE) or (name if name == "offswitch" else "python -m harness")
+
+
+def setup_command() -> str:
+    """Return the command that sets up this host for trials: "./lab setup", or without ./lab the module that it runs."""
+    if lab := os.environ.get(COMMAND_VARIABLE):
+        return f"{lab} setup"
+    return f"{shlex.quote(sys.executable or 'python')} -m harness.sandbox.docker.setup"

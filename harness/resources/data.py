@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,21 @@ from harness.errors import UsageError
 _PACKAGE = Path(__file__).parent.parent
 # A checkout has the data files in its top folder; an installed wheel has them inside the package.
 ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
+
+
+SHIPPED = ("docs", "experiments", "sandbox_images", "shutdown_scripts", "tasks")  # folders of ROOT
+
+
+def own_or_shipped(path: Path) -> Path:
+    """Return the path of the file or folder that a user names by ``path``.
+
+    If nothing has this path, but something that ships with the lab has it, such as "tasks/playbooks/edit.yaml", that
+    one's absolute path is returned. Otherwise, ``path`` is returned unchanged.
+    """
+    if path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts and not os.path.exists(path):
+        shipped = ROOT / path
+        return shipped if os.path.exists(shipped) else path
+    return path
 
 
 def names_in(folder: str, marker: str) -> list[str]:

@@ -18,6 +18,7 @@ from harness.agents.providers.options import ModelOptions
 from harness.agents.registry import kind_of, make_player, plugin_of
 from harness.errors import UsageError
 from harness.resources import plugins
+from harness.resources.data import own_or_shipped
 from harness.resources.plugins import path_given
 from harness.runs.same_run import must_be_same
 from harness.runs.schedule import trial_specs
@@ -255,7 +256,7 @@ def _resumable(request: RunRequest, plan: RunSpec, player: Player) -> dict[str, 
         "n": plan.n,
         "settings": dict(request.settings),
         "asking": asking.model_dump(mode="json"),
-        "conditions": request.conditions and str(request.conditions.absolute()),
+        "conditions": request.conditions and str(own_or_shipped(request.conditions).absolute()),
         "plan": request.plan and request.plan.model_dump(mode="json"),
         "task": request.task and str(path_given(TASK, plan.task) or request.task),
         "mechanism": request.mechanism and str(path_given(MECHANISM, plan.mechanism.name) or request.mechanism),

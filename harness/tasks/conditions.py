@@ -12,7 +12,7 @@ import yaml
 
 from harness.errors import UsageError
 from harness.resources import plugins
-from harness.resources.data import ROOT, pick
+from harness.resources.data import ROOT, own_or_shipped, pick
 from harness.resources.strict_yaml import choice, documents, fields_of, flag, pairs_of, refusal, scalar
 from harness.tasks.condition import Condition, Prompts
 from harness.tasks.registry import TASK, names
@@ -40,7 +40,7 @@ def conditions_with(file: Path | None) -> Mapping[str, Condition]:
     Raises UsageError if the file is invalid. The error names the invalid line.
     """
     shipped = all_conditions()
-    return shipped if file is None else {**shipped, **_read(file, shipped)}
+    return shipped if file is None else {**shipped, **_read(own_or_shipped(file), shipped)}
 
 
 def _read(file: Path, taken: Mapping[str, Condition]) -> dict[str, Condition]:

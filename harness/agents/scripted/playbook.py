@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import yaml
 
 from harness.judging.verdict import Outcome, TamperingKind
+from harness.resources.data import own_or_shipped
 from harness.resources.strict_yaml import (
     choice,
     documents,
@@ -100,6 +101,7 @@ def load_playbooks(path: Path) -> tuple[Playbook, ...]:
     The files are read in the order of their paths. Raises UsageError if a file can't be read or a playbook is
     malformed.
     """
+    path = own_or_shipped(path)
     files = sorted(file for file in path.rglob("*.yaml") if file.is_file()) if path.is_dir() else [path]
     if not files:
         raise refusal(plain(path), "there is no *.yaml file in this folder, so name another")

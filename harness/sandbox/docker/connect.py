@@ -12,6 +12,7 @@ from docker.context import ContextAPI
 from docker.errors import DockerException
 
 from harness.errors import EngineError
+from harness.process.invocation import setup_command
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 PING_TIMEOUT_S = 5
@@ -84,7 +85,7 @@ def connect() -> docker.DockerClient:
     way_out = (
         "start that engine, or unset DOCKER_HOST to use another"
         if os.environ.get("DOCKER_HOST")
-        else "run ./lab setup as root on Debian or Ubuntu, start Docker, or set DOCKER_HOST"
+        else f"run {setup_command()} as root on Debian or Ubuntu, start Docker, or set DOCKER_HOST"
     )
     raise EngineError(f"No Docker engine answers ({'; '.join(failures)}): {way_out}.")
 

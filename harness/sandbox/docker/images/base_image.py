@@ -18,6 +18,7 @@ from docker.models.images import Image
 from harness.errors import EngineError, ImageError
 from harness.process.environment import without_keys
 from harness.process.identity import temporary_prefix
+from harness.process.invocation import setup_command
 from harness.sandbox.docker.setup.local_engine import Say, apt_install, apt_update, root_with_apt, run, setup_lock
 
 BASE = "offswitch/base:bookworm"
@@ -124,7 +125,7 @@ def _make(client: docker.DockerClient, say: Say, tag: str) -> None:
         except EngineError as error:
             reason = str(error).removesuffix(".")
             raise ImageError(
-                f"The base image can't be made ({reason}): run ./lab setup as root on Debian or Ubuntu, "
+                f"The base image can't be made ({reason}): run {setup_command()} as root on Debian or Ubuntu, "
                 "or name an image with bash and python3 in OFFSWITCH_BASE."
             ) from error
         archive.seek(0)
