@@ -22,9 +22,9 @@ INTRODUCTION = """# Commands
 Every command and option. This page is generated from the command line itself: change the help texts in `harness/cli/`,
 then run `.venv/bin/python docs/generate_commands.py > docs/commands.md`.
 
-Type `./lab COMMAND`, or `python -m harness COMMAND` in the virtual environment. `./lab COMMAND --help` prints the same
-text as this page. Two more words are known to `./lab` alone: `./lab setup` installs what is missing, and
-`./lab test` runs the tests.
+Type `./lab COMMAND`, `offswitch COMMAND` where the wheel is installed, or `python -m harness COMMAND` in the virtual
+environment. `./lab COMMAND --help` prints the same text as this page. Two more words are known to `./lab` alone:
+`./lab setup` installs what is missing, and `./lab test` runs the tests.
 
 | exit code | meaning |
 |---|---|
