@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from harness.cli.export import export_runs
 from harness.errors import UsageError
 from harness.judging.verdict import Outcome, TamperingKind
 from harness.resources import plugins
-from harness.store.exporter import all_exporters, exporter_named
+from harness.store.exporter import exporter_named
 from harness.store.exporters.csv import csv_cell
 from harness.store.records import TrialRecord
 from harness.store.store import Store
@@ -53,11 +54,9 @@ def plugin_folder(tmp_path: Path) -> Iterator[Path]:
     """Use a plugin folder for exporters during a test."""
     folder = tmp_path / "plugins"
     (folder / "exporters").mkdir(parents=True)
-    all_exporters.cache_clear()
     plugins.use_folders([folder])
     yield folder
     plugins.use_folders([])
-    all_exporters.cache_clear()
 
 
 def exported(runs: Path, to: str, *names: str) -> str:
@@ -176,8 +175,25 @@ EXPORTER = Exporter("own", "the numbers of the trials", ".txt", write)
 def test_an_exporter_in_a_plugin_folder_is_used(runs: Path, plugin_folder: Path) -> None:
     """A file in the folder ``exporters`` of a plugin folder adds a format."""
     (plugin_folder / "exporters" / "own.py").write_text(OWN)
+    plugins.forget()
     assert exporter_named("OWN").suffix == ".txt"
     assert exported(runs, "own", "whole", "half") == "whole 1 whole 2 half 1"
+
+
+def test_an_exporter_of_an_installed_package_is_used(
+    runs: Path, plugin_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry point in the group ``offswitch.exporters`` adds a format."""
+    installed = plugin_folder / "installed"
+    (installed / "their_package-1.0.dist-info").mkdir(parents=True)
+    points = "[offswitch.exporters]\nown = their_exporter:ITS_EXPORTER\n"
+    (installed / "their_package-1.0.dist-info" / "entry_points.txt").write_text(points)
+    (installed / "their_package-1.0.dist-info" / "METADATA").write_text("Name: their_package\nVersion: 1.0\n")
+    (installed / "their_exporter.py").write_text(OWN.replace("EXPORTER", "ITS_EXPORTER"))
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.delitem(sys.modules, "their_exporter", raising=False)
+    plugins.forget()
+    assert exported(runs, "own", "whole") == "whole 1 whole 2"
 
 
 @pytest.mark.parametrize(
@@ -186,12 +202,13 @@ def test_an_exporter_in_a_plugin_folder_is_used(runs: Path, plugin_folder: Path)
         (OWN.replace('"own"', '"csv"'), r"own\.py defines the exporter 'csv': there is one already"),
         ("EXPORTER = 'csv'", r"EXPORTER in the plugin .*own\.py isn't an Exporter"),
         ("import nowhere_to_be_found", r"own\.py can't be imported: ModuleNotFoundError"),
-        (OWN.replace("trial.number", "trial.nummer"), r"'own' failed \(AttributeError: .*nummer"),
+        (OWN.replace("trial.number", "trial.nummer"), r"'own' failed and .* was not written: AttributeError: .*nummer"),
     ],
 )
 def test_a_broken_exporter_is_one_sentence(source: str, says: str, runs: Path, plugin_folder: Path) -> None:
     """A plugin that can't be imported, isn't an exporter, takes a name or fails is refused, and writes no file."""
     (plugin_folder / "exporters" / "own.py").write_text(source)
+    plugins.forget()
     with pytest.raises(UsageError, match=says):
         exported(runs, "own", "whole")
     assert not [*runs.parent.glob("out/*"), *runs.parent.glob("out/.*")]

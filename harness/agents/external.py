@@ -26,6 +26,7 @@ from harness.agents.player import Player, Say, Stage
 from harness.errors import LastingModelError, ModelError, UsageError
 from harness.judging.evidence import Frozen, StopReason
 from harness.process.identity import temporary_prefix
+from harness.resources.data import own_or_shipped
 from harness.sandbox.console import Output
 from harness.session.events import Answered, CallFailed, Event, Phase, Submitted
 from harness.session.messages import MCP_PATH, output_text
@@ -268,12 +269,12 @@ def _with_absolute_path(word: str, folder: Path) -> str:
 
 
 def _existing(word: str, folder: Path) -> str | None:
-    """Return the absolute path of the file or folder named by ``word``, or None if ``word`` names none.
+    """Return the absolute path of the user's or shipped file or folder named by ``word``, or None if there is none.
 
     A folder counts only if ``word`` contains a slash or is ``.`` or ``..``, because a plain word such as ``test`` is
     more often a subcommand.
     """
-    path = folder / _expand_home(word)
+    path = folder / own_or_shipped(Path(_expand_home(word)), folder)
     with suppress(OSError, ValueError):  # most words aren't paths
         if path.is_file() or (path.is_dir() and ("/" in word or word in {".", ".."})):
             return str(path)

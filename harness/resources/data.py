@@ -20,13 +20,13 @@ ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
 SHIPPED = ("docs", "experiments", "sandbox_images", "shutdown_scripts", "tasks")  # folders of ROOT
 
 
-def own_or_shipped(path: Path) -> Path:
-    """Return the path of the file or folder that a user names by ``path``.
+def own_or_shipped(path: Path, base: Path = Path()) -> Path:
+    """Return the path of the file or folder that a user in the folder ``base`` names by ``path``.
 
     If nothing has this path, but something that ships with the lab has it, such as "tasks/playbooks/edit.yaml", that
     one's absolute path is returned. Otherwise, ``path`` is returned unchanged.
     """
-    if path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts and not os.path.exists(path):
+    if path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts and not os.path.exists(base / path):
         shipped = ROOT / path
         return shipped if os.path.exists(shipped) else path
     return path

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from harness.errors import LabError, UsageError
-from harness.resources.data import ROOT, names_in
+from harness.resources.data import ROOT, names_in, own_or_shipped
 
 VARIABLE = "OFFSWITCH_PLUGINS"
 
@@ -80,10 +80,11 @@ def use_folders(folders: Sequence[Path]) -> None:
     Raises UsageError if one of them is not a folder.
     """
     named = [Path(each) for each in os.environ.get(VARIABLE, "").split(os.pathsep) if each]
-    for folder in (*folders, *named):
+    searched = [own_or_shipped(folder) for folder in (*folders, *named)]
+    for folder in searched:
         if not folder.is_dir():
             raise UsageError(f"There is no plugin folder {folder}: check --plugins and {VARIABLE}.")
-    _folders[:] = dict.fromkeys(folder.resolve() for folder in (*folders, *named))
+    _folders[:] = dict.fromkeys(folder.resolve() for folder in searched)
     forget()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from tempfile import TemporaryDirectory
 
-from harness.errors import LabError, UsageError
+from harness.errors import UsageError
 from harness.resources import plugins
 from harness.resources.data import pick
 from harness.store import exporters
@@ -36,7 +35,7 @@ class Exporter:
     write: Callable[[Iterable[tuple[StoredRun, Iterator[TrialRecord]]], Path], None]
 
 
-@cache
+@plugins.cached
 def all_exporters() -> dict[str, Exporter]:
     """Return all exporters by name, plugins included.
 
@@ -65,17 +64,13 @@ def export(store: Store, runs: Sequence[StoredRun], exporter: Exporter, out: Pat
 
     ``out`` appears only once it is complete. Raises UsageError if the file can't be written or the exporter fails.
     """
-    try:
-        target = out.resolve()  # a link stays a link
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".offswitch-export-", dir=target.parent) as folder:
-            unfinished = Path(folder, target.name)
-            exporter.write(((run, store.trials(run.spec.run_id)) for run in runs), unfinished)
-            unfinished.replace(target)
-    except LabError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{out} can't be written: {error.strerror or error}.") from error
-    except Exception as error:  # a plugin may raise anything
-        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise UsageError(f"The exporter '{exporter.name}' failed ({said}), and {out} was not written.") from error
+    with plugins.guarded(f"The exporter '{exporter.name}' failed and {out} was not written"):
+        try:
+            target = out.resolve()  # a link stays a link
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".offswitch-export-", dir=target.parent) as folder:
+                unfinished = Path(folder, target.name)
+                exporter.write(((run, store.trials(run.spec.run_id)) for run in runs), unfinished)
+                unfinished.replace(target)
+        except OSError as error:
+            raise UsageError(f"{out} can't be written: {error.strerror or error}.") from error
