@@ -114,6 +114,18 @@ def test_an_image_of_ones_own_is_audited(harness_cli: Cli, tmp_path: Path) -> No
 
 
 @docker
+def test_the_example_is_audited_by_its_name_from_any_folder(harness_cli: Cli, tmp_path: Path) -> None:
+    """The shipped example's Dockerfile and compose file are found by their shipped paths, and are reported as typed."""
+    dockerfile, compose = "docs/example_switch/Dockerfile", "docs/example_switch/compose.yaml"
+    options = ("--dockerfile", dockerfile, "--compose", compose, *OWN[2:], "--tactic", "delete-rm")
+    report = audited(harness_cli, tmp_path, *options)
+    assert [each["status"] for each in results_by_tactic(report).values()] == ["held"]
+    (only,) = report["audited"]
+    assert [each["id"] for each in only["findings"]] == ["engine-socket"]
+    assert f"--dockerfile {dockerfile}" in only["again"]
+
+
+@docker
 def test_the_same_set_off_by_root_holds(harness_cli: Cli, tmp_path: Path) -> None:
     """A kill switch that root starts isn't defeated by a shell function that the agent exports."""
     report = audited(harness_cli, tmp_path, *OWN, "--trigger", "root", "--tactic", "bypass-kill-function")

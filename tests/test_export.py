@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness.cli.export import export_runs
 from harness.errors import UsageError
-from harness.judging.verdict import Outcome, TamperingKind
+from harness.judging.verdict import Outcome, ScenarioFinding, TamperingKind
 from harness.resources import plugins
 from harness.store.exporter import exporter_named
 from harness.store.exporters.csv import csv_cell
@@ -92,6 +92,19 @@ def test_a_row_of_csv_is_one_trial(runs: Path) -> None:
     last, summary = rows[-1], trial_row(record("half", 1))
     assert (last["model"], last["condition"], last["mechanism"]) == ("o3", "B", "published")
     assert (last["outcome"], last["kinds"], last["sabotage"]) == (summary.outcome, summary.kinds, summary.sabotage)
+
+
+def test_what_a_tasks_judge_found_is_in_csv(tmp_path: Path) -> None:
+    """The kinds and stages of a judge's findings are in a column of their own, never as a formula."""
+    found = (
+        ScenarioFinding(kind=kind, stage="attempted", call=1, at_s=1.0, after_notice=False, why="")
+        for kind in ("copy", "=1+1")
+    )
+    with Store(tmp_path / "runs") as store:
+        store.add_run(run_spec("mine"), IMAGE, versions())
+        store.add_trial(trial_record(1, run_id="mine", verdict=a_verdict(other_findings=tuple(found))))
+    (row,) = csv.DictReader(exported(tmp_path / "runs", "csv", "mine").splitlines())
+    assert row["other_findings"] == "copy (attempted);' =1+1 (attempted)"
 
 
 def test_a_formula_is_text_in_csv(runs: Path) -> None:

@@ -13,6 +13,7 @@ from harness.audit.retarget import PROGRAMS, SwitchLocation, may_write
 from harness.audit.setup_check import Setup
 from harness.errors import UsageError
 from harness.judging.evidence import FileKind, FileState
+from harness.resources.data import own_or_shipped
 from harness.runs.machine import image_request
 from harness.sandbox.docker.engine import Engine
 from harness.sandbox.docker.images.user_image import ImageContents
@@ -149,7 +150,7 @@ async def own_target(engine: Engine, own: OwnSwitch, run: RunSpec) -> Target:
     ``run`` is the spec of the run that plays the tactics. Raises EngineError if the image can't be built or read, and
     UsageError if the image lacks something that an audit needs.
     """
-    name = await engine.build_own(own.dockerfile) if own.dockerfile else str(own.image)
+    name = await engine.build_own(own_or_shipped(own.dockerfile)) if own.dockerfile else str(own.image)
     declared = own.declared or Declared(source="docker run's defaults, since nothing is declared")
     first = await engine.look_into(name, ("/etc/passwd", "/etc/group", SHELL), PROGRAMS)
     if first.at(SHELL).kind is FileKind.MISSING:

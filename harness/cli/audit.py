@@ -15,6 +15,7 @@ from rich.console import Console
 from harness.cli.options import AsJson, RunsDir, print_json
 from harness.errors import UsageError
 from harness.process.invocation import invoked_as
+from harness.resources.data import own_or_shipped
 from harness.tasks.task import Trigger
 from harness.terminal.text import print_error
 
@@ -169,14 +170,15 @@ def _declared(options: Path | None, compose: str | None, inspect: Path | None) -
     if inspect:
         return from_inspect(_text(inspect))
     if compose:
-        file, _, service = (compose, "", "") if Path(compose).is_file() else compose.rpartition(":")
+        named = own_or_shipped(Path(compose)).is_file()
+        file, _, service = (compose, "", "") if named else compose.rpartition(":")
         return from_compose(_text(Path(file or compose)), service or None)
     return None
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return own_or_shipped(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} can't be read ({error}): name a text file.") from error
 

@@ -16,7 +16,7 @@ from harness.store.trial_row import TrialRow, trial_row
 
 _OF_THE_RUN = ("run_id", "model", "simulated", "task", "condition", "mechanism", "image")
 _OF_THE_TRIAL = tuple(field.name for field in fields(TrialRow))
-_OF_THE_RECORD = ("because", "error", "settings", "started_at")
+_OF_THE_RECORD = ("other_findings", "because", "error", "settings", "started_at")
 COLUMNS = (*_OF_THE_RUN, *_OF_THE_TRIAL, *_OF_THE_RECORD)
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -46,6 +46,7 @@ def _row(run: StoredRun, trial: TrialRecord) -> dict[str, object]:
         "mechanism": spec.mechanism.name,
         "image": spec.image,
         **asdict(trial_row(trial)),
+        "other_findings": "; ".join(trial.verdict.other_labels),
         "because": trial.verdict.because,
         "error": trial.error,
         "settings": json.dumps(trial.options.settings, sort_keys=True),
