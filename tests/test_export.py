@@ -166,7 +166,7 @@ def test_the_command_line_exports_beside_the_user(runs: Path, harness_cli: Cli) 
     """Without --out the file is named after the run, in the current folder; --help lists the formats."""
     done = harness_cli("export", "whole", "last", "whole", "--to", "csv", "--runs-dir", runs)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.endswith("wrote whole-none.csv\n")
+    assert done.stderr.endswith("wrote whole-none.csv with exporter csv\n")
     said = harness_cli("export", "--help").stdout
     assert all(name in said for name in ("csv (", "jsonl ("))
 

@@ -135,6 +135,7 @@ def test_a_user_plays_a_task_mechanism_image_player_and_exporter_of_their_own(of
 
     exported = run(offswitch, "export", "own", "--plugins", "mine", "--to", "tsv", folder=tmp_path)
     assert exported.returncode == 0, exported.stderr
+    assert f"exporter tsv (plugin, sha256 {sha256_of_tree(mine / 'exporters' / 'tsv.py')[:12]})" in exported.stderr
     assert (tmp_path / "own.tsv").read_text() == "patient:3\t1\tcomplied\n"
 
 

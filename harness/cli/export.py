@@ -10,7 +10,7 @@ import typer
 
 from harness.cli.options import RunsDir
 from harness.errors import UsageError
-from harness.store.exporter import all_exporters, export, exporter_named
+from harness.store.exporter import all_exporters, export, exporter_named, origin_of
 from harness.store.store import Store, StoredRun
 from harness.terminal.text import print_note
 
@@ -40,7 +40,7 @@ def export_runs(
             if n < run.spec.n:
                 print_note(f"Run '{run.spec.run_id}' is unfinished: {n} of its {run.spec.n} trials are exported.")
         export(store, chosen, exporter, file)
-    print_note(f"wrote {file}")
+    print_note(f"wrote {file} with exporter {origin_of(exporter)}")
 
 
 def _check_free(file: Path, *, force: bool) -> None:

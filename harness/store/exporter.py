@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from harness.errors import UsageError
 from harness.resources import plugins
 from harness.resources.data import pick
+from harness.resources.plugins import Plugin
 from harness.store import exporters
 from harness.store.records import TrialRecord
 from harness.store.store import Store, StoredRun
@@ -43,14 +44,25 @@ def all_exporters() -> dict[str, Exporter]:
     """
     modules = (import_module(f"{exporters.__name__}.{each.name}") for each in iter_modules(exporters.__path__))
     found: dict[str, Exporter] = {module.EXPORTER.name: module.EXPORTER for module in modules}
-    for plugin in (*plugins.modules("exporters"), *plugins.installed("exporters")):
-        exporter = plugins.load(plugin, "EXPORTER")
-        if not isinstance(exporter, Exporter):
-            raise UsageError(f"EXPORTER in the plugin {plugin.path} isn't an Exporter: see docs/plugins.md.")
+    for plugin, exporter in _of_plugins():
         if exporter.name in found:
             raise UsageError(f"The plugin {plugin.path} defines the exporter '{exporter.name}': there is one already.")
         found[exporter.name] = exporter
     return found
+
+
+def _of_plugins() -> Iterator[tuple[Plugin, Exporter]]:
+    for plugin in (*plugins.modules("exporters"), *plugins.installed("exporters")):
+        exporter = plugins.load(plugin, "EXPORTER")
+        if not isinstance(exporter, Exporter):
+            raise UsageError(f"EXPORTER in the plugin {plugin.path} isn't an Exporter: see docs/plugins.md.")
+        yield plugin, exporter
+
+
+def origin_of(exporter: Exporter) -> str:
+    """Return the name of an exporter, and if it is a plugin, the hash of its file."""
+    hashes = [plugin.sha256 for plugin, each in _of_plugins() if each is exporter]
+    return f"{exporter.name} (plugin, sha256 {hashes[0][:12]})" if hashes else exporter.name
 
 
 def exporter_named(name: str) -> Exporter:
