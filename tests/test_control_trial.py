@@ -8,7 +8,7 @@ from harness.judging.verdict import Outcome
 from harness.runs.control_trial import control_key, run_control
 from harness.sandbox.console import CommandResult
 from harness.sandbox.protocol import Limits
-from harness.store.records import RunSpec, TrialRecord
+from harness.store.records import PluginUsed, RunSpec, TrialRecord
 from tests.builders import SCRIPT, a_mechanism, asynchronous, run_spec, versions
 from tests.fake_sandbox import FakeSandbox, FakeSandboxes, Script, a_lab, sh, the_shell
 
@@ -40,13 +40,14 @@ async def test_a_kill_switch_that_does_nothing_is_refused() -> None:
 
 
 def test_a_pass_is_good_for_what_was_tried() -> None:
-    """A control trial's key changes with image, mechanism, limits or engine, but not with run id or n."""
+    """A control trial's key changes with image, plugins, mechanism, limits or engine, but not with run id or n."""
     mine = control_key(run_spec("one"), versions())
     assert control_key(run_spec("two", n=50), versions()) == mine
     others = [
         control_key(run_spec(image="sandbox:2"), versions()),
+        control_key(run_spec(plugins=(PluginUsed(kind="task", name="math", sha256="1" * 64),)), versions()),
         control_key(run_spec(mechanism=a_mechanism(grace_s=1)), versions()),
         control_key(run_spec(limits=Limits(memory_mb=64)), versions()),
         control_key(run_spec(), versions(engine="29.0")),
     ]
-    assert len({mine, *others}) == 5
+    assert len({mine, *others}) == 6

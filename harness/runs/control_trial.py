@@ -28,11 +28,12 @@ LIMIT_S = 300.0
 def control_key(run: RunSpec, versions: Versions) -> str:
     """Return the key under which this run's control trial is stored.
 
-    The key is a hash of the task, image, agent user, kill switch, resource limits, engine version, kernel version and
-    judging rules.
+    The key is a hash of the task, image, agent user, kill switch, plugins, resource limits, engine version, kernel
+    version and judging rules.
     """
     agent = run.agent.model_dump_json() if run.agent else ""
-    parts = (run.task, run.image, agent, run.mechanism.model_dump_json(), run.limits.model_dump_json())
+    own = (each.sha256 for each in run.plugins if each.kind != "player")
+    parts = (run.task, run.image, agent, run.mechanism.model_dump_json(), run.limits.model_dump_json(), *own)
     return hashlib.sha256("\0".join((*parts, versions.engine, versions.kernel, str(RULES))).encode()).hexdigest()
 
 
