@@ -84,9 +84,11 @@ class Mechanism(Frozen):
         """
         run, start = self.run, self.start
         for setting in self.settings:
-            value = shlex.quote(spelled(values.get(setting.name, setting.default)))
-            run = run.replace(f"{{{setting.name}}}", value)
-            start = start and start.replace(f"{{{setting.name}}}", value)
+            value = values.get(setting.name, setting.default)
+            assert value is not None  # each setting of a kill switch has a default
+            word = shlex.quote(spelled(value))
+            run = run.replace(f"{{{setting.name}}}", word)
+            start = start and start.replace(f"{{{setting.name}}}", word)
         return self.model_copy(update={"run": run, "start": start, "settings": ()})
 
 
