@@ -12,8 +12,11 @@ import pytest
 from harness.agents.providers import presets
 from harness.agents.registry import kind_of
 from harness.errors import UsageError
+from harness.experiments.file import read_experiment
 from harness.resources import plugins
-from harness.runs.request import RunRequest, check_request
+from harness.runs.request import RunRequest, _resumable, check_request, stored_request
+from harness.runs.same_run import must_be_same
+from harness.store.store import Store
 from harness.tasks.conditions import condition_for
 from harness.tasks.registry import (
     IMAGE,
@@ -26,9 +29,11 @@ from harness.tasks.registry import (
     names,
     task_named,
 )
+from tests.builders import versions
 from tests.conftest import ROOT, Cli
 
 EXAMPLES = ROOT / "docs" / "example_plugins"
+PROVIDER = "acme: {api: chat, base_url: 'https://a.test/v1', key: ACME, max_tokens: max_tokens, models: [m-1]}"
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +153,18 @@ MECHANISM_FILE = "shutdown_scripts/mains-switch/mechanism.yaml"
         pytest.param("tasks/greenhouse/task.py", "TASK = 3", "isn't a Task", id="another thing"),
         pytest.param("tasks/math/task.py", "", "two tasks named 'math'", id="a shipped name"),
         pytest.param("players/patient.py", "KIND = 3", "isn't a PlayerKind", id="no kind"),
-        pytest.param("players/another.py", "from harness.agents.players.demo import KIND", "there is one", id="prefix"),
+        pytest.param(
+            "players/another.py",
+            "from harness.agents.players.demo import KIND",
+            r"two players named 'demo', .*players/demo.py and .*players/another.py: rename one",
+            id="prefix",
+        ),
+        pytest.param(
+            "tasks/conditions.yaml",
+            "a: {about: x, task: math, placement: none}",
+            r"conditions.yaml:1: there is already a condition 'a' in .*tasks/conditions.yaml, so",
+            id="condition",
+        ),
         pytest.param(MECHANISM_FILE, "about: x\n", r"mechanism.yaml:1: .*'run'", id="field lacks"),
         pytest.param(MECHANISM_FILE, "abuot: x\n", "'abuot' isn't a known mechanism key, so use 'about'", id="typo"),
         pytest.param(
@@ -163,6 +179,27 @@ def test_a_broken_plugin_is_one_sentence(folder: Path, tmp_path: Path, file: str
     with pytest.raises(UsageError, match=says) as caught:
         check_request(asked(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "function", "says"),
+    [
+        ("tasks/greenhouse/task.py", "def begin(", "The task 'greenhouse' can't begin: KeyError: 'one two'."),
+        ("players/patient.py", "def make(", "players/patient.py can't be made: KeyError: 'one two'."),
+    ],
+    ids=["begin", "make"],
+)
+def test_a_plugin_whose_code_fails_is_one_sentence(
+    folder: Path, tmp_path: Path, file: str, function: str, says: str
+) -> None:
+    """If a plugin's function raises an exception before the first trial, the sentence names plugin and exception."""
+    lines = (folder / file).read_text().splitlines(keepends=True)
+    number = next(number for number, line in enumerate(lines) if line.startswith(function))
+    (folder / file).write_text("".join((*lines[: number + 1], "    raise KeyError('one two')\n", *lines[number + 1 :])))
+    plugins.use_folders([folder])
+    with pytest.raises(UsageError) as caught:
+        check_request(asked(tmp_path))
+    assert str(caught.value).endswith(says)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +230,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_file_adds_providers(tmp_path: Path) -> None:
     """A file of providers adds presets, whose models are then known by their names."""
     file = tmp_path / "providers.yaml"
-    file.write_text(
-        "acme: {api: chat, base_url: 'https://a.test/v1', key: ACME, max_tokens: max_tokens, models: [m-1]}"
-    )
+    file.write_text(PROVIDER)
     presets.use_file(file)
     presets.use_file(file)
     choice = presets.choose("m-1")
@@ -219,6 +254,93 @@ def test_a_bad_file_of_providers_is_refused(tmp_path: Path, text: str, says: str
     file.write_text(text)
     with pytest.raises(UsageError, match=says):
         presets.use_file(file)
+
+
+# ---- settings of what is given by path ----
+
+
+def test_an_experiment_names_paths_beside_itself_and_sets_their_settings(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An experiment's paths start at its file. Settings of a task given by path, and providers, can be used in it."""
+    (folder / "own.yaml").write_text(PROVIDER)
+    file = folder / "e.yaml"
+    file.write_text(
+        "experiment: e\nn: 1\nproviders: own.yaml\nplants: 5\nmodels: [acme/m-1]\n"
+        "tasks: [tasks/greenhouse]\nmechanisms: [shutdown_scripts/mains-switch]\n"
+        "images: [sandbox_images/debian-tagged]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (cell,) = read_experiment(file).cells
+    assert (cell.task, cell.mechanism, cell.image) == ("greenhouse", "mains-switch", "debian-tagged")
+    assert cell.settings == {"plants": 5}
+    file.write_text("experiment: e\nn: 1\nmodels: [demo]\ntasks:\n- gone/greenhouse\n")
+    with pytest.raises(UsageError, match=r"e.yaml:5: There is no task at gone/greenhouse"):
+        read_experiment(file)
+
+
+def test_a_task_given_by_path_adds_its_options(harness_cli: Cli, folder: Path) -> None:
+    """--task PATH adds the task's settings to the command's options, as --plugins does."""
+    text = harness_cli("trial", "--task", folder / "tasks" / "greenhouse", "--help").stdout
+    assert "--plants" in text
+    assert "--plants" not in harness_cli("trial", "--help").stdout
+
+
+# ---- resuming and judging a stored run ----
+
+
+def kept(runs: Path, request: RunRequest) -> None:
+    """Store a run of this request, as the run command does, and forget its plugins."""
+    plan, player = check_request(request)
+    with Store(runs) as store:
+        store.add_run(plan, {"name": plan.image}, versions(), _resumable(request, plan, player))
+    plugins._given.clear()
+    plugins.use_folders([])
+
+
+def test_a_run_is_resumed_with_its_plugins_where_they_are_now(folder: Path, tmp_path: Path) -> None:
+    """A stored run finds its plugins where they were. If they were moved, it asks for their folder and then uses it."""
+    plugins.use_folders([folder])
+    kept(tmp_path, asked(tmp_path, run_id="mine"))
+    check_request(stored_request(tmp_path, "mine"))
+    plugins.use_folders([])
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=r"^Run 'mine' used the plugin 'mains-switch' \(mechanism\), which isn't here"):
+        stored_request(tmp_path, "mine")
+    plugins.use_folders([moved])
+    plan, _ = check_request(stored_request(tmp_path, "mine"))
+    with Store(tmp_path) as store:
+        must_be_same(store.run("mine"), plan)
+    (moved / "tasks" / "greenhouse" / "water.c").write_text("int main(void) { return 0; }")
+    changed, _ = check_request(stored_request(tmp_path, "mine"))
+    with (
+        Store(tmp_path) as store,
+        pytest.raises(UsageError, match=r"files of the plugin 'greenhouse' \(task\) have changed"),
+    ):
+        must_be_same(store.run("mine"), changed)
+
+
+def test_a_path_that_is_gone_is_found_by_its_name(folder: Path, tmp_path: Path) -> None:
+    """A run whose task was given by its path can be resumed with a plugin folder that holds the task."""
+    task, switch = folder / "tasks" / "greenhouse", folder / "shutdown_scripts" / "mains-switch"
+    script = tmp_path / "book.yaml"
+    script.write_text("id: asks\ntask: greenhouse\nsteps:\n- advance: done\n")
+    kept(tmp_path, asked(tmp_path, run_id="mine", task=str(task), mechanism=str(switch), model=f"script:{script}"))
+    check_request(stored_request(tmp_path, "mine"))
+    plugins._given.clear()
+    plugins.use_folders([folder.rename(tmp_path / "moved")])
+    assert check_request(stored_request(tmp_path, "mine"))[0].task == "greenhouse"
+
+
+def test_a_stored_run_is_judged_by_a_task_given_by_path(harness_cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """The judge command names a task that isn't here, and takes the path of the task's folder."""
+    plugins.use_folders([folder])
+    kept(tmp_path, asked(tmp_path, run_id="mine"))
+    refused = harness_cli("judge", "mine", "--runs-dir", tmp_path)
+    assert (refused.returncode, "its task 'greenhouse' isn't known here: name" in refused.stderr) == (2, True)
+    task = folder / "tasks" / "greenhouse"
+    judged = harness_cli("judge", "mine", "--task", task, "--runs-dir", tmp_path)
+    assert (judged.returncode, judged.stderr) == (0, "")
 
 
 # ---- on the command line, in real containers ----
@@ -275,9 +397,10 @@ def test_a_run_by_paths_goes_on_from_another_folder(harness_cli: Cli, folder: Pa
     with (folder / "tasks/greenhouse/water.c").open("a") as file:
         file.write("/* changed */\n")
     changed = harness_cli("resume", "by-path", *where)
-    assert (changed.returncode, "the plugins that it uses are others now" in changed.stderr) == (2, True)
+    assert changed.returncode == 2
+    assert "the files of the plugin 'greenhouse' (task) have changed" in changed.stderr
     shutil.rmtree(folder / "tasks")
     gone = harness_cli("resume", "by-path", *where)
-    assert (gone.returncode, "There is no task at" in gone.stderr) == (2, True)
+    assert (gone.returncode, "used the plugin 'greenhouse' (task), which isn't here" in gone.stderr) == (2, True)
     assert harness_cli("show", "by-path", *where).returncode == 0
     assert harness_cli("report", "by-path", *where).returncode == 0

@@ -270,7 +270,8 @@ def test_a_run_whose_task_is_unknown_keeps_its_verdicts(
     monkeypatch.delitem(TASKS, "copying")
     refused = command("judge", "a-run", "--json", folder=tmp_path)
     assert str(refused.exception) == (
-        "Run 'a-run' keeps its stored verdicts, because its task 'copying' isn't known here."
+        "Run 'a-run' keeps its stored verdicts, because its task 'copying' isn't known here: name the "
+        "task's folder with --task, or its plugin folder with --plugins."
     )
     assert "copy (attempted)" in command("show", "a-run", folder=tmp_path).stdout
     assert "it ran cp" in command("show", "a-run", "1", folder=tmp_path).stdout

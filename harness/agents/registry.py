@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -27,12 +28,14 @@ def kinds() -> dict[str, PlayerKind]:
 
     Raises UsageError if two kinds have the same prefix.
     """
-    modules = (import_module(f"{players.__name__}.{each.name}") for each in iter_modules(players.__path__))
+    modules = [import_module(f"{players.__name__}.{each.name}") for each in iter_modules(players.__path__)]
     found: dict[str, PlayerKind] = {module.KIND.prefix: module.KIND for module in modules}
+    places = {module.KIND.prefix: str(module.__file__) for module in modules}
     for plugin, kind in _of_plugins():
         if kind.prefix in found:
-            raise UsageError(f"The plugin {plugin.path} defines the player '{kind.prefix}', and there is one already.")
-        found[kind.prefix] = kind
+            both = f"{places[kind.prefix]} and {plugin.path}"
+            raise UsageError(f"There are two players named '{kind.prefix}', {both}: rename one.")
+        found[kind.prefix], places[kind.prefix] = kind, str(plugin.path)
     return found
 
 
@@ -42,6 +45,11 @@ def _of_plugins() -> Iterator[tuple[Plugin, PlayerKind]]:
         if not isinstance(kind, PlayerKind):
             raise UsageError(f"KIND in the plugin {plugin.path} isn't a PlayerKind: see docs/plugins.md.")
         yield plugin, kind
+
+
+def player_plugins() -> tuple[Plugin, ...]:
+    """Return the plugins that define kinds of players."""
+    return tuple(plugin for plugin, _ in _of_plugins())
 
 
 def plugin_of(kind: PlayerKind) -> Iterator[tuple[str, Plugin]]:
@@ -78,9 +86,17 @@ def make_player(name: str, task: Task, options: PlayerOptions = NO_OPTIONS) -> P
     if not kind.live:
         options.live.must_be_default(name)
     try:
-        return kind.make(argument, task, options)
+        return _made(kind, argument, task, options)
     except UnknownModelNameError as error:
         raise UsageError(f"{error}{_suggestions(name)}") from error
+
+
+def _made(kind: PlayerKind, argument: str, task: Task, options: PlayerOptions) -> Player:
+    """Make a player. Raises UsageError if the argument or an option is invalid, or if a plugin's code fails."""
+    plugin = next(plugin_of(kind), None)
+    problem = f"The player in the plugin {plugin[1].path} can't be made" if plugin else ""
+    with plugins.guarded(problem) if plugin else nullcontext():
+        return kind.make(argument, task, options)
 
 
 def check_name(name: str, task: Task, condition: str | None) -> None:
@@ -90,7 +106,7 @@ def check_name(name: str, task: Task, condition: str | None) -> None:
         if kind.check:
             kind.check(argument)
         else:
-            kind.make(argument, task, PlayerOptions(condition=condition))
+            _made(kind, argument, task, PlayerOptions(condition=condition))
     except UnknownModelNameError as error:
         raise UsageError(f"{error}{_suggestions(name)}") from error
 

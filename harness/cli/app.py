@@ -27,6 +27,7 @@ from harness.process.logs import LEVELS, log_to_terminal
 from harness.resources import plugins
 from harness.resources.data import ROOT
 from harness.resources.plugins import VARIABLE
+from harness.tasks.registry import KINDS, names
 from harness.terminal.text import print_error
 
 # Where each command's function is. Modules are loaded on demand, since some take a second.
@@ -114,13 +115,17 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def use_plugins(words: Sequence[str]) -> None:
-    """Use the plugin folders and the file of providers that the command line names, before its options are read.
+    """Use the plugin folders, the paths of plugins and the file of providers that the command line names.
 
-    Plugins add options and names to the commands. Raises UsageError if a folder or the file can't be used.
+    This happens before the options are read, because plugins add options and names to the commands. Raises UsageError
+    if a folder, a path or the file can't be used.
     """
     plugins.use_folders([Path(each) for each in _values(words, "--plugins")])
     for file in _values(words, "--providers"):
         presets.use_file(Path(file))
+    for kind in KINDS if list(words[:1]) == ["trial"] else ():  # no other command has settings
+        for value in _values(words, f"--{kind.noun}"):
+            plugins.name_given(kind, value, names(kind), Path())
 
 
 def _values(words: Sequence[str], option: str) -> Iterator[str]:

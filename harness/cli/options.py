@@ -75,7 +75,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option_names(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
     """Yield the options of a command that are spelled differently from its parameters, and those of every command."""
-    yield from ("--help", "-v", "--verbose", "--log-level", "verbose", "log_level")
+    yield from ("--help", "-v", "--verbose", "--log-level", "--plugins", "--providers")
+    yield from ("verbose", "log_level", "plugins", "providers")
     for parameter in parameters:
         yield f"--{parameter.name.replace('_', '-')}"
         for each in getattr(parameter.annotation, "__metadata__", ()):

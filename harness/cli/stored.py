@@ -13,7 +13,7 @@ from harness.errors import UsageError
 from harness.store.records import RunSpec
 from harness.store.store import Store
 from harness.store.summary import as_json, judge_again, run_as_json, summarise
-from harness.tasks.registry import task_named
+from harness.tasks.registry import TASK, name_of, names, task_named
 from harness.tasks.task import Task
 from harness.terminal.runs import print_runs
 from harness.terminal.text import print_note
@@ -65,15 +65,18 @@ def list_runs(runs_dir: RunsDir = Path("runs"), as_json_: AsJson = False) -> Non
 
 def judge(
     run: Annotated[str, typer.Argument(help="A run's id, or 'last'.")],
+    task: Annotated[
+        Path | None, typer.Option(help="The folder of the run's task, if it is your own and in no plugin folder.")
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json_: AsJson = False,
 ) -> None:
     """Judge the stored evidence of a run again with its task's current rules, and print the changed verdicts."""
     with Store(runs_dir, create=False) as store:
         spec = store.run(run).spec
-        task, n, moved = _task_of(spec), 0, []
+        rules, n, moved = _task_of(spec, task), 0, []
         for record in store.trials(spec.run_id):
-            n, item = n + 1, judge_again(record, task.verdict_on)
+            n, item = n + 1, judge_again(record, rules.verdict_on)
             moved += [item] if item.before != item.after else []
     if as_json_:
         print_json({"trials": n, "moved": [item.model_dump() for item in moved]})
@@ -83,11 +86,16 @@ def judge(
     Console().print(f"{n} trials judged again, {len(moved)} verdicts moved")
 
 
-def _task_of(run: RunSpec) -> Task:
-    """Return the task of a stored run. Raises UsageError if the task isn't known here."""
-    try:
-        return task_named(run.task)
-    except UsageError as unknown:
+def _task_of(run: RunSpec, folder: Path | None) -> Task:
+    """Return the task of a stored run. ``folder`` is the folder of a task of the user's own, or None.
+
+    Raises UsageError if the task isn't known here, or if it is a broken plugin.
+    """
+    if folder is not None:
+        name_of(TASK, str(folder.absolute()))
+    if run.task not in names(TASK):
         raise UsageError(
-            f"Run '{run.run_id}' keeps its stored verdicts, because its task '{run.task}' isn't known here."
-        ) from unknown
+            f"Run '{run.run_id}' keeps its stored verdicts, because its task '{run.task}' isn't known here: name the "
+            "task's folder with --task, or its plugin folder with --plugins."
+        )
+    return task_named(run.task)

@@ -10,12 +10,14 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 
 import yaml
 
 from analysis.published import figure_for, figures
+from harness.agents.providers import presets
 from harness.agents.registry import check_name, default_task, kind_of
 from harness.agents.scripted.calibration import PREFIX as CALIBRATION
 from harness.errors import UsageError
@@ -40,13 +42,13 @@ from harness.store.records import Reference
 from harness.tasks.condition import Condition
 from harness.tasks.conditions import condition_for, conditions_with
 from harness.tasks.declared_settings import DeclaredSetting, all_settings, settings_of
-from harness.tasks.registry import DEFAULT_IMAGE, IMAGE, MECHANISM, TASK, mechanism_for, name_of, task_named
+from harness.tasks.registry import DEFAULT_IMAGE, IMAGE, KINDS, MECHANISM, TASK, mechanism_for, name_of, task_named
 from harness.tasks.setting import Value
 
 # The keys of an experiment file, besides the settings that tasks and kill switches declare.
 _KEYS = (
     "experiment about margin n models tasks conditions mechanisms images only overrides cells set conditions_file "
-    "message_limit ask_after max_cost"
+    "providers message_limit ask_after max_cost"
 )
 _AXES = "model task condition mechanism image"
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -91,8 +93,11 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
     nodes = list(documents(file, "an experiment"))
     if len(nodes) > 1:
         raise refusal(nodes[1], "an experiment is one YAML document, so put the second one into another file")
+    _use_given_paths(nodes[0], file.parent)
     declared = all_settings(taken=_KEYS.split())
     fields = fields_of(nodes[0], "experiment", " ".join((_KEYS, *declared)), needs="experiment")
+    if own := string_in(fields, "providers"):
+        presets.use_file(file.parent / own)
     context = _Context(
         folder=file.parent,
         conditions=conditions_with(_conditions_file(fields, file)),
@@ -123,6 +128,21 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
         ask_after="ask_after" in fields and flag(fields["ask_after"], "ask_after"),
         max_cost=number(fields["max_cost"], "max_cost", whole=False) if "max_cost" in fields else None,
     )
+
+
+def _use_given_paths(top: yaml.Node, folder: Path) -> None:
+    """Find the tasks, kill switches and images that an experiment's file gives by path, since they declare settings.
+
+    ``top`` is the root node of the file, which isn't checked yet. Relative paths start at ``folder``.
+    """
+    pairs = top.value if isinstance(top, yaml.MappingNode) else []
+    lists = {str(key.value): node.value for key, node in pairs if isinstance(node, yaml.SequenceNode)}
+    cells = [cell.value for cell in lists.get("cells", ()) if isinstance(cell, yaml.MappingNode)]
+    for kind in KINDS:
+        named = [node for cell in cells for key, node in cell if key.value == kind.noun]
+        for node in (*lists.get(f"{kind.noun}s", ()), *named):
+            if isinstance(node, yaml.ScalarNode) and "/" in node.value:
+                _located(node, partial(name_of, kind, base=folder), node.value)
 
 
 # ---- the top-level keys ----

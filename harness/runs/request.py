@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from math import inf
@@ -15,7 +16,7 @@ from harness.agents.kind import PlayerKind, PlayerOptions
 from harness.agents.player import Player
 from harness.agents.providers import presets
 from harness.agents.providers.options import ModelOptions
-from harness.agents.registry import kind_of, make_player, plugin_of
+from harness.agents.registry import kind_of, make_player, player_plugins, plugin_of
 from harness.errors import UsageError
 from harness.resources import plugins
 from harness.resources.data import own_or_shipped
@@ -30,10 +31,13 @@ from harness.tasks.declared_settings import all_settings, declared_by, settings_
 from harness.tasks.registry import (
     DEFAULT_IMAGE,
     IMAGE,
+    KINDS,
     MECHANISM,
     TASK,
     image_named,
     mechanism_for,
+    name_of,
+    names,
     plugins_used,
     task_named,
 )
@@ -131,7 +135,8 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
         plugins=tuple(_plugins_used(task, mechanism, image, kind)),
     )
     first = next(iter(trial_specs(run, player)))
-    task.begin(first.options, run.mechanism)  # refuses options that don't fit each other
+    with plugins.guarded(f"The task '{task.name}' can't begin") if run.plugins else nullcontext():
+        task.begin(first.options, run.mechanism)  # refuses options that don't fit each other
     return run, player
 
 
@@ -291,10 +296,12 @@ def stored_request(
     asking = ModelOptions.model_validate(stored.request["asking"]).model_copy(
         update={name: value for name, value in limits.items() if value is not None}
     )
+    _use_plugins_of(stored)
     kept = {name: value for name, value in stored.request.items() if name in _KEPT}
-    plugins.add_folders([Path(each) for each in stored.request.get("plugins", ())])
-    for file in stored.request.get("providers", ()):
-        presets.use_file(Path(file))
+    for kind in KINDS:
+        given = Path(kept.get(kind.noun) or "")
+        if given.is_absolute() and given.name in names(kind):  # it was given by its path, and is found by name now
+            kept[kind.noun] = given.name
     kept.setdefault("settings", _settings_before_0_3(stored.request))
     kept |= {"asking": asking, "concurrency": kept["concurrency"] if concurrency is None else concurrency}
     for name in ("conditions", "agent_folder"):
@@ -310,6 +317,33 @@ def _settings_before_0_3(stored: Mapping[str, Any]) -> dict[str, Value]:
     given = {name: stored.get(name) for name in ("seed", "questions", "notice_after")}
     found: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
     return found if stored.get("announced", True) else {**found, "announced": False}
+
+
+def _use_plugins_of(stored: StoredRun) -> None:
+    """Find the plugins of a stored run, if need be in the folders in which they were when the run began.
+
+    Raises UsageError if a plugin isn't found, or if a file of providers can't be read.
+    """
+    request, wanted = stored.request or {}, {(each.kind, each.name) for each in stored.spec.plugins}
+    for file in request.get("providers", ()):
+        presets.use_file(Path(file))
+    if wanted - _names_here():
+        there = (Path(folder) for folder in request.get("plugins", ()))
+        plugins.add_folders([folder for folder in there if folder.is_dir()])
+        for kind in KINDS:
+            if Path(request.get(kind.noun) or "").is_absolute() and Path(request[kind.noun]).is_dir():
+                name_of(kind, request[kind.noun])
+    for noun, name in sorted(wanted - _names_here()):
+        raise UsageError(
+            f"Run '{stored.spec.run_id}' used the plugin '{name}' ({noun}), which isn't here: name its plugin folder "
+            f"with --plugins or {plugins.VARIABLE}."
+        )
+
+
+def _names_here() -> set[tuple[str, str]]:
+    """Return the kind and the name of everything that a run can use."""
+    own = {("player", plugin.name) for plugin in player_plugins()}
+    return own | {(kind.noun, name) for kind in KINDS for name in names(kind)}
 
 
 _KEPT = [field.name for field in fields(RunRequest) if field.name not in ("runs_dir", "run_id")]

@@ -53,11 +53,23 @@ def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
             yield from _differences(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
     elif was != now:
         if name == "plugins":
-            yield "the plugins that it uses are others now, or their files have changed"
+            yield _plugins_differ(was or [], now)
         elif name == "player.sha256":
             yield "what plays has changed: its playbooks, recordings or files are others now"
         else:
             yield f"{name} is {_short(was)} there and {_short(now)} here"
+
+
+def _plugins_differ(was: list[dict[str, str]], now: list[dict[str, str]]) -> str:
+    """Return a description of the first plugin that isn't the same in both lists."""
+    before, after = ({(each["kind"], each["name"]): each["sha256"] for each in used} for used in (was, now))
+    for key in (*before, *after):
+        kind, name = key
+        if key not in before or key not in after:
+            return f"the {kind} '{name}' is a plugin only {'there' if key in before else 'here'}"
+        if before[key] != after[key]:
+            return f"the files of the plugin '{name}' ({kind}) have changed since it began"
+    return "the plugins are others now"
 
 
 def _short(value: Any) -> str:

@@ -27,11 +27,16 @@ def all_conditions() -> Mapping[str, Condition]:
 
     Raises UsageError if a plugin folder's ``tasks/conditions.yaml`` is invalid.
     """
-    found = _read(ROOT / CONDITIONS, {})
-    for folder in plugins.folders():
-        if (folder / CONDITIONS).is_file():
-            found |= _read(folder / CONDITIONS, found)
+    found: dict[str, Condition] = {}
+    for file in _files():
+        found |= _read(file, found)
     return found
+
+
+def _files() -> list[Path]:
+    """Return the file with the shipped conditions, and those in plugin folders."""
+    own = (folder / CONDITIONS for folder in plugins.folders())
+    return [ROOT / CONDITIONS, *(file for file in own if file.is_file())]
 
 
 def conditions_with(file: Path | None) -> Mapping[str, Condition]:
@@ -45,10 +50,13 @@ def conditions_with(file: Path | None) -> Mapping[str, Condition]:
 
 def _read(file: Path, taken: Mapping[str, Condition]) -> dict[str, Condition]:
     found: dict[str, Condition] = {}
+    elsewhere = {name.lower() for name in taken}
     for document in documents(file, "a condition"):
         for name, node in pairs_of(document, "conditions"):
-            if any(name.lower() == each.lower() for each in (RECORDED, *taken, *found)):
-                raise refusal(node, f"there is already a condition '{name}', so give it another name")
+            if name.lower() in (RECORDED, *elsewhere, *(each.lower() for each in found)):
+                others = " or ".join(str(each) for each in _files() if each != file)
+                place = f" in {others}" if name.lower() in elsewhere else ""
+                raise refusal(node, f"there is already a condition '{name}'{place}, so give it another name")
             found[name] = _condition(name, node, file)
     return found
 

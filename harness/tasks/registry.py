@@ -19,6 +19,7 @@ TASKS = {task.name: task for task in (MATH, PATROL)}  # those that ship
 TASK = FolderKind("task", "tasks", "task.py", "tasks")
 MECHANISM = FolderKind("mechanism", "shutdown_scripts", "mechanism.yaml", "mechanisms")
 IMAGE = FolderKind("image", "sandbox_images", "Dockerfile")
+KINDS = (TASK, MECHANISM, IMAGE)
 DEFAULT_IMAGE = "debian"
 
 
@@ -54,7 +55,7 @@ def plugins_used(**used: str) -> Iterator[tuple[str, Plugin]]:
 
     ``used`` maps the nouns task, mechanism and image to a name each.
     """
-    for kind in (TASK, MECHANISM, IMAGE):
+    for kind in KINDS:
         plugin = _found(kind).get(used[kind.noun])
         if plugin and not plugin.shipped:
             folder = task_named(plugin.name).folder if kind is TASK else plugin.path
