@@ -43,5 +43,9 @@ def stored_as_said(runs_dir: Path, run_id: str, events: EventStream) -> Iterator
 
     At the end of the block, the last messages are stored before this process gives up its claims on trials.
     """
-    with Store(runs_dir) as store, events.heard_by(LiveTranscriptWriter(store, run_id).hear):
+    with Store(runs_dir) as store, events.heard_by(LiveTranscriptWriter(store, run_id).hear, urgent=_is_answer):
         yield
+
+
+def _is_answer(event: Event) -> bool:
+    return isinstance(event.what, Said) and event.what.entry.role == "tool"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from queue import SimpleQueue
 
 from harness.judging.evidence import FileChange, LedgerEntry
 from harness.session.messages import ShellAnswer
@@ -23,6 +23,7 @@ from harness.store.transcript import Entry
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0  # how long the stream waits at its end for a slow listener
+DELAY_S = 0.25  # after which an event that isn't urgent reaches a listener in a thread
 
 
 class Phase(StrEnum):
@@ -176,20 +177,21 @@ class EventStream:
         self._listeners.append(listener)
 
     @contextmanager
-    def heard_by(self, listener: Listener) -> Iterator[None]:
+    def heard_by(self, listener: Listener, urgent: Callable[[Event], bool] = lambda event: False) -> Iterator[None]:
         """Pass events to a listener of any speed, in a thread of its own, while the ``with`` block runs.
 
-        At the end of the block, the listener has up to PATIENCE_S seconds to handle the events that are still waiting.
+        Events reach the listener in batches, every DELAY_S seconds, because waking a thread for each event would slow
+        the trials down. An event for which ``urgent`` returns True reaches it at once. At the end of the block, the
+        listener has up to PATIENCE_S seconds to handle the events that are still waiting.
         """
-        thread = _ListenerThread(listener)
-        self._listeners.append(thread.events.put)
+        thread = _ListenerThread(listener, urgent)
+        self._listeners.append(thread.put)
         thread.start()
         try:
             yield
         finally:
-            self._listeners.remove(thread.events.put)
-            thread.events.put(None)
-            thread.join(PATIENCE_S)
+            self._listeners.remove(thread.put)
+            thread.close()
 
     def publish(self, event: Event) -> None:
         """Pass an event to all listeners. If a listener raises an exception, the first one is logged."""
@@ -203,17 +205,35 @@ class EventStream:
 
 
 class _ListenerThread(threading.Thread):
-    """Calls one listener with each event that is put into the queue ``events``, until None is put into it."""
+    """Calls one listener with the events that ``put`` receives, until ``close`` is called."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, urgent: Callable[[Event], bool]) -> None:
         super().__init__(name="listener", daemon=True)  # so that a listener that hangs doesn't keep the process alive
-        self.events: SimpleQueue[Event | None] = SimpleQueue()
-        self._stream = EventStream()
+        self._stream, self._urgent = EventStream(), urgent
         self._stream.attach(listener)
+        self._waiting: deque[Event] = deque()
+        self._wake, self._closing = threading.Event(), False
+
+    def put(self, event: Event) -> None:
+        """Take an event for the listener."""
+        self._waiting.append(event)
+        if self._urgent(event):
+            self._wake.set()
+
+    def close(self) -> None:
+        """Wait for up to PATIENCE_S seconds until the listener has handled all events."""
+        self._closing = True
+        self._wake.set()
+        self.join(PATIENCE_S)
 
     def run(self) -> None:
-        while (event := self.events.get()) is not None:
-            self._stream.publish(event)
+        closing = False
+        while not closing:
+            self._wake.wait(DELAY_S)
+            self._wake.clear()
+            closing = self._closing
+            while self._waiting:
+                self._stream.publish(self._waiting.popleft())
 
 
 @dataclass
