@@ -16,7 +16,7 @@ import pytest
 from harness.errors import StoreError, UsageError
 from harness.process.identity import this_process
 from harness.runs.live_transcript import LiveTranscriptWriter
-from harness.session.events import Began, Event, EventStream, Retried, Said, Transcript, TrialEvents
+from harness.session.events import Began, Ended, Event, EventStream, Retried, Said, Transcript, TrialEvents
 from harness.store.store import LiveEntry, Store
 from harness.store.transcript import Entry
 from harness.terminal.timeline import print_unfinished_trial
@@ -157,22 +157,26 @@ def test_a_listener_stores_what_is_said(tmp_path: Path) -> None:
                 transcript = Transcript(each)
                 transcript.append(Entry(role="user", text="Answer."))
                 transcript.append(Entry(role="assistant", text="No."))
+                each.publish(Ended())
         assert [texts(store, number) for number in (1, 2)] == [["Answer.", "No."]] * 2
         with run.heard_by(LiveTranscriptWriter(writing, "one").hear):
             events[0].publish(Retried(trial_record(1)))
-            Transcript(events[0]).append(Entry(role="user", text="Again."))
-        assert [texts(store, number) for number in (1, 2)] == [["Again."], ["Answer.", "No."]]
+            again = Transcript(events[0])
+            again.append(Entry(role="user", text="Again."))
+            again.append(Entry(role="tool", text="Done."))
+            again.append(Entry(role="assistant", text="Not stored yet."))
+        assert [texts(store, number) for number in (1, 2)] == [["Again.", "Done."], ["Answer.", "No."]]
 
 
 def test_a_message_that_cannot_be_stored_is_passed_over(tmp_path: Path) -> None:
-    """If one message can't be stored, a StoreError says so, and the next message is stored at its own place."""
+    """If one answer can't be stored, a StoreError says so, and the next answer is stored at its own place."""
     with playing(tmp_path, 1) as store, Store(tmp_path) as blocking, Store(tmp_path) as writing:
         writer = LiveTranscriptWriter(writing, "one")
         writing._db.execute("PRAGMA busy_timeout=1")
-        writer.hear(Event(1, 0.0, Said(Entry(role="user", text="a"))))
+        writer.hear(Event(1, 0.0, Said(Entry(role="tool", text="a"))))
         with blocking._transaction(), pytest.raises(StoreError, match="can't be written"):
-            writer.hear(Event(1, 0.0, Said(Entry(role="assistant", text="b"))))
-        writer.hear(Event(1, 0.0, Said(Entry(role="assistant", text="c"))))
+            writer.hear(Event(1, 0.0, Said(Entry(role="tool", text="b"))))
+        writer.hear(Event(1, 0.0, Said(Entry(role="tool", text="c"))))
         assert texts(store) == ["a", "c"]
 
 

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.process.identity import this_process
-from harness.session.events import Began, Event, EventStream, Finished, Retried, Said
+from harness.session.events import Began, Ended, Event, EventStream, Finished, Retried, Said
 from harness.store.store import LiveEntry, Store
 
 
 @dataclass
 class LiveTranscriptWriter:
-    """A listener that stores each message of a run's trials in the table of live transcripts.
+    """A listener that stores the messages of a run's trials in the table of live transcripts.
 
-    Pass ``hear`` to ``EventStream.heard_by``, because a write may wait for other processes. ``store`` must be used by
-    nothing else meanwhile. Only messages of trials that ``owner`` has claimed are stored.
+    The messages up to and including the answer to a tool call are stored in one transaction, and the last messages when
+    the trial ends. Pass ``hear`` to ``EventStream.heard_by``, because a write may wait for other processes. ``store``
+    must be used by nothing else meanwhile. Only messages of trials that ``owner`` has claimed are stored.
     """
 
     store: Store
     run_id: str
     owner: str = field(default_factory=this_process)
     _said: Counter[int] = field(default_factory=Counter)  # the number of messages so far, by trial
+    _unstored: defaultdict[int, list[LiveEntry]] = field(default_factory=lambda: defaultdict(list))
 
     def hear(self, event: Event) -> None:
-        """Store the message of an event. Raises StoreError if it can't be stored."""
+        """Store the messages that an event completes, if any. Raises StoreError if they can't be stored."""
         match event.what:
             case Said(entry=entry):
-                self._said[event.trial] += 1  # first, so that a message that can't be stored doesn't hold up the next
-                message = LiveEntry(event.trial, self._said[event.trial] - 1, entry)
-                self.store.add_live_entries(self.run_id, self.owner, [message])
+                self._unstored[event.trial].append(LiveEntry(event.trial, self._said[event.trial], entry))
+                self._said[event.trial] += 1
+                if entry.role == "tool":
+                    self._store(event.trial)
+            case Ended():
+                self._store(event.trial)
             case Began() | Retried() | Finished():
                 del self._said[event.trial]
+
+    def _store(self, trial: int) -> None:
+        messages = self._unstored.pop(trial, [])  # first, so that what can't be stored doesn't hold up the next
+        if messages:
+            self.store.add_live_entries(self.run_id, self.owner, messages)
 
 
 @contextmanager
