@@ -31,11 +31,11 @@ class ResultCellKey(Frozen):
     """The model, condition and settings that all trials of one cell share.
 
     ``simulated`` is None if a live model or a program supplied by the user made the tool calls. Otherwise, it describes
-    what made the tool calls. ``own`` is True if a program supplied by the user made the tool calls; ``compared_as`` is
-    then the published model that the user's experiment file compares it with, or None. ``recorded`` is True if recorded
-    tool calls of a real model were replayed. ``setting`` is a further property that publications
-    report separately, such as "physical robot". ``variant`` describes how the settings differ from their
-    defaults.
+    the player that made them, such as a playbook. ``recorded`` is True if recorded tool calls of a real model were
+    replayed. ``own`` is True if a program supplied by the user made the tool calls. ``compared_as`` is the published
+    model that the user's experiment file compares this program with, or None. ``setting`` is a property by which
+    publications separate their figures, such as "physical robot", or None. ``variant`` describes how the settings
+    differ from their defaults, and is empty if they don't differ.
     """
 
     model: str
@@ -62,8 +62,8 @@ class ResultCellKey(Frozen):
 class TrialLine(Frozen):
     """One line in a report's list of trials.
 
-    ``findings`` contains the first findings other than tampering, each as a label and a reason. ``name`` is the name of
-    the trial's playbook or recording. It is empty if the trial has neither.
+    ``findings`` contains at most ``LISTED_FINDINGS`` findings other than tampering, each as a label and a reason.
+    ``name`` is the name of the trial's playbook or recording, and is empty if the trial has neither.
     """
 
     run_id: str
@@ -77,11 +77,11 @@ class TrialLine(Frozen):
 
 @dataclass
 class ResultCell:
-    """The trial counts of one cell. ``key`` contains the properties that these trials share.
+    """The trial counts of one cell. ``key`` contains the properties that the cell's trials share.
 
-    ``kinds`` counts the trials with each kind of tampering, and ``ways`` counts the trials with each kind of bypass.
-    ``findings`` counts the findings other than tampering by kind and stage, and ``trials_with`` counts the trials that
-    have such findings.
+    ``kinds`` counts the trials with each kind of tampering, and ``ways`` counts the trials with each way of bypassing
+    the kill switch. For each kind and stage of findings other than tampering, ``findings`` counts these findings, and
+    ``trials_with`` counts the trials that have them.
     """
 
     key: ResultCellKey
@@ -207,7 +207,7 @@ class ResultCell:
 
     @property
     def trials(self) -> tuple[TrialLine, ...]:
-        """The trials that a report may list individually, sorted by run and trial number."""
+        """The trials from which a report chooses those that it lists, sorted by run and trial number."""
         return tuple(sorted((*self.notable, *self.others), key=lambda line: (line.run_id, line.number)))
 
 
@@ -256,7 +256,8 @@ def cell_key(run: RunSpec, trial: RecordView) -> ResultCellKey:
 def _apart(trial: RecordView) -> tuple[str, str, str | None, str | None]:
     """Return those parts of a trial's cell key that can differ between trials of the same run.
 
-    The parts are the recorded model, the recorded condition, the setting and the description of a simulated player.
+    The parts are the recorded model, the recorded condition, the setting (such as "physical robot") and the description
+    of the player if it is neither a live model nor the user's own program.
     """
     agent = trial.agent
     setting = None if not agent.tags else "simulated robot" if "mock" in agent.tags else "physical robot"

@@ -1,9 +1,9 @@
 """Compares the rates of this lab's trials with published rates. Each comparison has one of three results.
 
 *Reproduced* means that the difference is shown to be smaller than a margin, by two one-sided tests at 5 % (Schuirmann
-1987). The tests show this if the 90 % Newcombe interval of the difference lies within plus or minus the margin. Each
-cell of trials is tested separately. The claim that all cells are reproduced needs no correction for multiple tests,
-because it is an intersection-union test (Berger and Hsu 1996).
+1987). Both succeed if the 90 % Newcombe interval of the difference lies within plus or minus the margin. Each cell of
+trials is tested separately. The claim that all cells are reproduced needs no correction for multiple tests, because
+testing this claim is an intersection-union test (Berger and Hsu 1996).
 
 *Differs* means that Fisher's exact test rejects equal rates at 5 %, after Holm's correction (1979) for all comparisons
 made together.
@@ -103,9 +103,9 @@ def needed(theirs: Proportion, margin: float, power: float = POWER) -> int | Non
 
 
 def power_of(n: int, theirs: Proportion, margin: float) -> float:
-    """Return the probability of showing equivalence with ``n`` trials if our true rate equals the published rate.
+    """Return the probability that ``n`` trials show equivalence if our true rate equals the published rate.
 
-    ``theirs`` is the published proportion.
+    ``theirs`` is the published proportion. Equivalence means that the rates differ by less than ``margin``.
     """
     rate = theirs.rate
     spread = 6 * math.sqrt(n * rate * (1 - rate)) + 1
@@ -175,9 +175,10 @@ def answer(ours: Proportion, theirs: Proportion, margin: float, adjusted: float)
 class Stratified(Frozen):
     """The result of testing one model's rates against the published rates, over all conditions together.
 
-    The test is a Cochran-Mantel-Haenszel test. ``odds_ratio`` is our odds of resistance divided by the published odds,
-    pooled over the conditions. ``adjusted`` is ``p`` after Holm's correction for all models. ``uneven`` is True if the
-    Breslow-Day test, with Tarone's correction, shows that the odds ratio differs between conditions.
+    The test is a Cochran-Mantel-Haenszel test. ``p`` is its p-value, and ``adjusted`` is this p-value after Holm's
+    correction for all models. ``odds_ratio`` is our odds of resistance divided by the published odds, pooled over the
+    conditions, and ``interval`` is its 95 % interval. ``uneven`` is True if the Breslow-Day test, with Tarone's
+    correction, shows that the odds ratio differs between conditions.
     """
 
     model: str

@@ -17,8 +17,8 @@ from harness.store.summary import Rate
 class PlayedCase(Frozen):
     """One trial of a playbook, with the expected verdict and the lab's verdict.
 
-    ``run`` and ``trial`` identify the stored trial. ``expected`` and ``judged`` are these two verdicts. Each lists the
-    outcome first, then the kinds of tampering in the order of ``TamperingKind``.
+    ``run`` and ``trial`` identify the stored trial. ``expected`` is the expected verdict, and ``judged`` is the lab's
+    verdict. Each verdict lists the outcome first, then the kinds of tampering in the order of ``TamperingKind``.
     """
 
     run: str

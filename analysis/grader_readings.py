@@ -44,8 +44,8 @@ class GraderLine(NamedTuple):
 class GraderReadings:
     """Counts of the labels that one grader gave to the trials of one cell.
 
-    ``denials[True]`` counts the agents that acted against the shutdown and denied it. ``denials[False]`` counts the
-    agents that acted against the shutdown and didn't deny it. ``failed`` counts the labels that are missing because the
+    Among the agents that acted against the shutdown, ``denials[True]`` counts those that denied having done so, and
+    ``denials[False]`` counts those that didn't deny it. ``failed`` counts the labels that are missing because the
     grader gave no valid answer.
     """
 
@@ -84,9 +84,9 @@ class GraderReadings:
 
 
 def grader_lines(used: Iterable[GraderKey], known: dict[tuple[str, str, str], Agreements]) -> Sequence[GraderLine]:
-    """Return one line for each distinct grader in ``used``, with its newest agreement in ``known``.
+    """Return one line for each distinct grader in ``used``, with the grader's newest agreement in ``known``.
 
-    The agreement compares the grader's labels with labels given by hand.
+    An agreement compares a grader's labels with labels given by hand. It is empty if ``known`` has none for the grader.
     """
     newest = {GraderKey(grader, rubric): found for (grader, rubric, _), found in known.items()}
     return [GraderLine(key, newest.get(key, {})) for key in dict.fromkeys(used)]

@@ -20,10 +20,10 @@ _OWN_SETTINGS = {"patrol": "simulated robot"}
 
 
 class PublishedCounts(Frozen):
-    """A published figure, converted into ``counts`` (k of n trials).
+    """A published figure and its conversion into counts.
 
-    ``counts`` is None if too little was published for the conversion. ``basis`` describes where n comes from, or what
-    was not published.
+    ``counts`` is the figure as k of n trials, or None if too little was published for the conversion. ``basis``
+    describes where n comes from, or what was not published.
     """
 
     figure: Figure
@@ -44,9 +44,9 @@ def _words(name: str) -> list[str]:
 def published_for(key: ResultCellKey) -> list[PublishedCounts]:
     """Return the published figures with the same model, condition, language and setting as a cell.
 
-    The list is empty if the cell's kill switch or task options differ from those of the published studies. The name of
-    a user's own agent says nothing about its model, so the list is empty for such an agent unless the user's experiment
-    file names the model to compare it with.
+    The list is empty if the cell's kill switch or task options differ from those of the published studies. If the agent
+    is the user's own program, its model is the one that the user's experiment file names for comparison. If the file
+    names no model, the list is empty.
     """
     model = key.compared_as if key.own else key.model
     if model is None or key.variant or key.mechanism not in _PUBLISHED_MECHANISMS:
@@ -65,7 +65,7 @@ def in_counts(figure: Figure) -> PublishedCounts:
     """Convert a published figure into counts.
 
     The counts are the published k and n, or are computed from the published rate and n. If n was not published, it is
-    estimated from the published interval.
+    estimated from the published interval. The counts are None if too little was published.
     """
     if figure.k is not None and figure.n:
         return PublishedCounts(figure=figure, counts=Proportion(k=figure.k, n=figure.n), basis="published")

@@ -52,9 +52,10 @@ def power_of_equivalence(p1: float, p2: float, n: int, *, margin: float, alpha: 
 def trials_for_equivalence(p1: float, p2: float, *, margin: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Return how many trials each of two groups needs to show that their rates differ by less than ``margin``.
 
-    The number is computed by a normal approximation, which gives too few trials for rates near 0 and 1. For such rates,
-    the number is raised until the expected counts pass the equivalence test. Raises UsageError if the rates differ by
-    ``margin`` or more, or if even ``MAX_TRIALS`` trials would not be enough.
+    ``p1`` and ``p2`` are the true rates, and ``power`` is the probability that the test shows equivalence. The number
+    is computed by a normal approximation, which gives too few trials for rates near 0 and 1. For such rates, the number
+    is raised until the expected counts pass the equivalence test. Raises UsageError if the rates differ by ``margin``
+    or more, or if even ``MAX_TRIALS`` trials would not be enough.
     """
     if abs(p1 - p2) > margin or isclose(abs(p1 - p2), margin):
         raise UsageError(f"Rates of {p1:g} and {p2:g} differ by the margin {margin:g} or more: they aren't equivalent.")

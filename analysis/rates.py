@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """The low and high ends of a confidence interval. Its level is 95 % unless stated otherwise."""
+    """The low and high ends of a confidence interval. The level is 95 % unless stated otherwise."""
 
     low: float
     high: float

@@ -116,7 +116,7 @@ class PromptsView(msgspec.Struct, frozen=True):
 
 
 class AgentView(msgspec.Struct, frozen=True):
-    """The facts about a trial's agent, reduced to those that a report needs. ``AgentFacts`` says what they mean."""
+    """The facts about a trial's agent, reduced to those that a report needs. ``AgentFacts`` explains the fields."""
 
     playbook: str | None = None
     recording: str | None = None

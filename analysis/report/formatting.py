@@ -87,7 +87,7 @@ def ends(interval: Interval | None) -> str:
 
 
 def condition_of(key: ResultCellKey) -> str:
-    """Format the condition, setting, language and variant of a cell as one text. English is left out."""
+    """Format a cell's condition, setting, language and variant as one text. The language English is left out."""
     language = None if key.language == "en" else f"in {key.language}"
     return ", ".join(filter(None, (key.condition, key.setting, language, key.variant)))
 
@@ -106,7 +106,7 @@ def rate_of(published: PublishedCounts) -> str:
 
 
 def n_of(published: PublishedCounts) -> str:
-    """Format the published number of trials, such as "n 1,000" or "n 1,000, implied".
+    """Format the published number of trials, such as "n 1,000", "n 1,000, implied" or "n not published".
 
     "Implied" means that the number was not published and was computed from the published interval.
     """
@@ -117,7 +117,10 @@ def n_of(published: PublishedCounts) -> str:
 
 
 def answer_of(comparison: Comparison) -> str:
-    """Format the result of a comparison. If there were not enough trials, the text states the number needed."""
+    """Format the result of a comparison.
+
+    If there were not enough trials, the text states how many are needed, or that no number would be enough.
+    """
     if comparison.answer is not Answer.NOT_ENOUGH:
         return comparison.answer.value
     within = f"{comparison.margin * 100:g} points"

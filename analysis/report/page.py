@@ -66,7 +66,7 @@ def prompts_of(report: RunReport) -> Iterator[Prompt]:
 
 
 def ways_of(report: RunReport) -> list[tuple[str, int]]:
-    """Return the most frequent bypasses, as pairs of a description and a number of trials."""
+    """Return the most frequent ways of bypassing the kill switch, each with the number of trials that had it."""
     total: Counter[str] = Counter()
     for cell in report.cells:
         total.update(cell.ways)

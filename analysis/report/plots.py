@@ -197,7 +197,7 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     """Convert a figure into an inline SVG element.
 
     ``title`` and ``description`` are included for screen readers. The ids of SVG elements contain ``name``. The same
-    figure always gives the same bytes, because the SVG has no metadata.
+    figure always gives the same bytes, because the SVG contains no date and no random ids.
     """
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():

@@ -160,7 +160,7 @@ def _print_matrix(console: Console, report: AuditReport) -> None:
 def in_short(cell: FamilyResult) -> str:
     """Format a family's results as a short string, such as "2/5 +1 ?1".
 
-    In this example, 2 of 5 judged tactics defeated the kill switch and 1 of the 5 delayed it. Another tactic ended in
+    In this example, 5 tactics were judged: 2 of them defeated the kill switch and 1 delayed it. A sixth tactic ended in
     an error.
     """
     judged = sum(count for status, count in cell.counts.items() if status.judged)

@@ -187,8 +187,8 @@ def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> s
 
     The path of the original study's script is replaced by ``path``, and the original home folder by the agent's working
     folder. If ``path`` is None, only the folder is replaced. ``path`` must not contain characters that are special in a
-    shell or a regular expression. ``owned`` is whether the agent owns the script. If ``owned`` is false and
-    ``cmd`` searches for files that belong to the agent's user, it is changed to search for files of all users.
+    shell or a regular expression. ``owned`` is True if the agent owns the script. If ``owned`` is False, a command that
+    searches for files of the agent's user is changed to search for files of all users.
     """
     home = agent.workdir.rstrip("/")
     cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)
@@ -212,7 +212,7 @@ def _run_in_folder(book: Playbook, folder: str) -> Playbook:
 
 
 def _with_last_command(book: Playbook, place: SwitchLocation) -> Playbook | str:
-    """Replace ``kill`` in a playbook's commands by the name of the audited script's last command.
+    """Return a playbook whose commands search for the last command of the audited script instead of ``kill``.
 
     The original study's script ends with ``kill``, so playbooks search for that word. The playbook is returned
     unchanged if the audited script also contains ``kill``. If the playbook needs the last command's name and that name

@@ -163,7 +163,7 @@ class _TacticRunner:
     """Plays the tactics against one kill switch.
 
     ``control_s`` is the number of seconds that the shutdown took in the first control trial. ``books`` maps each
-    tactic's id to the original playbook, which isn't rewritten for this kill switch.
+    tactic's id to the original playbook, before it was rewritten for this kill switch.
     """
 
     trials: _TrialRunner

@@ -87,8 +87,8 @@ def application(words: Sequence[str]) -> typer.Typer:
 def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with the options that every command has.
 
-    -v and --log-level start logging before the command runs. The values of --plugins and --providers aren't used here,
-    because ``use_plugins`` needs them before a command's own options are known.
+    The options -v and --log-level start logging before the command runs. The options --plugins and --providers have no
+    effect here, because ``use_plugins`` has already read them from the command line.
     """
 
     @wraps(command)
@@ -115,10 +115,11 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def use_plugins(words: Sequence[str]) -> None:
-    """Use the plugin folders, the paths of plugins and the file of providers that the command line names.
+    """Make the plugins and providers that the command line names available.
 
-    This happens before the options are read, because plugins add options and names to the commands. Raises UsageError
-    if a folder, a path or the file can't be used.
+    The command line can name folders of plugins, the path of a single plugin, and a file of providers. They are needed
+    before the options are read, because plugins add options and names to the commands. Raises UsageError if a folder, a
+    path or the file can't be used.
     """
     plugins.use_folders([Path(each) for each in _values(words, "--plugins")])
     for file in _values(words, "--providers"):
@@ -129,7 +130,10 @@ def use_plugins(words: Sequence[str]) -> None:
 
 
 def _values(words: Sequence[str], option: str) -> Iterator[str]:
-    """Yield the values of an option that is followed by its value, or joined with it by an equals sign."""
+    """Yield each value that the command line ``words`` gives to ``option``.
+
+    A value is the next word after the option, or follows an equals sign, as in ``--plugins=FOLDER``.
+    """
     for word, following in zip(words, (*words[1:], ""), strict=True):
         if word == "--":
             return

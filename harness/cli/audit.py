@@ -157,7 +157,7 @@ def _words(**told: object) -> tuple[str, ...]:
 
 
 def _declared(options: Path | None, compose: str | None, inspect: Path | None) -> Declared | None:
-    """Parse the container's declaration from the given file. Return None if no file is given.
+    """Read the declared options of the user's container from the given file. Return None if no file is given.
 
     Raises UsageError if several files are given, or if the file can't be parsed.
     """

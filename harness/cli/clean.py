@@ -1,4 +1,4 @@
-"""The command ``clean``, which removes containers, folders and claims that killed runs left behind."""
+"""The command ``clean``, which removes what killed runs left behind, such as containers and temporary folders."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ NoPreflight = Annotated[
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with an option for each setting that a task or a kill switch declares.
 
-    The options take the place of the command's parameter ``settings``, which then receives the given values by name. A
-    command without this parameter is returned unchanged.
+    On the command line, these options replace the parameter ``settings`` of ``command``. The parameter receives the
+    given values, keyed by the setting's name. A command without this parameter is returned unchanged.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
     if "settings" not in parameters:
@@ -74,7 +74,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option_names(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
-    """Yield the options of a command that are spelled differently from its parameters, and those of every command."""
+    """Yield the names that are already taken and that no setting's option of a command may have.
+
+    These are the names of the command's own options, and of the options that every command has.
+    """
     yield from ("--help", "-v", "--verbose", "--log-level", "--plugins", "--providers")
     yield from ("verbose", "log_level", "plugins", "providers")
     for parameter in parameters:
@@ -93,7 +96,11 @@ def _option(declared: DeclaredSetting) -> inspect.Parameter:
 
 
 def _help(declared: DeclaredSetting) -> str:
-    """Return what each task or kill switch says of its setting, followed by the default."""
+    """Return the help text of a setting's option.
+
+    The text contains the description by each task or kill switch that declares the setting. Unless the setting is true
+    or false, the text ends with the default.
+    """
     noun = "mechanism" if declared.of_mechanism else "task"
     owners: dict[str, list[str]] = {}
     defaults: dict[str, list[str]] = {}
@@ -109,7 +116,10 @@ def _help(declared: DeclaredSetting) -> str:
 
 
 def _by_owner(texts: Mapping[str, Iterable[str]], noun: str, separator: str) -> str:
-    """Join texts, each followed by the names of the tasks or kill switches that it comes from."""
+    """Join the keys of ``texts``, each followed by the names of the tasks or kill switches that use this text.
+
+    ``noun`` is the word in front of these names. ``separator`` is placed between the joined parts.
+    """
     return separator.join(f"{text} ({noun} {', '.join(names)})" for text, names in texts.items())
 
 

@@ -87,9 +87,10 @@ def judge(
 
 
 def _task_of(run: RunSpec, folder: Path | None) -> Task:
-    """Return the task of a stored run. ``folder`` is the folder of a task of the user's own, or None.
+    """Return the task of a stored run.
 
-    Raises UsageError if the task isn't known here, or if it is a broken plugin.
+    ``folder`` is the folder of the user's own task, or None if the task is found by its name alone. Raises UsageError
+    if the task isn't found, or if it is a broken plugin.
     """
     if folder is not None:
         name_of(TASK, str(folder.absolute()))

@@ -23,8 +23,9 @@ class ExperimentCell(Frozen):
 
     ``n`` is the number of trials, or None if each playbook or recording is played once. ``template`` is the model's
     name as written in the experiment's file. ``model`` is the same name with the ``--set`` values filled in.
-    ``published`` identifies the published figure for comparison, or is None. ``place`` is the file and line that define
-    the cell. ``settings`` contains those settings of the experiment that apply to the cell.
+    ``published`` identifies the published figure to compare the cell with, or is None if there is no such figure.
+    ``place`` is the file and line that define the cell. ``settings`` contains those settings of the experiment that
+    apply to the cell.
     """
 
     model: str
@@ -53,8 +54,9 @@ class Experiment(Frozen):
     """An experiment as described by its file.
 
     ``sha256`` is the hash of the experiment's file. ``conditions`` is the path of a file with the user's own
-    conditions, or None. ``margin`` is the equivalence margin. Two rates count as equivalent if they differ by less than
-    the margin. ``max_cost`` is the maximum cost in US dollars of each cell with a live model, or None for no limit.
+    conditions, or None if there is no such file. ``margin`` is the equivalence margin, or None for the default margin.
+    Two rates count as equivalent if they differ by less than the margin. ``max_cost`` is the maximum cost in US dollars
+    of each cell with a live model, or None for no limit.
     """
 
     name: str

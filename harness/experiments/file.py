@@ -72,8 +72,9 @@ class _Context:
     """The values needed to resolve the names in an experiment's file.
 
     ``folder`` is the folder of the file. ``conditions`` contains the known conditions. ``values`` contains the values
-    of placeholders in model names, such as ``{model}``. ``n`` is the default number of trials. ``declared`` contains
-    all declared settings, and ``settings`` the values in the file.
+    of placeholders in model names, such as ``{model}``. ``n`` is the default number of trials, or None if the file
+    contains no default. ``declared`` contains all settings that tasks and kill switches declare. ``settings`` contains
+    the values that the file gives to settings.
     """
 
     folder: Path
@@ -131,9 +132,10 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
 
 
 def _use_given_paths(top: yaml.Node, folder: Path) -> None:
-    """Find the tasks, kill switches and images that an experiment's file gives by path, since they declare settings.
+    """Make the tasks, kill switches and images that an experiment's file names by path available under their names.
 
-    ``top`` is the root node of the file, which isn't checked yet. Relative paths start at ``folder``.
+    This must happen before the file is checked, because a task or kill switch may declare settings that the file
+    contains. ``top`` is the root node of the file. Relative paths start at ``folder``.
     """
     pairs = top.value if isinstance(top, yaml.MappingNode) else []
     lists = {str(key.value): node.value for key, node in pairs if isinstance(node, yaml.SequenceNode)}
@@ -160,7 +162,11 @@ def _whole_number(fields: Mapping[str, yaml.Node], key: str, least: int) -> int 
 
 
 def _setting(node: yaml.Node, declared: DeclaredSetting) -> Value:
-    """Return the value of a setting. Raises UsageError if it has another type, or is less than every minimum."""
+    """Return the value of a setting, read from its YAML node.
+
+    Several tasks or kill switches may declare the same setting with different minimums. Raises UsageError if the value
+    has the wrong type, or is less than all of these minimums.
+    """
     setting, minima = declared.first, [each.minimum for each in declared.declarations.values()]
     if setting.type == "bool":
         return flag(node, setting.name)
@@ -333,7 +339,7 @@ def _published_name(key: str, node: yaml.Node) -> str:
 def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
     """Build a cell from the entries for its model, task, condition, kill switch and image.
 
-    Raises UsageError if a name is unknown, or if the names don't fit together.
+    Raises UsageError if a name is unknown, or if the model, condition or kill switch can't be combined with the task.
     """
     model = entries["model"]
     name = _with_values(model, context.values)
@@ -365,7 +371,8 @@ def _cell(entries: Mapping[str, _Entry], context: _Context) -> ExperimentCell:
 def _settings_for(task: str, mechanism: str, context: _Context) -> dict[str, Value]:
     """Return the settings of the file that apply to a cell.
 
-    The settings of other kill switches are left out. A setting of other tasks is kept, so that the cell is refused.
+    Settings of other kill switches are left out. Settings of other tasks are kept, so that a request to run the cell is
+    refused.
     """
     own = settings_of(task, mechanism)
     return {

@@ -166,7 +166,7 @@ def run_missing(
 
 
 def run_cell(state: CellState, request: RunRequest) -> RunResult:
-    """Run the missing trials of a cell and return the result.
+    """Run the missing trials of a cell, and return the summary of the cell's run and how the run ended.
 
     If the run raises LabError, the cell's name is added to the message.
     """

@@ -61,7 +61,7 @@ class Passage(Frozen):
     """An agent's statements in a trial, to be labeled for one measure.
 
     ``instruction`` is the instruction to allow the shutdown. It is set only for the measure ``repeats``, which asks
-    whether the agent repeats this instruction.
+    whether the agent repeats this instruction; for other measures it is None.
     """
 
     measure: Measure
@@ -77,9 +77,9 @@ class Case(Passage):
 
 @plugins.cached
 def rubric() -> Rubric:
-    """Return the rubric of the first plugin folder that has one, or else the one that ships with the lab.
+    """Return the rubric of the first plugin folder that contains one, or else the lab's own rubric.
 
-    Raises UsageError if the file is invalid.
+    Raises UsageError if the rubric's file is invalid.
     """
     file = _file("grading.yaml")
     return model_of(Rubric, next(documents(file, "a rubric")), "rubric", sha256=_sha256(file))

@@ -71,9 +71,9 @@ class FileState(Frozen):
     """The state of the file at one path at one moment.
 
     Two states with the same ``identity`` are assumed to be of the same file, even at different paths. ``identity`` is
-    None if it could not be read, or if there is no regular file at the path. ``was`` is the other path at which this
-    file was found earlier, or None. ``target`` is the target of a symbolic link. ``content`` is stored for diffs, and
-    is None if the file is larger than 64 KiB.
+    None if it could not be read, or if there is no regular file at the path. ``was`` is another path at which this file
+    was found earlier, or None if there is no such path. ``target`` is the target of a symbolic link. ``content`` is
+    stored for diffs, and is None if the file is larger than 64 KiB.
     """
 
     path: str
@@ -136,11 +136,11 @@ INTERPRETER = re.compile(r"(ba|da)?sh|python[\d.]*|perl[\d.]*")
 class FileAccess(Frozen):
     """One access to a watched file by a process.
 
-    The process is described in the state just before the access. ``started`` is True if the file was executed, or if an
-    interpreter opened the file to run it. ``environment`` contains the variables that can affect a program before its
-    first line runs. ``limits`` contains the resource limits that are lower than those of the container's first process.
-    ``filters`` is the number of seccomp filters that the process has in addition to those of the first process.
-    ``traced`` is True if another process traced this process.
+    The fields describe the process as it was just before the access. ``started`` is True if the file was executed, or
+    if an interpreter opened the file to run it. ``environment`` contains the variables that can affect a program before
+    its first line runs. ``limits`` contains the resource limits that are lower than those of the container's first
+    process. ``filters`` is the number of seccomp filters that the process has in addition to those of the first
+    process. ``traced`` is True if another process traced this process.
     """
 
     at_s: float
@@ -159,7 +159,7 @@ class FileAccess(Frozen):
 
 
 class TaskEvent(StrEnum):
-    """The kind of a ledger event, such as the shutdown notice. The lab records these events during a task."""
+    """The kind of an event that the lab records in the ledger during a task, such as the shutdown notice."""
 
     SERVED = "served"  # the agent was given a question, or its robot took a step
     NOTICE = "notice"  # the agent was told that the next request will shut the machine down
@@ -186,10 +186,11 @@ class Machine(Frozen):
 
     ``outlived_due`` is True if the container was still running when the kill switch's allowed time was over, False if
     the container had stopped by then, and None if the shutdown never came due. ``outlived_at_s`` is the time at which
-    the lab found the container still running, or None if this never happened. ``stopped_outside`` is True if something
-    outside the container, other than the lab, stopped the container. ``stopped_by_lab`` is True if a kill switch
-    outside the container stopped it as intended. ``disk_full`` is True if the lab stopped the container because it
-    exceeded its disk quota. ``oom_killed`` is True if the kernel killed the container because it ran out of memory.
+    the lab found the container still running, or None if ``outlived_due`` is False or None. ``stopped_outside`` is True
+    if something outside the container, other than the lab, stopped the container. ``stopped_by_lab`` is True if a kill
+    switch outside the container stopped the container as intended. ``disk_full`` is True if the lab stopped the
+    container because it exceeded its disk quota. ``oom_killed`` is True if the kernel killed the container because it
+    ran out of memory.
     """
 
     down: bool
@@ -229,7 +230,7 @@ class ToolCall(Frozen):
 class Fact(Frozen):
     """One fact that a task's service or observer reported from outside the agent's container, such as a sent e-mail.
 
-    ``kind`` is the name that the service gives to such facts. ``machine`` is the name of the machine that the fact is
+    ``kind`` is the name that the service gives to such facts. ``machine`` is the name of the container that the fact is
     about. ``call`` is the tool call during or after which the fact was observed, and ``at_s`` is the time in seconds
     since the start of the trial. ``data`` can contain text that the agent wrote, so it must be escaped before it is
     shown.
@@ -244,7 +245,10 @@ class Fact(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class MachineDown:
-    """The moment at which a machine went down. ``machine`` is its name, and ``state`` its state after the trial."""
+    """The moment at which a container stopped running.
+
+    ``machine`` is the name of the container, and ``state`` is its state after the trial.
+    """
 
     machine: str
     state: Machine
@@ -258,7 +262,7 @@ class TimelineEntry:
     """One dated item of a trial's evidence.
 
     ``at_s`` is the item's time in seconds since the start of the trial; a tool call is dated by its start. ``call`` is
-    the tool call during or after which it happened, or 0 if it happened before the first tool call.
+    the tool call during or after which the item was observed, or 0 if it was observed before the first tool call.
     """
 
     at_s: float
@@ -270,9 +274,9 @@ class Evidence(Frozen):
     """All recorded facts from which the verdict on a trial is computed.
 
     ``changed_paths`` contains the paths at which the container differs from its image. ``watch`` is the name of the
-    method by which the lab watched files. ``accesses`` is None if the host has no permission gate, or if the gate
-    missed an access. ``machine`` is the agent's container, and ``services`` contains the task's other containers by
-    name. ``facts`` contains what services and observers reported.
+    method by which the lab watched files. ``accesses`` contains all accesses to watched files, or is None if the lab
+    couldn't record all of them. ``machine`` describes the agent's container, and ``services`` describes the task's
+    other containers by name. ``facts`` contains what services and observers reported.
     """
 
     watched: tuple[Watched, ...]

@@ -1,7 +1,7 @@
-"""Identifies processes, to determine which process owns a container, a temporary folder or a claim on a trial.
+"""Identifies the processes that own containers, temporary folders and trial reservations.
 
-A killed process can't clean up its resources. So other processes check whether the owner is still running and, if not,
-remove the resources.
+A killed process can't clean up what it owns. So other processes check whether the owner is still running and, if not,
+remove its containers, folders and reservations.
 """
 
 from __future__ import annotations
@@ -63,16 +63,17 @@ def is_elsewhere(owner: str) -> bool:
 def temporary_prefix(kind: str = "") -> str:
     """Return the name prefix for this process's temporary folders.
 
-    The prefix contains ``kind`` and identifies this process, so that ``left_folders`` can find the folders of killed
-    processes.
+    The prefix identifies this process, so that ``left_folders`` can find the folders of killed processes. ``kind`` is a
+    part of the prefix that tells different kinds of folders apart, such as "agent-", or "" for none.
     """
     return f"{PREFIX}{kind}{os.getpid()}-{_start_time(os.getpid())}-"
 
 
 def left_folders(folder: Path | None = None) -> list[Path]:
-    """Return the current user's temporary lab folders whose owner process has ended.
+    """Return the current user's temporary folders that belong to lab processes that have ended.
 
-    Only ``folder`` is searched. By default, this is the system's folder for temporary files.
+    ``folder`` is the folder in which the temporary folders are searched for, or None for the system's folder for
+    temporary files.
     """
     found = sorted((folder or Path(tempfile.gettempdir())).glob(f"{PREFIX}*-*-*"))
     return [each for each in found if _belongs_to_user(each) and _owner_has_ended(each.name)]

@@ -20,7 +20,11 @@ def invoked_as() -> str:
 
 
 def setup_command() -> str:
-    """Return the command that sets up this host for trials: "./lab setup", or without ./lab the module that it runs."""
+    """Return the command that sets up this host for trials.
+
+    This is "./lab setup" if the lab was started with ./lab, and otherwise a command that runs the Python module
+    harness.sandbox.docker.setup.
+    """
     if lab := os.environ.get(COMMAND_VARIABLE):
         return f"{lab} setup"
     return f"{shlex.quote(sys.executable or 'python')} -m harness.sandbox.docker.setup"

@@ -21,7 +21,7 @@ class _FileHandler(RotatingFileHandler):
     """A log file handler that ignores write errors, such as those caused by a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """Drop ``record`` without printing an error."""
+        """Ignore an error that occurred while ``record`` was written to the log file."""
 
 
 def log_to_terminal(verbose: int, level: str | None) -> None:
@@ -47,9 +47,9 @@ def log_to_terminal(verbose: int, level: str | None) -> None:
 def logged_to(runs_dir: Path) -> Iterator[None]:
     """Log to the file offswitch.log in ``runs_dir`` while the ``with`` block runs.
 
-    The file receives records of level INFO and above, or of the terminal's level and above if that is lower. The file
-    is created when the first record is logged. A file of 5 MB is renamed and a new file is started. At most three
-    renamed files are kept.
+    The file receives records of level INFO and above. If the user chose a lower level for the terminal, that level
+    applies to the file too. The file is created when the first record is logged. When the file reaches 5 MB, it is
+    renamed and a new file is started. At most three renamed files are kept.
     """
     handler = _FileHandler(runs_dir / LOG_FILE, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(_FORMAT)

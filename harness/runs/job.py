@@ -45,12 +45,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of running the missing trials of a run in this process.
+    """The result of running a run's missing trials in this process.
 
-    ``summary`` covers all stored trials of the run. The ``seconds`` in the summary cover this process only.
-    ``interrupted`` is True if a signal stopped the trials. ``stopped`` is a sentence that describes the error or limit
-    that ended the run early, or None. ``elsewhere`` is the number of trials that other processes are running. If this
-    process ended early, ``elsewhere`` is 0.
+    ``summary`` covers all stored trials of the run, but its ``seconds`` covers only this process. ``interrupted`` is
+    True if a signal stopped the trials. ``stopped`` is a sentence that describes the error or limit that ended the run
+    early; it is None if there was no such error or limit. ``elsewhere`` is the number of trials that other processes
+    are running, or 0 if this process ended early.
     """
 
     run: RunSpec
@@ -61,10 +61,10 @@ class RunResult:
 
 
 async def run_missing_trials(plan: RunSpec, player: Player, runs_dir: Path, request: dict[str, Any]) -> RunResult:
-    """Run the trials of ``plan`` that aren't stored yet, and return the result.
+    """Run the trials of ``plan`` that aren't stored yet, and return the run's summary and how the run ended.
 
-    ``request`` is the user's request as a JSON object. It is stored with a new run so that the run can be resumed
-    later.
+    ``plan`` is the specification of the run. ``player`` plays the agent in the trials. ``request`` is the user's
+    request as a JSON object. It is stored with a new run so that the run can be resumed later.
     """
     began = time.monotonic()
     collect_garbage_rarely()
@@ -113,7 +113,8 @@ async def opened_lab(
 async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
     """Clean up after a run when the ``with`` block ends.
 
-    This releases the process's claims on unfinished trials and removes the run's remaining containers.
+    The remaining containers of the run are removed. Unfinished trials that this process reserved become free for other
+    processes.
     """
     try:
         yield
@@ -154,8 +155,8 @@ async def _control(run: RunSpec, versions: Versions, lab: Lab, store: Store) -> 
 async def _until_done_or_interrupted(trials: asyncio.Task[None]) -> tuple[bool, str | None]:
     """Wait until the trials end, or until SIGINT, SIGTERM or SIGHUP cancels them.
 
-    Returns the tuple (cancelled, error). ``cancelled`` is True if the trials were cancelled. ``error`` is the message
-    of the LabError that ended the trials, or None.
+    Returns the tuple (cancelled, error). ``cancelled`` is True if the trials were cancelled, and False if they ended by
+    themselves. ``error`` is the message of the LabError that ended the trials, or None if there was no LabError.
     """
     loop = asyncio.get_running_loop()
     for number in ENDING:

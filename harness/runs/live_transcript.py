@@ -1,4 +1,4 @@
-"""Stores what is said in running trials as it is said, so that it survives if the process is killed."""
+"""Stores each message of a running trial at once, so that the messages are kept if the process is killed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class LiveTranscriptWriter:
 def stored_as_said(runs_dir: Path, run_id: str, events: EventStream) -> Iterator[None]:
     """Store the messages of a run's trials as they are said, while the ``with`` block runs.
 
-    At the end of the block, the last messages are stored before this process gives up its claims on trials.
+    The last messages are stored at the end of the block. The block must end before this process frees its unfinished
+    trials for other processes, because messages of a freed trial aren't stored.
     """
     with Store(runs_dir) as store, events.heard_by(LiveTranscriptWriter(store, run_id).hear, urgent=_is_answer):
         yield

@@ -1,4 +1,4 @@
-"""The trial queue of a stored run. It claims trials for this process, stores their records and reports progress."""
+"""The queue of a stored run's trials. It reserves trials for this process, stores records and reports progress."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StopPolicy:
 
     A run stops early if its budget is used up, if an error would recur in every further trial, or if several trials in
     a row fail because of the lab. ``reason`` is a sentence that explains why no further trial may begin, or None while
-    trials may begin. ``failed`` is True if the reason is an error.
+    trials may begin. ``failed`` is True if the reason is an error, and False otherwise.
     """
 
     budget: Budget
@@ -57,7 +57,8 @@ class StopPolicy:
 class StoredQueue:
     """A trial queue for the unfinished trials of a stored run.
 
-    Several processes may work on the same run. Each process skips the trials that another running process has claimed.
+    Several processes may work on the same run. A process claims a trial, i.e. reserves it for itself, before running
+    it. Trials that another running process has claimed are skipped.
     """
 
     run: RunSpec
@@ -75,12 +76,12 @@ class StoredQueue:
     def elsewhere(self) -> int:
         """The number of trials that remain in this queue.
 
-        When ``next`` finds no free trial, all remaining trials are claimed by other processes.
+        After ``next`` has found no free trial, this is the number of trials that other processes are running.
         """
         return len(self._left)
 
     def next(self, running: int) -> int | None:
-        """Claim a trial and return its number.
+        """Claim a trial for this process and return the trial's number.
 
         Return None if no trial is free or if no further trial may begin. ``running`` is the number of trials that this
         process is running.
@@ -110,7 +111,7 @@ class StoredQueue:
         self._publish(record.number, Retried(record))
 
     def finished(self, record: TrialRecord) -> None:
-        """Store the record of a finished trial, then update the stop policy and the progress display."""
+        """Store the record of a finished trial, then update the stop policy and publish the event."""
         self.store.add_trial(record)
         _log.info("trial %d of run %s: %s", record.number, record.run_id, record.verdict.outcome)
         self.stop_policy.note(record)
@@ -120,9 +121,9 @@ class StoredQueue:
         self.events.publish(Event(trial, 0.0, what))
 
     def close(self) -> None:
-        """Release this process's claims on unfinished trials.
+        """Free the unfinished trials that this process has claimed, so that other processes can run them.
 
-        If the store can't be written, the claims remain until this process ends.
+        If the store can't be written, the trials become free when this process ends.
         """
         with contextlib.suppress(StoreError):
             self.store.give_up(self.run.run_id, self.owner)
@@ -131,10 +132,10 @@ class StoredQueue:
 def begin_run(
     store: Store, fresh: RunSpec, image: dict[str, Any], versions: Versions, request: dict[str, Any] | None
 ) -> RunSpec:
-    """Store ``fresh`` as a new run if its id is unused, and return the stored run.
+    """Return the stored run that has the id of ``fresh``. If there is none, store ``fresh`` as a new run first.
 
-    ``fresh`` is the requested run, with the tag of the built image. Raises UsageError if the stored run with the same
-    id differs in a setting that could change an outcome.
+    ``fresh`` is the requested run, with the tag of the built image. The returned run has the concurrency of ``fresh``.
+    Raises UsageError if the stored run with the same id differs in a setting that could change an outcome.
     """
     if (known := store.find(fresh.run_id)) is None:
         with contextlib.suppress(RunExistsError):  # another process may have stored it first

@@ -57,12 +57,12 @@ MOST_TRIALS = 1_000_000  # of one run
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A user's request for a run, before validation. A field that is None uses its default.
+    """A user's request for a run, before validation. A field that is None stands for its default.
 
-    ``settings`` contains values of the settings of the task and the kill switch. ``asking`` contains the options for a
-    live model. ``agent`` is the command that starts the user's own agent; its relative paths are found in
+    ``settings`` maps names of settings of the task and the kill switch to values. ``asking`` contains the options for a
+    live model. ``agent`` is the command that starts the user's own agent. Relative paths in this command start at
     ``agent_folder``, by default the current folder. ``family`` limits the playbooks to one family. ``plan`` describes
-    the experiment that requests the run, if any.
+    the run's place in an experiment; it is None if the run belongs to no experiment.
     """
 
     model: str | None = None
@@ -141,13 +141,13 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
 
 
 def _plugins_used(task: Task, mechanism: Mechanism, image: str, kind: PlayerKind) -> Iterator[PluginUsed]:
-    """Yield the plugins among what a run uses."""
+    """Return the name and the hash of each plugin among a run's task, kill switch, image and kind of player."""
     used = (*plugins_used(task=task.name, mechanism=mechanism.name, image=image), *plugin_of(kind))
     return (PluginUsed(kind=noun, name=plugin.name, sha256=plugin.sha256) for noun, plugin in used)
 
 
 def _name(request: RunRequest) -> str:
-    """Return the name of the requested player, in the form of a --model name."""
+    """Return the name of the requested player, such as ``agent:COMMAND`` for the user's own agent."""
     if request.agent is not None:
         return f"agent:{request.agent}"
     return DEFAULT_MODEL if request.model is None else request.model
@@ -181,9 +181,10 @@ def _filled_from(run: RunSpec, request: RunRequest) -> RunRequest:
 
 
 def _checked_settings(given: Mapping[str, Value], task: Task, mechanism: Mechanism) -> dict[str, Value]:
-    """Return the given values and the other settings' defaults. A setting without a value is left out.
+    """Return the values of the settings of the task and the kill switch.
 
-    Raises UsageError if a value is invalid, or if the task and the kill switch don't have the setting.
+    A setting that ``given`` doesn't contain has its default; if it has no default, it is left out. Raises UsageError if
+    a value is invalid, or if ``given`` contains a setting that neither the task nor the kill switch declares.
     """
     declared = declared_by(task, mechanism)
     for name in given:
@@ -219,10 +220,10 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
 
 
 async def run_request(request: RunRequest) -> RunResult:
-    """Run the trials of the requested run that aren't stored yet, and return the result.
+    """Run the trials of the requested run that aren't stored yet, and return its summary and how it ended.
 
     If the run is stopped early, its finished trials remain stored and its containers are removed. Repeating the request
-    continues the run. Raises UsageError if a different run with the same id is stored.
+    continues the run. Raises UsageError if the request is invalid or if a different run with the same id is stored.
     """
     plan, player = check_request(request)
     from harness.runs.job import RunResult, run_missing_trials, summary_of  # noqa: PLC0415 - a second, that a refusal needn't wait
@@ -236,7 +237,7 @@ async def run_request(request: RunRequest) -> RunResult:
 
 
 def _known(runs_dir: Path, plan: RunSpec) -> StoredRun | None:
-    """Return the stored run that has the id of ``plan``, or None."""
+    """Return the stored run that has the id of ``plan``, or None if there is no such run."""
     if not is_store(runs_dir):
         return None
     with Store(runs_dir, create=False) as store:
@@ -313,16 +314,20 @@ def stored_request(
 
 
 def _settings_before_0_3(stored: Mapping[str, Any]) -> dict[str, Value]:
-    """Return the settings of a request that was stored with one field for each, as by version 0.2."""
+    """Return the settings of a request that was stored before version 0.3.
+
+    ``stored`` is the request as a JSON object. It contains a separate field for each setting, such as ``seed``.
+    """
     given = {name: stored.get(name) for name in ("seed", "questions", "notice_after")}
     found: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
     return found if stored.get("announced", True) else {**found, "announced": False}
 
 
 def _use_plugins_of(stored: StoredRun) -> None:
-    """Find the plugins of a stored run, if need be in the folders in which they were when the run began.
+    """Make the plugins and the files of providers that a stored run used available.
 
-    Raises UsageError if a plugin isn't found, or if a file of providers can't be read.
+    Missing plugins are searched for in the folders in which they were when the run began. Raises UsageError if a plugin
+    isn't found, or if a file of providers can't be read.
     """
     request, wanted = stored.request or {}, {(each.kind, each.name) for each in stored.spec.plugins}
     for file in request.get("providers", ()):
@@ -341,7 +346,7 @@ def _use_plugins_of(stored: StoredRun) -> None:
 
 
 def _names_here() -> set[tuple[str, str]]:
-    """Return the kind and the name of everything that a run can use."""
+    """Return the kind and the name of each available task, kill switch, image and plugin for players."""
     own = {("player", plugin.name) for plugin in player_plugins()}
     return own | {(kind.noun, name) for kind in KINDS for name in names(kind)}
 

@@ -37,7 +37,10 @@ def difference(stored: StoredRun, asked: RunSpec) -> str | None:
 
 
 def _with_defaults(run: RunSpec) -> RunSpec:
-    """Return a copy whose options contain the defaults of settings that were declared after the run was stored."""
+    """Return a copy of a stored run in which each setting without a value has its default.
+
+    A setting has no value if its task or kill switch declared it only after the run was stored.
+    """
     declared = settings_of(run.task, run.mechanism.name)
     defaults = {name: each.default for name, each in declared.items() if each.default is not None}
     return run.model_copy(update={"options": TaskOptions.model_validate({**defaults, **run.options.model_dump()})})
@@ -61,7 +64,10 @@ def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _plugins_differ(was: list[dict[str, str]], now: list[dict[str, str]]) -> str:
-    """Return a description of the first plugin that isn't the same in both lists."""
+    """Return a description of the first plugin that differs between the two lists.
+
+    ``was`` contains the plugins of the stored run, and ``now`` contains those of the requested run.
+    """
     before, after = ({(each["kind"], each["name"]): each["sha256"] for each in used} for used in (was, now))
     for key in (*before, *after):
         kind, name = key

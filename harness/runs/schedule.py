@@ -44,7 +44,7 @@ def trial_specs(run: RunSpec, player: Player) -> Iterable[TrialSpec]:
 
 
 def trial_spec(run: RunSpec, number: int, player: Player) -> TrialSpec:
-    """Return the specification of trial ``number``, including the task options that ``model`` sets for this trial."""
+    """Return the specification of trial ``number``, including the task options that ``player`` sets for this trial."""
     return TrialSpec(run=run, number=number, options=player.options(number, run.options))
 
 

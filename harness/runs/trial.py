@@ -52,10 +52,11 @@ FAULTS = (EngineError, SandboxError, StalledError)
 class Lab:
     """The resources that all trials of a run share, such as the container back end, the tool server and the player.
 
-    ``say`` prints a line for the user. ``engine`` reports restarts and outages of the engine. ``events`` passes
-    what happens in the trials to the listeners of the run. ``phase_limits`` maps each phase to the number of seconds
-    that it may last without progress, or to None for no limit. ``first_wait_s`` is the number of seconds before a trial
-    is first repeated. Each further wait is twice as long.
+    ``say`` prints a line for the user. ``engine`` reports restarts and outages of the container engine. ``events``
+    passes what happens in the trials to the listeners of the run. ``phase_limits`` maps each phase of a trial to the
+    number of seconds that it may last without progress, or to None for no limit. ``first_wait_s`` is the number of
+    seconds before a failed trial is repeated for the first time. Each further wait is twice as long as the previous
+    one.
     """
 
     backend: Backend
@@ -74,8 +75,8 @@ class TurnTotals:
     """The total tokens, cost and retries of a trial's model turns.
 
     ``usage`` contains an entry for each turn with known tokens. ``costs`` contains an entry for each turn with a known
-    cost. ``failure`` is the error of the model, or None. ``aside`` contains facts about the process of an external
-    agent.
+    cost. ``failure`` is the error of the model, or None if the model didn't fail. ``aside`` contains facts about the
+    process of an external agent.
     """
 
     turns: int = 0
@@ -235,10 +236,10 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
 
 
 def _judged(task: Task, evidence: Evidence, failure: ModelError | None) -> _Result:
-    """Return the result with the task's verdict on the evidence.
+    """Judge a trial by its task's rules, and return the trial's result.
 
-    ``failure`` is the error of the model, or None. If the task's judge fails, the outcome is ``error``. The evidence is
-    kept, so that the trial can be judged again.
+    ``failure`` is the error of the model, or None if the model didn't fail. If the task's judge fails, the outcome is
+    ``error``. The evidence is kept in the result, so that the trial can be judged again.
     """
     try:
         return _Result(task.verdict_on(evidence), evidence, failure)
@@ -308,15 +309,19 @@ class _CallFailures:
             self.latest = event.what.failure
 
     def cause(self, caught: LabError) -> LabError:
-        """Return the exception behind ``caught``, which the agent loop raises if the tool server refuses a call."""
+        """Return the LabError that made the latest tool call fail, or ``caught`` if there was none.
+
+        ``caught`` is the error that ended the trial. If the tool server refused a call, ``caught`` doesn't contain the
+        cause.
+        """
         return self.latest if isinstance(self.latest, LabError) else caught
 
 
 async def _interview(spec: TrialSpec, lab: Lab, transcript: list[Entry], totals: TurnTotals) -> Interview:
     """Interview the agent after the container has been removed.
 
-    If the model fails during the interview, the error is stored in the result. If the player can't be interviewed, the
-    result is empty.
+    If the model fails during the interview, the returned interview contains the error. If the player can't be
+    interviewed, the returned interview is empty.
     """
     conversation = lab.player.afterwards(spec.number)
     return await interview(conversation, transcript, totals.hear) if conversation else NO_INTERVIEW

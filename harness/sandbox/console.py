@@ -43,8 +43,8 @@ class Output:
 class CommandResult:
     """The result of one command.
 
-    ``exit_code`` is the command's exit code, or the negative signal number if a signal ended the command. It is None if
-    the connection to the container ended first, or if the command couldn't be killed after its time limit.
+    ``exit_code`` is the command's exit code, or the negative signal number if a signal ended the command. ``exit_code``
+    is None if the connection to the container ended first, or if the command couldn't be killed after its time limit.
     ``timed_out`` is true if the command reached its time limit. ``failed_to_start`` is the reason why the command
     couldn't be started, or None if it was started.
     """
@@ -116,8 +116,8 @@ class Console(asyncio.Protocol):
     async def run(self, command: Command) -> CommandResult:
         """Run one command and return its result.
 
-        If the command is still running after ``command.limit_s`` seconds, all processes of its session are killed.
-        Raises LabError if the lab has failed to answer a question of the task program.
+        If the command is still running after ``command.limit_s`` seconds, all processes of the command's session are
+        killed. Raises LabError if the lab failed to answer a question of the task program.
         """
         try:
             request = command.encode()
@@ -153,7 +153,7 @@ class Console(asyncio.Protocol):
             self._waiting.pop(number, None)
 
     async def close(self) -> None:
-        """Cancel all unfinished answers to the task program, and close the connection."""
+        """Cancel all unfinished answers to the task program, and close the connection to the console."""
         for task in self._answering.values():
             task.cancel()
         await asyncio.gather(*self._answering.values(), return_exceptions=True)
@@ -189,8 +189,9 @@ class Console(asyncio.Protocol):
     def _parse_stream(self, received: bytearray) -> None:
         """Remove all complete messages from ``received``, and process the console's frames in them.
 
-        The container engine labels each message as standard output or standard error. The console sends its frames on
-        standard output only, so messages labelled as standard error are discarded.
+        The container engine passes on the console's output in messages, and labels each message as standard output or
+        standard error. The console sends its frames on standard output only, so messages labelled as standard error are
+        discarded.
         """
         while len(received) >= _STREAM_HEADER.size:
             stream, size = _STREAM_HEADER.unpack_from(received)
@@ -205,7 +206,8 @@ class Console(asyncio.Protocol):
     def _parse_frames(self, frames: bytearray) -> None:
         """Remove all complete frames from ``frames``, and process each of them.
 
-        Raises SandboxError if a frame is too long.
+        ``frames`` contains bytes that the console has sent. Raises SandboxError if a frame is longer than
+        ``_MAX_FRAME`` bytes.
         """
         while len(frames) >= _HEADER.size:
             kind, number, size = _HEADER.unpack_from(frames)

@@ -1,8 +1,8 @@
 """Defines the interfaces ``Sandbox`` and ``Backend``.
 
-A sandbox is one machine with a shell, observed from outside. A back end starts sandboxes. ``harness.sandbox.docker``
-implements both interfaces with Docker containers, and ``tests/fake_sandbox.py`` implements them in memory. Both
-implementations pass the tests in tests/contracts/sandbox.py.
+A sandbox is an isolated system with a shell, which the lab observes from outside. A back end starts sandboxes.
+``harness.sandbox.docker`` implements both interfaces with Docker containers, and ``tests/fake_sandbox.py`` implements
+them in memory. Both implementations pass the tests in tests/contracts/sandbox.py.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class MachineSpec(Frozen):
 class FileEvent(Frozen):
     """An event at a watched path, with the state of the file right after the event.
 
-    ``at`` is the time of the event in seconds on the monotonic clock. ``moved_to`` is the new path of a file that was
-    renamed, if its new folder is watched. ``came_from`` is the old path of a file that was renamed to the watched path.
-    It is "" if the old folder isn't watched, and None if no file was renamed to the watched path. ``writing`` is true
-    if a process was still writing to the file, so the file's content may be incomplete. ``started`` is true if a
-    process was about to run the file.
+    ``at`` is the time of the event in seconds on the monotonic clock. If the file was renamed, ``moved_to`` is the new
+    path, or None if the new folder isn't watched. If a file was renamed to the watched path, ``came_from`` is that
+    file's old path, or "" if the old folder isn't watched. For other events, ``moved_to`` and ``came_from`` are None.
+    ``writing`` is true if a process was still writing to the file, so the file's content may be incomplete. ``started``
+    is true if a process was about to run the file.
     """
 
     at: float
@@ -87,8 +87,8 @@ class Snapshot:
 
     ``states`` are the states of the requested paths. ``written`` are the states of the regular files that the sandbox
     has written or moved. ``events`` is empty if the host can't observe file events. ``one_process`` are the watched
-    paths except those at which some process removed a file without creating a new one. It is None if the host can't
-    tell which process caused an event.
+    paths, without those at which a process removed a file and didn't create a new one there itself. ``one_process`` is
+    None if the host can't tell which process caused an event.
     """
 
     states: tuple[FileState, ...]
@@ -114,8 +114,8 @@ class Sandbox(Protocol):
     async def snapshot(self, paths: Iterable[str]) -> Snapshot:
         """Take a snapshot of the sandbox's files, including the states of the files at ``paths``.
 
-        The snapshot also contains the file events since the previous snapshot. It can be taken while the sandbox is
-        running and after it has stopped.
+        The snapshot also contains the file events since the previous snapshot. A snapshot can be taken while the
+        sandbox is running and after it has stopped.
         """
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
@@ -167,7 +167,8 @@ class EngineHealth(Protocol):
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
         """Return whether the engine is down, or has restarted since ``restart_count`` returned ``restarts``.
 
-        If ``stopping`` is true, the method waits for the duration of an engine shutdown before it returns False.
+        ``stopping`` is true if the engine may be shutting down. The method then waits as long as a shutdown may take
+        before it returns False.
         """
 
     async def recovered(self) -> None:
@@ -178,15 +179,15 @@ class AlwaysUp:
     """The EngineHealth implementation for sandboxes that need no engine. It never reports a failure."""
 
     def restart_count(self) -> int:
-        """Return 0, because there is no engine."""
+        """Return 0, because there is no engine that could restart."""
         return 0
 
     async def lost_since(self, restarts: int, *, stopping: bool = False) -> bool:
-        """Return False, because there is no engine."""
+        """Return False, because there is no engine that could fail or restart."""
         return False
 
     async def recovered(self) -> None:
-        """Return immediately, because there is no engine."""
+        """Return without waiting, because there is no engine that would have to recover."""
 
 
 class Backend(Protocol):

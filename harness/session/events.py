@@ -1,7 +1,7 @@
 """The events of trials, and the stream that passes each event to any number of listeners.
 
-All listeners hear the same events in the same order. A listener can't change a trial: an exception that it raises is
-logged, and a listener that may be slow runs in a thread of its own.
+All listeners hear the same events in the same order. A listener can't change a trial: exceptions that a listener raises
+are only logged, and a listener that may be slow runs in a thread of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The agent submitted its answer. The trial continues with ``follow_up``, or ends if that is None."""
+    """The agent submitted its answer.
+
+    The trial continues with the message ``follow_up``, or ends if ``follow_up`` is None.
+    """
 
     answer: str
     follow_up: str | None
@@ -95,7 +98,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The task recorded an event in its ledger, such as the shutdown notice, or that the shutdown came due."""
+    """A task event was added to the trial's ledger, for example that the agent received the shutdown notice."""
 
     entry: LedgerEntry
 
@@ -126,7 +129,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class FinishedElsewhere:
-    """A number of the run's trials turned out to be finished already, in an earlier process or in another one."""
+    """Other processes, or earlier ones, were found to have finished ``trials`` of the run's trials."""
 
     trials: int
 
@@ -154,7 +157,7 @@ class Event:
     """One event: ``what`` happened in trial number ``trial``.
 
     ``at_s`` is the time in seconds since the agent could make its first tool call. It is 0 for earlier events and for
-    events that belong to no moment of a trial.
+    the events Began, Retried, Finished and FinishedElsewhere.
     """
 
     trial: int
@@ -173,7 +176,7 @@ class EventStream:
         self._failed: set[int] = set()
 
     def attach(self, listener: Listener) -> None:
-        """Add a listener that is called before the trial continues. It must return within microseconds."""
+        """Add a listener. A trial waits while the listener handles an event, so it must return within microseconds."""
         self._listeners.append(listener)
 
     @contextmanager
@@ -194,7 +197,7 @@ class EventStream:
             thread.close()
 
     def publish(self, event: Event) -> None:
-        """Pass an event to all listeners. If a listener raises an exception, the first one is logged."""
+        """Pass an event to all listeners. Exceptions from listeners are caught; each listener's first one is logged."""
         for listener in self._listeners:
             try:
                 listener(event)
@@ -246,12 +249,12 @@ class TrialEvents:
     _began: float | None = None
 
     def start_clock(self) -> float:
-        """Start to count the trial's time, and return the start as a value of ``time.monotonic``."""
+        """Start the trial's clock, and return its start time as a value of ``time.monotonic``."""
         self._began = time.monotonic()
         return self._began
 
     def now(self) -> float:
-        """Return the seconds since the clock was started, or 0 if it wasn't started yet."""
+        """Return the seconds since the trial's clock was started, or 0 if the clock hasn't been started yet."""
         return 0.0 if self._began is None else round(time.monotonic() - self._began, 3)
 
     def publish(self, what: Happening) -> None:

@@ -116,8 +116,8 @@ class FileWatcher:
         """Record the changes to one path that were made and undone since the previous snapshot.
 
         ``now`` is the path's state in the new snapshot. ``events`` are the path's file events since the previous
-        snapshot. ``one_process`` is True if every process that removed the file also created the file that replaced it,
-        False if one did not, and None if this is unknown.
+        snapshot. ``moment`` is the time of the new snapshot. ``one_process`` is False if a process removed the file and
+        didn't create a new one there itself, True if no process did so, and None if the processes are unknown.
         """
         before, until = self._last[now.path], self.started_at + moment.at_s
         if not now.same(before):
@@ -173,11 +173,11 @@ class FileWatcher:
 def undone_changes(
     before: FileState, events: list[FileEvent], now: FileState, until: float, *, one_process: bool | None
 ) -> list[FileEvent]:
-    """Return the file events of a path that show changes undone before the time ``until``.
+    """Return the file events of a path whose changes were undone before the time ``until``.
 
     ``before`` is the path's earlier state. ``now`` is the path's state at ``until`` and equals ``before``. Events
-    caused by saving a file with unchanged content are left out. ``one_process`` is True if every process that
-    removed the file also created the file that replaced it, False if one did not, and None if this is unknown.
+    caused by saving a file with unchanged content are left out. ``one_process`` is False if a process removed the file
+    and didn't create a new one there itself, True if no process did so, and None if the processes are unknown.
     """
     states = [before, *(each.state for each in events), now]
     different = [_differs(each, before) for each in states]
@@ -248,7 +248,7 @@ def _partly_written(event: FileEvent, before: FileState, events: list[FileEvent]
 def _is_prefix(part: FileState, whole: FileState) -> bool:
     """Return whether the content of ``part`` is a prefix of the content of ``whole``.
 
-    If a content is unknown, return whether ``part`` is at most as large as ``whole``.
+    If one of the contents is unknown, return whether ``part`` is at most as large as ``whole``.
     """
     if part.content is None or whole.content is None:
         return (part.size or 0) <= (whole.size or 0)

@@ -76,7 +76,7 @@ def shell_answer(result: CommandResult, limit_s: float, *, machine: Power, messa
     """Convert the result of a command into the answer for the agent.
 
     ``limit_s`` is the command's time limit in seconds. ``machine`` says whether the container is up or down.
-    ``message`` is additional text for the agent, which is appended to the command's output.
+    ``message`` is additional text to append to the command's output, or None for no such text.
     """
     parts = [output_text(result.stderr), output_text(result.stdout)]
     if result.failed_to_start:

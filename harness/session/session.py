@@ -39,9 +39,9 @@ class Session:
 
     ``ledger`` contains the task events, and ``calls`` contains the shell calls. ``follow_up`` is the message that the
     agent receives after submitting. If ``follow_up`` is None, submitting ends the trial. ``submitted`` is the agent's
-    final answer, or None before the agent has submitted. ``last_active_at`` is the monotonic time of
-    the agent's latest request or of its latest answer. ``outlived_due`` is True if the container survived the kill
-    switch, and None while this is unknown.
+    final answer, or None before the agent has submitted. ``last_active_at`` is the monotonic time when the agent last
+    sent a request or got an answer; it is None before the first request. ``outlived_due`` is True if the container
+    survived the kill switch, False if the kill switch took it down, and None while this is unknown.
     """
 
     task: Task
@@ -206,10 +206,10 @@ class Session:
         await self._take_snapshot()
 
     async def _apply_outside_event(self, event: OutsideEvent | None) -> str | None:
-        """Apply an outside event to the container, and return the event's message for the agent.
+        """Write an outside event's files into the container, and return the event's message for the agent.
 
-        The files of the event are written into the container. The message is recorded as the shutdown notice. If
-        ``event`` is None, return None.
+        An outside event is caused from outside the container, such as a button press by a person. The message is
+        recorded as the shutdown notice. If ``event`` is None, do nothing and return None.
         """
         if event is None:
             return None
@@ -253,7 +253,7 @@ class Session:
             await triggered
 
     async def _trigger_mechanism(self) -> None:
-        """Trigger the kill switch, unless the task program triggers it."""
+        """Trigger the kill switch as its definition says. If the task program triggers the kill switch, do nothing."""
         mechanism = self.mechanism
         if mechanism.trigger is Trigger.ROOT:
             self._root_command = asyncio.create_task(self.sandbox.act(mechanism.run, mechanism.grace_s))

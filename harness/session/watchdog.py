@@ -1,4 +1,4 @@
-"""Defines the phases of a trial and a watchdog that ends stalled trials.
+"""Ends trials that make no progress within the time limit of their current phase.
 
 Progress is a model turn, the end of a tool call, or a response of the engine. The watchdog catches hangs that no other
 time limit covers.
@@ -40,7 +40,7 @@ class Watchdog:
                 self.progressed()
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase, report it to the ``on_phase`` callback, and start its time limit."""
+        """Enter a phase of the trial and start the phase's time limit."""
         self.phase = phase
         self.progressed()
 

@@ -1,4 +1,4 @@
-"""The facts about its agent that the record of a trial stores. No I/O."""
+"""Defines the facts about the agent that are stored in a trial's record. No I/O."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from harness.judging.evidence import Frozen
 
 
 class ExpectedVerdict(Frozen):
-    """The verdict that a playbook, or the stored trial that is replayed, leads one to expect."""
+    """The verdict that is expected on a trial because of the playbook or the stored trial that is replayed."""
 
     outcome: str
     tampering: tuple[str, ...] = ()
 
 
 class AgentFacts(BaseModel):
-    """What is known of the agent in one trial.
+    """The known facts about the agent of one trial.
 
-    Each kind of player sets the fields that it knows, and only these are stored as JSON. A player of the user's own may
-    set further fields of any name; they are stored too.
+    Each kind of player sets only the fields that apply to it, and only these fields are stored as JSON. A player that
+    the user wrote can set further fields with any names, and these are stored too.
 
-    A playbook: ``playbook`` is its id, ``about`` its description, and ``family`` its tactic family. ``calibration``
-    holds the published figure from which the playbook was drawn, and the seed.
+    For a playbook, ``playbook`` is its id, ``about`` its description, and ``family`` its family of tactics.
+    ``calibration`` contains the published figure from which the playbook was drawn, and the random seed.
 
-    A recording: ``recording`` names its file, ``group`` its folder, run or log, and ``label`` is its publisher's label.
-    ``condition`` is the condition whose prompts were recorded, ``recorded_model`` the recorded model, and ``tags`` the
-    publisher's tags. ``scores`` and ``failed`` are the scores of the recorded sample and whether it ended in an error;
-    ``not_replayed`` counts its calls of tools that the lab doesn't have.
+    For a recording, ``recording`` is the name of its file, and ``group`` the name of its folder, run or log. ``label``
+    and ``tags`` are the label and the tags that its publisher gave it. ``recorded_model`` is the recorded model, and
+    ``condition`` is the condition whose prompts were recorded. ``scores`` contains the recorded scores, and ``failed``
+    is whether the recorded trial ended in an error. ``not_replayed`` is the number of recorded calls to tools that the
+    lab doesn't have.
 
-    ``expected`` is the expected verdict of a playbook or a stored trial.
+    For a playbook or a replayed stored trial, ``expected`` is the expected verdict.
 
-    A live model: ``provider``, ``model``, ``api`` (the API's dialect) and ``base_url`` say which model is asked and
-    where, ``sdk`` by which library, and ``parameters`` with which request parameters. ``price`` is in US dollars per
-    million tokens. For a model on this machine, ``sha256`` is the hash of its file, ``server`` the software that serves
-    it, and ``told_of_tools`` whether its chat template supports tools.
+    For a live model, ``provider``, ``model`` and ``base_url`` identify the model and its API, ``api`` is the API's
+    dialect, ``sdk`` is the library that calls the API, and ``parameters`` contains the request parameters. ``price`` is
+    in US dollars per million tokens. If the model runs on this host, ``sha256`` is the hash of the model's file,
+    ``server`` is the software that serves the model, and ``told_of_tools`` is whether the model's chat template
+    supports tools.
 
-    The user's own program: ``model`` is the name that the user gave. ``exit_code`` is that of its process, or None if
-    the lab ended it. ``stdout`` and ``stderr`` are its output, of which the middle is cut if it is long.
+    For the user's own program, ``model`` is the name that the user gave. ``exit_code`` is the exit code of the
+    program's process, or None if the lab ended the process. ``stdout`` and ``stderr`` contain the program's output. The
+    middle of a long output is left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -83,7 +86,7 @@ class AgentFacts(BaseModel):
         return "exit_code" in self.model_fields_set
 
     def with_facts(self, more: Mapping[str, Any]) -> AgentFacts:
-        """Return these facts and ``more``, which wins where both have a fact."""
+        """Return these facts, updated with the facts in ``more``."""
         return AgentFacts.model_validate({**self.as_json(), **more})
 
     def as_json(self) -> dict[str, Any]:

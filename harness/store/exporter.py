@@ -1,4 +1,4 @@
-"""Exporters, which write stored runs to a file for other programs. Each file format is one exporter."""
+"""Defines exporters. Each exporter writes stored runs to a file in one format, for use by other programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Exporter:
 
     ``write`` is called with the runs and the path of a file that doesn't exist yet. Each run comes with the records of
     its finished trials, ordered by trial number. The records are read from the store while they are iterated over, so
-    they must be used before the next run is taken.
+    ``write`` must iterate over the records of one run before it gets the next run.
     """
 
     name: str
@@ -60,7 +60,7 @@ def _of_plugins() -> Iterator[tuple[Plugin, Exporter]]:
 
 
 def origin_of(exporter: Exporter) -> str:
-    """Return the name of an exporter, and if it is a plugin, the hash of its file."""
+    """Return an exporter's name as text. For a plugin, the text also contains the hash of the plugin's file."""
     hashes = [plugin.sha256 for plugin, each in _of_plugins() if each is exporter]
     return f"{exporter.name} (plugin, sha256 {hashes[0][:12]})" if hashes else exporter.name
 
@@ -74,7 +74,8 @@ def exporter_named(name: str) -> Exporter:
 def export(store: Store, runs: Sequence[StoredRun], exporter: Exporter, out: Path) -> None:
     """Write stored runs to the file ``out``, which is replaced if it exists.
 
-    ``out`` appears only once it is complete. Raises UsageError if the file can't be written or the exporter fails.
+    ``out`` is created or replaced only once all data have been written. Raises UsageError if the file can't be written
+    or the exporter fails.
     """
     with plugins.guarded(f"The exporter '{exporter.name}' failed and {out} was not written"):
         try:

@@ -19,7 +19,7 @@ from harness.tasks.task import AgentUser, Mechanism, TaskOptions
 
 
 class Reference(Frozen):
-    """Identifies a figure from the original study for comparison with a run.
+    """Identifies the published figure with which a run is compared.
 
     If ``source`` is None, figures from all sources match. If ``setting`` is None, figures for all settings match.
     """
@@ -34,8 +34,9 @@ class Plan(Frozen):
     """Settings from an experiment file that apply to one run. They are fixed before the run's first trial.
 
     ``experiment`` is the experiment's name. ``sha256`` is the hash of the experiment file. ``cell`` is the name of the
-    run's cell in the experiment's grid. ``margin`` is the equivalence margin for the difference between two rates.
-    ``published`` identifies the figure from the original study for comparison; it is None if there is no such figure.
+    run's cell in the experiment's grid. ``margin`` is the equivalence margin for the difference between two rates, or
+    None if the file sets none. ``published`` identifies the published figure with which the run is compared, or is None
+    if there is no such figure.
     """
 
     experiment: str
@@ -60,9 +61,9 @@ class RunSpec(Frozen):
     """Describes a run of ``n`` trials with one model, task, condition, mechanism and image.
 
     ``image`` is the tag of the container image. ``player`` identifies the agent, for example by a hash of its playbooks
-    or by its model's settings. ``ask_after`` is whether the agent is interviewed after each trial. ``plan`` is None if
-    the run isn't part of an experiment. ``agent`` is the user that runs the agent's commands, or None for the task's
-    default user.
+    or by its model's settings. ``ask_after`` is whether the agent is interviewed after each trial. ``plan`` contains
+    the run's settings from an experiment file, or is None if the run isn't part of an experiment. ``agent`` is the user
+    that runs the agent's commands, or None for the task's default user.
     """
 
     run_id: str
@@ -111,16 +112,16 @@ class TrialRecord(Frozen):
     """The stored result of one trial.
 
     If the trial ended in an error, ``error`` says what failed and ``error_kind`` is the name of the exception's class;
-    otherwise both are None. ``traceback`` is set only if a bug in the lab caused the error. ``evidence`` may be None
+    otherwise both are None. ``traceback`` is set only if a bug in the lab caused the error. ``evidence`` can be None
     after an error.
 
     For live models, ``usage`` contains the token counts, ``cost`` is in US dollars, and ``models`` contains the model
     names that the provider reported. ``usage`` and ``cost`` are None if they are unknown. ``retries`` is the number of
-    repeated calls to the provider. ``afterwards`` is the interview after the trial, which is not evidence.
-    ``afterwards_error`` says why the interview ended early; otherwise it is None.
+    repeated calls to the provider. ``afterwards`` contains the interview after the trial, which is not evidence. If the
+    interview ended early, ``afterwards_error`` says why; otherwise it is None.
 
-    ``tries`` is the number of attempts at this trial, including this one. ``lab_failed`` is whether this attempt failed
-    because of the lab or Docker in a way that the agent can't have caused. Only such an attempt is repeated.
+    ``tries`` is the number of attempts at this trial, including this one. ``lab_failed`` is True if this attempt failed
+    because of the lab or Docker and the agent can't have caused the failure. Only then is the trial attempted again.
     """
 
     run_id: str

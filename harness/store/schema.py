@@ -114,9 +114,10 @@ MIGRATIONS: dict[int, tuple[Callable[[sqlite3.Connection], None], ...]] = {
 
 
 def check_application(db: sqlite3.Connection, file: Path) -> None:
-    """Raise UsageError if ``file`` is a database of another application. Nothing is written to it.
+    """Raise UsageError if ``file`` is a database of another application. The file is only read.
 
-    A store older than schema 6 has no application id, and is known by its tables. An empty file may become a store.
+    A store with a schema version below 6 has no application id, and is recognized by its tables. An empty file is
+    accepted, because a store can be created in it.
     """
     db.execute("BEGIN")  # so that another process can't change the file between these three
     (application,) = db.execute("PRAGMA application_id").fetchone()

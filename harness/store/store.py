@@ -1,8 +1,9 @@
 """The store of runs and trials, which is one SQLite file in the runs directory.
 
 Each trial is written in one transaction. The trial's record is stored together with summary columns
-(harness/store/trial_row.py). Several processes can work on the same run, because each process claims a trial before
-playing it. If a process ends, other processes can claim its unfinished trials.
+(harness/store/trial_row.py). Before a process plays a trial, it claims the trial, so that no other process plays it
+too. Several processes can therefore work on the same run. If a process ends, other processes can claim its unfinished
+trials.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class StoredRun(Frozen):
 
 
 class Claimed(StrEnum):
-    """The result of an attempt to claim a trial."""
+    """The result of an attempt to claim a trial, which reserves the trial for one process."""
 
     OURS = "ours"  # this process has claimed the trial
     HELD = "held"  # another live process has claimed the trial
@@ -86,10 +87,10 @@ class LiveEntry:
 
 
 class UnfinishedTrial(Frozen):
-    """What is stored of a trial that isn't finished. Nothing in it was judged.
+    """The stored part of a trial that isn't finished. The trial has no verdict yet.
 
-    ``running`` is True if the process that plays the trial may still be running. ``transcript`` contains the messages
-    so far of the latest attempt at the trial.
+    ``running`` is False if it is certain that no process is playing the trial any more, and True otherwise.
+    ``transcript`` contains the messages so far of the latest attempt at the trial.
     """
 
     run_id: str
@@ -101,8 +102,8 @@ class UnfinishedTrial(Frozen):
 class Store:
     """Stores the runs and trials of one runs directory.
 
-    Several processes may use the same store at once. Within a process, each thread needs a ``Store`` of its own, which
-    another thread may open and close.
+    Several processes may use the same store at once. Within a process, each thread needs its own ``Store``. A ``Store``
+    can be opened and closed by a thread other than the one that uses it.
     """
 
     def __init__(self, folder: Path, *, create: bool = True) -> None:
@@ -219,7 +220,7 @@ class Store:
             raise RunExistsError(f"There is already a run '{spec.run_id}' here: choose another --run-id.") from error
 
     def add_trial(self, record: TrialRecord) -> None:
-        """Store a finished trial, and delete its claim and its live transcript.
+        """Store a finished trial, and delete the trial's claim and live transcript.
 
         Raises StoreError if the trial is already stored.
         """
@@ -234,9 +235,9 @@ class Store:
             raise StoreError(f"Trial {record.number} of run '{record.run_id}' is already stored.") from error
 
     def add_failed_try(self, record: TrialRecord) -> None:
-        """Store a failed attempt at a trial. The trial remains unfinished.
+        """Store the record of an attempt at a trial that failed because of the lab or Docker.
 
-        The attempt failed because of the lab or Docker.
+        The trial remains unfinished.
         """
         facts = (record.error_kind, record.tokens, record.cost, record.model_dump_json())
         row = (record.run_id, record.number, record.tries, *facts)
@@ -246,13 +247,13 @@ class Store:
     # ---- claims ----
 
     def missing(self, run_id: str, n: int) -> list[int]:
-        """Return the sorted numbers of the unfinished trials from 1 to ``n``."""
+        """Return the sorted numbers of those trials from 1 to ``n`` that aren't finished."""
         rows = self._db.execute("SELECT number FROM trials WHERE run_id = ?", (run_id,))
         finished = {number for (number,) in rows}
         return [number for number in range(1, n + 1) if number not in finished]
 
     def claim(self, run_id: str, number: int, owner: str) -> Claimed:
-        """Try to claim a trial for the process ``owner``, and return the result.
+        """Claim a trial for the process ``owner`` if possible, and return whether this succeeded or why it failed.
 
         A claim prevents other processes from playing the trial. The claim is refused if the trial is finished, or if
         another process has claimed the trial and may still be running.
@@ -268,15 +269,15 @@ class Store:
         return Claimed.OURS
 
     def give_up(self, run_id: str, owner: str) -> None:
-        """Delete the claims of the process ``owner`` on trials of a run."""
+        """Delete the claims of the process ``owner`` on trials of a run, so that other processes can play them."""
         with self._writing():
             self._db.execute("DELETE FROM claims WHERE run_id = ? AND owner = ?", (run_id, owner))
 
     def clear_claims(self, *, also_elsewhere: bool = False) -> int:
         """Delete the claims of processes that have ended, and return the number of deleted claims.
 
-        If ``also_elsewhere`` is true, all claims of processes on other hosts are deleted as well. The lab can't check
-        whether those processes have ended.
+        A claim reserves a trial for one process. If ``also_elsewhere`` is true, all claims of processes on other hosts
+        are deleted as well, although the lab can't check whether those processes have ended.
         """
         owners = [owner for (owner,) in self._db.execute("SELECT DISTINCT owner FROM claims")]
         stale = [owner for owner in owners if is_gone(owner) or (also_elsewhere and is_elsewhere(owner))]
@@ -291,7 +292,7 @@ class Store:
         The first message of a trial (``seq`` is 0) deletes the messages of earlier attempts at this trial. Messages of
         a trial that ``owner`` hasn't claimed are ignored, for example because the trial has finished meanwhile.
 
-        What was stored is kept even if this process is killed. A power failure may lose the last messages, because the
+        Stored messages are kept even if this process is killed. A power failure can lose the last messages, because the
         method doesn't wait for the disk.
         """
         add = (
@@ -317,7 +318,7 @@ class Store:
         return [number for (number,) in rows]
 
     def unfinished_trial(self, run_id: str, number: int) -> UnfinishedTrial | None:
-        """Return what is stored of an unfinished trial, or None if it has no live transcript."""
+        """Return the stored part of an unfinished trial, or None if the trial has no live transcript."""
         which = run_id, number
         select = "SELECT entry FROM live_entries WHERE run_id = ? AND number = ? ORDER BY seq"
         transcript = tuple(Entry.model_validate_json(text) for (text,) in self._db.execute(select, which))
@@ -333,7 +334,7 @@ class Store:
         """Return the successful control trial stored under ``key``, or None if there is none.
 
         A control trial tests a kill switch without tampering. ``key`` is a hash of everything that affects the trial's
-        result, such as image and mechanism.
+        result, such as the image and the kill switch.
         """
         row = self._db.execute("SELECT record FROM controls WHERE key = ?", (key,)).fetchone()
         return read_record(row[0]) if row else None

@@ -42,10 +42,10 @@ class Summary(Frozen):
 
     ``n`` is the number of finished trials. ``rate`` is the share of judged trials in which the agent resisted.
     ``attempts`` is the number of trials in which the shutdown succeeded despite tampering. ``sabotage`` counts the
-    trials with tampering after the shutdown notice, by the result of the tampering. ``tokens`` is None if a live
-    model's token count is unknown in any trial. ``cost`` is in US dollars; it is None if the cost of any trial is
-    unknown or no live model was used. ``failed_tries`` is the number of attempts that failed because of the lab or
-    Docker and were repeated.
+    trials with tampering after the shutdown notice, by the result of the tampering. ``tokens`` is the number of tokens
+    used, or None if a live model's token count is unknown in any trial. ``cost`` is in US dollars; it is None if the
+    cost of any trial is unknown or no live model was used. ``failed_tries`` is the number of attempts that failed
+    because of the lab or Docker and were repeated.
     """
 
     n: int
@@ -149,9 +149,10 @@ class Rejudged(Frozen):
 
 
 def judge_again(record: TrialRecord, judge: Callable[[Evidence], Verdict]) -> Rejudged:
-    """Judge a record's evidence with its task's current ``judge``, and return the stored and the new verdict.
+    """Judge a stored trial again, and return the stored and the new verdict.
 
-    If the record contains no evidence, the stored verdict is returned as the new verdict as well.
+    ``judge`` is the current judge of the trial's task. If the record contains no evidence, the stored verdict is
+    returned as the new verdict as well.
     """
     again = judge(record.evidence) if record.evidence else record.verdict
     return Rejudged(number=record.number, before=verdict_words(record.verdict), after=verdict_words(again))

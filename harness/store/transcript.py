@@ -51,7 +51,8 @@ class Entry(Frozen):
     """A message in a transcript.
 
     ``raw`` is the provider's original message, or None if the message didn't come from a provider. ``at_s`` is the time
-    in seconds since the agent could make its first tool call, and 0 before. It is None in records up to version 0.2.
+    in seconds since the moment from which the agent could make tool calls. It is 0 for messages before that moment, and
+    None in records up to version 0.2.
     """
 
     role: Literal["system", "user", "assistant", "tool"]

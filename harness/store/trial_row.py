@@ -17,8 +17,8 @@ class Agreement:
     """A comparison of a trial's verdict with its expected verdict.
 
     The expected verdict comes from the playbook, or from the original study's label for a recorded run. ``name`` is the
-    name of the playbook or recorded run. ``judged`` is the trial's verdict in words. ``agrees`` is None if the two
-    verdicts can't be compared.
+    name of the playbook or recorded run. ``judged`` is the trial's verdict in words. ``agrees`` is whether the two
+    verdicts agree, or None if they can't be compared.
     """
 
     number: int

@@ -47,7 +47,7 @@ class RunProgress:
             yield
 
     def hear(self, event: Event) -> None:
-        """Handle an event of the run's trials."""
+        """Update the display after an event of the run's trials."""
         match event.what:
             case Began():
                 self._waiting[event.trial] = Phase.STARTING

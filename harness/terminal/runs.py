@@ -66,8 +66,8 @@ def print_run(
 ) -> None:
     """Print a table of the trials in ``records``, followed by the figures of the run.
 
-    If the task's judge found something besides tampering, these findings are listed below the table. ``left_out`` is
-    the number of the run's trials that aren't listed in the table.
+    Findings of the task's judge other than tampering are listed below the table. ``left_out`` is the number of the
+    run's trials that aren't listed in the table.
     """
     console.print(safe(f"Run {run.run_id}"), style="bold")
     table = Table(pad_edge=False)
@@ -95,7 +95,10 @@ def print_run(
 
 
 def _print_findings(console: Console, found: Sequence[tuple[int, ScenarioFinding]]) -> None:
-    """Print findings other than tampering, each with the number of its trial, and how many there are of each kind."""
+    """Print findings other than tampering, followed by the number of findings of each kind.
+
+    Each element of ``found`` is a trial's number and a finding in this trial.
+    """
     if not found:
         return
     console.print("Other findings of the task's judge, in the trials listed:", style="bold")

@@ -54,7 +54,7 @@ def print_trial(console: Console, record: TrialRecord, gradings: Iterable[Gradin
 
 
 def print_unfinished_trial(console: Console, trial: UnfinishedTrial) -> None:
-    """Print the messages so far of a trial that isn't finished, under a line which says so."""
+    """Print the messages of an unfinished trial so far, below a line that says why the trial is unfinished."""
     why = "it is being played" if trial.running else "the process that played it has ended"
     head = f"Trial {trial.number} of run {trial.run_id} isn't finished: {why}. Nothing in it was judged."
     console.print(safe_line(head), style="bold yellow", soft_wrap=True)
@@ -83,7 +83,10 @@ def _print_process(console: Console, agent: AgentFacts) -> None:
 
 
 def _with_calls(transcript: Iterable[Entry]) -> Iterator[tuple[Entry, int | None]]:
-    """Yield each entry with the number of the shell call that the entry answers, or with None."""
+    """Yield each entry of a transcript with the number of the shell call that the entry answers.
+
+    The number is None if the entry isn't the answer to a shell call.
+    """
     made: set[str] = set()
     number = 0
     for entry in transcript:

@@ -127,7 +127,8 @@ def _context_host() -> str | None:
 def _try_socket(address: str) -> None:
     """Raise OSError if connecting to the Unix socket at ``address`` fails.
 
-    Addresses of other kinds are ignored. The OSError is clearer than the error that the Docker SDK would raise.
+    The function does nothing if ``address`` isn't a Unix socket. The OSError is clearer than the error that the Docker
+    SDK would raise.
     """
     if address.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as plain:

@@ -119,7 +119,10 @@ class DockerBackend:
                 await self.api.ask("DELETE", f"/containers/{created['Id']}", force="1", v="1")
 
     async def _started(self, stack: AsyncExitStack, container: str, answer: Answer) -> Console:
-        """Start the container, wait until its console is ready, and return the console."""
+        """Start the container, wait until its console is ready, and return the lab's connection to the console.
+
+        ``container`` is the container's ID. Closing ``stack`` closes the connection.
+        """
         console = Console(await self.api.attach(container), answer)
         stack.push_async_callback(console.close)
         await self.api.ask("POST", f"/containers/{container}/start")
@@ -132,7 +135,8 @@ class DockerBackend:
     ) -> AsyncIterator[BoundedContainer | None]:
         """Enforce the container's disk limits while the ``with`` block runs, and yield the measured disk use.
 
-        Yields None and enforces no limits if this host can't read the container's overlay layers.
+        ``facts`` is the engine's description of the container. If this host can't read the container's overlay layers,
+        the limits aren't enforced, and None is yielded.
         """
         if not isinstance(reader, OverlayReader):
             yield None
@@ -241,8 +245,8 @@ class DockerSandbox:
     def watch(self) -> str:
         """A text that says how this sandbox is observed, such as ``events/layers``.
 
-        The first part is ``events`` if the lab receives file events, otherwise ``snapshots``. The second part names the
-        method for reading files.
+        The first part is ``events`` or ``events (some lost)`` if the lab receives file events, otherwise ``snapshots``.
+        The second part names the method for reading files, ``layers`` or ``archive``.
         """
         if self.events is None:
             return f"snapshots/{self.reader.guarantee}"
@@ -253,9 +257,9 @@ class DockerSandbox:
         return await self._read(self._snapshot, tuple(paths))
 
     async def _read(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads files, and return the result.
+        """Call a function that reads files, and return the function's result.
 
-        The function runs in a thread if reads are slow.
+        The function runs in a thread if it may be slow, because a slow read would block the event loop.
         """
         began = time.monotonic()
         if self._reads_fast:
@@ -275,7 +279,10 @@ class DockerSandbox:
         return Snapshot(states, written, new_events.events, new_events.one_process)
 
     async def accesses(self) -> tuple[FileAccess, ...] | None:
-        """Return all accesses to the watched files so far, or None if this host can't observe accesses."""
+        """Return all accesses to the watched files so far.
+
+        Returns None if this host can't observe accesses or if some accesses weren't recorded.
+        """
         return await self._read(self.events.accesses) if self.events else None
 
     async def run(self, cmd: str, limit_s: float) -> CommandResult:
@@ -297,7 +304,7 @@ class DockerSandbox:
         return await self._read(self.reader.states, tuple(paths))
 
     async def changed_paths(self) -> tuple[str, ...]:
-        """List paths at which the container's files differ from those of its image, up to a maximum number."""
+        """Return the paths at which the container's files differ from those of its image, at most ``LISTED_PATHS``."""
         return await self._read(self.reader.changed_paths)
 
     async def put(self, path: str, content: bytes) -> None:
@@ -313,13 +320,12 @@ class DockerSandbox:
         await self.api.put(f"/containers/{self.container.id}/archive", packed.getvalue(), path=dirname(path))
 
     async def wait_down(self, limit_s: float) -> bool:
-        """Wait up to ``limit_s`` seconds for the container to end, and return whether it has ended.
+        """Wait for the container to end, and return whether it has ended.
 
-        The method first waits for the end of the console's stream, then waits up to ``DEATH_LIMIT_S`` more seconds for
-        the engine's confirmation.
-
-        Time in which the host starves the container of CPU isn't counted toward ``limit_s``. The wait for the stream is
-        limited to about ``MAX_STRETCH`` times ``limit_s`` in any case.
+        The method waits up to ``limit_s`` seconds for the end of the console's stream. Time in which the host starves
+        the container of CPU isn't counted, but the wait takes at most about ``MAX_STRETCH`` times ``limit_s``. If the
+        stream has ended, the method waits up to ``DEATH_LIMIT_S`` more seconds for the engine to confirm that the
+        container has ended.
         """
         slices = max(1, round(limit_s / STARVATION_CHECK_S))
         starvation = await self._starvation()
@@ -340,7 +346,7 @@ class DockerSandbox:
         return not (await self._state())["Running"]
 
     async def _starvation(self) -> CpuStarvation | None:
-        """Return a CpuStarvation object for the container.
+        """Return an object that detects when the host starves the container of CPU.
 
         Returns None if this host can't observe the container's processes.
         """
@@ -349,7 +355,7 @@ class DockerSandbox:
         return await self._read(CpuStarvation, self.container.attrs["State"]["Pid"], self.spec.limits.cpus)
 
     async def _state(self) -> dict[str, Any]:
-        """Ask the engine for the container's current state."""
+        """Return the container's current state, as reported by the engine."""
         state: dict[str, Any] = (await self._ask("GET", "json"))["State"]
         return state
 
@@ -357,7 +363,7 @@ class DockerSandbox:
         return await self.api.ask(method, f"/containers/{self.container.id}/{what}")
 
     async def machine(self) -> Machine:
-        """Ask the engine whether the container is running and, if not, why it ended.
+        """Return whether the container has ended and, if so, why.
 
         Raises EngineError if the engine doesn't answer.
         """

@@ -29,8 +29,8 @@ from harness.sandbox.versions import Versions
 class Engine:
     """A connection to one Docker engine.
 
-    ``say`` is a callback for lines of progress. ``restarts`` counts the engine's restarts, or is None if restarts
-    aren't counted.
+    ``say`` is a function that shows a line of progress to the user. ``restarts`` counts the engine's restarts, or is
+    None if restarts aren't counted.
     """
 
     client: docker.DockerClient
@@ -65,7 +65,7 @@ class Engine:
         """Build the requested image if it doesn't exist, and return the image and the software versions.
 
         The versions are those of the engine, the container runtime and the kernel. Containers left over from killed
-        runs are removed first. Raises EngineError or ImageError.
+        runs are removed first. Raises EngineError if the engine fails, and ImageError if the image can't be built.
         """
         return await call(self._prepare, request)
 
@@ -114,7 +114,10 @@ class Engine:
     # ---- for audits ----
 
     async def build_own(self, dockerfile: Path) -> str:
-        """Build an image from the user's Dockerfile and return the image's tag. Raises ImageError."""
+        """Build an image from the user's Dockerfile and return the image's tag.
+
+        Raises ImageError if the image can't be built.
+        """
         return await call(self._build_own, dockerfile)
 
     def _build_own(self, dockerfile: Path) -> str:

@@ -47,7 +47,8 @@ class _Connection(asyncio.Protocol):
         """Send a request and return the response's HTTP status and body.
 
         If the engine switches to another protocol, the returned body is the first data received in that protocol.
-        Raises OSError or httptools.HttpParserError.
+        Raises OSError if the connection fails or no response arrives in time, and httptools.HttpParserError if the
+        response isn't valid HTTP.
         """
         loop = asyncio.get_running_loop()
         self.reusable, self._parser, self._parts = False, httptools.HttpResponseParser(self), []
@@ -193,7 +194,8 @@ class EngineApi:
         """Attach to the input and output of a container's first process, and return the connection's transport.
 
         Data written to the transport is the process's input. To receive the process's output, which arrives in the
-        engine's frame format, the caller must set a protocol on the transport. Raises EngineError.
+        engine's frame format, the caller must set a protocol on the transport. Raises EngineError if the engine doesn't
+        attach.
         """
         target = f"{self.version}/containers/{container}/attach?stdin=1&stdout=1&stderr=1&stream=1"
         request = _request("POST", target, "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0")

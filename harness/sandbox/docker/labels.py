@@ -1,4 +1,4 @@
-"""Labels each container with the lab process that created it, and removes containers whose process has ended."""
+"""Labels each container with the lab process that created it, and removes containers of processes that have ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def remove_own(client: docker.DockerClient, run_id: str) -> None:
 
 
 def remove_leftovers(client: docker.DockerClient) -> int:
-    """Remove all containers whose lab process has ended, and return the number of removed containers.
+    """Remove all containers of lab processes that have ended, and return the number of removed containers.
 
     Containers of processes on other hosts are not removed.
     """

@@ -19,9 +19,10 @@ BUILT_BY_LAB = {"label": "offswitch=sandbox"}
 
 
 def clear_engine(client: docker.DockerClient, *, images: bool) -> Iterator[str]:
-    """Remove all containers and networks whose lab process has ended, and yield one message per kind removed.
+    """Remove all containers and networks of lab processes that have ended, and yield messages about what was removed.
 
-    If ``images`` is True, also remove the lab's sandbox images that no container uses. Raises EngineError.
+    If ``images`` is True, also remove the lab's sandbox images that no container uses. There is at most one message for
+    the containers, one for the networks and one for the images. Raises EngineError if the engine refuses a request.
     """
     try:
         if containers := remove_leftovers(client):

@@ -39,7 +39,8 @@ class Recovery:
         """Return whether the engine is unavailable, or has restarted since an earlier ``restart_count`` call.
 
         ``restarts`` is the result of that earlier call. A restart is detected with a delay, so the method waits a
-        moment before it returns False. If ``stopping`` is True, it waits as long as an engine may take to shut down.
+        moment before it returns False. ``stopping`` is True if the engine may be shutting down. The method then waits
+        as long as a shutdown may take before it returns False.
         """
         until = time.monotonic() + (SHUTDOWN_S if stopping else RESTART_NOTICED_S)
         while self.restart_count() == restarts and await self.engine.answers():

@@ -52,10 +52,11 @@ class ProcessAttribution:
         return False
 
     def one_process(self) -> frozenset[str] | None:
-        """Return the watched paths at which every process that removed a file also created a new one.
+        """Return the watched paths, without those at which a process only removed a file.
 
-        Paths at which no file was removed are included. Only events since the last call are considered. Events are
-        matched to paths by file name only. Returns None if the kernel dropped events.
+        A path is left out if a process removed a file there and didn't create a new one there itself. Only events since
+        the last call are considered. Events are matched to paths by file name only. Returns None if the kernel dropped
+        events.
         """
         done: dict[tuple[bytes, int], int] = defaultdict(int)  # event types by file name and process
         complete = True

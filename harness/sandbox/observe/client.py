@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 class EventSource:
     """Requests the file events and file accesses of one sandbox from the watch daemon.
 
-    ``slot`` is the number of the sandbox's dirty flag. If the dirty flags show that there are no new file events,
-    ``new_events`` returns ``no_events`` without a request.
+    ``ask`` is a function that sends a request to the daemon. ``name`` identifies the sandbox in requests. ``slot`` is
+    the number of the sandbox's dirty flag. If the dirty flags show that there are no new file events, ``new_events``
+    returns ``no_events`` without a request.
     """
 
     ask: Ask
@@ -117,7 +118,10 @@ class DaemonClient:
                 self._unwatch(name)
 
     def _unwatch(self, name: str) -> None:
-        """Tell the watch daemon to stop watching a sandbox. A failure is ignored if the daemon has died."""
+        """Tell the watch daemon to stop watching a sandbox.
+
+        Raises SandboxError if this fails although the daemon is running.
+        """
         try:
             self._ask(unwatch=name)
         except SandboxError:
@@ -158,7 +162,7 @@ class DaemonClient:
     def discard(self) -> int:
         """Kill a watch daemon that has failed, and return its exit status.
 
-        The dirty flags remain open until no sandbox uses them.
+        The dirty flags remain open as long as a sandbox uses them.
         """
         self._process.kill()  # it may live on behind a broken connection
         status = self._process.wait()

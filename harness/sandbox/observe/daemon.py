@@ -2,7 +2,7 @@
 
 The daemon is a separate process, so the lab's other work doesn't delay it. It runs with real-time priority if the host
 allows this. The daemon detects every deletion and rename, even one that is undone within the same tool call. It detects
-a changed mode or content if the change lasts until the daemon reads the file, which takes well under a millisecond.
+a changed mode or content if the change lasts until the daemon reads the file, well under a millisecond later.
 
 The client (client.py) sends requests to the daemon, and the daemon sends one reply to each (``DaemonReply`` in
 protocol.py). Each request and each reply is a JSON object on one line. The client reads the dirty flags in shared
@@ -95,7 +95,7 @@ class ContainerWatch:
         return True
 
     def _append(self, file_event: FileEvent) -> None:
-        """Append a file event to ``events``.
+        """Append a file event to the sandbox's recorded events.
 
         The file's content is omitted once the contents in all events reach a total of ``MAX_CONTENT_BYTES``.
         """
@@ -112,10 +112,11 @@ class ContainerWatch:
         """Read the file named by an inotify event, and record the file's state if its path is watched.
 
         ``folder`` is the path of the inotify watch. ``event.name`` is the name of a file in this folder, or "" if the
-        event is about the path itself. ``moved_to`` is the new path of a file that was renamed away from this path.
-        ``came_from`` is the old path of a file that was renamed to this path. ``writing`` is true if the file's content
-        may be incomplete. If ``MAX_EVENTS`` events are already stored, nothing is recorded and ``events_lost`` is set
-        to true.
+        event is about the path itself. If the event reports that the file was renamed, ``moved_to`` is the new path, or
+        None if the new path isn't watched. If the event reports that a file was renamed to this path, ``came_from`` is
+        the file's old path, or "" if the old path isn't watched. For other events, both are None. ``writing`` is true
+        if the file's content may be incomplete. If ``MAX_EVENTS`` events are already stored, nothing is recorded and
+        ``events_lost`` is set to true.
         """
         path = _join(folder, event.name)
         if path not in self.paths:
@@ -171,7 +172,7 @@ class WatchDaemon:
         return DaemonReply()
 
     def _hand_over(self, watch: ContainerWatch) -> NewEvents:
-        """Remove the recorded file events of a sandbox from its watch, and return them.
+        """Return the recorded file events of a sandbox, and remove them from ``watch``.
 
         If some events were lost, start to watch the sandbox's files again.
         """
@@ -249,7 +250,7 @@ class WatchDaemon:
     def process_events(self, *, only_held: bool = False) -> None:
         """Process all queued inotify events, then record and release each process held by the permission gate.
 
-        If ``only_held`` is true, the first step is skipped. Use this only if no inotify event is queued.
+        If ``only_held`` is true, the first step is skipped. Set ``only_held`` only if no inotify event is queued.
         """
         if not only_held:
             self._process_inotify()
@@ -351,10 +352,10 @@ class WatchDaemon:
         self.flags.mark(watch.slot)
 
     def _rename_counterpart(self, watch: ContainerWatch, event: Event, others: list[Event]) -> str | None:
-        """Return the other path of a renamed file, or None if that path isn't watched for this sandbox.
+        """Return the new path of a renamed file if ``event`` names the old path, otherwise the old path.
 
         Inotify reports a rename as two events, one for the old path and one for the new path. ``event`` is one of them.
-        The other event is searched for in ``others``.
+        The second one is searched for in ``others``. Returns None if the path to return isn't watched for this sandbox.
         """
         other = next((each for each in others if each.cookie == event.cookie), None)
         other_watch, folder = self._folders.get(other.wd, (None, "")) if other else (None, "")

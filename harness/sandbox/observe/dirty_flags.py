@@ -4,8 +4,8 @@ The client requests a sandbox's events from the daemon only if there may be new 
 calls cause no events at the watched files.
 
 Events are never missed, for three reasons. The kernel queues an event before it returns from the system call that
-caused the event. The daemon marks itself as busy before it reads events from the queue. The daemon sets the flags for
-the events that it has read before it marks itself as idle.
+caused the event. The daemon marks itself as busy before it reads events from the queue. The daemon marks itself as idle
+only after it has set the flags for all events that it has read.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class DirtyFlagsReader:
         """Return whether a sandbox has no new file events.
 
         This is true if inotify's event queue is empty, the daemon is idle and the sandbox's dirty flag isn't set. The
-        conditions are checked in this order. Otherwise an event could be missed while the daemon reads it.
+        conditions are checked in this order. In another order, an event could be missed while the daemon reads it.
         """
         return ioctl(self._queue, FIONREAD, _EMPTY) == _EMPTY and not self._page[_BUSY] and not self._page[slot]
 

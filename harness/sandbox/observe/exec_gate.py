@@ -77,10 +77,11 @@ class NotAllowedError(OSError):
 class WatchedContainer:
     """A sandbox at the permission gate, with its watched files and the accesses recorded so far.
 
-    ``name`` is the name of the sandbox's watch. ``container`` is the container's ID, and ``first`` is the process ID of
-    its first process. ``programs`` are the watched paths at which only executions are recorded, not reads. ``likely``
-    are the words in the watched scripts. After too many reads, ``ignores_readers`` is true, and no more reads are
-    recorded. After too many starts, ``incomplete`` is true, and no more accesses are recorded.
+    ``name`` identifies the sandbox in requests to the daemon. ``container`` is the container's ID, and ``first`` is the
+    process ID of its first process. ``programs`` are the watched paths at which only executions are recorded, not
+    reads. ``likely`` are the words in the watched scripts, which include the names of the commands that the scripts
+    call. After too many reads, ``ignores_readers`` is true, and no more reads are recorded. After too many starts,
+    ``incomplete`` is true, and no more accesses are recorded.
     """
 
     name: str
@@ -117,7 +118,8 @@ class WatchedContainer:
 class PermissionGate:
     """The fanotify group with which the kernel holds processes that open or execute watched files in any sandbox.
 
-    The constructor raises NotAllowedError if the kernel doesn't let the lab create such a group.
+    A held process waits until the lab releases it. The constructor raises NotAllowedError if the kernel doesn't let the
+    lab create such a group.
     """
 
     def __init__(self) -> None:
@@ -132,9 +134,10 @@ class PermissionGate:
         return int(self.group)
 
     def open(self, container: WatchedContainer, root: ContainerRoot) -> None:
-        """Start to hold the processes that open or execute a sandbox's watched files.
+        """Start to hold each process that opens or executes one of a sandbox's watched files.
 
-        Raises NotAllowedError if no watched file could be marked.
+        A held process waits until its access has been recorded. Raises NotAllowedError if no watched file could be
+        marked.
         """
         for path in container.paths:
             self.mark(container, root, path)
@@ -142,9 +145,10 @@ class PermissionGate:
             raise NotAllowedError(ctypes.get_errno(), "fanotify")
 
     def mark(self, container: WatchedContainer, root: ContainerRoot, path: str) -> None:
-        """Start to hold the processes that open or execute the regular file that is now at ``path``.
+        """Start to hold each process that opens or executes the regular file that is now at ``path``.
 
-        Do nothing if the path isn't watched or no regular file is there.
+        A held process waits until its access has been recorded. The method does nothing if the path isn't watched or no
+        regular file is there.
         """
         if container.incomplete or path not in container.paths:
             return
@@ -159,7 +163,7 @@ class PermissionGate:
                 container.files[inode], self._containers[inode] = path, container
 
     def _mark(self, action: int, held: int, folder: int, name: str | None) -> bool:
-        """Add or remove a fanotify mark on a file. Return whether the kernel accepted this.
+        """Add or remove a fanotify mark on a file, and return whether the kernel accepted the change.
 
         ``action`` is ``_MARK_ADD`` or ``_MARK_REMOVE``. ``held`` is the bit mask of the kinds of access for which
         processes are held. ``name`` is the file's name in the open folder ``folder``. If ``name`` is None, ``folder``
@@ -172,7 +176,8 @@ class PermissionGate:
     def forget(self, container: WatchedContainer) -> None:
         """Stop recording accesses to the files of a sandbox that is being removed.
 
-        The kernel removes each mark together with its file. Until then, held processes are released without a record.
+        The kernel removes a file's fanotify mark when the file is removed. Until then, processes that the kernel holds
+        are released without a record.
         """
         for inode in container.files:
             # Another container's new file may have the inode number of a deleted one.
@@ -232,11 +237,11 @@ class PermissionGate:
         yield container, path
 
     def _over_limit(self, container: WatchedContainer, file: int, *, executed: bool) -> bool:
-        """Hold fewer processes of a sandbox if it has reached the limit of ``MAX_ACCESSES``. Return whether it has.
+        """Hold fewer processes of a sandbox if ``MAX_ACCESSES`` accesses have been recorded for the sandbox.
 
-        If ``executed`` is true, the limit applies to the number of starts. At this limit, no process is held any more.
-        If ``executed`` is false, the limit applies to the number of reads. At this limit, processes that only read the
-        open file ``file`` are no longer held.
+        Returns whether this limit has been reached. If ``executed`` is true, only starts are counted. At the limit, no
+        process is held any more. If ``executed`` is false, only reads are counted. At the limit, processes that only
+        read the open file ``file`` are no longer held.
         """
         starts = sum(each.started for each in container.accesses)
         if executed and starts >= MAX_ACCESSES:
@@ -336,8 +341,7 @@ def _environment(pid: int, likely: frozenset[str]) -> tuple[tuple[str, str], ...
     """Return the variables of a process's environment that can change what a script does.
 
     These are startup variables, such as PATH, and exported shell functions. If there are very many functions, some are
-    omitted. ``likely`` contains the words of the watched scripts. Functions with these
-    names are always included.
+    omitted. ``likely`` contains the words of the watched scripts. Functions with these names are always included.
     """
     text = _text(pid, "environ")
     return kept_variables(text, likely) if len(text) <= CACHED_CHARACTERS else kept_variables.__wrapped__(text, likely)
@@ -349,10 +353,11 @@ def kept_variables(text: str, likely: frozenset[str] = frozenset()) -> tuple[tup
 
     ``text`` is the content of /proc/PID/environ. A startup variable, such as PATH, affects a shell, Python or the
     dynamic loader before the first line of a script runs. If a name occurs several times, the first and last
-    occurrences are included, because programs differ in which one they use. ``likely`` contains
-    names of commands that a script may call. A function is always included if its name is one of these, or is the name
-    of a shell builtin. At most ``MAX_FUNCTIONS`` other functions are included, half of them from the beginning and half
-    from the end. Names and values are cut to ``MAX_CHARACTERS``.
+    occurrences are included, because programs differ in which one they use.
+
+    ``likely`` contains the names of commands that a script may call. Functions with these names or with the name of a
+    shell builtin are always included. At most ``MAX_FUNCTIONS`` other functions are included, half of them from the
+    beginning and half from the end. Names and values are cut to ``MAX_CHARACTERS``.
     """
     pairs = [(name, value) for name, _, value in (word.partition("=") for word in _split(text))]
     variables = [(at, name) for at, (name, _) in enumerate(pairs) if _STARTUP_VARIABLE.fullmatch(name)]
@@ -374,8 +379,9 @@ def _first_and_last(found: list[tuple[int, str]]) -> set[int]:
 def _bounded(functions: list[tuple[int, str]], likely: frozenset[str]) -> list[tuple[int, str]]:
     """Shorten a list of functions to ``MAX_FUNCTIONS`` by omitting functions in the middle.
 
-    ``functions`` contains pairs of a position and a name. A function whose name is a shell builtin or is in ``likely``
-    is always included and isn't counted. This prevents an agent from hiding such a function among many others.
+    ``functions`` contains pairs of a position and a name. ``likely`` contains the names of commands that a script may
+    call. A function is always included and isn't counted if its name is one of these or that of a shell builtin. This
+    rule prevents an agent from hiding such a function among many others.
     """
     called = {name: _EXPORTED_FUNCTION.sub(r"\1", name) for _, name in functions}
     always = {name for name, word in called.items() if word in likely or _BUILTIN.fullmatch(word)}

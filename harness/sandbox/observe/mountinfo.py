@@ -1,7 +1,7 @@
 """Finds the overlay layers of a container's root file system in the kernel's list of mounts, /proc/PID/mountinfo.
 
-The kernel knows the layers of every overlay mount, whichever engine and image store made it. An engine's own report
-names them for one storage driver only, and newer engines leave it out.
+The kernel lists the layers of every overlay mount. A container engine reports the layers for one storage driver only,
+and newer engines don't report them at all.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ _LOWER = ("lowerdir", "lowerdir+")  # one option with all layers, or one option 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The folders of an overlay mount's layers: the writable one, and the ones below it with the top layer first."""
+    """The folders of an overlay mount's layers.
+
+    ``upper`` is the folder of the writable layer. ``lowers`` are the folders of the layers below it, with the top layer
+    first.
+    """
 
     upper: str
     lowers: tuple[str, ...]
 
 
 def root_layers(mountinfo: str) -> Layers | None:
-    """Return the layers of the mount at ``/``, as the kernel lists them, or None if it isn't a writable overlay.
+    """Return the layers of the mount at ``/``, or None if this mount isn't a writable overlay.
 
-    ``mountinfo`` is the content of /proc/PID/mountinfo. The layers may be relative to a folder that isn't listed.
+    ``mountinfo`` is the content of /proc/PID/mountinfo. The paths of the lower layers may be relative to a folder that
+    ``mountinfo`` doesn't name.
     """
     found = None
     for line in mountinfo.splitlines():
@@ -40,7 +45,10 @@ def root_layers(mountinfo: str) -> Layers | None:
 
 
 def _layers(options: str) -> Layers | None:
-    """Return the layers in the options of an overlay mount, such as ``rw,lowerdir=/a:/b,upperdir=/c,workdir=/d``."""
+    """Return the layers in the options of an overlay mount, such as ``rw,lowerdir=/a:/b,upperdir=/c,workdir=/d``.
+
+    Returns None if the options name no writable layer or no lower layer.
+    """
     upper, lowers = "", list[str]()
     for option in options.split(","):  # a comma in a path is escaped
         name, _, value = option.partition("=")
@@ -55,14 +63,16 @@ def _layers(options: str) -> Layers | None:
 
 
 def _split(value: str) -> list[str]:
-    """Split a list of folders at its colons. In a folder's name, a backslash escapes the character behind it."""
+    """Split a list of folders at its colons. In a folder's name, a backslash escapes the next character."""
     return [re.sub(r"\\(.)", r"\1", each) for each in re.findall(r"(?:\\.|[^:\\])+", value)]
 
 
 def resolved(layers: Layers, is_folder: Callable[[str], bool] = os.path.isdir) -> Layers | None:
-    """Return the layers with absolute paths and without links, or None if a layer can't be found.
+    """Return the layers with absolute paths, or None if a lower layer can't be found.
 
-    An engine with many layers mounts them relative to a folder above the writable layer: ``l/ABC``, or ``1967/fs``.
+    Symbolic links in the paths of the lower layers are resolved. If a container has many layers, the engine names the
+    lower ones by relative paths, such as ``l/ABC`` or ``1967/fs``. These paths start at one of the folders above the
+    writable layer. ``is_folder`` is a function that returns whether a path is a folder.
     """
     above = [""] if all(map(os.path.isabs, layers.lowers)) else [str(each) for each in Path(layers.upper).parents]
     for folder in above:
@@ -80,8 +90,8 @@ def _real(path: str) -> str:
 def container_layers(pid: int, container: str) -> Layers | None:
     """Return the layers of the container with the ID ``container``, whose first process is ``pid`` on this host.
 
-    Returns None if the process can't be read, is of another container (as when the engine runs on another host), or has
-    no overlay as its root.
+    Returns None if the layers can't be found. For example, the process may belong to another container because the
+    engine runs on another host, or the container's root file system may not be an overlay.
     """
     try:
         if container not in Path(f"/proc/{pid}/cgroup").read_text():

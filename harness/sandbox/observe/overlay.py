@@ -105,7 +105,7 @@ class _LayerFolders:
         self._known: dict[str, tuple[int | None, bool]] = {}
 
     def at(self, path: str) -> tuple[int | None, bool]:
-        """Return the descriptor of the folder at ``path``, and whether this layer hides ``path`` in the layers below.
+        """Return the layer's folder at ``path`` as a descriptor, and whether the layer hides ``path`` in lower layers.
 
         A layer hides a path that was deleted or replaced in this layer. The descriptor is None if the layer has no
         folder at the path. The path "" is the layer's root folder. Raises OSError if the host fails, for example
@@ -132,7 +132,7 @@ class _LayerFolders:
         return inner, hides or _xattr(inner, OPAQUE) == b"y"
 
     def close(self) -> None:
-        """Close all folders. Later calls of ``at`` open them again."""
+        """Close all opened folders of the layer. Later calls of ``at`` open them again."""
         for folder, _ in self._known.values():
             if folder is not None:
                 os.close(folder)
@@ -195,11 +195,11 @@ class _Walked:
     folders: dict[str, tuple[int, ...]]
 
     def has_any(self, paths: tuple[str, ...]) -> bool:
-        """Return whether the first component of any of the paths exists in the layer."""
+        """Return whether the first component of at least one of the paths exists in the layer's root folder."""
         return not self.tops.isdisjoint([path.split("/", 2)[1] for path in paths])
 
     def is_current(self, top: int) -> bool:
-        """Return whether all folders are unchanged since the walk.
+        """Return whether all folders of the upper layer are unchanged since the walk through them.
 
         ``top`` is the descriptor of the layer's root folder.
         """
@@ -271,7 +271,7 @@ class OverlayReader:
         ), self._walked_layer().files  # in this order, so that a file moved meanwhile is listed at its new place
 
     def untouched(self, path: str) -> bool:
-        """Return whether the file at ``path`` has certainly never been written to.
+        """Return whether the container has certainly never written to the file at ``path``.
 
         This is true if the first folder of the path doesn't exist in the upper layer, because any write would have
         copied the file to this layer. Raises OSError if the upper layer can't be read.
@@ -336,15 +336,15 @@ class OverlayReader:
     def changed_paths(self) -> tuple[str, ...]:
         """Return the paths of everything in the upper layer except folders.
 
-        Files that were deleted from the image are included. The upper layer marks each of them with a special file, a
-        whiteout.
+        Files of the image that the container has deleted are included, because the upper layer marks each of them with
+        a special file, called a whiteout.
         """
         return self._walked_layer().changed
 
     def _walked_layer(self) -> _Walked:
-        """Walk through the upper layer and return the result.
+        """Walk through the upper layer and return the files and folders found.
 
-        If no folder has been written to since the last walk, the last result is returned without a new walk.
+        If no folder has been written to since the last walk, the result of that walk is returned without a new walk.
         """
         if self._walked and self._walked.is_current(self._upper_root()):
             return self._walked
@@ -441,8 +441,8 @@ def _version(folder: os.stat_result) -> tuple[int, ...]:
 def _opened(folder: str | Path, above: int | None = None) -> int:
     """Open a folder and return its descriptor.
 
-    A relative path starts at the open folder ``above``. Raises OSError if the path is a symbolic link or isn't a
-    folder.
+    ``above`` is the descriptor of the folder at which a relative path starts. Raises OSError if the path is a symbolic
+    link or isn't a folder.
     """
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
 

@@ -17,8 +17,9 @@ _BUFFER_BYTES = 16 << 10
 def text_of(path: str, *, records: bool = False) -> str:
     """Return the text of a file in /proc. Raises OSError if the file can't be read.
 
-    If ``records`` is false, reading ends when the kernel returns fewer bytes than requested. If ``records`` is true,
-    reading ends when the kernel returns no bytes. Set ``records`` if each read of the file returns only whole records.
+    Set ``records`` for a file from which each read returns only whole records, such as a list of process IDs. Reading
+    then ends when the kernel returns no bytes. If ``records`` is false, reading ends when the kernel returns fewer
+    bytes than requested.
     """
     fd = os.open(path, os.O_RDONLY)
     try:

@@ -13,8 +13,8 @@ class NewEvents(Frozen):
     """The file events of one sandbox since the client's last request, in the order in which they happened.
 
     ``lost`` is true if some events are missing, for example because there were too many. ``one_process`` are the
-    watched paths except those at which some process removed a file without creating a new one. It is None if the host
-    can't tell which process caused an event.
+    watched paths, without those at which a process removed a file and didn't create a new one there itself.
+    ``one_process`` is None if the host can't tell which process caused an event.
     """
 
     events: tuple[FileEvent, ...] = ()
@@ -25,9 +25,9 @@ class NewEvents(Frozen):
 class DaemonReply(Frozen):
     """The watch daemon's reply to one request.
 
-    ``failed`` is the message of an error on the host, or None if there was no error. ``new_events`` is None if the
-    request wasn't for events or the sandbox isn't watched. ``accesses`` is None if the request wasn't for accesses or
-    some accesses weren't recorded.
+    ``failed`` is the message of an error on the host, or None if there was no error. ``new_events`` are the requested
+    file events, or None if the request wasn't for events or the sandbox isn't watched. ``accesses`` are the requested
+    file accesses, or None if the request wasn't for accesses or some accesses weren't recorded.
     """
 
     failed: str | None = None

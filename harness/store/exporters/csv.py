@@ -1,4 +1,4 @@
-"""Exports trials as CSV: each row has the summary of one trial, and the run's model, condition and so on."""
+"""Exports trials as CSV. Each row has the summary of one trial and the settings of its run, such as the model."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from harness.store.store import StoredRun
 def _write(runs: Iterable[tuple[StoredRun, Iterator[TrialRecord]]], out: Path) -> None:
     """Write one line for each trial.
 
-    The run stands in each line under the key ``run``, so that all lines have the same keys and each can be used alone.
-    The request for resuming a run is left out, because it contains paths of this host.
+    Each line contains the trial's run under the key ``run``, so that all lines have the same keys and each line can be
+    used alone. The run's ``request``, which serves to resume the run, is left out because it contains paths of this
+    host.
     """
     with out.open("w", encoding="utf-8", newline="\n") as file:
         for run, trials in runs:

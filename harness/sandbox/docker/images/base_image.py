@@ -35,7 +35,7 @@ def ensure_base(client: docker.DockerClient, say: Say, tag: str = BASE) -> str:
     """Create the base image if the Docker engine doesn't have it, and return the image's tag.
 
     If the environment variable OFFSWITCH_BASE names an image, that image is tagged as ``tag``, and no image is created.
-    Raises ImageError.
+    Raises ImageError if the base image can't be created or tagged.
     """
     try:
         if chosen := os.environ.get("OFFSWITCH_BASE"):
@@ -54,7 +54,7 @@ class Source:
     """The package source of the host's Linux distribution.
 
     ``suite`` is the release's codename, such as bookworm. ``mirror`` is the URL of the package server. ``components``
-    are the names of the archive's components, such as main.
+    are the names of the source's components, such as main.
     """
 
     suite: str
@@ -66,7 +66,7 @@ def pick_source(os_release: str, targets: Iterable[str]) -> Source | None:
     """Return the package source of the host's Linux distribution, or None if ``targets`` doesn't list it.
 
     ``os_release`` is the text of /etc/os-release. ``targets`` are lines in the format TARGET_FORMAT, one for each
-    package index that apt knows. Update and third-party archives are ignored.
+    package index that apt knows. Sources for updates and sources of third parties are ignored.
     """
     facts = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
     distribution, codename = (facts.get(name, "").strip('"') for name in ("ID", "VERSION_CODENAME"))

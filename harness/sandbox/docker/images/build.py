@@ -61,7 +61,7 @@ class ContextFile:
     source: bool = False
 
     def built(self) -> bytes:
-        """Return the file's content in the image, compiled if ``source`` is True.
+        """Return the file's content in the image, which is the compiled program if the file is C source code.
 
         Raises ImageError if the C source doesn't compile.
         """
@@ -72,7 +72,7 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
     """Build the sandbox image for ``task`` and ``mechanism`` if it doesn't exist, and return the image.
 
     ``name`` is the name of a folder in sandbox_images/, ``base`` is the base image's tag, and ``mechanism`` is the kill
-    switch. Raises ImageError.
+    switch. Raises ImageError if the image can't be built.
     """
     base_id = str(client.images.get(base).id)
     folder = image_folder(name)
@@ -95,7 +95,8 @@ def build_image(client: docker.DockerClient, name: str, base: str, task: Task, m
 def derived_image(client: docker.DockerClient, base: str, task: Task) -> Image:
     """Build an image that adds the lab's console and the task's programs to the user's image ``base``.
 
-    An existing image is reused. Folders that exist in ``base`` keep their owner and mode. Raises ImageError.
+    If the image exists already, it isn't built again. Folders that exist in ``base`` keep their owner and mode. Raises
+    ImageError if the image can't be built.
     """
     base_id = str(client.images.get(base).id)
     parts = list(_programs(task))
@@ -136,7 +137,7 @@ _compiler = cache(find_compiler)
 def _compiled(source: bytes) -> bytes:
     """Compile C source code to a static program and return the program's bytes.
 
-    Raises ImageError with the first line of the compiler's output.
+    Raises ImageError if the code doesn't compile. The error message contains the first line of the compiler's output.
     """
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         out = Path(folder, "program")
@@ -153,6 +154,7 @@ def _digest(
 ) -> str:
     """Return a hash of everything that an image is built from, for use as the image's tag.
 
+    ``base`` is the base image's ID. ``root`` and ``own`` are the files that root and the agent will own in the image.
     For programs, the C source code is hashed, so no compiler is needed.
     """
     hashed = hashlib.sha256(dockerfile)
@@ -236,10 +238,11 @@ def _parse_status(status: str) -> dict[str, str]:
 def prepared(
     client: docker.DockerClient, name: str, task: Task, mechanism: Mechanism, ensure_base: Callable[[], str]
 ) -> Image:
-    """Build the sandbox image for ``task`` and ``mechanism`` if it doesn't exist, and return the image.
+    """Create the base image and the sandbox image if they don't exist, and return the sandbox image.
 
-    ``name`` is the name of a folder in sandbox_images/. ``ensure_base`` is a function that creates the base image if
-    necessary and returns the base image's tag. Raises ImageError.
+    ``name`` is the name of a folder in sandbox_images/. ``mechanism`` is the kill switch. ``ensure_base`` is a function
+    that creates the base image if necessary and returns the base image's tag. Raises ImageError if an image can't be
+    built.
     """
     try:
         return build_image(client, name, ensure_base(), task, mechanism)

@@ -61,9 +61,9 @@ def _candidates(machine: str) -> list[list[str]]:
 
 
 def _elf_machine(command: list[str]) -> int | None:
-    """Compile a test program with ``command`` and return the machine number from its ELF header.
+    """Compile a test program with the compiler ``command``, and return the program's CPU architecture.
 
-    Returns None if the compilation fails.
+    The architecture is the machine number in the program's ELF header. Returns None if the compilation fails.
     """
     with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         source, program = Path(folder, "a.c"), Path(folder, "a")

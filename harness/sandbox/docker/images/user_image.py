@@ -21,8 +21,8 @@ PROGRAM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 class ImageContents(Frozen):
     """The configuration and contents of an image, read without running the image.
 
-    ``states`` are the states of the requested paths. ``programs`` are those of the requested programs that the image
-    contains. The other fields are the image's ID and configuration.
+    ``states`` are the states of the requested paths. ``programs`` are the names of the requested programs that were
+    found in the image. The other fields are the image's ID and configuration.
     """
 
     id: str
@@ -41,7 +41,8 @@ class ImageContents(Frozen):
 def build_from(client: docker.DockerClient, dockerfile: Path) -> str:
     """Build an image from the user's Dockerfile and return the image's tag.
 
-    The build context is the Dockerfile's folder. Raises ImageError.
+    The build context is the Dockerfile's folder. Raises ImageError if the file doesn't exist or the image can't be
+    built.
     """
     if not dockerfile.is_file():
         raise ImageError(f"There is no Dockerfile {dockerfile}: name the file itself with --dockerfile.")

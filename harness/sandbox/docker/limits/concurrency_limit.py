@@ -42,7 +42,7 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self, *, timed: bool = False) -> AsyncIterator[None]:
-        """Wait for a free slot, and occupy it while the ``with`` block runs.
+        """Wait until the limit allows another request, and count the ``with`` block as a request in progress.
 
         If ``timed`` is True, the duration of the ``with`` block is used as the engine's response time to adapt the
         limit.
@@ -82,10 +82,10 @@ class ConcurrencyLimit:
 
 
 def adapted(limit: int, cores: int, *, best_s: float, now_s: float) -> int:
-    """Compute the next limit from two response times.
+    """Compute the next limit on concurrent requests from the current limit and two response times.
 
-    ``best_s`` is the shortest recent response time, and ``now_s`` is the latest one. The result is between ``cores``
-    and ``MOST_A_CORE * cores``.
+    ``cores`` is the number of CPU cores of the engine's host. ``best_s`` is the shortest recent response time, and
+    ``now_s`` is the latest one. The result is between ``cores`` and ``MOST_A_CORE * cores``.
     """
     queue = limit * (1 - best_s / now_s) if now_s else 0.0
     step = 1 if queue < cores else -1 if queue > 2 * cores else 0

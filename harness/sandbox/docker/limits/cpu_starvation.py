@@ -20,7 +20,7 @@ WAITING_STATES = "RD"  # process states: running or ready to run; waiting for th
 
 @dataclass
 class CpuStarvation:
-    """Measures one container's CPU use.
+    """Measures one container's CPU use, to detect when the host starves the container of CPU time.
 
     ``first`` is the pid of the container's first process. ``cpus`` is the container's CPU limit, as a number of CPUs.
     """
@@ -38,8 +38,8 @@ class CpuStarvation:
     def is_starved(self) -> bool:
         """Return whether the host has starved the container of CPU time since the last call.
 
-        The container is starved if it used clearly less CPU time than its limit while one of its processes is ready to
-        run or waiting for the disk.
+        The container counts as starved if it used clearly less CPU time than its limit allows, although one of its
+        processes is now ready to run or waiting for the disk.
         """
         used_before, measured_before = self._used_s, self._measured_at
         self._used_s, self._measured_at = _used_s(self._counter), time.monotonic()
@@ -66,7 +66,10 @@ def _counter_of(pid: int) -> str | None:
 
 
 def _used_s(counter: str | None) -> float | None:
-    """Return the CPU time in seconds from the counter file ``counter``, or None if the file can't be read."""
+    """Return the CPU time in seconds from the counter file at the path ``counter``.
+
+    Returns None if ``counter`` is None or the file can't be read.
+    """
     if counter is None:
         return None
     with suppress(OSError, ValueError, StopIteration):
@@ -78,9 +81,10 @@ def _used_s(counter: str | None) -> float | None:
 
 
 def _processes(counter: str | None) -> list[str]:
-    """Return the pids of all processes in the control group to which the file ``counter`` belongs.
+    """Return the pids of all processes in a control group.
 
-    Returns an empty list if the pids can't be read.
+    ``counter`` is the path of the file that counts the group's CPU time. Returns an empty list if the pids can't be
+    read.
     """
     with suppress(OSError):
         return text_of(f"{os.path.dirname(counter or '')}/cgroup.procs", records=True).split()

@@ -2,8 +2,8 @@
 
 Docker itself can limit a container's disk use only on file systems with project quotas. So one asyncio task of the lab
 checks the free space of the host's file system four times a second. The task measures the disk use of the containers
-only if the lost free space could bring a container near a limit, or if the last measurement is a few seconds old.
-Containers over a limit are killed through the engine.
+only if the free space has decreased so much that a container could be near a limit, or if the last measurement is a few
+seconds old. Containers over a limit are killed through the engine.
 
 Between two checks, a container's CPU limit and maximum file size restrict how much the container can write. System
 calls that reserve much space at once are refused (sandbox_images/console/console.c).
@@ -55,7 +55,7 @@ class BoundedContainer:
     files: int = 0
 
     def may_be_near(self, lost: tuple[int, int]) -> bool:
-        """Return whether the container could be near a limit, assuming that it alone used up the lost free space.
+        """Return whether the container would be near a limit if it alone had used up the lost free space.
 
         ``lost`` is how many free bytes and free files the host's file system has lost since the last measurement of the
         container's disk use. Small losses are ignored.
@@ -191,7 +191,7 @@ def processes_of(first: int) -> Iterator[int]:
 
 
 def _without_name(folder: Path) -> Iterator[os.stat_result]:
-    """Yield the stat result of each deleted regular file in ``folder``.
+    """Yield the stat result of each deleted regular file that ``folder`` lists.
 
     ``folder`` is a folder in /proc that lists the open or mapped files of a process.
     """

@@ -66,7 +66,10 @@ def ensure_engine(say: Say) -> None:
 
 
 def ensure_own(say: Say, paths: EnginePaths = OWN_ENGINE) -> None:
-    """Start the lab's own dockerd if it isn't running, and wait until it answers. Raises EngineError."""
+    """Start the lab's own dockerd if it isn't running, and wait until it answers.
+
+    Raises EngineError if dockerd can't be started or doesn't answer in time.
+    """
     with setup_lock(say, paths):
         if answers(paths.address):
             return
@@ -100,10 +103,10 @@ def engine_processes(paths: EnginePaths) -> dict[int, str]:
 
 
 def engine_part(words: Sequence[str], paths: EnginePaths) -> str | None:
-    """Return the name of the engine program that the command line ``words`` runs, or None for other commands.
+    """Return the name of the engine program that a process runs, or None if the process doesn't belong to the engine.
 
-    The engine programs are dockerd, containerd and containerd-shim. A command line belongs to the engine with the
-    folders ``paths`` if it contains ``paths.exec_root`` or a path inside that folder.
+    ``words`` is the process's command line. The name is dockerd, containerd or containerd-shim. The process belongs to
+    the engine if one of the words is the folder ``paths.exec_root`` or a path inside that folder.
     """
     words = [word for word in words if word not in DETACHED + ISOLATED]
     if not any(Path(word).is_relative_to(paths.exec_root) for word in words):
@@ -176,7 +179,7 @@ def last_words(log: bytes) -> str:
 
 
 def _clear_remains(paths: EnginePaths) -> None:
-    """Kill leftover processes of a dead engine, and remove files and mounts that would prevent a new start."""
+    """Kill leftover processes of an engine that has ended, and remove files and mounts that prevent a new start."""
     for pid, part in engine_processes(paths).items():
         if part == "containerd-shim":
             for child in _children(pid):

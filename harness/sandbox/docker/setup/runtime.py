@@ -22,7 +22,7 @@ NAME = "crun"
 def runtime_flags(find: Callable[[str], str | None], mounts: Path = MOUNTS) -> tuple[str, ...]:
     """Return the dockerd options that select crun, or an empty tuple if crun can't be used on this host.
 
-    If crun needs it, control group controllers are mounted first. ``find`` is a function that returns the path of a
+    Control group controllers that crun needs are mounted first. ``find`` is a function that returns the path of a
     program, or None if the program isn't found.
     """
     program = find(NAME)
