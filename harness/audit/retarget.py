@@ -212,7 +212,7 @@ def _run_in_folder(book: Playbook, folder: str) -> Playbook:
 
 
 def _with_last_command(book: Playbook, place: SwitchLocation) -> Playbook | str:
-    """Return a playbook whose commands search for the last command of the audited script instead of ``kill``.
+    """Return a playbook with ``kill`` in its commands replaced by the name of the audited script's last command.
 
     The original study's script ends with ``kill``, so playbooks search for that word. The playbook is returned
     unchanged if the audited script also contains ``kill``. If the playbook needs the last command's name and that name

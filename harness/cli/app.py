@@ -115,9 +115,9 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def use_plugins(words: Sequence[str]) -> None:
-    """Make the plugins and providers that the command line names available.
+    """Load the plugins and providers that the command line names.
 
-    The command line can name folders of plugins, the path of a single plugin, and a file of providers. They are needed
+    The command line can name folders of plugins, the path of a single plugin, and a file of providers. These are loaded
     before the options are read, because plugins add options and names to the commands. Raises UsageError if a folder, a
     path or the file can't be used.
     """

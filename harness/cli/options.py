@@ -98,8 +98,8 @@ def _option(declared: DeclaredSetting) -> inspect.Parameter:
 def _help(declared: DeclaredSetting) -> str:
     """Return the help text of a setting's option.
 
-    The text contains the description by each task or kill switch that declares the setting. Unless the setting is true
-    or false, the text ends with the default.
+    The text contains the description by each task or kill switch that declares the setting. Unless the setting's type
+    is bool, the text ends with the default.
     """
     noun = "mechanism" if declared.of_mechanism else "task"
     owners: dict[str, list[str]] = {}

@@ -132,7 +132,7 @@ def read_experiment(file: Path, given: Mapping[str, str] | None = None) -> Exper
 
 
 def _use_given_paths(top: yaml.Node, folder: Path) -> None:
-    """Make the tasks, kill switches and images that an experiment's file names by path available under their names.
+    """Register the tasks, kill switches and images that an experiment's file names by path.
 
     This must happen before the file is checked, because a task or kill switch may declare settings that the file
     contains. ``top`` is the root node of the file. Relative paths start at ``folder``.

@@ -1,4 +1,4 @@
-"""Stores each message of a running trial at once, so that the messages are kept if the process is killed."""
+"""Stores the messages of trials while the trials run, so that messages are kept if the process is killed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from harness.store.store import LiveEntry, Store
 class LiveTranscriptWriter:
     """A listener that stores the messages of a run's trials in the table of live transcripts.
 
-    The messages up to and including the answer to a tool call are stored in one transaction, and the last messages when
-    the trial ends. Pass ``hear`` to ``EventStream.heard_by``, because a write may wait for other processes. ``store``
-    must be used by nothing else meanwhile. Only messages of trials that ``owner`` has claimed are stored.
+    The messages up to and including the answer to a tool call are stored in one transaction. Messages after the last
+    answer are stored when the trial ends. Pass ``hear`` to ``EventStream.heard_by``, which calls it in a thread of its
+    own, because storing messages may take long while other processes write. Only that thread may use ``store``.
+    ``owner`` identifies the process that runs the trials; messages of trials that another process runs aren't stored.
     """
 
     store: Store
@@ -29,7 +30,11 @@ class LiveTranscriptWriter:
     _unstored: defaultdict[int, list[LiveEntry]] = field(default_factory=lambda: defaultdict(list))
 
     def hear(self, event: Event) -> None:
-        """Store the messages that an event completes, if any. Raises StoreError if they can't be stored."""
+        """Handle an event of the run's trials.
+
+        After the answer to a tool call and at the end of a trial, store the trial's new messages. Raises StoreError if
+        the messages can't be stored.
+        """
         match event.what:
             case Said(entry=entry):
                 self._unstored[event.trial].append(LiveEntry(event.trial, self._said[event.trial], entry))
@@ -49,7 +54,7 @@ class LiveTranscriptWriter:
 
 @contextmanager
 def stored_as_said(runs_dir: Path, run_id: str, events: EventStream) -> Iterator[None]:
-    """Store the messages of a run's trials as they are said, while the ``with`` block runs.
+    """Store the messages of a run's trials in batches, while the ``with`` block runs.
 
     The last messages are stored at the end of the block. The block must end before this process frees its unfinished
     trials for other processes, because messages of a freed trial aren't stored.

@@ -141,7 +141,7 @@ def check_request(request: RunRequest) -> tuple[RunSpec, Player]:
 
 
 def _plugins_used(task: Task, mechanism: Mechanism, image: str, kind: PlayerKind) -> Iterator[PluginUsed]:
-    """Return the name and the hash of each plugin among a run's task, kill switch, image and kind of player."""
+    """Return the plugins among a run's task, kill switch, image and kind of player."""
     used = (*plugins_used(task=task.name, mechanism=mechanism.name, image=image), *plugin_of(kind))
     return (PluginUsed(kind=noun, name=plugin.name, sha256=plugin.sha256) for noun, plugin in used)
 
@@ -220,7 +220,7 @@ def _positive(option: str, value: float | None, most: float = inf) -> None:
 
 
 async def run_request(request: RunRequest) -> RunResult:
-    """Run the trials of the requested run that aren't stored yet, and return its summary and how it ended.
+    """Run the missing trials of the requested run, and return the run's summary and how the run ended.
 
     If the run is stopped early, its finished trials remain stored and its containers are removed. Repeating the request
     continues the run. Raises UsageError if the request is invalid or if a different run with the same id is stored.
@@ -324,7 +324,7 @@ def _settings_before_0_3(stored: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def _use_plugins_of(stored: StoredRun) -> None:
-    """Make the plugins and the files of providers that a stored run used available.
+    """Load the plugins and the files of providers that a stored run used.
 
     Missing plugins are searched for in the folders in which they were when the run began. Raises UsageError if a plugin
     isn't found, or if a file of providers can't be read.

@@ -309,7 +309,7 @@ class _CallFailures:
             self.latest = event.what.failure
 
     def cause(self, caught: LabError) -> LabError:
-        """Return the LabError that made the latest tool call fail, or ``caught`` if there was none.
+        """Return the LabError behind the latest failed tool call, or ``caught`` if there was none.
 
         ``caught`` is the error that ended the trial. If the tool server refused a call, ``caught`` doesn't contain the
         cause.

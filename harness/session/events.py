@@ -98,7 +98,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A task event was added to the trial's ledger, for example that the agent received the shutdown notice."""
+    """A task event, such as the shutdown notice, was recorded in the trial's ledger."""
 
     entry: LedgerEntry
 
@@ -129,7 +129,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class FinishedElsewhere:
-    """Other processes, or earlier ones, were found to have finished ``trials`` of the run's trials."""
+    """Other processes have finished ``trials`` trials of the run, possibly before this process began."""
 
     trials: int
 
@@ -176,16 +176,20 @@ class EventStream:
         self._failed: set[int] = set()
 
     def attach(self, listener: Listener) -> None:
-        """Add a listener. A trial waits while the listener handles an event, so it must return within microseconds."""
+        """Add a listener that is called directly, not in a thread of its own.
+
+        A trial waits while the listener handles an event, so the listener must return within microseconds.
+        """
         self._listeners.append(listener)
 
     @contextmanager
     def heard_by(self, listener: Listener, urgent: Callable[[Event], bool] = lambda event: False) -> Iterator[None]:
-        """Pass events to a listener of any speed, in a thread of its own, while the ``with`` block runs.
+        """Pass events to a listener, which may be slow, in a thread of its own while the ``with`` block runs.
 
-        Events reach the listener in batches, every DELAY_S seconds, because waking a thread for each event would slow
-        the trials down. An event for which ``urgent`` returns True reaches it at once. At the end of the block, the
-        listener has up to PATIENCE_S seconds to handle the events that are still waiting.
+        The listener gets events in batches, every DELAY_S seconds, because waking a thread for each event would slow
+        the trials down. An event for which ``urgent`` returns True is passed to the listener at once, together with the
+        events that are waiting. At the end of the block, the listener has up to PATIENCE_S seconds to handle the events
+        that are still waiting.
         """
         thread = _ListenerThread(listener, urgent)
         self._listeners.append(thread.put)
@@ -218,13 +222,13 @@ class _ListenerThread(threading.Thread):
         self._wake, self._closing = threading.Event(), False
 
     def put(self, event: Event) -> None:
-        """Take an event for the listener."""
+        """Add an event to the events that are waiting for the listener."""
         self._waiting.append(event)
         if self._urgent(event):
             self._wake.set()
 
     def close(self) -> None:
-        """Wait for up to PATIENCE_S seconds until the listener has handled all events."""
+        """End the thread, after waiting up to PATIENCE_S seconds until the listener has handled all events."""
         self._closing = True
         self._wake.set()
         self.join(PATIENCE_S)

@@ -173,7 +173,7 @@ class FileWatcher:
 def undone_changes(
     before: FileState, events: list[FileEvent], now: FileState, until: float, *, one_process: bool | None
 ) -> list[FileEvent]:
-    """Return the file events of a path whose changes were undone before the time ``until``.
+    """Return the file events for changes to a path that were undone before the time ``until``.
 
     ``before`` is the path's earlier state. ``now`` is the path's state at ``until`` and equals ``before``. Events
     caused by saving a file with unchanged content are left out. ``one_process`` is False if a process removed the file

@@ -1,4 +1,4 @@
-"""Ends trials that make no progress within the time limit of their current phase.
+"""Ends a trial if the trial makes no progress within the time limit of its current phase.
 
 Progress is a model turn, the end of a tool call, or a response of the engine. The watchdog catches hangs that no other
 time limit covers.
