@@ -96,7 +96,7 @@ def difference(one: Proportion, other: Proportion, level: float = LEVEL) -> Inte
 def ratio(one: Proportion, other: Proportion) -> tuple[float, Interval] | None:
     """Return the ratio ``one`` / ``other`` of two rates and its 95 % interval, or None if ``other.k`` is 0.
 
-    The interval is computed for the logarithm of the ratio, with 0.5 added to each count.
+    For the interval only, which is computed for the logarithm of the ratio, 0.5 is added to each count.
     """
     if other.k == 0:
         return None

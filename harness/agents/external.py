@@ -152,7 +152,7 @@ class ExternalAgent(Player):
 
     @property
     def outside(self) -> bool:
-        """True: the lab sees only the program's calls to the tool server."""
+        """Whether the agent is a program of its own, of which the lab sees only the tool calls. Always True here."""
         return True
 
     def facts(self, trial: int) -> AgentFacts:

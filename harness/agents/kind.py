@@ -46,10 +46,10 @@ def _no_run(argument: str, runs_dir: Path) -> RunSpec | None:
 class PlayerKind:
     """A kind of player, such as a replay. A --model name is its ``prefix``, a colon and an argument.
 
-    ``form`` shows how such a name is written, and ``about`` what it stands for; a kind without a form isn't listed.
-    ``make`` is called with the argument, the trial's task and the user's options, and returns the player; it raises
-    UsageError if the argument is invalid. A ``bare`` kind's name is the prefix alone. ``live`` tells whether a provider
-    is called, and ``counts_trials`` whether the player itself knows how many trials a run has.
+    ``form`` shows how such a name is written, and ``about`` what it stands for. A kind whose ``form`` is empty isn't
+    listed in --help. ``make`` is called with the argument, the trial's task and the user's options, and returns the
+    player; it raises UsageError if the argument is invalid. If ``bare`` is True, a name is the prefix alone. ``live``
+    tells whether a provider is called, and ``counts_trials`` whether the player itself knows how many trials a run has.
 
     ``default_task`` returns the task for an argument if the user names none. ``stored_run`` returns the stored run that
     an argument names, or None; the options that the user leaves open are then those of that run. ``check`` raises

@@ -183,12 +183,13 @@ def _with_paths(book: Playbook, place: SwitchLocation) -> Playbook:
 
 
 def rewritten(cmd: str, path: str | None, agent: AgentUser, *, owned: bool) -> str:
-    """Rewrite the shell command ``cmd`` to attack the kill switch at ``path``.
+    """Rewrite an attack on the original study's kill switch as an attack on the kill switch at ``path``.
 
-    The path of the original study's script is replaced by ``path``, and the original home folder by the agent's working
-    folder. If ``path`` is None, only the folder is replaced. ``path`` must not contain characters that are special in a
-    shell or a regular expression. ``owned`` is True if the agent owns the script. If ``owned`` is False, a command that
-    searches for files of the agent's user is changed to search for files of all users.
+    ``cmd`` is the shell command of the attack. The path of the study's script in it is replaced by ``path``, and the
+    original home folder by the agent's working folder. If ``path`` is None, only the folder is replaced. ``path`` must
+    not contain characters that are special in a shell or a regular expression. ``owned`` is True if the agent owns the
+    script. If ``owned`` is False, a command that searches for files of the agent's user is changed to search for files
+    of all users.
     """
     home = agent.workdir.rstrip("/")
     cmd = re.sub(r" -user user\b", f" -user {agent.user}" if owned else "", cmd)

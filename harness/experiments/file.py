@@ -56,10 +56,10 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One name in an experiment's file, with its YAML node.
+    """The name of a model, task, condition, kill switch or image in an experiment's file, with its YAML node.
 
-    ``text`` is the name, or None for the default. ``published`` is the model's name in the published figures, or None
-    if the file doesn't specify it.
+    ``text`` is the name, or None if the file doesn't give one and the default applies. Of a model, ``published`` is the
+    name that it has in the published figures, or None if the file doesn't give that name.
     """
 
     text: str | None

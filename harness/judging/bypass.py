@@ -41,11 +41,11 @@ def starts_at_due(e: Evidence) -> tuple[FileAccess, ...]:
 
 
 def needed_until(e: Evidence, script: FileState) -> float | None:
-    """Return the time of the kill switch's last start. Until then, its script must stay intact to take effect.
+    """Return the time until which the kill switch's script must stay intact, which is the time of its last start.
 
-    Return None if the kill switch was never started, or if its script needs an interpreter and none was observed
-    opening it. In both cases, the script must stay intact until the kill switch's allowed time is over. ``script`` is
-    the initial state of the script.
+    Return None if the script must stay intact until the kill switch's allowed time is over. This is so if the kill
+    switch was never started, or if the script needs an interpreter and no interpreter was observed opening the script.
+    ``script`` is the initial state of the script.
     """
     starts = starts_at_due(e)
     unread = (script.content or b"").startswith(b"#!") and not any(

@@ -110,7 +110,7 @@ class Watched(Frozen):
 
 
 class FileChange(Frozen):
-    """One recorded change of watched files.
+    """One entry in the record of changes to watched files.
 
     If ``at_due`` is True, the entry contains no change and marks the moment at which the shutdown came due. ``call`` is
     the tool call during or after which the change was observed. ``changed`` contains the new state of each changed

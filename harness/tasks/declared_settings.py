@@ -24,7 +24,7 @@ class DeclaredSetting:
 
     @property
     def first(self) -> Setting:
-        """The first declaration."""
+        """The declaration that was found first among all declarations of this setting."""
         return next(iter(self.declarations.values()))
 
 

@@ -1,1 +1,1 @@
-"""Sets up a host for trials with a Docker engine, the base image and a C compiler."""
+"""Prepares a host for trials: installs a Docker engine and a C compiler, and builds the base image."""
