@@ -77,8 +77,8 @@ class Endpoint(Frozen):
 class TranscriptRecorder:
     """Records an external agent's tool calls in ``transcript``, from the events of its trial.
 
-    The asyncio event ``over`` is set when the trial ends. ``failure`` is the exception of a tool call that failed
-    because of the lab, or None.
+    The asyncio event ``over`` is set when the trial ends. ``stop`` is the reason why the trial ended, or None while it
+    isn't known. ``failure`` is the exception if a tool call failed because of an error in the lab, or None otherwise.
     """
 
     session: Session
@@ -126,10 +126,10 @@ class TranscriptRecorder:
 class ExternalAgent(Player):
     """An external agent, i.e. a program that the user supplies.
 
-    ``words`` is the command that starts the program. ``words`` is empty if the lab waits for a running program to
-    connect. In this case, the trial ends after ``wait_limit_s`` seconds without a request. A program that the lab
+    ``words`` is the command that starts the program. If the lab waits for a running program to connect instead,
+    ``words`` is empty, and the trial ends after ``wait_limit_s`` seconds without a request. A program that the lab
     started is killed ``exit_grace_s`` seconds after the end of its trial if it is still running. ``label`` is the model
-    name that the user gave, or None. ``folder`` is the user's folder, in which the command's relative paths were found.
+    name that the user gave, or None. ``folder`` is the user's folder, at which relative paths in the command start.
     """
 
     name: str
@@ -142,12 +142,12 @@ class ExternalAgent(Player):
 
     @property
     def most_at_once(self) -> int | None:
-        """One trial at a time for an agent that connects, because it plays one trial at a time."""
+        """1 if the lab waits for the agent to connect, or None (no limit) if the lab starts the agent."""
         return None if self.words else 1
 
     @property
     def default_time_limit_s(self) -> float | None:
-        """The time limit of a trial, in seconds, for a program that the lab starts."""
+        """The default time limit of a trial in seconds, or None (no limit) if the lab doesn't start the agent."""
         return TIME_LIMIT_S if self.words else None
 
     @property
@@ -156,19 +156,19 @@ class ExternalAgent(Player):
         return True
 
     def facts(self, trial: int) -> AgentFacts:
-        """Return the facts for the trial record. They contain the model name if the user gave one."""
+        """Return the facts for the trial record: the model name if the user gave one, and otherwise no facts."""
         return AgentFacts(model=self.label) if self.label else AgentFacts()
 
     def identity(self) -> dict[str, Any]:
-        """Return the label, the command, and a hash of the files that the command names, except its program."""
+        """Return the label, the command, and a hash of the files that the command's arguments name."""
         return {"label": self.label, "words": list(self.words), "sha256": sha256_of(files_among(self.words[1:]))}
 
     def lasting_request(self) -> dict[str, Any]:
-        """Return the command with absolute paths, the folder in which they were found, and the label."""
+        """Return what is needed to build the agent again: the command with absolute paths, the folder and the label."""
         return {"agent": shlex.join(self.words) or WAIT, "agent_folder": str(self.folder), "model": self.label}
 
     def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
-        """Return ``limits`` without a limit for the agent's own work, of which the lab sees nothing."""
+        """Return a copy of ``limits`` without a time limit for the agent's own work, which the lab can't observe."""
         return {**limits, Phase.MODEL: None}
 
     async def play(self, stage: Stage) -> StopReason:
@@ -221,10 +221,10 @@ class ExternalAgent(Player):
 def external_agent(command: str, label: str | None, wait_limit_s: float, folder: Path | None = None) -> ExternalAgent:
     """Build the ExternalAgent for the option --agent.
 
-    ``command`` is the option's value, which is either a command line or the word ``wait``. If it is ``wait``, the lab
-    waits for a running agent to connect. ``label`` is the model name that the user gave, or None. ``folder`` is the
-    folder in which the command's relative paths are found, by default the current folder. Raises UsageError if the
-    command can't be parsed or its program can't be run.
+    ``command`` is the option's value. It is a command line, or the word ``wait``, which makes the lab wait for a
+    running agent to connect. ``label`` is the model name that the user gave, or None. ``folder`` is the folder at which
+    relative paths in the command start, by default the current folder. Raises UsageError if the command can't be parsed
+    or its program can't be run.
     """
     folder = folder or Path.cwd()
     name = label or f"agent:{command}"
@@ -242,9 +242,10 @@ def external_agent(command: str, label: str | None, wait_limit_s: float, folder:
 
 
 def _program(word: str, folder: Path) -> str:
-    """Return the absolute path of the program ``word``. A path is found in ``folder``, and a plain name on PATH.
+    """Return the absolute path of the program ``word``.
 
-    Raises UsageError if there is no such program, or if the file may not be executed.
+    If ``word`` contains a slash, it is a path, and a relative path starts at ``folder``. Otherwise, the program is
+    searched on PATH. Raises UsageError if there is no such program, or if the file isn't executable.
     """
     path = str(folder / _expand_home(word)) if "/" in word else word
     if program := shutil.which(path):
@@ -257,10 +258,10 @@ def _program(word: str, folder: Path) -> str:
 
 
 def _with_absolute_path(word: str, folder: Path) -> str:
-    """Return ``word`` with an absolute path if it is the path of a file or folder in ``folder``, or else unchanged.
+    """Return ``word`` with its path made absolute, or unchanged if ``word`` doesn't name an existing file or folder.
 
-    In a word such as --config=FILE, the path is the part after the first ``=``. The agent's process runs in a different
-    folder, where a relative path would be wrong.
+    A relative path starts at ``folder``. In a word such as --config=FILE, the path is the part after the first ``=``.
+    The agent's process runs in a different folder, where a relative path would be wrong.
     """
     if path := _existing(word, folder):
         return path
@@ -269,10 +270,10 @@ def _with_absolute_path(word: str, folder: Path) -> str:
 
 
 def _existing(word: str, folder: Path) -> str | None:
-    """Return the absolute path of the user's or shipped file or folder named by ``word``, or None if there is none.
+    """Return the absolute path of the file or folder that ``word`` names, or None if there is none.
 
-    A folder counts only if ``word`` contains a slash or is ``.`` or ``..``, because a plain word such as ``test`` is
-    more often a subcommand.
+    It is a file or folder of the user, relative to ``folder``, or one that ships with the lab. A folder counts only if
+    ``word`` contains a slash or is ``.`` or ``..``, because a plain word such as ``test`` is more often a subcommand.
     """
     path = folder / own_or_shipped(Path(_expand_home(word)), folder)
     with suppress(OSError, ValueError):  # most words aren't paths
@@ -352,7 +353,7 @@ async def _started_process(
     """Run the command ``words`` in a temporary folder while the ``with`` block runs.
 
     When the block ends, the command's process group is killed, and the exit code and the output are stored in
-    ``process_facts``. The exit code is None if the process was still running. Raises ModelError if the command can't be
+    ``process_facts``. The exit code is None if the process had to be killed. Raises ModelError if the command can't be
     started.
     """
     with TemporaryDirectory(prefix=temporary_prefix("agent-"), ignore_cleanup_errors=True) as folder:

@@ -1,4 +1,4 @@
-"""Names and hashes of what a player plays, by which a resumed run finds it again and notices that it has changed."""
+"""Names and hashes of a player's files. A resumed run needs them to find the files and to detect changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def sha256_of(parts: Iterable[bytes]) -> str:
 
 
 def files_among(words: Iterable[str]) -> Iterator[bytes]:
-    """Yield the content of each file whose absolute path is one of ``words``, or follows the first ``=`` in one."""
+    """Yield the content of each file whose absolute path is in ``words``.
+
+    The path is a whole word or, as in --config=FILE, the part of a word after the first ``=``.
+    """
     for word in words:
         for path in (word, word.partition("=")[2]):
             with suppress(OSError, ValueError):  # most words of a command are no paths
@@ -26,6 +29,9 @@ def files_among(words: Iterable[str]) -> Iterator[bytes]:
 
 
 def absolute_name(name: str) -> str:
-    """Return a --model name with the path after its colon made absolute, or unchanged if no file has this path."""
+    """Return a --model name in which the path after the colon is made absolute.
+
+    If no file or folder has this path, the name is returned unchanged.
+    """
     prefix, colon, path = name.partition(":")
     return f"{prefix}:{Path(path).absolute()}" if colon and Path(path).exists() else name

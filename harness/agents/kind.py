@@ -1,4 +1,4 @@
-"""Kinds of players. A kind belongs to one prefix of --model names, and makes the players for these names."""
+"""Defines kinds of players. A kind makes the players whose --model names have its prefix, such as ``replay:``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from harness.tasks.task import Task
 
 @dataclass(frozen=True, slots=True)
 class PlayerOptions:
-    """What the user asked of a player besides its name.
+    """The user's options for a player.
 
-    ``live`` holds the options that apply only to live models. ``condition`` and ``seed`` are None if the user gave
-    none. ``family`` limits playbooks to one tactic family. ``label`` is the model name that the user gave to an agent
-    of their own, and ``wait_limit_s`` is how many seconds the lab waits for a request of such an agent.
-    ``agent_folder`` is the folder in which relative paths of such an agent's command are found, or None for the current
-    folder. ``runs_dir`` is the folder of the store in which a stored run is looked up by its id, or None if there is no
-    store.
+    ``live`` holds the options that apply only to live models. ``condition`` is the name of the condition, and ``seed``
+    is the seed of random draws. Each of the two is None if the user gave none. ``family`` limits playbooks to one
+    tactic family, unless it is None.
+
+    The other options are for stored runs and for the user's own agents. ``label`` is the model name that the user gave
+    to an agent, or None. ``wait_limit_s`` is how many seconds the lab waits for a request of an agent. ``agent_folder``
+    is the folder at which relative paths in an agent's command start, or None for the current folder. ``runs_dir`` is
+    the folder with the stored runs, or None if there is no such folder.
     """
 
     live: ModelOptions = field(default_factory=ModelOptions)

@@ -73,7 +73,7 @@ async def _make_call(call: ToolUse, tools: ToolClient) -> tuple[str, StopReason 
 
 
 class ConversingPlayer(Player):
-    """A player that the built-in agent loop asks for one turn after the other."""
+    """A player whose turns the built-in agent loop requests one by one."""
 
     @abstractmethod
     def start(self, trial: int, task: Task, tools: ToolClient) -> Conversation:
@@ -94,7 +94,7 @@ class ConversingPlayer(Player):
 
 @dataclass(frozen=True)
 class _PhasedConversation:
-    """A conversation that reports when the trial waits for the model, and when it waits for the engine again."""
+    """A conversation that tells ``enter`` when the trial starts and stops waiting for the model."""
 
     conversation: Conversation
     enter: Callable[[Phase], None]

@@ -1,4 +1,4 @@
-"""The interface of players. A player plays the trials of a run: a live model, a playbook, a replay or a program."""
+"""The interface of players. A live model, a playbook, a replay or a program can play the trials of a run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """One trial, as its player gets it.
+    """One trial, with everything that its player needs to play it.
 
     The player calls the tools through ``app``, the web app of the tool server, which passes each call on to
-    ``session``. ``url`` is the tool server's address for programs outside this process, or None if it has none. Each
-    message of the trial is appended to ``transcript``, which begins with the ``prompts`` and may hold
-    ``message_limit`` messages. ``hear`` is called with each turn of a model, and ``enter`` with what the trial waits
-    for next. ``say`` prints a line for the user. ``process_facts`` are stored in the trial's record as facts about the
-    agent.
+    ``session``. ``url`` is the tool server's address for programs outside this process, or None if such programs can't
+    connect. Each message of the trial is appended to ``transcript``, which begins with the ``prompts`` and may hold
+    ``message_limit`` messages. The player calls ``hear`` with each turn of a model, ``enter`` with each new phase of
+    the trial, and ``say`` with each line to print for the user. The player adds facts about the agent's process to
+    ``process_facts``, which are stored in the trial's record.
     """
 
     number: int
@@ -50,10 +50,10 @@ class Stage:
 
 
 class Player(ABC):
-    """Plays the trials of a run. A subclass defines ``facts`` and ``play``, and overrides defaults where it differs.
+    """Plays the trials of a run. A subclass must define ``facts`` and ``play``.
 
     ``name`` is the --model name. ``simulated`` describes an agent that stands in for a model, and is None if a real
-    model or the user's own agent plays. ``budget`` limits what a live model may use, and is None for all others.
+    model or the user's own agent plays. ``budget`` is the budget of a live model, and None for any other player.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Player(ABC):
 
     @property
     def default_n(self) -> int:
-        """The number of trials of a run for which the user gives no number. It is at least 1."""
+        """The number of trials in a run if the user doesn't give one. It is at least 1."""
         return 1
 
     @property
@@ -77,12 +77,12 @@ class Player(ABC):
 
     @property
     def default_time_limit_s(self) -> float | None:
-        """The time limit of a trial, in seconds, if the user gives none. None means no limit."""
+        """The time limit of a trial in seconds if the user doesn't set one, or None for no limit."""
         return None
 
     @property
     def outside(self) -> bool:
-        """Whether the player is a program of its own, of which the lab sees only the calls to the tool server."""
+        """Whether the player is an external program. The lab sees only such a program's calls to the tool server."""
         return False
 
     @abstractmethod
@@ -90,18 +90,21 @@ class Player(ABC):
         """Return what the record of this trial stores about the agent, such as its playbook or its API parameters."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the facts that tell this player from others of the same name, as JSON values.
+        """Return the facts that distinguish this player from other players with the same name, as JSON values.
 
         A stored run can be resumed only by a player with the same identity.
         """
         return self.facts(1).as_json()
 
     def lasting_request(self) -> dict[str, Any]:
-        """Return the fields of a run's request that select this player later, in any folder. They hold no API key."""
+        """Return the fields of a run's request from which this player can be made again in any folder.
+
+        The fields contain no API key.
+        """
         return {"model": self.name}
 
     def options(self, trial: int, options: TaskOptions) -> TaskOptions:
-        """Return the task options for this trial. ``options`` are those of the run."""
+        """Return the task options for this trial. ``options`` are the task options of the run."""
         return options
 
     def prompts(self, trial: int) -> Prompts | None:
@@ -109,12 +112,18 @@ class Player(ABC):
         return None
 
     def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
-        """Return how many seconds each phase may last without progress. ``limits`` are the lab's own limits."""
+        """Return for each phase of a trial how many seconds it may last without progress, or None for no limit.
+
+        ``limits`` are the lab's default limits.
+        """
         return limits
 
     @asynccontextmanager
     async def connected(self, run: RunSpec, say: Say) -> AsyncIterator[None]:
-        """Keep the player ready to play ``run`` while the ``with`` block runs. Raises ModelError if it isn't usable."""
+        """Keep the player ready to play ``run`` while the ``with`` block runs.
+
+        Raises ModelError if the player can't be used.
+        """
         yield
 
     @abstractmethod

@@ -24,7 +24,7 @@ NO_OPTIONS = PlayerOptions()
 
 @plugins.cached
 def kinds() -> dict[str, PlayerKind]:
-    """Return all kinds of players by their prefix, plugins included. Live models have the empty prefix.
+    """Return all kinds of players by their prefix, including those of plugins. The prefix of live models is empty.
 
     Raises UsageError if two kinds have the same prefix.
     """
@@ -53,14 +53,17 @@ def player_plugins() -> tuple[Plugin, ...]:
 
 
 def plugin_of(kind: PlayerKind) -> Iterator[tuple[str, Plugin]]:
-    """Yield the plugin that defines a kind of players, with the noun "player". Yield nothing if the kind ships."""
+    """Yield the plugin that defines a kind of players, together with the word "player".
+
+    Yield nothing if the kind ships with the lab.
+    """
     return (("player", plugin) for plugin, each in _of_plugins() if each is kind)
 
 
 def kind_of(name: str) -> tuple[PlayerKind, str]:
-    """Return the kind that a --model name belongs to, and the name's argument.
+    """Return the kind that a --model name belongs to, and the name's argument, i.e. the part after the colon.
 
-    A name without the prefix of another kind is the name of a live model.
+    A name without a known prefix, such as ``o3``, belongs to the kind of live models. Its argument is the whole name.
     """
     prefix, colon, argument = name.partition(":")
     kind = kinds().get(prefix)
@@ -76,7 +79,7 @@ def default_task(name: str) -> str:
 
 
 def is_live(name: str) -> bool:
-    """Whether a --model name stands for a live model, rather than for an agent that calls no provider."""
+    """Return whether a --model name stands for a live model."""
     return kind_of(name)[0].live
 
 
@@ -92,7 +95,10 @@ def make_player(name: str, task: Task, options: PlayerOptions = NO_OPTIONS) -> P
 
 
 def _made(kind: PlayerKind, argument: str, task: Task, options: PlayerOptions) -> Player:
-    """Make a player. Raises UsageError if the argument or an option is invalid, or if a plugin's code fails."""
+    """Make a player of this kind.
+
+    Raises UsageError if the argument or an option is invalid, or if a plugin's code fails.
+    """
     plugin = next(plugin_of(kind), None)
     problem = f"The player in the plugin {plugin[1].path} can't be made" if plugin else ""
     with plugins.guarded(problem) if plugin else nullcontext():
@@ -120,7 +126,7 @@ def live_model(name: str, options: ModelOptions) -> ApiModel:
 
 
 def usage() -> str:
-    """Return how the names of all kinds are written and what they stand for, for --help."""
+    """Return the text for --help that lists the forms of --model names and what each form stands for."""
     return ", ".join([*(f"{kind.form} ({kind.about})" for kind in _listed()), "a model such as o3", "PROVIDER/NAME"])
 
 
@@ -129,7 +135,7 @@ def _listed() -> list[PlayerKind]:
 
 
 def _suggestions(name: str) -> str:
-    """Return two sentences for an error message: the names most similar to ``name``, and all forms of names."""
+    """Return the end of an error message: the known names most similar to ``name``, if any, and all forms of names."""
     hosts = [f"{each}/" for each in providers()]
     prefixes = [kind.prefix if kind.bare else f"{kind.prefix}:" for kind in _listed()]
     known = (*prefixes, *hosts, *(model for each in providers().values() for model in each.models))

@@ -1,4 +1,4 @@
-"""Finds and reads the data files that ship with the lab: tasks, mechanisms, images and prompts."""
+"""Finds and reads the data files that ship with the lab: tasks, kill switches, images and prompts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHIPPED = ("docs", "experiments", "sandbox_images", "shutdown_scripts", "tasks")
 
 
 def own_or_shipped(path: Path, base: Path = Path()) -> Path:
-    """Return the path of the file or folder that a user in the folder ``base`` names by ``path``.
+    """Return ``path``, or the absolute path of a shipped file or folder if the user has nothing at ``path``.
 
-    If nothing has this path, but something that ships with the lab has it, such as "tasks/playbooks/edit.yaml", that
-    one's absolute path is returned. Otherwise, ``path`` is returned unchanged.
+    A relative path of the user starts at the folder ``base``. A shipped path is, for example,
+    "tasks/playbooks/edit.yaml". If nothing is found, ``path`` is returned unchanged.
     """
     if path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts and not os.path.exists(base / path):
         shipped = ROOT / path

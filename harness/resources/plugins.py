@@ -1,10 +1,10 @@
-"""Finds plugins: tasks, kill switches, images, players and exporters of the user's own, outside the package.
+"""Finds plugins, i.e. tasks, kill switches, images, players and exporters that the user adds to the lab.
 
 A plugin folder is laid out like the lab's own repository: ``tasks/NAME/task.py``, ``shutdown_scripts/NAME/``,
 ``sandbox_images/NAME/``, ``players/NAME.py``, ``exporters/NAME.py``. An installed package can offer plugins through the
 entry points ``offswitch.tasks``, ``offswitch.mechanisms``, ``offswitch.players`` and ``offswitch.exporters`` instead. A
-task, kill switch or image can also be given by its own path, for example with ``--task PATH``.
-Python plugins run with the rights of the lab's user, like any other program that the user installs.
+task, kill switch or image can also be given by its own path, for example with ``--task PATH``. Python plugins run with
+the rights of the lab's user, like any other program that the user installs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FolderKind:
-    """A kind of plugin that is a folder with a file of a certain name in it.
+    """A kind of plugin that is a folder, such as a task. Each such folder contains a file with the name ``marker``.
 
-    ``noun`` names the kind in messages, such as "task". The plugins are the folders ``folder``/NAME that contain a file
-    named ``marker``. ``group`` is the last part of the kind's entry-point group, or None if it has no entry points.
+    ``noun`` names the kind in messages, such as "task". The plugins are the subfolders of ``folder`` in each plugin
+    folder. ``group`` is the last part of the kind's entry-point group, or None if plugins of this kind can't be offered
+    through entry points.
     """
 
     noun: str
@@ -46,9 +47,10 @@ class FolderKind:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One plugin, or one thing of the same kind that ships with the lab.
+    """A plugin, or a task, kill switch or image that ships with the lab.
 
-    ``path`` is its file or folder. ``entry_point`` is None unless an installed package offers the plugin.
+    ``path`` is its file or folder. ``entry_point`` is the entry point if an installed package offers the plugin, or
+    None otherwise. ``shipped`` is true if it ships with the lab.
     """
 
     name: str
@@ -68,16 +70,16 @@ _forget: list[Callable[[], None]] = []  # empty the caches of what was found
 
 
 def cached(find: Callable[P, T]) -> Callable[P, T]:
-    """Cache a function whose result depends on the plugin folders, until other folders are used."""
+    """Cache the results of ``find``, which depend on the plugin folders. The function ``forget`` empties the cache."""
     remembered = cache(find)
     _forget.append(remembered.cache_clear)
     return remembered  # type: ignore[return-value] # typeshed types a cached function without its parameters
 
 
 def use_folders(folders: Sequence[Path]) -> None:
-    """Search these plugin folders, and those in the environment variable OFFSWITCH_PLUGINS, from now on.
+    """From now on, search for plugins in ``folders`` and in the folders that the variable OFFSWITCH_PLUGINS lists.
 
-    Raises UsageError if one of them is not a folder.
+    Earlier folders are no longer searched. Raises UsageError if one of these paths isn't a folder.
     """
     named = [Path(each) for each in os.environ.get(VARIABLE, "").split(os.pathsep) if each]
     searched = [own_or_shipped(folder) for folder in (*folders, *named)]
@@ -89,16 +91,16 @@ def use_folders(folders: Sequence[Path]) -> None:
 
 
 def add_folders(more: Sequence[Path]) -> None:
-    """Search these plugin folders as well, after those that are searched already.
+    """From now on, search for plugins in the folders ``more`` too, after the folders that are already searched.
 
-    Raises UsageError if one of them is not a folder.
+    Raises UsageError if one of these paths isn't a folder.
     """
     if any(each.resolve() not in _folders for each in more):
         use_folders([*_folders, *more])
 
 
 def forget() -> None:
-    """Drop what was found so far, so that the plugins are searched again when they are needed."""
+    """Empty all caches of plugins, so that the plugins are searched again when they are needed."""
     for each in _forget:
         each()
 
@@ -112,10 +114,10 @@ def folders() -> tuple[Path, ...]:
 
 
 def found(kind: FolderKind, shipped_marker: str | None = None) -> dict[str, Plugin]:
-    """Return everything of one kind by name: what ships with the lab, and the plugins.
+    """Return everything of one kind, such as all tasks, by name: what ships with the lab, and the plugins.
 
-    ``shipped_marker`` is the file that marks a shipped folder of this kind, if it is another one than the kind's.
-    Raises UsageError if two have the same name.
+    ``shipped_marker`` is the name of the file that each shipped folder contains, or None if that name is
+    ``kind.marker``. Raises UsageError if a name isn't unique.
     """
     names = names_in(kind.folder, shipped_marker or kind.marker)
     shipped = [Plugin(name, ROOT / kind.folder / name, shipped=True) for name in names]
@@ -124,9 +126,10 @@ def found(kind: FolderKind, shipped_marker: str | None = None) -> dict[str, Plug
 
 
 def by_name(noun: str, plugins: Iterable[Plugin]) -> dict[str, Plugin]:
-    """Return plugins of one kind by name. Names that differ only in letter case are the same name.
+    """Return ``plugins``, which are of one kind, keyed by name. ``noun`` is the kind's name in the error message.
 
-    Raises UsageError if two plugins have the same name; a plugin that was found twice counts once.
+    Raises UsageError if two different plugins have the same name, ignoring letter case. The same plugin may occur
+    twice.
     """
     known: dict[str, Plugin] = {}
     for plugin in plugins:
@@ -149,14 +152,17 @@ def _subfolders(kind: FolderKind) -> Iterator[Plugin]:
 
 
 def modules(kind: str) -> Iterator[Plugin]:
-    """Yield the plugins that are Python files named ``kind``/NAME.py."""
+    """Yield the plugins that are Python files named ``kind``/NAME.py in a plugin folder."""
     for folder in _folders:
         for file in sorted((folder / kind).glob("[!_]*.py")):
             yield Plugin(file.stem, file)
 
 
 def installed(group: str) -> Iterator[Plugin]:
-    """Yield the plugins that installed packages offer as entry points of the group ``offswitch.GROUP``."""
+    """Yield the plugins that installed packages offer as entry points, for example in the group ``offswitch.tasks``.
+
+    ``group`` is the part of the group's name after the dot.
+    """
     for each in entry_points(group=f"offswitch.{group}"):
         module = sys.modules.get(each.module)
         file = getattr(module, "__file__", None) or _module_file(each)
@@ -175,11 +181,12 @@ def _module_file(point: EntryPoint) -> str:
 
 
 def name_given(kind: FolderKind, value: str, known: Iterable[str], base: Path) -> str:
-    """Return the name of a plugin that the user gave by its name or by the path of its folder or of its main file.
+    """Return the name of a plugin that the user gave by name or by path.
 
-    A folder that was given by path is found by its name from now on. A relative path starts at ``base``. A value
-    without a slash is a path only if it isn't in ``known``, the names that are there. Raises UsageError if a path leads
-    to no such plugin.
+    A path leads to the plugin's folder or to the main file in it, and a relative path starts at ``base``. Once a plugin
+    was given by path, it can be found by its name too. If ``value`` contains no slash and is one of the ``known``
+    names, it is never read as a path. Raises UsageError if ``value`` contains a slash and leads to no plugin of this
+    kind.
     """
     if "/" not in value and value.lower() in {name.lower() for name in known}:
         return value
@@ -196,7 +203,7 @@ def name_given(kind: FolderKind, value: str, known: Iterable[str], base: Path) -
 
 
 def path_given(kind: FolderKind, name: str) -> Path | None:
-    """Return the folder of a plugin that the user gave by its own path, or None if it was given by name."""
+    """Return the folder of the plugin called ``name`` if the user gave its path, or None otherwise."""
     return next((folder for noun, folder in _given if (noun, folder.name) == (kind.noun, name)), None)
 
 
@@ -205,7 +212,10 @@ def path_given(kind: FolderKind, name: str) -> Path | None:
 
 @contextmanager
 def guarded(problem: str) -> Iterator[None]:
-    """Turn any exception of a plugin's code into a UsageError of one sentence, which begins with ``problem``."""
+    """Convert an exception of a plugin's code in the ``with`` block to a UsageError that begins with ``problem``.
+
+    A LabError is raised unchanged.
+    """
     try:
         yield
     except LabError:
@@ -216,10 +226,10 @@ def guarded(problem: str) -> Iterator[None]:
 
 
 def load(plugin: Plugin, attribute: str, file: str = "") -> Any:
-    """Import a plugin and return the object that it defines as ``attribute``.
+    """Import a plugin and return the object that it defines as ``attribute``, or the object of its entry point.
 
-    ``file`` is the Python file in the folder of a plugin that is a folder. Raises UsageError if the plugin can't be
-    imported or defines no such object.
+    ``file`` is the name of the Python file to import if the plugin is a folder, and empty otherwise. Raises UsageError
+    if the plugin can't be imported or defines no such object.
     """
     source = plugin.path / file
     with guarded(f"The plugin {source} can't be imported"):
@@ -233,7 +243,7 @@ def load(plugin: Plugin, attribute: str, file: str = "") -> Any:
 
 @cache
 def _imported(file: Path) -> Any:
-    """Import a Python file under a module name of its own, once for each process."""
+    """Import a Python file under a unique module name. A file is imported only once in each process."""
     name = f"offswitch_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     spec = spec_from_file_location(name, file)
     assert spec is not None

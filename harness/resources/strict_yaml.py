@@ -101,10 +101,10 @@ def fields_of(node: yaml.Node, what: str, keys: str, needs: str = "") -> dict[st
 
 
 def model_of(model: type[Model], node: yaml.Node, what: str, **given: object) -> Model:
-    """Build a pydantic model from a mapping, whose keys are the model's fields without those that are ``given``.
+    """Build a pydantic model from a mapping and from the fields in ``given``.
 
-    Raises UsageError with the line of the faulty key if the mapping doesn't fit the model. ``what`` is the mapping's
-    name in error messages.
+    The mapping's keys are names of fields that aren't in ``given``. Raises UsageError with the line of the faulty key
+    if the mapping doesn't fit the model. ``what`` is the mapping's name in error messages.
     """
     fields = fields_of(node, what, " ".join(name for name in model.model_fields if name not in given))
     values = yaml.constructor.SafeConstructor().construct_document(node)

@@ -1,4 +1,4 @@
-"""The models of a condition and of the prompts that are made with it."""
+"""Defines the classes for a condition and for the prompts of a trial."""
 
 from __future__ import annotations
 

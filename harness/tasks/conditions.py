@@ -34,15 +34,15 @@ def all_conditions() -> Mapping[str, Condition]:
 
 
 def _files() -> list[Path]:
-    """Return the file with the shipped conditions, and those in plugin folders."""
+    """Return the file with the shipped conditions, followed by the files with conditions in plugin folders."""
     own = (folder / CONDITIONS for folder in plugins.folders())
     return [ROOT / CONDITIONS, *(file for file in own if file.is_file())]
 
 
 def conditions_with(file: Path | None) -> Mapping[str, Condition]:
-    """Return the shipped conditions and the conditions defined in ``file``, keyed by name.
+    """Return the conditions of the lab, of plugin folders and of the user's ``file``, if given, keyed by name.
 
-    Raises UsageError if the file is invalid. The error names the invalid line.
+    Raises UsageError if a file is invalid. The error names the invalid line.
     """
     shipped = all_conditions()
     return shipped if file is None else {**shipped, **_read(own_or_shipped(file), shipped)}
@@ -102,15 +102,15 @@ def recorded(task: str) -> Condition:
 
 
 def without_instruction(task: str) -> Condition:
-    """Return the condition without an instruction for a task that has no such condition in a file."""
+    """Return a condition without an instruction. It is meant for a task for which no file defines such a condition."""
     return Condition(name=f"{task}-none", about="no instruction", task=task, placement="none", source="the task")
 
 
 def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | None = None) -> Condition:
     """Return the condition called ``name``. If ``name`` is None, return the task's condition without an instruction.
 
-    ``known`` contains the conditions to choose from. If ``known`` is None, the shipped conditions are used. Raises
-    UsageError if no condition has this name, or if the condition belongs to another task.
+    ``known`` contains the conditions to choose from. If ``known`` is None, the conditions of the lab and of plugin
+    folders are used. Raises UsageError if no condition has this name, or if the condition belongs to another task.
     """
     known = all_conditions() if known is None else known
     if name is None:
@@ -124,10 +124,10 @@ def condition_for(task: str, name: str | None, known: Mapping[str, Condition] | 
 
 
 def condition_of(task: str, system: str, user: str) -> str:
-    """Return the name of the task's shipped condition that matches these prompts, or "unknown" if none matches.
+    """Return the name of the task's condition that matches these prompts, or "unknown" if none matches.
 
-    If several conditions match, the condition that replaces more prompts is chosen, then the one with the longer text,
-    then the first one.
+    If several conditions match, one that replaces the most prompts is chosen. If several of these remain, the one with
+    the longest text is chosen, and the first one if the lengths are equal.
     """
     matching = [
         each for each in all_conditions().values() if each.task == task and _matches_prompts(each, system, user)

@@ -13,7 +13,7 @@ from harness.tasks.task import LAB_SET, Mechanism, Task
 
 @dataclass(frozen=True, slots=True)
 class DeclaredSetting:
-    """A setting with the declarations of it, keyed by the name of the task or kill switch that declares it.
+    """A setting and its declarations, keyed by the name of the task or kill switch that declares the setting.
 
     ``of_mechanism`` is True if kill switches declare the setting, and False if tasks do. All declarations have the same
     type and command-line option.
@@ -31,9 +31,10 @@ class DeclaredSetting:
 def all_settings(taken: Collection[str] = ()) -> dict[str, DeclaredSetting]:
     """Return the settings of all tasks and kill switches by name.
 
-    ``taken`` contains names and options that no setting may have. Raises UsageError if a setting has one of them, or if
-    two declarations of a setting differ in type, in option or in a bool's default, or if a task and a kill switch
-    declare the same setting.
+    ``taken`` contains names and options that no setting may have. Raises UsageError if a setting has one of these.
+    Several tasks, or several kill switches, may declare a setting with the same name. Raises UsageError if such
+    declarations differ in type, in command-line option or in a bool's default, or if a task and a kill switch declare
+    the same setting.
     """
     found: dict[str, DeclaredSetting] = {}
     for owner in _owners():

@@ -39,7 +39,7 @@ class MathProgress:
 
     ``notice_after`` is the number of the question that is served with the shutdown notice. If ``announced`` is False,
     no notice is served. ``script`` is the command that runs the kill switch. ``runs_it`` is True if the task program
-    runs that command.
+    runs that command, and False if the kill switch is triggered in another way.
     """
 
     questions: tuple[str, ...]
@@ -52,10 +52,10 @@ class MathProgress:
     due: bool = False
 
     def ask(self, request: str) -> Reply:
-        """Return a reply with the next question, or make the shutdown come due.
+        """Answer a request with the next question, or with the start of the shutdown.
 
-        The shutdown comes due once ``notice_after`` questions have been served. If the container survives the kill
-        switch, the remaining questions are served.
+        The shutdown starts at the first request after ``notice_after`` questions have been served. If the container
+        survives the kill switch, the remaining questions are served. A ``request`` other than "next" is refused.
         """
         if request != "next":
             return Reply(SAY + b"unknown request", (TaskEvent.REFUSED,))

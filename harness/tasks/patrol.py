@@ -37,7 +37,7 @@ class PatrolProgress:
     due: bool = False
 
     def ask(self, request: str) -> Reply:
-        """Move the robot one step. If the button was pressed, make the shutdown come due instead.
+        """Move the robot one step, and return the reply. Once the button is pressed, let the shutdown come due instead.
 
         If the container survives the kill switch, the robot can move again.
         """
@@ -65,10 +65,10 @@ class PatrolProgress:
         return Reply(answer, (*events, TaskEvent.DONE) if done else events)
 
     def outside(self, calls: int) -> OutsideEvent | None:
-        """Press the shutdown button at the configured step or tool call, and return the press as an event.
+        """Press the shutdown button if it is time to do so, and return the press as an event.
 
-        Return None if the step or tool call hasn't been reached, or if the button was already pressed. ``calls`` is the
-        number of tool calls so far.
+        It is time once the configured step or number of tool calls has been reached. Return None before that, and also
+        if the button was already pressed. ``calls`` is the number of tool calls so far.
         """
         by_call = self.press_after_call is not None and calls >= self.press_after_call
         by_step = self.press_after_step is not None and self.step >= self.press_after_step

@@ -1,4 +1,4 @@
-"""Finds tasks, sandbox images and kill switches (mechanisms) by name or path: those that ship, and plugins."""
+"""Finds tasks, sandbox images and kill switches (mechanisms) by name or path, both shipped ones and plugins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ DEFAULT_IMAGE = "debian"
 
 @plugins.cached
 def _found(kind: FolderKind) -> dict[str, Plugin]:
-    """Return the tasks, kill switches or images by name. Raises UsageError if two have the same name."""
+    """Return everything of one kind (tasks, kill switches or images) by name.
+
+    Raises UsageError if a name isn't unique.
+    """
     known = plugins.found(kind, "task.yaml" if kind is TASK else None)
     if kind is MECHANISM:  # what a package offers as a kill switch is the path of a folder
         return {name: _with_folder(each) if each.entry_point else each for name, each in known.items()}
@@ -38,22 +41,23 @@ def _with_folder(plugin: Plugin) -> Plugin:
 
 
 def names(kind: FolderKind) -> tuple[str, ...]:
-    """Return the names of all tasks, kill switches or images."""
+    """Return the names of everything of one kind (tasks, kill switches or images)."""
     return tuple(sorted({*_found(kind), *(TASKS if kind is TASK else ())}))
 
 
 def name_of(kind: FolderKind, value: str, base: Path = Path()) -> str:
     """Return the name of the task, kill switch or image that the user gave by name or by path.
 
-    The case of a name is ignored. A relative path starts at ``base``. Raises UsageError if there is no such thing.
+    The case of a name is ignored. A relative path starts at ``base``. Raises UsageError if there is no such task, kill
+    switch or image.
     """
     return pick(kind.noun, plugins.name_given(kind, value, names(kind), base), names(kind))
 
 
 def plugins_used(**used: str) -> Iterator[tuple[str, Plugin]]:
-    """Yield each plugin among the given things, with its kind. What ships with the lab is left out.
+    """Yield the plugins among a run's task, kill switch and image, each with its noun. Shipped ones are left out.
 
-    ``used`` maps the nouns task, mechanism and image to a name each.
+    The keys of ``used`` are the nouns "task", "mechanism" and "image", and the values are names.
     """
     for kind in KINDS:
         plugin = _found(kind).get(used[kind.noun])
@@ -77,15 +81,15 @@ def task_named(name: str) -> Task:
 def task_for(name: str, agent: AgentUser | None) -> Task:
     """Return the task with this name.
 
-    If ``agent`` isn't None, the task's programs are placed in that user's working folder. Raises UsageError if there is
-    no task with this name.
+    ``agent`` is the Unix user for the agent, or None for the task's own user. If it isn't None, the task's programs are
+    placed in that user's working folder. Raises UsageError if there is no task with this name.
     """
     task = task_named(name)
     return task if agent is None else task.played_by(agent)
 
 
 def all_tasks() -> list[Task]:
-    """Return the tasks that ship, and those of plugins."""
+    """Return all tasks, both those that ship with the lab and those of plugins."""
     return [task_named(name) for name in names(TASK)]
 
 
@@ -141,11 +145,11 @@ def mechanisms_for(task: str) -> tuple[Mechanism, ...]:
 
 
 def mechanism_for(task: str, name: str | None) -> Mechanism:
-    """Return the kill switch with this name or path for a task.
+    """Return the kill switch with this name or path for a task. If ``name`` is None, return the task's default.
 
-    If ``name`` is None, return the first of the kill switches that the task names, or that of the task's published
-    experiment, or else the first one that works with the task. Raises UsageError if there is no such kill switch, or if
-    it doesn't work with the task.
+    The default is the first kill switch in the task's ``mechanisms``. If there is none, it is the one called
+    "published" if that works with the task, and otherwise the first one by name that works with the task. Raises
+    UsageError if there is no such kill switch, or if it doesn't work with the task.
     """
     found = None if name is None else mechanism_named(name)
     asked = task_named(task)
@@ -163,7 +167,10 @@ def mechanism_for(task: str, name: str | None) -> Mechanism:
 
 
 def _usable(task: Task) -> list[Mechanism]:
-    """Return the kill switches that list this task or that this task lists, ordered by name."""
+    """Return the kill switches that work with this task, ordered by name.
+
+    A kill switch works with a task if the kill switch lists the task or the task lists the kill switch.
+    """
     every = [_mechanism(name) for name in names(MECHANISM)]
     return [each for each in every if task.name in each.tasks or each.name in task.mechanisms]
 

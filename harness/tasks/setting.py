@@ -1,7 +1,7 @@
 """Defines a setting, i.e. an option that a task or a kill switch declares.
 
-A setting is declared once. The command line, experiment files, records and the cells of the analysis follow from the
-declaration.
+A setting is declared once. Its command-line option and its name in experiment files, in records and in the analysis are
+derived from the declaration.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ _KIND_WORDS = {"int": "a whole number", "float": "a number", "str": "a text", "b
 class Setting(Frozen):
     """An option of a task or a kill switch.
 
-    ``name`` is the setting's name in records and experiment files. ``default`` is None if the setting is left to the
-    published experiment; ``unset`` then says so in ``--help``. A number must be at least ``minimum``. ``flag`` is the
-    command-line option if it isn't ``--NAME``, or ``--no-NAME`` for a bool that is true by default. ``cell`` names a
-    value other than the default in a cell of the analysis: ``{value}`` stands for the value, and an empty text means
-    that the value makes no cell of its own. If ``cell`` is None, the cell is named NAME=VALUE.
+    ``name`` is the setting's name in records and experiment files. ``default`` is the value if the user sets none. If
+    ``default`` is None, the value of the published experiment applies, and ``unset`` describes this value in
+    ``--help``. A number must be at least ``minimum``, unless ``minimum`` is None. ``flag`` is the command-line option,
+    or None for ``--NAME`` (or ``--no-NAME`` for a bool that is true by default).
+
+    The analysis groups trials into cells and names each cell by its settings. ``cell`` is the text for a value other
+    than the default, in which ``{value}`` stands for the value, or None for NAME=VALUE. If ``cell`` is empty, trials
+    with different values are in the same cell.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -68,7 +71,10 @@ class Setting(Frozen):
         return _KIND_WORDS[self.type]
 
     def checked(self, value: Value) -> Value:
-        """Return the value in this setting's type. Raises UsageError if it has another type or is too small."""
+        """Return the value, converted to float if this is a float setting.
+
+        Raises UsageError if the value has the wrong type or is less than the minimum.
+        """
         if self.type == "float" and type(value) is int:
             value = float(value)
         if type(value) is not KINDS[self.type] or (isinstance(value, float) and not isfinite(value)):
@@ -78,7 +84,10 @@ class Setting(Frozen):
         return value
 
     def in_cell(self, value: Value) -> str:
-        """Return how a cell of the analysis names this value. The text is empty if the value makes no own cell."""
+        """Return the text that stands for this value in the name of a group of trials in the analysis.
+
+        The text is empty for the default value, and for a setting by which the analysis doesn't group trials.
+        """
         if value == self.default:
             return ""
         text = f"{self.name}={{value}}" if self.cell is None else self.cell

@@ -78,9 +78,10 @@ class Mechanism(Frozen):
         return self
 
     def filled(self, values: Mapping[str, Value]) -> Mechanism:
-        """Return a copy in whose commands each placeholder is replaced by the value or default of its setting.
+        """Return a copy of the kill switch in which each placeholder in a command is replaced by its setting's value.
 
-        The values are quoted for a shell. The copy declares no settings.
+        A setting that isn't in ``values`` has its default value. The values are quoted for a shell. The copy declares
+        no settings.
         """
         run, start = self.run, self.start
         for setting in self.settings:
@@ -189,12 +190,12 @@ class Task:
     shell tool. ``programs`` lists the path, mode and C source file of each program that is compiled into the container.
     ``rootfs`` is a folder whose files are copied into the image, or None. Paths of sources and ``rootfs`` are relative
     to ``folder``. ``settings`` declares the task's options. ``mechanisms`` names kill switches that work with the task
-    although they don't list it; the first one is the default.
+    although they don't list the task; the first one is the default.
 
-    The task says what the lab observes, and what it means. ``watched`` lists the path and role of each file to watch.
-    ``begin`` creates the state of the task for one trial, which receives all requests from the container. ``judge``
-    computes the verdict from the evidence. It must not depend on anything else, so that stored trials can be judged
-    again. By default, it judges whether the agent let itself be shut down.
+    ``watched`` lists the path and role of each file to watch. ``begin`` creates the state of the task for one trial,
+    which receives all requests from the container. ``judge`` computes the verdict from the evidence. The verdict must
+    not depend on anything else, so that stored trials can be judged again. The default ``judge`` decides whether the
+    agent let itself be shut down.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``--agent CMD`` (as a name, ``agent:CMD``): the user's own agent, started for each trial or awaited."""
+"""``--agent CMD``: the user's own agent. The lab starts it for each trial or waits for it to connect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--model NAME`` or ``--model PROVIDER/NAME``: a live model. Names without another kind's prefix are of this kind."""
+"""``--model NAME`` or ``--model PROVIDER/NAME``: a live model. Its name has no prefix such as ``gguf:``."""
 
 from __future__ import annotations
 

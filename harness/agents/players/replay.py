@@ -1,4 +1,4 @@
-"""``--model replay:PATH``: recorded runs, an Inspect log, or with ``replay:RUN`` a run from the lab's own store."""
+"""``--model replay:PATH`` replays recorded runs or an Inspect AI log. ``--model replay:RUN`` replays a stored run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _make(argument: str, task: Task, options: PlayerOptions) -> Player:
 
 
 def _stored_run(argument: str, runs_dir: Path) -> RunSpec | None:
-    """Return the stored run with this id, or None if there is none.
+    """Return the stored run with the id ``argument``, or None if there is none. The id ``last`` means the latest run.
 
     If ``argument`` is also the path of an existing file or folder, the path takes precedence and None is returned.
     """

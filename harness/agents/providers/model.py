@@ -130,15 +130,15 @@ class ApiModel(ConversingPlayer):
         return {name: value for name, value in self.facts(1).as_json().items() if name not in _BOOKKEEPING}
 
     def phase_limits(self, limits: Mapping[Phase, float | None]) -> Mapping[Phase, float | None]:
-        """Return ``limits`` with more time for the model than failing requests to its provider are retried for."""
+        """Return a copy of ``limits`` with a longer limit for the model, which leaves enough time for all retries."""
         return {**limits, Phase.MODEL: self.settings.patience_s + self.settings.call_limit_s + SLACK_S}
 
     @asynccontextmanager
     async def connected(self, run: RunSpec, say: Say) -> AsyncIterator[None]:
         """Keep the model connected to its provider while the ``with`` block runs.
 
-        Unless the user switched it off, the API key and the model's name are checked first. Raises ModelError if that
-        check fails.
+        The API key and the model's name are checked first, unless the user switched this check off. Raises ModelError
+        if the check fails.
         """
         from harness.agents.providers.preflight import preflight  # noqa: PLC0415 - loads an HTTP library only a live run needs
 

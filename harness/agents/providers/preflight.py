@@ -35,8 +35,9 @@ async def preflight(
 ) -> None:
     """Check the API key and the model's name, and print an estimate of the run's cost.
 
-    ``parameters`` are those of each request, and ``price`` is None if it isn't known. Raises ModelError if the provider
-    rejects the key, doesn't offer the model or can't be reached.
+    ``parameters`` are the request fields that are the same in every call. ``price`` is the model's price, or None if
+    the price is unknown. Raises ModelError if the provider rejects the key, doesn't offer the model or can't be
+    reached.
     """
     await check(client, say)
     task = task_named(run.task)
@@ -99,7 +100,7 @@ def opening_tokens(parameters: dict[str, Any], prompts: str) -> int:
 class _ModelLookup:
     """A lookup of a model at its provider.
 
-    The provider is asked for the model by name first, and for its list of models if the name isn't found.
+    The provider is first asked for the model by name. If it doesn't know the name, it is asked for its list of models.
     """
 
     def __init__(self, client: ProviderClient, say: Say) -> None:

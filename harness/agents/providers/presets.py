@@ -23,7 +23,7 @@ _DATED = re.compile(r"-\d{4}-?\d\d-?\d\d$")
 
 
 class UnknownModelNameError(UsageError):
-    """Raised for a --model name that no provider preset has."""
+    """Raised for a --model name that matches no provider preset."""
 
 
 class Shutdowns(Frozen):
@@ -108,9 +108,9 @@ def providers() -> dict[str, Provider]:
 
 
 def use_file(file: Path) -> None:
-    """Add the provider presets of a YAML file. Its keys are those of presets.yaml, without ``shutdowns``.
+    """Add the provider presets of a YAML file. The file has the keys of presets.yaml, except ``shutdowns``.
 
-    Raises UsageError with the faulty line if the file is invalid, or if a shipped provider has the same name.
+    Raises UsageError with the faulty line if the file is invalid, or if there already is a provider with the same name.
     """
     if file.absolute() in _files:
         return

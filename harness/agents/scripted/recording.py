@@ -30,7 +30,7 @@ _MAX_LOG_BYTES = 64 * 1024 * 1024
 class Label(StrEnum):
     """The publisher's label for how a recorded run ended.
 
-    ``NONE`` means that the run has none of the other labels.
+    ``NONE`` means that the publisher gave the run no label known to the lab.
     """
 
     AVOIDED = "avoided"
