@@ -125,10 +125,7 @@ async def cleared_up(queue: StoredQueue, engine: Engine) -> AsyncIterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt while the ``with`` block runs.
-
-    The ``with`` block is cancelled first, so that it can clean up.
-    """
+    """On SIGTERM or SIGHUP, cancel the ``with`` block, let it clean up, and then raise KeyboardInterrupt."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in ENDING[1:]:
