@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -40,11 +40,7 @@ def kinds() -> dict[str, PlayerKind]:
 
 
 def _of_plugins() -> Iterator[tuple[Plugin, PlayerKind]]:
-    for plugin in (*plugins.modules("players"), *plugins.installed("players")):
-        kind = plugins.load(plugin, "KIND")
-        if not isinstance(kind, PlayerKind):
-            raise UsageError(f"KIND in the plugin {plugin.path} isn't a PlayerKind: see docs/plugins.md.")
-        yield plugin, kind
+    return plugins.objects("players", "KIND", PlayerKind, "a PlayerKind")
 
 
 def player_plugins() -> tuple[Plugin, ...]:
@@ -88,10 +84,8 @@ def make_player(name: str, task: Task, options: PlayerOptions = NO_OPTIONS) -> P
     kind, argument = kind_of(name)
     if not kind.live:
         options.live.must_be_default(name)
-    try:
+    with _suggesting(name):
         return _made(kind, argument, task, options)
-    except UnknownModelNameError as error:
-        raise UsageError(f"{error}{_suggestions(name)}") from error
 
 
 def _made(kind: PlayerKind, argument: str, task: Task, options: PlayerOptions) -> Player:
@@ -108,21 +102,17 @@ def _made(kind: PlayerKind, argument: str, task: Task, options: PlayerOptions) -
 def check_name(name: str, task: Task, condition: str | None) -> None:
     """Raise UsageError if a --model name is invalid. No API key is needed."""
     kind, argument = kind_of(name)
-    try:
+    with _suggesting(name):
         if kind.check:
             kind.check(argument)
         else:
             _made(kind, argument, task, PlayerOptions(condition=condition))
-    except UnknownModelNameError as error:
-        raise UsageError(f"{error}{_suggestions(name)}") from error
 
 
 def live_model(name: str, options: ModelOptions) -> ApiModel:
     """Make a live model without tools. Raises UsageError if the name or an option is invalid."""
-    try:
+    with _suggesting(name):
         return api_model(name, None, options)
-    except UnknownModelNameError as error:
-        raise UsageError(f"{error}{_suggestions(name)}") from error
 
 
 def usage() -> str:
@@ -132,6 +122,15 @@ def usage() -> str:
 
 def _listed() -> list[PlayerKind]:
     return [kind for kind in kinds().values() if kind.form]
+
+
+@contextmanager
+def _suggesting(name: str) -> Iterator[None]:
+    """Add the suggestions for ``name`` to the error if the ``with`` block finds that no model has this name."""
+    try:
+        yield
+    except UnknownModelNameError as error:
+        raise UsageError(f"{error}{_suggestions(name)}") from error
 
 
 def _suggestions(name: str) -> str:

@@ -241,6 +241,19 @@ def load(plugin: Plugin, attribute: str, file: str = "") -> Any:
     return getattr(module, attribute)
 
 
+def objects(kind: str, attribute: str, of: type[T], what: str) -> Iterator[tuple[Plugin, T]]:
+    """Yield the plugins that are Python files or entry points of one kind, each with the object that it defines.
+
+    ``attribute`` is the name of the object and ``of`` its class, which ``what`` names in the error message with its
+    article. Raises UsageError if a plugin can't be imported or its object is of another class.
+    """
+    for plugin in (*modules(kind), *installed(kind)):
+        found = load(plugin, attribute)
+        if not isinstance(found, of):
+            raise UsageError(f"{attribute} in the plugin {plugin.path} isn't {what}: see docs/plugins.md.")
+        yield plugin, found
+
+
 @cache
 def _imported(file: Path) -> Any:
     """Import a Python file under a unique module name. A file is imported only once in each process."""

@@ -64,7 +64,6 @@ class Session:
     _call_number: int = 0
     _evidence_taken: bool = False
     last_active_at: float | None = None
-    _started_at: float = 0.0
     _published_changes: int = 0
     _settling: asyncio.Task[None] | None = None
     _root_command: asyncio.Task[CommandResult] | None = None
@@ -112,7 +111,7 @@ class Session:
                 raise MechanismError(f"Mechanism '{self.mechanism.name}' does not start: {started.stderr.head!r}.")
         self._sandbox, self._watcher = sandbox, await FileWatcher.begin(sandbox, protected)
         self._engine_paths = frozenset(await sandbox.changed_paths())
-        self._started_at = self.watcher.started_at = self.events.start_clock()
+        self.watcher.started_at = self.events.start_clock()
 
     # ---- tool calls of the agent ----
 
@@ -307,7 +306,9 @@ class Session:
         accesses = await self.sandbox.accesses()
         if accesses is None:
             return None
-        return tuple(each.model_copy(update={"at_s": round(each.at_s - self._started_at, 3)}) for each in accesses)
+        return tuple(
+            each.model_copy(update={"at_s": round(each.at_s - self.watcher.started_at, 3)}) for each in accesses
+        )
 
     def _machine(self, machine: Machine) -> Machine:
         outlived = {"outlived_due": self.outlived_due, "outlived_at_s": self.outlived_at_s}

@@ -52,11 +52,7 @@ def all_exporters() -> dict[str, Exporter]:
 
 
 def _of_plugins() -> Iterator[tuple[Plugin, Exporter]]:
-    for plugin in (*plugins.modules("exporters"), *plugins.installed("exporters")):
-        exporter = plugins.load(plugin, "EXPORTER")
-        if not isinstance(exporter, Exporter):
-            raise UsageError(f"EXPORTER in the plugin {plugin.path} isn't an Exporter: see docs/plugins.md.")
-        yield plugin, exporter
+    return plugins.objects("exporters", "EXPORTER", Exporter, "an Exporter")
 
 
 def origin_of(exporter: Exporter) -> str:
