@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from harness.judging.evidence import TaskEvent
 from harness.judging.verdict import Outcome
 from harness.runs.trial import run_trial
 from harness.session import events as events_module
-from harness.session.events import Answered, Called, Ended, Event, EventStream, Recorded, Said, Waiting, WentDown
+from harness.session.events import Answered, Began, Called, Ended, Event, EventStream, Recorded, Said, Waiting, WentDown
 from harness.store.records import TrialRecord
 from tests.builders import asynchronous, trial_spec
 from tests.fake_sandbox import a_lab
@@ -36,7 +37,7 @@ async def test_all_listeners_hear_the_same_in_the_same_order() -> None:
     second: list[Event] = []
     events = EventStream()
     events.attach(at_once.append)
-    with events.heard_by(first.append), events.heard_by(second.append):
+    with events.heard_by(first.extend), events.heard_by(second.extend):
         await played(events)
     assert at_once == first == second
     assert isinstance(at_once[-1].what, Ended)
@@ -79,7 +80,7 @@ async def test_a_listener_that_fails_changes_nothing(caplog: pytest.LogCaptureFi
     """If a listener raises an exception, the trial and the other listeners go on, and the log tells of it once."""
     after: list[Event] = []
 
-    def fails(event: Event) -> None:
+    def fails(_: object) -> None:
         raise ValueError("a bug of the listener")
 
     events = EventStream()
@@ -97,10 +98,10 @@ async def test_a_listener_that_is_slow_delays_nothing() -> None:
     """A trial ends while a listener is busy with the trial's first event; the listener then hears the rest."""
     trial_is_over, heard, waited = threading.Event(), list[Event](), list[bool]()
 
-    def slow(event: Event) -> None:
+    def slow(events: Sequence[Event]) -> None:
         if not heard:
             waited.append(trial_is_over.wait(60))
-        heard.append(event)
+        heard.extend(events)
 
     events = EventStream()
     with events.heard_by(slow):
@@ -112,12 +113,42 @@ async def test_a_listener_that_is_slow_delays_nothing() -> None:
 
 
 @asynchronous
+async def test_a_listener_may_ask_for_some_kinds_of_events_only() -> None:
+    """A listener with ``kinds`` hears the events of these classes and no others."""
+    calls: list[Event] = []
+    everything: list[Event] = []
+    events = EventStream()
+    events.attach(everything.append)
+    with events.heard_by(calls.extend, kinds=(Called, Ended)):
+        await played(events, BRIEF)
+    assert calls == [event for event in everything if isinstance(event.what, Called | Ended)]
+    assert len(calls) < len(everything)
+
+
+def test_an_urgent_event_is_heard_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An urgent event reaches a listener in a thread at once, together with the events that were waiting."""
+    monkeypatch.setattr(events_module, "DELAY_S", 60.0)
+    heard, woken = list[Event](), threading.Event()
+
+    def hear(batch: Sequence[Event]) -> None:
+        heard.extend(batch)
+        woken.set()
+
+    events = EventStream()
+    with events.heard_by(hear, urgent=lambda event: isinstance(event.what, Ended)):
+        for what in (Began(), Ended()):
+            events.publish(Event(1, 0.0, what))
+        assert woken.wait(10)
+        assert [type(event.what) for event in heard] == [Began, Ended]
+
+
+@asynchronous
 async def test_a_listener_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that never returns holds up the end of a run for a limited time only."""
     monkeypatch.setattr(events_module, "PATIENCE_S", 0.05)
     never = threading.Event()
 
-    def hangs(event: Event) -> None:
+    def hangs(_: Sequence[Event]) -> None:
         never.wait(60)
 
     events = EventStream()

@@ -173,10 +173,10 @@ def test_a_message_that_cannot_be_stored_is_passed_over(tmp_path: Path) -> None:
     with playing(tmp_path, 1) as store, Store(tmp_path) as blocking, Store(tmp_path) as writing:
         writer = LiveTranscriptWriter(writing, "one")
         writing._db.execute("PRAGMA busy_timeout=1")
-        writer.hear(Event(1, 0.0, Said(Entry(role="tool", text="a"))))
+        writer.hear([Event(1, 0.0, Said(Entry(role="tool", text="a")))])
         with blocking._transaction(), pytest.raises(StoreError, match="can't be written"):
-            writer.hear(Event(1, 0.0, Said(Entry(role="tool", text="b"))))
-        writer.hear(Event(1, 0.0, Said(Entry(role="tool", text="c"))))
+            writer.hear([Event(1, 0.0, Said(Entry(role="tool", text="b")))])
+        writer.hear([Event(1, 0.0, Said(Entry(role="tool", text="c")))])
         assert texts(store) == ["a", "c"]
 
 

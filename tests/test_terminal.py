@@ -153,8 +153,8 @@ def test_progress_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     """If stderr is not a terminal, each finished trial is printed as one escaped line."""
     progress = RunProgress(run_spec(n=2))
     with progress.shown():
-        progress.hear(Event(1, 0.0, Began()))
-        progress.hear(Event(1, 0.0, Finished(hostile_record())))
+        progress.hear([Event(1, 0.0, Began())])
+        progress.hear([Event(1, 0.0, Finished(hostile_record()))])
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith("1/2  trial 1  resisted (edited, moved, replaced)")
@@ -166,16 +166,16 @@ def test_progress_tells_what_is_so() -> None:
     """The progress line counts earlier trials, running trials by what they wait for, failures, and recent speed."""
     now = [0.0]
     progress = RunProgress(run_spec(n=20), clock=lambda: now[0])
-    progress.hear(Event(0, 0.0, FinishedElsewhere(4)))
+    progress.hear([Event(0, 0.0, FinishedElsewhere(4))])
     assert progress.line().startswith("4/20 done  0 running (0 wait for the model, 0 for the engine)  0/min  time left")
     for number in (5, 6, 7, 8):
-        progress.hear(Event(number, 0.0, Began()))
-    progress.hear(Event(5, 0.0, Waiting(Phase.MODEL)))
-    progress.hear(Event(6, 0.0, Waiting(Phase.ENGINE)))
+        progress.hear([Event(number, 0.0, Began())])
+    progress.hear([Event(5, 0.0, Waiting(Phase.MODEL))])
+    progress.hear([Event(6, 0.0, Waiting(Phase.ENGINE))])
     now[0] = 60.0
-    progress.hear(Event(7, 0.0, Finished(trial_record(7, retries=2))))
-    progress.hear(Event(8, 0.0, Retried(trial_record(8, error="no engine"))))
-    progress.hear(Event(7, 0.0, Waiting(Phase.MODEL)))  # ignored, because trial 7 has finished
+    progress.hear([Event(7, 0.0, Finished(trial_record(7, retries=2)))])
+    progress.hear([Event(8, 0.0, Retried(trial_record(8, error="no engine")))])
+    progress.hear([Event(7, 0.0, Waiting(Phase.MODEL))])  # ignored, because trial 7 has finished
     line = progress.line()
     assert line.startswith("5/20 done  3 running (1 wait for the model, 2 for the engine)  1/min  900 s left")
     assert line.endswith("1 complied  1 tries failed  2 calls retried")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0  # how long the stream waits at its end for a slow listener
 DELAY_S = 0.25  # after which an event that isn't urgent reaches a listener in a thread
+PAUSE_S = 0.05  # between two batches for a listener in a thread, however urgent their events are
 
 
 class Phase(StrEnum):
@@ -166,6 +166,7 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+BatchListener = Callable[[Sequence[Event]], None]
 
 
 class EventStream:
@@ -183,21 +184,29 @@ class EventStream:
         self._listeners.append(listener)
 
     @contextmanager
-    def heard_by(self, listener: Listener, urgent: Callable[[Event], bool] = lambda event: False) -> Iterator[None]:
+    def heard_by(
+        self,
+        listener: BatchListener,
+        *,
+        kinds: Collection[type[Happening]] | None = None,
+        urgent: Callable[[Event], bool] = lambda event: False,
+    ) -> Iterator[None]:
         """Pass events to a listener, which may be slow, in a thread of its own while the ``with`` block runs.
 
-        The listener gets events in batches, every DELAY_S seconds, because waking a thread for each event would slow
-        the trials down. An event for which ``urgent`` returns True is passed to the listener at once, together with the
-        events that are waiting. At the end of the block, the listener has up to PATIENCE_S seconds to handle the events
-        that are still waiting.
+        The listener gets only events whose ``what`` is of one of the classes ``kinds``, or all events if ``kinds`` is
+        None. It gets them in batches, every DELAY_S seconds, because waking a thread for each event would slow the
+        trials down. An event for which ``urgent`` returns True is passed to the listener at once, together with the
+        events that are waiting, or PAUSE_S seconds after the last batch if that is later. At the end of the block, the
+        listener has up to PATIENCE_S seconds to handle the events that are still waiting.
         """
         thread = _ListenerThread(listener, urgent)
-        self._listeners.append(thread.put)
+        put = thread.put if kinds is None else _only(frozenset(kinds), thread.put)
+        self._listeners.append(put)
         thread.start()
         try:
             yield
         finally:
-            self._listeners.remove(thread.put)
+            self._listeners.remove(put)
             thread.close()
 
     def publish(self, event: Event) -> None:
@@ -208,18 +217,32 @@ class EventStream:
             except Exception:
                 if id(listener) not in self._failed:
                     self._failed.add(id(listener))
-                    _log.exception("a listener failed to handle %s of trial %d", type(event.what).__name__, event.trial)
+                    _log_failure(event)
+
+
+def _only(kinds: frozenset[type], listener: Listener) -> Listener:
+    """Return a listener that passes on the events whose ``what`` is of one of the classes ``kinds``."""
+
+    def put(event: Event) -> None:
+        if type(event.what) in kinds:
+            listener(event)
+
+    return put
+
+
+def _log_failure(event: Event) -> None:
+    """Log the exception that a listener raised while it handled ``event``."""
+    _log.exception("a listener failed to handle %s of trial %d", type(event.what).__name__, event.trial)
 
 
 class _ListenerThread(threading.Thread):
     """Calls one listener with the events that ``put`` receives, until ``close`` is called."""
 
-    def __init__(self, listener: Listener, urgent: Callable[[Event], bool]) -> None:
+    def __init__(self, listener: BatchListener, urgent: Callable[[Event], bool]) -> None:
         super().__init__(name="listener", daemon=True)  # so that a listener that hangs doesn't keep the process alive
-        self._stream, self._urgent = EventStream(), urgent
-        self._stream.attach(listener)
-        self._waiting: deque[Event] = deque()
-        self._wake, self._closing = threading.Event(), False
+        self._listener, self._urgent = listener, urgent
+        self._waiting: list[Event] = []
+        self._wake, self._closing, self._failed = threading.Event(), threading.Event(), False
 
     def put(self, event: Event) -> None:
         """Add an event to the events that are waiting for the listener."""
@@ -229,7 +252,7 @@ class _ListenerThread(threading.Thread):
 
     def close(self) -> None:
         """End the thread, after waiting up to PATIENCE_S seconds until the listener has handled all events."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         self.join(PATIENCE_S)
 
@@ -238,9 +261,25 @@ class _ListenerThread(threading.Thread):
         while not closing:
             self._wake.wait(DELAY_S)
             self._wake.clear()
-            closing = self._closing
-            while self._waiting:
-                self._stream.publish(self._waiting.popleft())
+            closing = self._closing.is_set()
+            while batch := self._take():
+                self._pass_on(batch)
+            self._closing.wait(PAUSE_S)
+
+    def _take(self) -> list[Event]:
+        """Return the events that are waiting, and remove them."""
+        batch = self._waiting[:]
+        del self._waiting[: len(batch)]  # and not what another thread has added meanwhile
+        return batch
+
+    def _pass_on(self, batch: list[Event]) -> None:
+        """Call the listener with a batch of events. Only the listener's first exception is logged."""
+        try:
+            self._listener(batch)
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                _log_failure(batch[0])
 
 
 @dataclass

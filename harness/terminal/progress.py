@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -46,8 +46,12 @@ class RunProgress:
         with self._live:
             yield
 
-    def hear(self, event: Event) -> None:
-        """Update the display after an event of the run's trials."""
+    def hear(self, events: Sequence[Event]) -> None:
+        """Update the display after events of the run's trials."""
+        for event in events:
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
         match event.what:
             case Began():
                 self._waiting[event.trial] = Phase.STARTING
