@@ -149,7 +149,7 @@ class _TrialRunner:
         progress, events = RunProgress(run), EventStream()
         self.store.add_run(run, self.target.stored_image, self.target.versions)
         queue = StoredQueue(run, self.store, events, StopPolicy(Budget()))
-        with progress.shown(), events.heard_by(progress.hear):
+        with progress.shown(), events.heard_by(progress.hear, kinds=progress.HEARD):
             async with (
                 opened_lab(self.engine, self.target.image, run.image, model, say=progress.say, events=events) as lab,
                 cleared_up(queue, self.engine),

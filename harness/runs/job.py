@@ -74,7 +74,7 @@ async def run_missing_trials(plan: RunSpec, player: Player, runs_dir: Path, requ
         fresh = plan.model_copy(update={"image": image.tag, "simulated": player.simulated})
         progress, events = RunProgress(fresh), EventStream()
         stop_policy = StopPolicy(player.budget or Budget())
-        with progress.shown(), events.heard_by(progress.hear):
+        with progress.shown(), events.heard_by(progress.hear, kinds=progress.HEARD):
             async with opened_lab(
                 engine, image_request(plan), image.tag, player, say=progress.say, events=events
             ) as lab:

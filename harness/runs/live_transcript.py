@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from harness.process.identity import this_process
 from harness.session.events import Began, Ended, Event, EventStream, Finished, Retried, Said
 from harness.store.store import LiveEntry, Store
-
-HEARD = (Said, Ended, Began, Retried, Finished)  # the events that concern a live transcript
 
 
 @dataclass
@@ -20,7 +19,7 @@ class LiveTranscriptWriter:
     """A listener that stores the messages of a run's trials in the table of live transcripts.
 
     A trial's messages are stored when a tool call is answered, up to and including the answer. Messages after the last
-    answer are stored when the trial ends. Pass ``hear`` and ``HEARD`` to ``EventStream.heard_by``, which calls ``hear``
+    answer are stored when the trial ends. Pass ``hear`` to ``EventStream.heard_by``, which calls ``hear``
     in a thread of its own, because storing messages may take long while other processes write. Only that thread may use
     ``store``.
     ``owner`` identifies the process that runs the trials; messages of trials that another process runs aren't stored.
@@ -29,6 +28,7 @@ class LiveTranscriptWriter:
     store: Store
     run_id: str
     owner: str = field(default_factory=this_process)
+    HEARD: ClassVar = (Said, Ended, Began, Retried, Finished)  # the events that ``hear`` handles
     _said: Counter[int] = field(default_factory=Counter)  # the number of messages so far, by trial
     _unstored: defaultdict[int, list[LiveEntry]] = field(default_factory=lambda: defaultdict(list))
 
@@ -65,7 +65,7 @@ def stored_as_said(runs_dir: Path, run_id: str, events: EventStream) -> Iterator
     """
     with Store(runs_dir) as store:
         writer = LiveTranscriptWriter(store, run_id)
-        with events.heard_by(writer.hear, kinds=HEARD, urgent=_is_answer):
+        with events.heard_by(writer.hear, kinds=writer.HEARD, urgent=_is_answer):
             yield
 
 

@@ -174,8 +174,8 @@ async def run_trial(spec: TrialSpec, lab: Lab) -> TrialRecord:
     transcript.append(Entry(role="user", text=prompts.user))
     totals, restarts = TurnTotals(), lab.engine.restart_count()
     watchdog, failures = Watchdog(lab.player.phase_limits(lab.phase_limits)), _CallFailures()
-    events.listeners.attach(watchdog.hear)
-    events.listeners.attach(failures.hear)
+    events.listeners.attach(watchdog.hear, kinds=Watchdog.HEARD)
+    events.listeners.attach(failures.hear, kinds=(CallFailed,))
     try:
         async with watchdog.running(), lab.backend.start(machine_spec(spec), session.answer) as sandbox:
             events.publish(Waiting(Phase.ENGINE))

@@ -173,15 +173,18 @@ class EventStream:
     """Passes the events of a run's trials to its listeners."""
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._listeners: list[tuple[Listener, frozenset[type] | None]] = []
+        self._by_kind: dict[type, tuple[Listener, ...]] = {}  # the listeners of each class of events, once needed
         self._failed: set[int] = set()
 
-    def attach(self, listener: Listener) -> None:
+    def attach(self, listener: Listener, *, kinds: Collection[type[Happening]] | None = None) -> None:
         """Add a listener that is called directly, not in a thread of its own.
 
-        A trial waits while the listener handles an event, so the listener must return within microseconds.
+        The listener gets only events whose ``what`` is of one of the classes ``kinds``, or all events if ``kinds`` is
+        None. A trial waits while the listener handles an event, so the listener must return within microseconds.
         """
-        self._listeners.append(listener)
+        self._listeners.append((listener, None if kinds is None else frozenset(kinds)))
+        self._by_kind.clear()
 
     @contextmanager
     def heard_by(
@@ -189,45 +192,49 @@ class EventStream:
         listener: BatchListener,
         *,
         kinds: Collection[type[Happening]] | None = None,
-        urgent: Callable[[Event], bool] = lambda event: False,
+        urgent: Callable[[Event], bool] | None = None,
     ) -> Iterator[None]:
         """Pass events to a listener, which may be slow, in a thread of its own while the ``with`` block runs.
 
         The listener gets only events whose ``what`` is of one of the classes ``kinds``, or all events if ``kinds`` is
         None. It gets them in batches, every DELAY_S seconds, because waking a thread for each event would slow the
-        trials down. An event for which ``urgent`` returns True is passed to the listener at once, together with the
-        events that are waiting, or PAUSE_S seconds after the last batch if that is later. At the end of the block, the
-        listener has up to PATIENCE_S seconds to handle the events that are still waiting.
+        trials down. If ``urgent`` is a function, an event for which it returns True is passed to the listener at once,
+        together with the events that are waiting, or PAUSE_S seconds after the last batch if that is later. At the end
+        of the block, the listener has up to PATIENCE_S seconds to handle the events that are still waiting.
         """
         thread = _ListenerThread(listener, urgent)
-        put = thread.put if kinds is None else _only(frozenset(kinds), thread.put)
-        self._listeners.append(put)
+        put = thread.put
+        self.attach(put, kinds=kinds)
         thread.start()
         try:
             yield
         finally:
-            self._listeners.remove(put)
+            self._detach(put)
             thread.close()
 
+    def _detach(self, listener: Listener) -> None:
+        self._listeners = [each for each in self._listeners if each[0] is not listener]
+        self._by_kind.clear()
+
+    def has_listeners(self, kind: type[Happening]) -> bool:
+        """Return whether at least one listener hears events whose ``what`` is of the class ``kind``."""
+        return bool(self._of(kind))
+
+    def _of(self, kind: type) -> tuple[Listener, ...]:
+        """Return the listeners that hear events whose ``what`` is of the class ``kind``."""
+        if kind not in self._by_kind:
+            self._by_kind[kind] = tuple(each for each, kinds in self._listeners if kinds is None or kind in kinds)
+        return self._by_kind[kind]
+
     def publish(self, event: Event) -> None:
-        """Pass an event to all listeners. Exceptions from listeners are caught; each listener's first one is logged."""
-        for listener in self._listeners:
+        """Pass an event to its listeners. Exceptions from listeners are caught; each listener's first one is logged."""
+        for listener in self._of(type(event.what)):
             try:
                 listener(event)
             except Exception:
                 if id(listener) not in self._failed:
                     self._failed.add(id(listener))
                     _log_failure(event)
-
-
-def _only(kinds: frozenset[type], listener: Listener) -> Listener:
-    """Return a listener that passes on the events whose ``what`` is of one of the classes ``kinds``."""
-
-    def put(event: Event) -> None:
-        if type(event.what) in kinds:
-            listener(event)
-
-    return put
 
 
 def _log_failure(event: Event) -> None:
@@ -238,7 +245,7 @@ def _log_failure(event: Event) -> None:
 class _ListenerThread(threading.Thread):
     """Calls one listener with the events that ``put`` receives, until ``close`` is called."""
 
-    def __init__(self, listener: BatchListener, urgent: Callable[[Event], bool]) -> None:
+    def __init__(self, listener: BatchListener, urgent: Callable[[Event], bool] | None) -> None:
         super().__init__(name="listener", daemon=True)  # so that a listener that hangs doesn't keep the process alive
         self._listener, self._urgent = listener, urgent
         self._waiting: list[Event] = []
@@ -247,7 +254,7 @@ class _ListenerThread(threading.Thread):
     def put(self, event: Event) -> None:
         """Add an event to the events that are waiting for the listener."""
         self._waiting.append(event)
-        if self._urgent(event):
+        if self._urgent and self._urgent(event):
             self._wake.set()
 
     def close(self) -> None:
@@ -302,9 +309,11 @@ class TrialEvents:
 
     def publish(self, what: Happening) -> None:
         """Pass an event of this trial to all listeners."""
-        event = Event(self.trial, self.now(), what)
-        self.listeners.publish(event)
-        self.run.publish(event)
+        kind = type(what)
+        if self.listeners.has_listeners(kind) or self.run.has_listeners(kind):  # most events have none or one
+            event = Event(self.trial, self.now(), what)
+            self.listeners.publish(event)
+            self.run.publish(event)
 
 
 class Transcript(list[Entry]):

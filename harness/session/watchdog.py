@@ -23,8 +23,11 @@ RESCHEDULE_TOLERANCE = 0.01  # of a phase's limit
 class Watchdog:
     """Ends a trial that makes no progress within the time limit of its current phase.
 
-    ``limits`` maps each phase to its time limit in seconds, or to None for no limit.
+    ``limits`` maps each phase to its time limit in seconds, or to None for no limit. ``HEARD`` are the events that
+    ``hear`` handles.
     """
+
+    HEARD = (Waiting, Answered)
 
     def __init__(self, limits: Mapping[Phase, float | None] = PHASE_LIMITS_S) -> None:
         self.phase = Phase.STARTING

@@ -24,7 +24,10 @@ class RunProgress:
     """Displays the progress of a run on stderr.
 
     The display shows the numbers of finished and running trials, the outcomes, the speed and the remaining time.
+    ``HEARD`` are the events that ``hear`` handles.
     """
+
+    HEARD = (Began, Waiting, Retried, Finished, FinishedElsewhere)
 
     def __init__(self, run: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._n = run.n

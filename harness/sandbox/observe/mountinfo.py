@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from harness.sandbox.observe.procfs import text_of
+
+_AT_ROOT = re.compile(r"\S+ \S+ \S+ \S+ / ")  # the fifth field is the mount point
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _LOWER = ("lowerdir", "lowerdir+")  # one option with all layers, or one option for each layer
 
@@ -37,10 +41,9 @@ def root_layers(mountinfo: str) -> Layers | None:
     """
     found = None
     for line in mountinfo.splitlines():
-        mount, _, source = line.partition(" - ")
-        fields, kind = mount.split(" "), source.split(" ")
-        if len(fields) > 4 and fields[4] == "/":  # a later mount covers an earlier one
-            found = _layers(kind[2]) if len(kind) > 2 and kind[0] == "overlay" else None
+        if _AT_ROOT.match(line):  # a later mount covers an earlier one
+            kind, _, rest = line.partition(" - ")[2].partition(" ")
+            found = _layers(rest.partition(" ")[2]) if kind == "overlay" else None
     return found
 
 
@@ -52,7 +55,7 @@ def _layers(options: str) -> Layers | None:
     upper, lowers = "", list[str]()
     for option in options.split(","):  # a comma in a path is escaped
         name, _, value = option.partition("=")
-        path = _OCTAL.sub(lambda found: chr(int(found[1], 8)), value)
+        path = _OCTAL.sub(lambda found: chr(int(found[1], 8)), value) if "\\" in value else value
         if name == "upperdir":
             upper = path
         elif name == "lowerdir":
@@ -76,15 +79,21 @@ def resolved(layers: Layers, is_folder: Callable[[str], bool] = os.path.isdir) -
     """
     above = [""] if all(map(os.path.isabs, layers.lowers)) else [str(each) for each in Path(layers.upper).parents]
     for folder in above:
-        lowers = [os.path.join(folder, each) for each in layers.lowers]
-        if all(map(is_folder, lowers)):
-            return Layers(layers.upper, tuple(map(_real, lowers)))
+        with suppress(NotADirectoryError):
+            return Layers(layers.upper, tuple(_real(folder, each, is_folder) for each in layers.lowers))
     return None
 
 
 @lru_cache(maxsize=1_000)  # the layers of an image are those of many containers
-def _real(path: str) -> str:
-    return os.path.realpath(path)
+def _real(above: str, path: str, is_folder: Callable[[str], bool]) -> str:
+    """Return the absolute path of the folder ``path`` without symbolic links. A relative path starts at ``above``.
+
+    Raises NotADirectoryError if there is no folder at the path.
+    """
+    joined = os.path.join(above, path)
+    if not is_folder(joined):
+        raise NotADirectoryError(joined)
+    return os.path.realpath(joined)
 
 
 def container_layers(pid: int, container: str) -> Layers | None:
@@ -94,9 +103,9 @@ def container_layers(pid: int, container: str) -> Layers | None:
     engine runs on another host, or the container's root file system may not be an overlay.
     """
     try:
-        if container not in Path(f"/proc/{pid}/cgroup").read_text():
+        if container not in text_of(f"/proc/{pid}/cgroup"):
             return None
-        found = root_layers(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+        found = root_layers(text_of(f"/proc/{pid}/mountinfo", records=True, errors="surrogateescape"))
     except OSError:
         return None
     return resolved(found) if found else None

@@ -14,12 +14,12 @@ READ_BYTES = 8 << 20  # more than the kernel lets a process have in arguments an
 _BUFFER_BYTES = 16 << 10
 
 
-def text_of(path: str, *, records: bool = False) -> str:
+def text_of(path: str, *, records: bool = False, errors: str = "backslashreplace") -> str:
     """Return the text of a file in /proc. Raises OSError if the file can't be read.
 
     Set ``records`` for a file from which each read returns only whole records, such as a list of process IDs. Reading
     then ends when the kernel returns no bytes. If ``records`` is false, reading ends when the kernel returns fewer
-    bytes than requested.
+    bytes than requested. ``errors`` says how bytes that aren't UTF-8 are decoded (see ``bytes.decode``).
     """
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -28,7 +28,7 @@ def text_of(path: str, *, records: bool = False) -> str:
             text += b"".join(_rest(fd, records=records))
     finally:
         os.close(fd)
-    return text.decode(errors="backslashreplace")
+    return text.decode(errors=errors)
 
 
 def _rest(fd: int, *, records: bool) -> Iterator[bytes]:
